@@ -1,0 +1,1 @@
+"""Vision transformers behind the contract, one small file per family."""

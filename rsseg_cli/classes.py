@@ -1,0 +1,29 @@
+"""What a class is: a number in a map, a name and a colour."""
+
+from __future__ import annotations
+
+import colorsys
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Class:
+    """One class of a dataset.
+
+    Attributes:
+        id: The number written into maps and found in labels, 0..254.
+        name: What it is called.
+        color: (red, green, blue), each 0..255.
+    """
+
+    id: int
+    name: str
+    color: tuple[int, int, int]
+
+
+def default_color(index: int) -> tuple[int, int, int]:
+    """Give the `index`-th colour of an endless palette whose neighbours differ (golden angle)."""
+    hue = (0.11 + index * 0.61803398875) % 1.0
+    value = (0.85, 0.65, 0.95)[index % 3]
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.65, value)
+    return round(red * 255), round(green * 255), round(blue * 255)

@@ -1,0 +1,434 @@
+"""The map of rsseg: what a backbone, a method and a head are, and the one seam between them.
+
+Shape legend, used everywhere: B batch, C bands, H W pixels, h w token rows and columns, G token
+groups per location, N = h*w*G patch tokens, P prefix tokens (class and registers), D width,
+K classes, Q queries, L blocks.
+
+A model is a `Backbone` that walks its blocks, a `Method` that sits between the blocks or beside
+their branches, and a `Head` that turns the tapped maps into class scores. None of the three knows
+the others' kinds. Images reach this level *standardised* (see `Bands`), with nodata at 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeAlias, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+from torch.nn import Parameter
+from torch.utils.checkpoint import checkpoint
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+IGNORE = 255
+"""Label of a pixel without a class: outside every loss, matching and score. Also nodata in maps."""
+
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
+
+
+class Strict(BaseModel):
+    """Base of every settings class: an unknown key is an error, a made object does not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Bands(Strict):
+    """What the channels of an image are; stored in every model file and checked at `predict`.
+
+    All sequences have length C. `mean` and `std` are in stored units (what the file holds).
+    """
+
+    names: tuple[str, ...]
+    wavelengths_nm: tuple[float | None, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    dtype: str
+    scale: float | None = None
+    """Reflectance = stored value * scale, e.g. 1.0e-4; None when values are no reflectance."""
+    gsd_m: float | None = None
+    """Size of a pixel on the ground in metres, where known."""
+
+    def __len__(self) -> int:
+        """Number of bands C."""
+        return len(self.names)
+
+    def nearest(self, wavelength_nm: float, *, tolerance_nm: float) -> int | None:
+        """Find the band whose centre is nearest to a wavelength, None when none is near enough."""
+        distances = [
+            (abs(centre - wavelength_nm), index)
+            for index, centre in enumerate(self.wavelengths_nm)
+            if centre is not None
+        ]
+        if not distances or min(distances)[0] > tolerance_nm:
+            return None
+        return min(distances)[1]
+
+    def rgb(self) -> tuple[int, int, int] | None:
+        """Find the bands that show red, green and blue, None if one is absent."""
+        found = [self.nearest(centre, tolerance_nm=45.0) for centre in (660.0, 560.0, 485.0)]
+        red, green, blue = found
+        if red is None or green is None or blue is None or len({red, green, blue}) < 3:
+            return None
+        return red, green, blue
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Layout of patch tokens: N = h * w * groups, ordered row, column, group (group fastest)."""
+
+    h: int
+    w: int
+    groups: int = 1
+
+    @property
+    def tokens(self) -> int:
+        """Number of patch tokens N."""
+        return self.h * self.w * self.groups
+
+    def to_images(self, tokens: Tensor) -> Tensor:
+        """Lay patch tokens (B, N, D) out as (B*groups, D, h, w): each group its own image."""
+        batch, _, dim = tokens.shape
+        images = tokens.reshape(batch, self.h, self.w, self.groups, dim).permute(0, 3, 4, 1, 2)
+        return images.reshape(batch * self.groups, dim, self.h, self.w)
+
+    def to_tokens(self, images: Tensor) -> Tensor:
+        """Undo `to_images`: (B*groups, D, h, w) to (B, N, D)."""
+        dim = images.shape[1]
+        tokens = images.reshape(-1, self.groups, dim, self.h, self.w).permute(0, 3, 4, 1, 2)
+        return tokens.reshape(-1, self.tokens, dim)
+
+
+@dataclass
+class Features:
+    """What a backbone and a method hand to a head."""
+
+    maps: list[Tensor]
+    """Each (B, D, h, w), finest first. A plain transformer gives several of one size."""
+    queries: Tensor | None = None
+    """(Q, D') or (B, Q, D') for heads that decode with queries."""
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    """Extra terms of the loss, already weighted."""
+
+
+@dataclass
+class State:
+    """What a method remembers during one forward pass; methods extend it with their own fields."""
+
+    grid: Grid
+    extra: int = 0
+    """Tokens that the method has put between the prefix and the patches (prompts)."""
+
+
+S = TypeVar("S", bound=State)
+Listener: TypeAlias = "partial[Tensor]"
+Role = Literal["q", "k", "v", "fc1", "fc2"]
+
+
+@dataclass(frozen=True)
+class Projection:
+    """One linear map inside a block: `module`, and the rows of its output that play the role.
+
+    Fused query-key-value matrices are one module with three row ranges. A role with several
+    matrices (the gated MLPs of EVA02 and DINOv3-H) has several projections.
+    """
+
+    module: nn.Linear
+    rows: slice
+
+    def listen(self, listener: Listener) -> None:
+        """Add `listener(input)` (..., rows) to these rows of the output, from now on.
+
+        The listener must be `functools.partial(function, module)`: unlike a closure it follows
+        `deepcopy`, so that a teacher does not share its student's adapters.
+        """
+        require_partial(listener)
+        self.module.register_forward_hook(partial(_add_rows, listener, self.rows))
+
+
+def _add_rows(
+    listener: Listener, rows: slice, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
+) -> Tensor:
+    delta = listener(inputs[0])
+    before, after = rows.start, output.shape[-1] - rows.stop
+    return output + nn.functional.pad(delta, (before, after)) if before or after else output + delta
+
+
+def require_partial(listener: object) -> None:
+    """Refuse listeners that `deepcopy` would not follow."""
+    if not isinstance(listener, partial):
+        raise TypeError(
+            "a listener is functools.partial(function, module): closures share adapters"
+        )
+
+
+class Backbone(nn.Module):
+    """A transformer whose blocks can be walked one by one.
+
+    A subclass sets the attributes below, implements `embed`, `run` and `projections`, and takes
+    `(config, bands)` in its constructor. It stays in eval mode: nothing in it is random.
+    """
+
+    class Config(Strict):
+        """Settings of every backbone; families add their own."""
+
+    dim: int
+    """Width D of a token."""
+    depth: int
+    """Number of blocks L."""
+    patch: int
+    """Side of a patch in pixels; image sides are multiples of it."""
+    prefix: int
+    """Class and register tokens before the patches: 0, 1 or 5."""
+    taps: tuple[int, ...]
+    """Blocks whose output becomes a map, in ascending order."""
+    bands: Bands
+    recompute = False
+    """Drop activations inside blocks and compute them again in backward (less memory, slower)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._beside: dict[int, list[Listener]] = {}
+
+    def embed(self, image: Tensor) -> tuple[Tensor, Grid]:
+        """Turn a standardised image (B, C, H, W) into tokens (B, P+N, D) and their grid."""
+        raise NotImplementedError
+
+    def run(self, index: int, tokens: Tensor, grid: Grid, extra: int = 0) -> Tensor:
+        """Apply block `index`, its two residual lines spelled out.
+
+        The second line ends with `+ self.beside(index, tokens_between)`. `extra` tokens stand
+        between prefix and patches; rotary embeddings leave them alone.
+        """
+        raise NotImplementedError
+
+    def projections(self, index: int, role: Role) -> list[Projection]:
+        """List the linear maps of block `index` that play a role."""
+        raise NotImplementedError
+
+    def listen_beside_mlp(self, index: int, listener: Listener) -> None:
+        """Add `listener(tokens)` beside the MLP of a block.
+
+        The listener gets the raw residual stream (B, T, D) between the two branches; its result
+        is added to the stream after the MLP branch's layer scale.
+        """
+        require_partial(listener)
+        self._beside.setdefault(index, []).append(listener)
+
+    def beside(self, index: int, tokens: Tensor) -> Tensor | float:
+        """Sum what listens beside the MLP of block `index`."""
+        total: Tensor | float = 0.0
+        for listener in self._beside.get(index, ()):
+            total = total + listener(tokens)
+        return total
+
+    def to_map(self, tokens: Tensor, grid: Grid, extra: int = 0) -> Tensor:
+        """Lay the patch tokens of (B, P+extra+N, D) out as (B, D, h, w), averaged over groups."""
+        patches = tokens[:, self.prefix + extra :]
+        batch, _, dim = patches.shape
+        averaged = patches.reshape(batch, grid.h, grid.w, grid.groups, dim).mean(3)
+        return averaged.permute(0, 3, 1, 2)
+
+    def forward(self, image: Tensor, method: Method[Any]) -> Features:
+        """Walk the blocks with a method in between: THE SEAM."""
+        tokens, grid = self.embed(image)
+        state, maps = method.begin(image, grid), []
+        for index in range(self.depth):
+            tokens = method.before_block(index, tokens, state)
+            tokens = self._run(index, tokens, grid, state.extra)
+            tokens = method.after_block(index, tokens, state)
+            if index in self.taps:
+                maps.append(self.to_map(tokens, grid, state.extra))
+        return method.finish(maps, state)
+
+    def _run(self, index: int, tokens: Tensor, grid: Grid, extra: int) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            recomputed: Tensor = checkpoint(
+                self.run, index, tokens, grid, extra, use_reentrant=False
+            )
+            return recomputed
+        return self.run(index, tokens, grid, extra)
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Stay in eval mode whatever `mode` says: dropout and drop-path never act."""
+        super().train(False)
+        return self
+
+
+class Probe(Protocol):
+    """Some labelled samples with random numbers of their own, outside the training stream."""
+
+    def backward(self) -> float:
+        """Put fresh gradients of the task loss into `.grad` of all that requires them.
+
+        Gradients that were there are dropped first; they are fp32 and unscaled. Called twice it
+        uses the same samples, crops, matching points and random numbers. Returns the loss.
+        """
+
+
+class Step(Protocol):
+    """What the loop tells a method around an update."""
+
+    index: int
+    """Number of this step, from 0."""
+    total: int
+    """Number of steps of the whole run."""
+
+    def probes(self, count: int, *, samples: int = 1) -> Iterator[Probe]:
+        """Draw `count` probes of `samples` images each; never touches the training stream.
+
+        Nothing is updated. After the last one the gradients are gone. Under several processes
+        each draws its own share of `count`.
+        """
+
+    def average(self, tensor: Tensor) -> Tensor:
+        """Average a tensor over all processes, in place; all of them must call it."""
+
+
+class Method(nn.Module, Generic[S]):
+    """How a frozen backbone is tuned. Every hook has a do-nothing default.
+
+    A subclass takes `(config, backbone)` in its constructor and may listen there
+    (`Projection.listen`, `Backbone.listen_beside_mlp`). All that must survive a restart lives in
+    its parameters and buffers.
+    """
+
+    class Config(Strict):
+        """Settings of the method; a subclass lists its own, each with its source."""
+
+    multiple: int = 1
+    """Image sides are padded to a multiple of this and of the patch."""
+
+    def __init__(self, config: Config, backbone: Backbone) -> None:
+        super().__init__()
+
+    def tuned(self, backbone: Backbone) -> Iterator[tuple[str, Parameter]]:
+        """Name everything the method may ever train: its own and, if so, the backbone's.
+
+        Names of the backbone's parameters start with `backbone.`, its own with `method.`.
+        The loop sets `requires_grad` of these (and the head's) once; hooks may flip it later.
+        """
+        for name, parameter in self.named_parameters():
+            yield f"method.{name}", parameter
+
+    def undecayed(self) -> Collection[Parameter]:
+        """Name own parameters without weight decay besides the biases, norms and scalars."""
+        return ()
+
+    def unclipped(self) -> Collection[Parameter]:
+        """Name parameters whose gradients stay out of the shared clip."""
+        return ()
+
+    # --- forward -----------------------------------------------------------------------------
+    def begin(self, image: Tensor, grid: Grid) -> S:
+        """Start a pass: make the state, from the standardised image (B, C, H, W) if need be."""
+        return State(grid)  # type: ignore[return-value]
+
+    def before_block(self, index: int, tokens: Tensor, state: S) -> Tensor:
+        """Change the tokens (B, P+extra+N, D) that go into a block."""
+        return tokens
+
+    def after_block(self, index: int, tokens: Tensor, state: S) -> Tensor:
+        """Change the tokens that come out of a block, before they are tapped."""
+        return tokens
+
+    def finish(self, maps: list[Tensor], state: S) -> Features:
+        """Hand the tapped maps to the head, with queries and losses if the method has them."""
+        return Features(maps)
+
+    # --- training ----------------------------------------------------------------------------
+    def before_step(self, step: Step) -> None:
+        """Choose what trains in this step (phases, selections); may run probes."""
+
+    def before_update(self, step: Step) -> None:
+        """Change gradients between backward and clip."""
+
+    def after_step(self, step: Step) -> None:
+        """Put back what must not have moved."""
+
+    # --- files and pictures --------------------------------------------------------------------
+    def pack(self, backbone: Backbone) -> dict[str, Tensor]:
+        """Collect what the model file stores: own state, and the backbone's tuned tensors."""
+        tensors = {f"method.{name}": tensor for name, tensor in self.state_dict().items()}
+        for name, parameter in self.tuned(backbone):
+            if name.startswith("backbone."):
+                tensors[name] = parameter.detach()
+        return tensors
+
+    def unpack(self, tensors: dict[str, Tensor], backbone: Backbone) -> None:
+        """Restore what `pack` collected, into a method and a backbone as first made."""
+        own = {
+            name.removeprefix("method."): t for name, t in tensors.items() if name[:7] == "method."
+        }
+        self.load_state_dict(own)
+        tuned = dict(self.tuned(backbone))
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                if name.startswith("backbone."):
+                    tuned[name].copy_(tensor)
+
+    def record(self) -> dict[str, Json]:
+        """Return what this method adds to a line of `metrics.jsonl`."""
+        return {}
+
+    @classmethod
+    def draw(cls, records: Sequence[dict[str, Json]]) -> Iterator[tuple[str, Figure]]:
+        """Draw the method's own pictures for the report from the lines of `metrics.jsonl`."""
+        yield from ()
+
+
+@dataclass
+class Output:
+    """What a head says about a batch; each head extends it."""
+
+    size: tuple[int, int]
+    """(H, W) of the image."""
+
+    def probabilities(self) -> Tensor:
+        """Class probabilities (B, K, H, W): non-negative, summing to 1 over K."""
+        raise NotImplementedError
+
+
+O = TypeVar("O", bound=Output)  # noqa: E741 - the type of a head's output
+
+
+class Head(nn.Module, Generic[O]):
+    """Turns features into class scores and knows their loss.
+
+    A subclass takes `(config, dim, maps, classes)`: width D and number of the maps it will get,
+    and the number of classes K.
+    """
+
+    class Config(Strict):
+        """Settings of the head."""
+
+    class_weights: Tensor
+
+    def __init__(self, config: Config, *, dim: int, maps: int, classes: int) -> None:
+        super().__init__()
+        self.classes = classes
+        self.register_buffer("class_weights", torch.ones(classes), persistent=False)
+
+    def forward(self, features: Features, size: tuple[int, int]) -> O:
+        """Score an image of `size` = (H, W) from its features."""
+        raise NotImplementedError
+
+    def losses(self, output: O, labels: Tensor) -> dict[str, Tensor]:
+        """Named, weighted terms of the loss.
+
+        Args:
+            output: What `forward` returned.
+            labels: (B, H, W) class indices 0..K-1, `IGNORE` elsewhere. An image without any
+                labelled pixel adds 0 and no NaN.
+        """
+        raise NotImplementedError
+
+
+__all__: Sequence[str] = [
+    "IGNORE", "Backbone", "Bands", "Features", "Grid", "Head", "Json", "Listener", "Method",
+    "Output", "Probe", "Projection", "Role", "State", "Step", "Strict", "require_partial",
+]  # fmt: skip

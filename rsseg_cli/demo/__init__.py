@@ -1,0 +1,1 @@
+"""A sample made on the spot and the whole job run on it."""

@@ -1,0 +1,71 @@
+"""What can go wrong on the user's side, and how it is said."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+DONE, FAILED, USAGE, PARTIAL, INTERRUPTED = 0, 1, 2, 3, 130
+"""Exit codes: 1 a `RssegError`, 2 wrong usage, 3 some of several scenes failed, 130 resumable."""
+
+
+class RssegError(Exception):
+    """A mistake that the user can fix.
+
+    Args:
+        what: One sentence that says what is wrong.
+        where: The file, setting or command it was found in.
+        fix: What to try.
+    """
+
+    exit_code = FAILED
+
+    def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
+        super().__init__(what)
+        self.what, self.where, self.fix = what, where, fix
+
+    def __str__(self) -> str:
+        """The three lines that a terminal shows."""
+        lines = [f"error: {self.what}"]
+        if self.where:
+            lines.append(f"   in: {self.where}")
+        if self.fix:
+            lines.append(f"  try: {self.fix}")
+        return "\n".join(lines)
+
+
+class OutputExistsError(RssegError):
+    """A file with the output's name is there and `--overwrite` was not given."""
+
+
+class UnreadableError(RssegError):
+    """A file is missing, truncated, or not what its name promises."""
+
+
+class Interrupted(RssegError):
+    """The run was stopped from outside and can be resumed."""
+
+    exit_code = INTERRUPTED
+
+
+class PartialFailure(RssegError):
+    """Some of several scenes failed; the others are written."""
+
+    exit_code = PARTIAL
+
+
+class RssegWarning(UserWarning):
+    """Something works, but perhaps not as the user thinks."""
+
+
+def unknown(kind: str, name: str, choices: Iterable[str], *, where: str = "") -> RssegError:
+    """Build the error for a name that is not among `choices`, nearest names first."""
+    choices = sorted(choices)
+    near = get_close_matches(name, choices, n=3, cutoff=0.5)
+    rest = [choice for choice in choices if choice not in near]
+    listed = ", ".join(rest[:20]) + (", ..." if len(rest) > 20 else "")
+    if near:
+        fix = " or ".join(near) + (f" (also: {listed})" if listed else "")
+    else:
+        fix = listed or "nothing is there to choose from"
+    return RssegError(f"{name} is not a known {kind}", where=where, fix=fix)

@@ -1,0 +1,39 @@
+"""Finds a part by its name: the one class of its kind in `<package>/<name>.py`."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from functools import cache
+from pathlib import Path
+from typing import TypeVar
+
+from rsseg_cli.errors import unknown
+
+T = TypeVar("T")
+
+
+@cache
+def names(package: str) -> tuple[str, ...]:
+    """List the parts of `package` ("methods", "heads", "backbones") by file name."""
+    folder = Path(__file__).parent / package
+    return tuple(sorted(path.stem for path in folder.glob("*.py") if path.stem[0] != "_"))
+
+
+def find(package: str, name: str, kind: type[T], *, where: str = "") -> type[T]:
+    """Find the one subclass of `kind` defined in `<package>/<name>.py`.
+
+    Raises:
+        RssegError: No such file; the nearest names are listed.
+    """
+    if name not in names(package):
+        raise unknown(package.removesuffix("s"), name, names(package), where=where)
+    module = importlib.import_module(f"rsseg_cli.{package}.{name}")
+    found = [
+        member
+        for _, member in inspect.getmembers(module, inspect.isclass)
+        if issubclass(member, kind) and member.__module__ == module.__name__
+    ]
+    if len(found) != 1:
+        raise TypeError(f"{module.__name__} defines {len(found)} of {kind.__name__}, not one")
+    return found[0]

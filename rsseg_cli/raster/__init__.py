@@ -1,0 +1,1 @@
+"""Scenes in, maps out: everything that touches a georeferenced file."""

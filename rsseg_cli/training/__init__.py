@@ -1,0 +1,1 @@
+"""The loop, the objectives and what keeps a run safe."""
