@@ -143,8 +143,8 @@ class Projection:
     def listen(self, listener: Listener) -> None:
         """Add `listener(input)` (..., rows) to these rows of the output, from now on.
 
-        The listener must be `functools.partial(function, module)`: unlike a closure it follows
-        `deepcopy`, so that a teacher does not share its student's adapters.
+        The listener is `functools.partial(module)` or `partial(function, module)`: unlike a
+        closure it follows `deepcopy`, so that a teacher does not share its student's adapters.
         """
         require_partial(listener)
         self.module.register_forward_hook(partial(_add_rows, listener, self.rows))

@@ -1,0 +1,114 @@
+"""The whole model: a backbone, a method in its seam, and a head."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+from torch.nn import functional as F
+
+from rsseg_cli.contract import IGNORE, Backbone, Bands, Head, Method, Output
+
+
+class Segmenter(nn.Module):
+    """Composes the three parts; the only place that knows stored units and padding.
+
+    Args:
+        backbone: Walks its blocks; its own parameters are frozen here.
+        method: Sits between the blocks.
+        head: Scores the maps.
+        bands: What the channels are; gives mean and std of the standardisation.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, backbone: Backbone, method: Method[Any], head: Head[Any], bands: Bands
+    ) -> None:
+        super().__init__()
+        self.backbone, self.method, self.head = backbone, method, head
+        self.bands = bands
+        for name in ("mean", "std"):
+            values = torch.tensor(getattr(bands, name), dtype=torch.float32).view(-1, 1, 1)
+            self.register_buffer(name, values, persistent=False)
+        self.freeze()
+
+    def tuned(self) -> Iterator[tuple[str, Parameter]]:
+        """Name everything that may ever train: the method's choice and the head."""
+        yield from self.method.tuned(self.backbone)
+        for name, parameter in self.head.named_parameters():
+            yield f"head.{name}", parameter
+
+    def freeze(self) -> None:
+        """Let nothing require a gradient but what `tuned` names."""
+        self.requires_grad_(False)
+        for _, parameter in self.tuned():
+            parameter.requires_grad_(True)
+
+    def frozen(self) -> list[Tensor]:
+        """List the tensors that never train; a teacher shares them with its student."""
+        tuned = {id(parameter) for _, parameter in self.tuned()}
+        return [parameter for parameter in self.parameters() if id(parameter) not in tuned]
+
+    @property
+    def multiple(self) -> int:
+        """Image sides are padded to a multiple of this."""
+        return math.lcm(self.backbone.patch, self.method.multiple)
+
+    def standardise(self, raw: Tensor) -> Tensor:
+        """Turn stored values (B, C, H, W) of any dtype into standardised float32."""
+        return (raw.float() - self.mean) / self.std
+
+    def score(self, image: Tensor) -> tuple[Output, dict[str, Tensor]]:
+        """Score a standardised image; the output's size is the padded one.
+
+        Returns:
+            The head's output, and the method's own terms of the loss.
+        """
+        height, width = image.shape[-2:]
+        bottom, right = -height % self.multiple, -width % self.multiple
+        if bottom or right:
+            image = F.pad(image, (0, right, 0, bottom), mode="replicate")
+        features = self.backbone(image, self.method)
+        output: Output = self.head(features, (height + bottom, width + right))
+        return output, features.losses
+
+    def forward(self, image: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Name the weighted terms of the loss.
+
+        Args:
+            image: (B, C, H, W), standardised.
+            labels: (B, H, W), class indices, `IGNORE` where there is none.
+        """
+        output, extra = self.score(image)
+        bottom, right = output.size[0] - labels.shape[1], output.size[1] - labels.shape[2]
+        if bottom or right:
+            labels = F.pad(labels, (0, right, 0, bottom), value=IGNORE)
+        return self.head.losses(output, labels) | extra
+
+    def probabilities(self, image: Tensor) -> Tensor:
+        """Give class probabilities (B, K, H, W) for a standardised image."""
+        height, width = image.shape[-2:]
+        return self.score(image)[0].probabilities()[..., :height, :width]
+
+    def infer(self, raw: Tensor) -> Tensor:
+        """Give class probabilities (B, K, H, W) for stored values (B, C, H, W)."""
+        return self.probabilities(self.standardise(raw))
+
+    def pack(self) -> dict[str, Tensor]:
+        """Collect what a model file stores: the method's share and the head."""
+        head = {f"head.{name}": tensor for name, tensor in self.head.state_dict().items()}
+        return self.method.pack(self.backbone) | head
+
+    def unpack(self, tensors: dict[str, Tensor]) -> None:
+        """Restore what `pack` collected, into a model as first made."""
+        head = {n.removeprefix("head."): t for n, t in tensors.items() if n.startswith("head.")}
+        self.head.load_state_dict(head)
+        rest = {name: t for name, t in tensors.items() if not name.startswith("head.")}
+        self.method.unpack(rest, self.backbone)
+

@@ -1,0 +1,130 @@
+"""Files of a run: the model, small and self-contained, and the state to resume from."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rsseg_cli.contract import Json
+from rsseg_cli.errors import RssegError, UnreadableError
+
+FORMAT = 1
+"""Version of the model file; a file with a larger one is refused."""
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside `path`, renamed to it when the block ends well.
+
+    Raises:
+        RssegError: The disk is full or the folder cannot be written.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        with part.open("rb") as stream:
+            os.fsync(stream.fileno())
+        part.replace(path)
+    except OSError as error:
+        raise _not_written(path, error) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _not_written(path: Path, error: OSError) -> RssegError:
+    if error.errno == errno.ENOSPC:
+        return RssegError(
+            "the disk is full", where=str(path), fix="free some space, then run again with --resume"
+        )
+    return RssegError(
+        f"cannot be written: {error.strerror or error}",
+        where=str(path),
+        fix="a folder that you may write to (-o)",
+    )
+
+
+def save_model(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Json]) -> None:
+    """Write a model file: tensors, and metadata as JSON in the header."""
+    header = {"rsseg": json.dumps({"format": FORMAT} | metadata)}
+    packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with replacing(path) as part:
+        try:
+            save_file(packed, part, metadata=header)
+        except SafetensorError as error:  # wraps the OSError of a full disk
+            number = errno.ENOSPC if "No space left" in str(error) else errno.EIO
+            raise OSError(number, str(error)) from error
+
+
+def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a model file.
+
+    Raises:
+        UnreadableError: Missing, truncated, or no model of rsseg.
+        RssegError: Written by a newer rsseg.
+    """
+    if not path.is_file():
+        raise UnreadableError(
+            f"{path} is not there", where=str(path), fix="a run folder or its model.safetensors"
+        )
+    try:
+        with safe_open(path, framework="pt") as stream:
+            header = stream.metadata() or {}
+            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UnreadableError(
+            f"{path.name} is no model file: {error}", where=str(path), fix="fit the model again"
+        ) from error
+    if "rsseg" not in header:
+        raise UnreadableError(
+            f"{path.name} was not written by rsseg",
+            where=str(path),
+            fix="model.safetensors of a run; pretrained backbones go to --weights",
+        )
+    metadata: dict[str, Any] = json.loads(header["rsseg"])
+    if metadata["format"] > FORMAT:
+        raise RssegError(
+            f"{path.name} has format {metadata['format']}, this rsseg reads up to {FORMAT}",
+            where=str(path),
+            fix="pip install --upgrade rsseg-cli",
+        )
+    return tensors, metadata
+
+
+def save_resume(path: Path, state: dict[str, Any]) -> None:
+    """Write what `--resume` needs."""
+    with replacing(path) as part:
+        try:
+            torch.save(state, part)
+        except RuntimeError as error:  # torch's zip writer hides ENOSPC behind this
+            raise OSError(errno.ENOSPC, str(error)) from error
+
+
+def load_resume(path: Path) -> dict[str, Any]:
+    """Read what `save_resume` wrote.
+
+    Raises:
+        UnreadableError: Missing or damaged.
+    """
+    if not path.is_file():
+        raise UnreadableError(
+            "there is nothing to resume: no resume.pt",
+            where=str(path.parent),
+            fix="the folder of an interrupted run; a finished one has none",
+        )
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged archive
+        raise UnreadableError(
+            f"resume.pt is damaged: {error}", where=str(path), fix="start the run again"
+        ) from error
+    return state
