@@ -47,7 +47,6 @@ def average_gradients(parameters: Iterable[Parameter]) -> None:
     if not gradients:
         return
     flat = average(torch.cat([gradient.flatten() for gradient in gradients]))
-    for gradient, part in zip(
-        gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True
-    ):
+    sizes = [gradient.numel() for gradient in gradients]
+    for gradient, part in zip(gradients, torch.split(flat, sizes), strict=True):
         gradient.copy_(part.view_as(gradient))

@@ -25,6 +25,12 @@ class Objective(Protocol):
     def after_step(self, model: Segmenter, step: int) -> None:
         """Follow an update of the model (a teacher's moving average)."""
 
+    def state(self) -> dict[str, Tensor]:
+        """Collect what must survive a restart."""
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Put back what `state` collected."""
+
 
 class Supervised:
     """Learns from labelled tiles: standardise, augment on the device, compare with the labels.
@@ -46,6 +52,13 @@ class Supervised:
 
     def after_step(self, model: Segmenter, step: int) -> None:
         """Do nothing: there is nothing beside the model."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Return nothing: all state is in the model."""
+        return {}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Do nothing."""
 
 
 def generator_like(tensor: Tensor) -> torch.Generator:

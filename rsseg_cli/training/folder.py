@@ -1,0 +1,85 @@
+"""The folder of one run: which files it holds and when they appear."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rsseg_cli.contract import Json
+from rsseg_cli.segmenter import Segmenter
+from rsseg_cli.training import checkpoint, distributed
+
+
+@dataclass
+class RunFolder:
+    """Writes the files of a run; under several processes only the first one writes.
+
+    Attributes:
+        path: The folder; it exists.
+        metadata: What every model file of the run says about itself.
+    """
+
+    path: Path
+    metadata: dict[str, Json] = field(default_factory=dict)
+
+    @property
+    def model(self) -> Path:
+        """The model with the best validation score (the last one when nothing was validated)."""
+        return self.path / "model.safetensors"
+
+    @property
+    def last(self) -> Path:
+        """The model after the last step."""
+        return self.path / "last.safetensors"
+
+    @property
+    def resume(self) -> Path:
+        """State of an unfinished run."""
+        return self.path / "resume.pt"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object per line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def report(self) -> Path:
+        """Folder of the report."""
+        return self.path / "report"
+
+    @property
+    def finished(self) -> bool:
+        """Say whether there is a model and nothing left to resume."""
+        return self.model.is_file() and not self.resume.exists()
+
+    def save_model(self, path: Path, model: Segmenter, score: Json, step: int) -> None:
+        """Write a model file together with its validation score."""
+        if distributed.rank() == 0:
+            about = self.metadata | {"score": score, "step": step}
+            checkpoint.save_model(path, model.pack(), about)
+
+    def save_resume(self, state: dict[str, Any]) -> None:
+        """Write the state to resume from."""
+        if distributed.rank() == 0:
+            checkpoint.save_resume(self.resume, state)
+
+    def add(self, record: dict[str, Json]) -> None:
+        """Append a line to the metrics."""
+        if distributed.rank() == 0:
+            with self.metrics.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(record) + "\n")
+
+    def records(self) -> list[dict[str, Json]]:
+        """Read the lines of the metrics; a line cut short by a crash is left out."""
+        if not self.metrics.is_file():
+            return []
+        lines = self.metrics.read_text(encoding="utf-8").split("\n")
+        return [json.loads(line) for line in lines[:-1] if line]
+
+    def cut(self, step: int) -> None:
+        """Drop metrics of steps that a resumed run will take again (those from `step` on)."""
+        kept = [line for line in self.records() if int(str(line["step"])) <= step]
+        with checkpoint.replacing(self.metrics) as part:
+            part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")

@@ -1,0 +1,101 @@
+"""What a terminal shows while a model trains."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bar
+
+from rsseg_cli.contract import Json
+
+
+class Progress:
+    """A live line on stderr, and a line per validation; silent when told or not on a terminal.
+
+    Args:
+        steps: Number of steps of the run.
+        start: Step that the run goes on from.
+        quiet: Show nothing.
+    """
+
+    def __init__(self, steps: int, *, start: int = 0, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, quiet=quiet)
+        self.shown = self.console.is_terminal and not quiet
+        self.bar = Bar(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[line]}"),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.shown,
+        )
+        self.task: TaskID = self.bar.add_task("train", total=steps, completed=start, line="")
+
+    def __enter__(self) -> Progress:
+        """Start the live line."""
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop the live line."""
+        self.bar.stop()
+
+    def step(self, done: int) -> None:
+        """Move the bar."""
+        self.bar.update(self.task, completed=done)
+
+    def log(self, record: dict[str, Json]) -> None:
+        """Show the numbers of a line of the metrics."""
+        losses = record["losses"]
+        parts = losses.items() if isinstance(losses, dict) else ()
+        terms = " ".join(f"{name} {_number(value):.3f}" for name, value in parts)
+        line = (
+            f"loss {_number(record['loss']):.3f} ({terms})  lr {_number(record['lr']):.1e}  "
+            f"{_number(record['images_per_s']):.1f} img/s  wait {_number(record['wait']):.0%}"
+        )
+        self.bar.update(self.task, line=line)
+
+    def scored(self, step: int, score: dict[str, Json], best: dict[str, Json]) -> None:
+        """Print a validation."""
+        if not self.shown:
+            return
+        self.console.print(
+            f"val @ {step:,}  mIoU {_percent(score.get('miou'))} "
+            f"(best {_percent(best.get('miou'))})  mAcc {_percent(score.get('macc'))}"
+            f"{_worst(score)}",
+            highlight=False,
+        )
+
+
+def _worst(score: dict[str, Json]) -> str:
+    classes = score.get("classes")
+    rows = [row for row in classes if isinstance(row, dict)] if isinstance(classes, list) else []
+    scored = sorted(
+        (_number(row["iou"]), str(row["name"])) for row in rows if row["iou"] is not None
+    )
+    if len(scored) < 4:
+        return ""
+    return "   worst: " + ", ".join(f"{name} {iou:.1%}" for iou, name in scored[:3])
+
+
+def _number(value: Json) -> float:
+    return float(value) if isinstance(value, (int, float)) else float("nan")
+
+
+def _percent(value: Json) -> str:
+    return "-" if value is None else f"{100 * _number(value):.1f}"
