@@ -5,6 +5,9 @@ from __future__ import annotations
 import colorsys
 from dataclasses import dataclass
 
+IGNORE = 255
+"""Label of a pixel without a class: outside every loss, matching and score. Also nodata in maps."""
+
 
 @dataclass(frozen=True)
 class Class:

@@ -22,11 +22,10 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.utils.checkpoint import checkpoint
 
+from rsseg_cli.classes import IGNORE
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-IGNORE = 255
-"""Label of a pixel without a class: outside every loss, matching and score. Also nodata in maps."""
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
