@@ -11,10 +11,11 @@ the others' kinds. Images reach this level *standardised* (see `Bands`), with no
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeAlias, TypeVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeAlias, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -186,6 +187,10 @@ class Backbone(nn.Module):
     taps: tuple[int, ...]
     """Blocks whose output becomes a map, in ascending order."""
     bands: Bands
+    takes_prompts: ClassVar[bool] = True
+    """Whether `run` accepts `extra` tokens; where it does not, a method refuses at start."""
+    origin: Mapping[str, Json] = MappingProxyType({})
+    """Where the weights come from and how they were fitted; see `backbones._weights.fingerprint`."""
     recompute = False
     """Drop activations inside blocks and compute them again in backward (less memory, slower)."""
 
@@ -314,6 +319,10 @@ class Method(nn.Module, Generic[S]):
         for name, parameter in self.named_parameters():
             yield f"method.{name}", parameter
 
+    def maps(self, backbone: Backbone) -> int:
+        """Count the maps that `finish` hands to the head."""
+        return len(backbone.taps)
+
     def undecayed(self) -> Collection[Parameter]:
         """Name own parameters without weight decay besides the biases, norms and scalars."""
         return ()
@@ -341,7 +350,10 @@ class Method(nn.Module, Generic[S]):
 
     # --- training ----------------------------------------------------------------------------
     def before_step(self, step: Step) -> None:
-        """Choose what trains in this step (phases, selections); may run probes."""
+        """Choose what trains in this step (phases, selections); may run probes.
+
+        After a restart `requires_grad` is as the loop first set it: derive it from buffers here.
+        """
 
     def before_update(self, step: Step) -> None:
         """Change gradients between backward and clip."""
@@ -351,7 +363,10 @@ class Method(nn.Module, Generic[S]):
 
     # --- files and pictures --------------------------------------------------------------------
     def pack(self, backbone: Backbone) -> dict[str, Tensor]:
-        """Collect what the model file stores: own state, and the backbone's tuned tensors."""
+        """Collect what the model file stores: own state, and the backbone's tuned tensors.
+
+        Values are absolute, not differences: unpacking twice changes nothing.
+        """
         tensors = {f"method.{name}": tensor for name, tensor in self.state_dict().items()}
         for name, parameter in self.tuned(backbone):
             if name.startswith("backbone."):

@@ -1,0 +1,219 @@
+"""What timm's vision transformers share behind the contract: making, loading, embedding."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import timm
+import torch
+from pydantic import Field
+from timm.layers import resample_patch_embed
+from torch import Tensor, nn
+
+from rsseg_cli.backbones import _bands, _weights
+from rsseg_cli.contract import Backbone, Bands, Grid, Projection
+from rsseg_cli.errors import RssegError, unknown
+
+
+@dataclass(frozen=True)
+class Size:
+    """One size of a family."""
+
+    model: str
+    """timm's `name.tag`; the tag stands for the published weights."""
+    patch: int
+    """Side of the patch that the weights were trained with."""
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of timm's constructor that differ from those behind the name."""
+    published: bool = True
+    """Whether there are weights at all; without, the numbers are random by design."""
+
+
+class TimmBackbone(Backbone):
+    """A transformer of timm's with its blocks laid open. A family adds `sizes` and `run`."""
+
+    class Config(Backbone.Config):
+        """Which model, and how it is fitted to the bands."""
+
+        name: str
+        """`<family>_<size>`."""
+        weights: Path | None = None
+        """A file with the weights, instead of the hub."""
+        pretrained: bool = True
+        """False: random numbers on purpose."""
+        seed: int = 0
+        """Seed of those random numbers: a model file does not store them, it makes them again."""
+        patch: int | None = Field(default=None, ge=1)
+        """Side of a patch in pixels; None keeps the weights' own, else the kernel is resampled."""
+        taps: tuple[int, ...] | None = None
+        """Blocks whose output becomes a map; None takes four at equal steps."""
+        adapt: _bands.Adapt = "interpolate"
+        """How the RGB kernel becomes one for all bands, see `_bands.mixing`."""
+        stats: _bands.Stats = "auto"
+        """Statistics of the input: the data's own, or those that the weights were trained with."""
+
+    sizes: ClassVar[Mapping[str, Size]]
+    resizable: ClassVar[bool] = True
+    """Whether timm's class wants to be told that images come in many sizes."""
+    model: Any
+
+    def __init__(self, config: Config, bands: Bands) -> None:
+        super().__init__()
+        size = _size_of(config.name, self.sizes)
+        self.bands = bands
+        self.patch = config.patch or size.patch
+        from_random = config.weights is None and not (config.pretrained and size.published)
+        if config.weights is not None and not config.pretrained:
+            raise RssegError(
+                "a weights file and no pretrained weights are asked for at once",
+                where="backbone.weights and backbone.pretrained",
+                fix="one of the two",
+            )
+        self.model = self._make(size, config.seed, channels=len(bands) if from_random else 3)
+        mix = _bands.mixing(bands, config.adapt)
+        if from_random:
+            source = f"random numbers of seed {config.seed}"
+            content = _weights.digest_random(self.model)
+        else:
+            source, content = self._load(config, size)
+            _widen(self.model.patch_embed.proj, mix)
+        native = _bands.native(bands, config.stats, pretrained=not from_random)
+        self._restate(mix, native=native)
+        self.dim = self.model.embed_dim
+        self.depth = len(self.model.blocks)
+        self.prefix = getattr(self.model, "num_prefix_tokens", 0)
+        self.taps = choose_taps(config.taps, self.default_taps(), self.depth)
+        self.origin = {
+            "name": config.name,
+            "model": size.model,
+            "source": source,
+            "sha256": content,
+            "patch": self.patch,
+            "resize": "timm",
+            "adapt": config.adapt,
+            "stats": "native" if native else "data",
+        }
+        self.eval()
+
+    def _make(self, size: Size, seed: int, *, channels: int) -> nn.Module:
+        """Build the network with seeded random numbers, on the CPU or the meta device."""
+        native_side = timm.get_pretrained_cfg(size.model).input_size[-1]
+        arguments: dict[str, Any] = {
+            "patch_size": self.patch,
+            # As many positions as the weights have: they are resampled once, to each image's grid.
+            "img_size": native_side // size.patch * self.patch,
+            "in_chans": channels,
+            "num_classes": 0,
+        }
+        if self.resizable:
+            arguments["dynamic_img_size"] = True
+        device = "meta" if torch.get_default_device().type == "meta" else "cpu"
+        with torch.random.fork_rng(devices=[]), torch.device(device):
+            torch.default_generator.manual_seed(seed)
+            model: nn.Module = timm.create_model(size.model, **(arguments | dict(size.changes)))
+        return model
+
+    def _load(self, config: Config, size: Size) -> tuple[str, str]:
+        """Load the published or the given weights; return their source and their digest."""
+        if config.weights is None:
+            tensors, where = _weights.read_hub(size.model), f"hub: {size.model}"
+        else:
+            tensors, where = _weights.read_file(config.weights), str(config.weights)
+        content = _weights.digest(tensors)
+        try:
+            translated = self.translate(tensors)
+        except (RuntimeError, ValueError, KeyError, AttributeError, AssertionError) as error:
+            raise RssegError(
+                f"these weights are not for {config.name}: {error}",
+                where=where,
+                fix=f"the file that was published for {config.name}",
+            ) from error
+        _weights.load_strictly(self.model, translated, name=config.name, where=where)
+        return (where if config.weights is None else config.weights.name), content
+
+    def translate(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Rename and resample tensors as published to those of `model`, by timm's own rules."""
+        rules = sys.modules[type(self.model).__module__]
+        with contextlib.redirect_stdout(io.StringIO()):  # timm prints the keys that it drops
+            translated: dict[str, Tensor] = rules.checkpoint_filter_fn(dict(tensors), self.model)
+        kernel = translated.get("patch_embed.proj.weight")
+        if kernel is not None and kernel.ndim == 4 and kernel.shape[-1] != self.patch:
+            translated["patch_embed.proj.weight"] = resample_patch_embed(
+                kernel, [self.patch, self.patch]
+            )
+        return {key: t for key, t in translated.items() if not key.startswith("head.")}
+
+    def _restate(self, mix: Tensor, *, native: bool) -> None:
+        gain = offset = None
+        if native:
+            config = self.model.pretrained_cfg
+            gain, offset = _bands.restatement(self.bands, mix, config["mean"], config["std"])
+        self.gain: Tensor | None
+        self.offset: Tensor | None
+        self.register_buffer("gain", gain, persistent=False)
+        self.register_buffer("offset", offset, persistent=False)
+
+    def restate(self, image: Tensor) -> Tensor:
+        """Put a standardised image (B, C, H, W) into the statistics that the weights want."""
+        if self.gain is None or self.offset is None:
+            return image
+        return image * self.gain + self.offset
+
+    def default_taps(self) -> tuple[int, ...]:
+        """Choose taps at equal steps, the last block among them; 7, 11, 15, 23 of 24 as in Rein."""
+        if self.depth == 24:
+            return 7, 11, 15, 23
+        return tuple(sorted({max(self.depth * part // 4 - 1, 0) for part in (1, 2, 3, 4)}))
+
+    def grid_of(self, image: Tensor) -> Grid:
+        """Lay the grid of patches over an image (B, C, H, W)."""
+        return Grid(image.shape[2] // self.patch, image.shape[3] // self.patch)
+
+
+def _size_of(name: str, sizes: Mapping[str, Size]) -> Size:
+    family, _, size = name.partition("_")
+    if size not in sizes:
+        raise unknown("backbone", name, [f"{family}_{known}" for known in sizes])
+    return sizes[size]
+
+
+def _widen(patches: nn.Conv2d, mix: Tensor) -> None:
+    """Give a patch embedding for RGB a kernel for the bands of `mix`."""
+    patches.weight = nn.Parameter(_bands.adapt_kernel(patches.weight.detach(), mix))
+    patches.in_channels = len(mix)
+
+
+def choose_taps(
+    wanted: tuple[int, ...] | None, default: tuple[int, ...], depth: int
+) -> tuple[int, ...]:
+    """Check the wanted taps against the number of blocks.
+
+    Raises:
+        RssegError: None, not ascending, or beyond the last block.
+    """
+    if wanted is None:
+        return default
+    if not wanted or list(wanted) != sorted(set(wanted)) or wanted[0] < 0 or wanted[-1] >= depth:
+        raise RssegError(
+            f"taps {list(wanted)} are not ascending block numbers of 0..{depth - 1}",
+            where="backbone.taps",
+            fix=f"backbone.taps {list(default)}",
+        )
+    return wanted
+
+
+def whole(linear: nn.Linear) -> Projection:
+    """Say that all rows of a linear map play one role."""
+    return Projection(linear, slice(0, linear.out_features))
+
+
+def third(fused: nn.Linear, index: int) -> Projection:
+    """Pick queries (0), keys (1) or values (2) out of a fused linear map."""
+    rows = fused.out_features // 3
+    return Projection(fused, slice(index * rows, (index + 1) * rows))

@@ -1,0 +1,144 @@
+"""Reads pretrained weights, says clearly what is wrong with them, and names them by fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import timm
+import torch
+from safetensors import SafetensorError
+from timm.models import load_state_dict, load_state_dict_from_hf
+from torch import Tensor, nn
+
+from rsseg_cli.contract import Backbone
+from rsseg_cli.errors import RssegError, UnreadableError
+
+SHOWN = 4
+"""Tensors that an error names of each kind."""
+
+
+def read_file(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a safetensors file or of a .pth that holds tensors only.
+
+    Raises:
+        UnreadableError: The file is missing, no such file, or would run code when opened.
+    """
+    where = str(path)
+    if not path.is_file():
+        raise UnreadableError(
+            "the weights file is not there", where=where, fix="check --weights FILE"
+        )
+    try:
+        tensors = load_state_dict(where, weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, SafetensorError, EOFError, OSError) as error:
+        raise UnreadableError(
+            f"the weights cannot be opened: {str(error).splitlines()[0]}",
+            where=where,
+            fix="a .safetensors file, or a .pth that holds tensors and nothing else",
+        ) from error
+    if not isinstance(tensors, dict) or not tensors:
+        raise UnreadableError("the file holds no named tensors", where=where, fix="--weights FILE")
+    return tensors
+
+
+def read_hub(model: str) -> dict[str, Tensor]:
+    """Read the published tensors of a timm `name.tag` from the hub's cache or the hub.
+
+    Raises:
+        RssegError: No network, or the licence has not been accepted.
+    """
+    config = timm.get_pretrained_cfg(model)
+    repository = config.hf_hub_id
+    filename = config.hf_hub_filename
+    try:
+        if filename:
+            return dict(load_state_dict_from_hf(repository, filename))
+        return dict(load_state_dict_from_hf(repository))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise unavailable(repository, config.license, error) from error
+
+
+def unavailable(repository: str, license_name: str | None, error: Exception) -> RssegError:
+    """Build the error for published weights that cannot be had."""
+    page = f"https://huggingface.co/{repository}"
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return RssegError(
+        f"the pretrained weights {repository} are neither in the cache nor to be had: {reason}",
+        where=f"{page} (licence: {license_name or 'see there'})",
+        fix="connect and, if it is asked for, accept the licence on that page and `hf auth login`;"
+        " or fetch the file by other means and give it with --weights FILE;"
+        " or go without on purpose: --no-pretrained",
+    )
+
+
+def load_strictly(
+    model: nn.Module, tensors: Mapping[str, Tensor], *, name: str, where: str
+) -> None:
+    """Copy `tensors` into `model` if names and shapes are the same on both sides.
+
+    Raises:
+        RssegError: They are not; some of the missing, unknown and misshapen ones are named.
+    """
+    expected = model.state_dict()
+    misshapen = [
+        f"{key} {_shape(tensors[key])} instead of {_shape(tensor)}"
+        for key, tensor in expected.items()
+        if key in tensors and tensors[key].shape != tensor.shape
+    ]
+    problems = {
+        "missing": [key for key in expected if key not in tensors],
+        "unknown": [key for key in tensors if key not in expected],
+        "of another shape": misshapen,
+    }
+    found = [f"{len(keys)} {kind} ({_some(keys)})" for kind, keys in problems.items() if keys]
+    if found:
+        raise RssegError(
+            f"these weights are not for {name}: tensors {'; '.join(found)}",
+            where=where,
+            fix=f"the file that was published for {name}, or the --backbone that this file is for",
+        )
+    model.load_state_dict(dict(tensors))
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(str(side) for side in tensor.shape) or "scalar"
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:SHOWN]) + (", ..." if len(keys) > SHOWN else "")
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """Hash names, types, shapes and bytes of tensors, in the order of their names."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def digest_random(model: nn.Module) -> str:
+    """Hash what is the same on every machine in a seeded random model: names, shapes and signs.
+
+    The last bits of random numbers differ between processors, their signs do not.
+    """
+    tensors = model.state_dict()
+    if any(tensor.is_meta for tensor in tensors.values()):
+        return "meta"
+    return digest({name: tensor < 0 for name, tensor in tensors.items()})
+
+
+def fingerprint(backbone: Backbone) -> str:
+    """Name a backbone as it was loaded; kept in model files and compared at `predict`.
+
+    It covers the tensors that were read, and how they were fitted to patch and bands
+    (`Backbone.origin`): equal across processes and machines, blind to later training.
+    """
+    shapes = {name: list(tensor.shape) for name, tensor in backbone.state_dict().items()}
+    text = json.dumps([dict(backbone.origin), shapes], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,46 @@
+"""Plain vision transformers of timm (Dosovitskiy et al., 2021), and the tiny one of the tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from torch import Tensor
+
+from rsseg_cli.backbones._timm import Size, TimmBackbone, third, whole
+from rsseg_cli.contract import Grid, Projection, Role
+
+
+class Vit(TimmBackbone):
+    """Blocks of timm's `VisionTransformer`: fused queries, keys and values, two layer scales."""
+
+    sizes: ClassVar[Mapping[str, Size]] = {
+        "tiny": Size(
+            "vit_tiny_patch16_224",
+            patch=8,
+            changes={"embed_dim": 64, "depth": 4, "num_heads": 4, "img_size": 64},
+            published=False,
+        ),
+        "small": Size("vit_small_patch16_224.augreg_in21k", patch=16),
+        "base": Size("vit_base_patch16_224.augreg_in21k", patch=16),
+        "large": Size("vit_large_patch16_224.augreg_in21k", patch=16),
+    }
+
+    def embed(self, image: Tensor) -> tuple[Tensor, Grid]:
+        """Embed patches, add positions resampled to the grid, put the prefix in front."""
+        patches = self.model.patch_embed(self.restate(image))
+        tokens: Tensor = self.model.norm_pre(self.model._pos_embed(patches))
+        return tokens, self.grid_of(image)
+
+    def run(self, index: int, tokens: Tensor, grid: Grid, extra: int = 0) -> Tensor:
+        """Apply a block; every token attends to every other, so `extra` needs no care."""
+        block = self.model.blocks[index]
+        tokens = tokens + block.ls1(block.attn(block.norm1(tokens)))
+        return tokens + block.ls2(block.mlp(block.norm2(tokens))) + self.beside(index, tokens)
+
+    def projections(self, index: int, role: Role) -> list[Projection]:
+        """List the linear maps of a block that play a role; q, k, v are thirds of one."""
+        block = self.model.blocks[index]
+        if role in ("fc1", "fc2"):
+            return [whole(getattr(block.mlp, role))]
+        return [third(block.attn.qkv, "qkv".index(role))]
