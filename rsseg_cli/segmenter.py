@@ -22,17 +22,25 @@ class Segmenter(nn.Module):
         method: Sits between the blocks.
         head: Scores the maps.
         bands: What the channels are; gives mean and std of the standardisation.
+        restorable: The frozen weights can be had again from a published file. Otherwise the
+            model file stores them too.
     """
 
     mean: Tensor
     std: Tensor
 
     def __init__(
-        self, backbone: Backbone, method: Method[Any], head: Head[Any], bands: Bands
+        self,
+        backbone: Backbone,
+        method: Method[Any],
+        head: Head[Any],
+        bands: Bands,
+        *,
+        restorable: bool = False,
     ) -> None:
         super().__init__()
         self.backbone, self.method, self.head = backbone, method, head
-        self.bands = bands
+        self.bands, self.restorable = bands, restorable
         for name in ("mean", "std"):
             values = torch.tensor(getattr(bands, name), dtype=torch.float32).view(-1, 1, 1)
             self.register_buffer(name, values, persistent=False)
@@ -101,14 +109,25 @@ class Segmenter(nn.Module):
         return self.probabilities(self.standardise(raw))
 
     def pack(self) -> dict[str, Tensor]:
-        """Collect what a model file stores: the method's share and the head."""
+        """Collect what a model file stores: the method's share, the head, what is nowhere else."""
         head = {f"head.{name}": tensor for name, tensor in self.head.state_dict().items()}
-        return self.method.pack(self.backbone) | head
+        method = self.method.pack(self.backbone)
+        if self.restorable:
+            return method | head
+        whole = self.backbone.state_dict().items()
+        rest = {f"rest.{n}": t for n, t in whole if f"backbone.{n}" not in method}
+        return method | head | rest
 
     def unpack(self, tensors: dict[str, Tensor]) -> None:
         """Restore what `pack` collected, into a model as first made."""
-        head = {n.removeprefix("head."): t for n, t in tensors.items() if n.startswith("head.")}
-        self.head.load_state_dict(head)
-        rest = {name: t for name, t in tensors.items() if not name.startswith("head.")}
-        self.method.unpack(rest, self.backbone)
+        parts: dict[str, dict[str, Tensor]] = {"head": {}, "rest": {}, "method": {}}
+        for name, tensor in tensors.items():
+            part, _, own = name.partition(".")
+            if part in ("head", "rest"):
+                parts[part][own] = tensor
+            else:
+                parts["method"][name] = tensor
+        self.head.load_state_dict(parts["head"])
+        self.backbone.load_state_dict(parts["rest"], strict=False)
+        self.method.unpack(parts["method"], self.backbone)
 

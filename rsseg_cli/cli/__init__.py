@@ -1,0 +1,61 @@
+"""The command line: one file per command. It parses, calls, prints and exits, nothing else.
+
+Nothing at this level imports torch, timm or rasterio: `--help` and completion stay instant.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+import typer
+
+from rsseg_cli import __version__
+from rsseg_cli.cli import demo, doctor, evaluate, fit, predict, presets
+from rsseg_cli.errors import RssegError, RssegWarning
+
+app = typer.Typer(
+    name="rsseg",
+    help="Fine-tune frozen vision foundation models on satellite and aerial imagery, and map "
+    "whole scenes with them.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("demo")(demo.demo)
+app.command("fit")(fit.fit)
+app.command("predict")(predict.predict)
+app.command("evaluate")(evaluate.evaluate)
+app.add_typer(presets.app, name="presets")
+app.command("doctor")(doctor.doctor)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"rsseg {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Show the version and exit."
+    ),
+) -> None:
+    pass
+
+
+def _warn(message: Warning | str, category: type[Warning], *rest: object) -> None:
+    if issubclass(category, RssegWarning):
+        typer.echo(f"warning: {message}", err=True)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake becomes three lines on stderr and an exit code."""
+    warnings.simplefilter("once", RssegWarning)
+    warnings.showwarning = _warn
+    try:
+        app()
+    except RssegError as error:
+        typer.echo(str(error), err=True)
+        sys.exit(error.exit_code)

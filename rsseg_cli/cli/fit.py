@@ -1,0 +1,87 @@
+"""`rsseg fit`: a method, a source, a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rsseg_cli.cli import options
+
+
+def fit(
+    method: options.Method = None,
+    src: options.Sources = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="A run's config.yaml instead of a preset.")
+    ] = None,
+    data_root: options.DataRoot = None,
+    run: Annotated[
+        Path | None,
+        typer.Option("--run", "-o", help="Folder of the run; runs/METHOD-SOURCE if not given."),
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Backbone instead of the preset's, e.g. dinov3_base.")
+    ] = None,
+    head: Annotated[str | None, typer.Option(help="Head instead of the preset's.")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Weights file of the backbone instead of the hub's.")
+    ] = None,
+    no_pretrained: Annotated[
+        bool, typer.Option("--no-pretrained", help="Start the backbone at random.")
+    ] = False,
+    steps: Annotated[int | None, typer.Option(help="Number of updates.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Tiles per update.")] = None,
+    tile: Annotated[int | None, typer.Option(help="Side of a tile in pixels.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of all random numbers.")] = None,
+    settings: options.Settings = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan and stop before training.")
+    ] = False,
+    device: options.Device = "auto",
+    overwrite: options.Overwrite = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Fit a model on labelled scenes.
+
+    Prints the path of the model file; everything else goes to stderr.
+
+    Example: rsseg fit --method lora --src my_city/
+    """
+    from rsseg_cli import config as configs
+    from rsseg_cli import run as runs
+
+    changes = list(settings or ())
+    short = {"training.steps": steps, "training.batch": batch, "data.tile": tile}
+    short |= {"training.seed": seed}
+    changes += [f"{key}={value}" for key, value in short.items() if value is not None]
+    settled = configs.resolve(
+        method=method,
+        file=config,
+        sources=src or [],
+        backbone=backbone,
+        head=head,
+        weights=weights,
+        pretrained=not no_pretrained,
+        changes=changes,
+    )
+    job = runs.Fit(
+        settled,
+        data_root=data_root,
+        folder=run,
+        device=device,
+        resume=resume,
+        overwrite=overwrite,
+        quiet=quiet or as_json,
+    )
+    if dry_run:
+        plan = job.plan()
+        options.answer(plan.document()) if as_json else plan.show()
+        return
+    result = job.run()
+    options.answer(result.document()) if as_json else typer.echo(result.model)

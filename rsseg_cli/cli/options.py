@@ -1,0 +1,59 @@
+"""Options that several commands share, and how they answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def _complete(kind: str) -> Callable[[str], list[str]]:
+    def choices(typed: str) -> list[str]:
+        from rsseg_cli import presets
+
+        return [name for name in presets.names(kind) if name.startswith(typed)]
+
+    return choices
+
+
+def _complete_source(typed: str) -> list[str]:
+    folders = [str(path) for path in Path().glob(f"{typed}*") if path.is_dir()]
+    return _complete("datasets")(typed) + folders
+
+
+Method = Annotated[
+    str | None,
+    typer.Option("--method", "-m", help="Method preset.", autocompletion=_complete("methods")),
+]
+Sources = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--src",
+        "-s",
+        help="Labelled data: a folder with images/ and labels/, a dataset.yaml, or a dataset "
+        "preset; `:split` and `:split:domain` narrow it. May be repeated.",
+        autocompletion=_complete_source,
+    ),
+]
+DataRoot = Annotated[
+    Path | None,
+    typer.Option("--data-root", envvar="RSSEG_DATA", help="Where dataset presets lie."),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change one setting, e.g. method.rank=8. May be repeated."),
+]
+Device = Annotated[
+    str, typer.Option("--device", help="auto, cpu, cuda or cuda:N (auto takes a GPU if any).")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+
+
+def answer(result: Any) -> None:
+    """Print one JSON object on stdout."""
+    typer.echo(json.dumps(result, indent=2))

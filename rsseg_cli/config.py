@@ -1,0 +1,214 @@
+"""A run's settings: composed of its parts' own, read from YAML, changed from the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import Field, ValidationError
+
+from rsseg_cli import presets
+from rsseg_cli.contract import Backbone, Head, Method, Strict
+from rsseg_cli.data.augment import Augment
+from rsseg_cli.errors import RssegError, unknown
+from rsseg_cli.find import find, names
+from rsseg_cli.presets import Document
+from rsseg_cli.training.loop import Training
+from rsseg_cli.training.optimizer import Optimization
+
+C = TypeVar("C", bound=Strict)
+
+
+class Data(Strict):
+    """Settings of the tiles."""
+
+    src: tuple[str, ...] = ()
+    """What `--src` named."""
+    tile: int = Field(512, ge=8)
+    """Side of a training tile in pixels."""
+    sampling: Literal["uniform", "balanced"] = "uniform"
+    """Where tiles lie: anywhere, or around a pixel of a class drawn with equal chance."""
+    validation: float = Field(0.2, ge=0, lt=1)
+    """Share of the ground held out for validation when the dataset has no split."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """`balanced` weighs classes by the inverse square root of their share, capped at 10."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A method or a head: which one, and its settings."""
+
+    name: str
+    config: Strict
+
+    def document(self) -> dict[str, Any]:
+        """Give the section of a YAML file that says the same."""
+        return {"name": self.name} | self.config.model_dump(mode="json")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The resolved whole; `document` and `parse` are inverse to each other."""
+
+    title: str
+    backbone: Backbone.Config
+    method: Part
+    head: Part
+    data: Data
+    augment: Augment.Config
+    optimizer: Optimization
+    training: Training
+
+    def document(self) -> dict[str, Any]:
+        """Give the YAML document that says the same."""
+        return {
+            "title": self.title,
+            "backbone": self.backbone.model_dump(mode="json"),
+            "method": self.method.document(),
+            "head": self.head.document(),
+            "data": self.data.model_dump(mode="json"),
+            "augment": self.augment.model_dump(mode="json"),
+            "optimizer": self.optimizer.model_dump(mode="json"),
+            "training": self.training.model_dump(mode="json"),
+        }
+
+    def text(self) -> str:
+        """Write the document as YAML."""
+        return yaml.safe_dump(self.document(), sort_keys=False)
+
+
+SECTIONS = ("backbone", "method", "head", "data", "augment", "optimizer", "training")
+
+
+def family(name: str) -> str:
+    """Give the file of a backbone: `dinov3_sat_large` and `dinov3_base` are in `dinov3`."""
+    return next(
+        (file for file in names("backbones") if name.startswith(f"{file}_")), name.partition("_")[0]
+    )
+
+
+def backbone_names() -> list[str]:
+    """List every backbone, `family_size`."""
+    found = []
+    for file in names("backbones"):
+        sizes: Iterable[str] = find("backbones", file, Backbone).sizes
+        found += [f"{file}_{size}" for size in sizes]
+    return found
+
+
+def parse(document: Document) -> RunConfig:
+    """Check a document and make the settings.
+
+    Raises:
+        RssegError: A key or name is unknown or missing, or a value is out of range.
+    """
+    for key in document.values:
+        if key not in ("title", *SECTIONS):
+            raise unknown("setting", str(key), SECTIONS, where=document.where((key,)))
+    named = {key: _name(document, key) for key in ("backbone", "method", "head")}
+    kind = family(named["backbone"])
+    if kind not in names("backbones"):
+        where = document.where(("backbone", "name"))
+        raise unknown("backbone", named["backbone"], backbone_names(), where=where)
+    backbone = find("backbones", kind, Backbone)
+    method = find("methods", named["method"], Method, where=document.where(("method", "name")))
+    head = find("heads", named["head"], Head, where=document.where(("head", "name")))
+    return RunConfig(
+        title=str(document.values.get("title", "")),
+        backbone=_section(document, "backbone", backbone.Config),
+        method=Part(named["method"], _section(document, "method", method.Config, drop="name")),
+        head=Part(named["head"], _section(document, "head", head.Config, drop="name")),
+        data=_section(document, "data", Data),
+        augment=_section(document, "augment", Augment.Config),
+        optimizer=_section(document, "optimizer", Optimization),
+        training=_section(document, "training", Training),
+    )
+
+
+def _name(document: Document, section: str) -> str:
+    values = document.values.get(section)
+    if not isinstance(values, dict) or "name" not in values:
+        raise RssegError(
+            f"{document.path.name}: {section}.name is missing",
+            where=document.where((section,)),
+            fix=f"a section `{section}:` with a line `name: ...`",
+        )
+    return str(values["name"])
+
+
+def _section(document: Document, name: str, model: type[C], *, drop: str = "") -> C:
+    """Check one section; its errors name the whole key."""
+    values = document.values.get(name) or {}
+    if not isinstance(values, dict):
+        raise RssegError(
+            f"{document.path.name}: {name} is no section", where=document.where((name,))
+        )
+    try:
+        return model.model_validate({key: value for key, value in values.items() if key != drop})
+    except ValidationError as error:
+        raise presets.explain(error, model, document, section=(name,)) from error
+
+
+def resolve(
+    *,
+    method: str | None,
+    file: Path | None,
+    sources: Sequence[str] = (),
+    backbone: str | None = None,
+    head: str | None = None,
+    weights: Path | None = None,
+    pretrained: bool = True,
+    changes: Sequence[str] = (),
+) -> RunConfig:
+    """Take a preset or a file and apply what the command line changes.
+
+    Args:
+        method: Name of a method preset.
+        file: A `config.yaml`, instead of a preset.
+        sources: Datasets; they replace the file's.
+        backbone: Another backbone; its section then starts from that family's defaults.
+        head: Another head; likewise.
+        weights: Weights file of the backbone.
+        pretrained: False starts the backbone at random.
+        changes: `section.key=value`, the value in YAML.
+    """
+    if (method is None) == (file is None):
+        raise RssegError(
+            "one of --method and --config is needed",
+            fix="--method " + " | ".join(presets.names("methods")),
+        )
+    path = presets.find("methods", method) if method is not None else file
+    assert path is not None
+    document = presets.read(path)
+    values = document.values
+    if backbone is not None:
+        values["backbone"] = {"name": backbone}
+    if head is not None:
+        values["head"] = {"name": head}
+    section = values.setdefault("backbone", {})
+    if weights is not None:
+        section |= {"weights": str(weights.resolve()), "pretrained": True}
+    if not pretrained:
+        section |= {"pretrained": False, "weights": None}
+    if sources:
+        values.setdefault("data", {})["src"] = list(sources)
+    for change in changes:
+        _change(values, change)
+    return parse(document)
+
+
+def _change(values: dict[str, Any], change: str) -> None:
+    """Apply one `section.key=value`."""
+    key, sign, text = change.partition("=")
+    section, dot, name = key.strip().partition(".")
+    if not sign or not dot or section not in SECTIONS:
+        raise RssegError(
+            f"--set {change} is not of the form section.key=value",
+            where="--set",
+            fix="e.g. --set method.rank=8; sections: " + ", ".join(SECTIONS),
+        )
+    value = presets.read_text(f"value: {text}", Path("--set")).values["value"]
+    values.setdefault(section, {})[name] = value
