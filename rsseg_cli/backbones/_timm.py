@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import timm
 import torch
 from pydantic import Field
-from timm.layers import resample_patch_embed
+from timm.layers.patch_embed import resample_patch_embed
 from torch import Tensor, nn
 
 from rsseg_cli.backbones import _bands, _weights
@@ -103,7 +103,7 @@ class TimmBackbone(Backbone):
 
     def _make(self, size: Size, seed: int, *, channels: int) -> nn.Module:
         """Build the network with seeded random numbers, on the CPU or the meta device."""
-        native_side = timm.get_pretrained_cfg(size.model).input_size[-1]
+        native_side = _weights.published_as(size.model)["input_size"][-1]
         arguments: dict[str, Any] = {
             "patch_size": self.patch,
             # As many positions as the weights have: they are resampled once, to each image's grid.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -51,15 +53,21 @@ def read_hub(model: str) -> dict[str, Tensor]:
     Raises:
         RssegError: No network, or the licence has not been accepted.
     """
-    config = timm.get_pretrained_cfg(model)
-    repository = config.hf_hub_id
-    filename = config.hf_hub_filename
+    published = published_as(model)
+    repository, filename = str(published["hf_hub_id"]), published.get("hf_hub_filename")
     try:
-        if filename:
-            return dict(load_state_dict_from_hf(repository, filename))
-        return dict(load_state_dict_from_hf(repository))
+        tensors = load_state_dict_from_hf(repository, *([filename] if filename else []))
     except (OSError, RuntimeError, ValueError) as error:
-        raise unavailable(repository, config.license, error) from error
+        raise unavailable(repository, published.get("license"), error) from error
+    return dict(tensors)
+
+
+def published_as(model: str) -> dict[str, Any]:
+    """Look up what timm knows about a `name.tag`: repository, licence, input size, mean and std."""
+    config = timm.get_pretrained_cfg(model)
+    if config is None:
+        raise LookupError(f"timm {timm.__version__} does not know {model}")
+    return dataclasses.asdict(config)
 
 
 def unavailable(repository: str, license_name: str | None, error: Exception) -> RssegError:
@@ -137,8 +145,9 @@ def fingerprint(backbone: Backbone) -> str:
     """Name a backbone as it was loaded; kept in model files and compared at `predict`.
 
     It covers the tensors that were read, and how they were fitted to patch and bands
-    (`Backbone.origin`): equal across processes and machines, blind to later training.
+    (`Backbone.origin`), but not what the file was called: equal across processes and machines.
     """
+    fitted = {key: value for key, value in backbone.origin.items() if key != "source"}
     shapes = {name: list(tensor.shape) for name, tensor in backbone.state_dict().items()}
-    text = json.dumps([dict(backbone.origin), shapes], sort_keys=True)
+    text = json.dumps([fitted, shapes], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

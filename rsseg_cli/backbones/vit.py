@@ -35,8 +35,9 @@ class Vit(TimmBackbone):
     def run(self, index: int, tokens: Tensor, grid: Grid, extra: int = 0) -> Tensor:
         """Apply a block; every token attends to every other, so `extra` needs no care."""
         block = self.model.blocks[index]
-        tokens = tokens + block.ls1(block.attn(block.norm1(tokens)))
-        return tokens + block.ls2(block.mlp(block.norm2(tokens))) + self.beside(index, tokens)
+        between: Tensor = tokens + block.ls1(block.attn(block.norm1(tokens)))
+        after: Tensor = between + block.ls2(block.mlp(block.norm2(between)))
+        return after + self.beside(index, between)
 
     def projections(self, index: int, role: Role) -> list[Projection]:
         """List the linear maps of a block that play a role; q, k, v are thirds of one."""

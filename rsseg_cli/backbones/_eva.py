@@ -1,0 +1,66 @@
+"""Blocks of timm's `Eva`: rotary positions, layer scales as parameters, gated MLPs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rsseg_cli.backbones._timm import TimmBackbone, third, whole
+from rsseg_cli.contract import Bands, Grid, Projection, Role
+
+
+class EvaBackbone(TimmBackbone):
+    """What DINOv3 and EVA02 share."""
+
+    def __init__(self, config: TimmBackbone.Config, bands: Bands) -> None:
+        super().__init__(config, bands)
+        self._rotation: tuple[object, Tensor] | None = None
+        for block in self.model.blocks:
+            # Else timm takes the fused weight without calling its module, past all listeners.
+            block.attn.qkv_bias_separate = True
+
+    def embed(self, image: Tensor) -> tuple[Tensor, Grid]:
+        """Embed patches, add absolute positions if there are any, put the prefix in front."""
+        patches = self.model.patch_embed(self.restate(image))
+        tokens, _ = self.model._pos_embed(patches)
+        tokens = self.model.norm_pre(tokens)
+        return tokens, self.grid_of(image)
+
+    def run(self, index: int, tokens: Tensor, grid: Grid, extra: int = 0) -> Tensor:
+        """Apply a block; queries and keys of patches are rotated by their place."""
+        block = self.model.blocks[index]
+        attended = block.attn(block.norm1(tokens), rope=self.rotation(grid, extra, tokens.device))
+        tokens = tokens + _scaled(attended, block.gamma_1)
+        answer = _scaled(block.mlp(block.norm2(tokens)), block.gamma_2)
+        return tokens + answer + self.beside(index, tokens)
+
+    def rotation(self, grid: Grid, extra: int, device: torch.device) -> Tensor:
+        """Find sine and cosine of all tokens after the prefix, (extra + N, 2 * head width).
+
+        Extra tokens have no place: sine 0 and cosine 1 leave them as they are. All blocks of a
+        pass ask for the same, so the last answer is kept.
+        """
+        key = (grid, extra, device)
+        if self._rotation is None or self._rotation[0] != key:
+            with torch.inference_mode(mode=False), torch.no_grad():
+                places = self.model.rope.get_embed(shape=(grid.h, grid.w)).to(device)
+                width = places.shape[-1] // 2
+                still = torch.cat([places.new_zeros(width), places.new_ones(width)])
+                self._rotation = key, torch.cat([still.expand(extra, -1), places])
+        return self._rotation[1]
+
+    def projections(self, index: int, role: Role) -> list[Projection]:
+        """List the linear maps of a block that play a role; a gated MLP has two that open it."""
+        attention, mlp = self.model.blocks[index].attn, self.model.blocks[index].mlp
+        if role == "fc2":
+            return [whole(mlp.fc2)]
+        if role == "fc1":
+            gated = hasattr(mlp, "fc1_g")
+            return [whole(mlp.fc1_g), whole(mlp.fc1_x)] if gated else [whole(mlp.fc1)]
+        if attention.qkv is None:
+            return [whole(getattr(attention, f"{role}_proj"))]
+        return [third(attention.qkv, "qkv".index(role))]
+
+
+def _scaled(branch: Tensor, scale: Tensor | None) -> Tensor:
+    return branch if scale is None else branch * scale

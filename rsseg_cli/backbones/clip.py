@@ -1,0 +1,22 @@
+"""Image encoders of CLIP (Radford et al., 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from rsseg_cli.backbones._timm import Size
+from rsseg_cli.backbones.vit import Vit
+
+
+class Clip(Vit):
+    """Plain blocks after a first norm.
+
+    The `quickgelu` names carry the activation that OpenAI trained with, x * sigmoid(1.702 x);
+    timm's other names load the same tensors with another one.
+    """
+
+    sizes: ClassVar[Mapping[str, Size]] = {
+        "base": Size("vit_base_patch16_clip_quickgelu_224.openai", patch=16),
+        "large": Size("vit_large_patch14_clip_quickgelu_224.openai", patch=14),
+    }

@@ -1,0 +1,24 @@
+"""DINOv3 (Siméoni et al., 2025), trained on web images or, `sat_`, on satellite images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from rsseg_cli.backbones._eva import EvaBackbone
+from rsseg_cli.backbones._timm import Size
+
+
+class Dinov3(EvaBackbone):
+    """Rotary positions only, four registers. Weights are behind the dinov3-license."""
+
+    sizes: ClassVar[Mapping[str, Size]] = {
+        "small": Size("vit_small_patch16_dinov3.lvd1689m", patch=16),
+        "small_plus": Size("vit_small_plus_patch16_dinov3.lvd1689m", patch=16),
+        "base": Size("vit_base_patch16_dinov3.lvd1689m", patch=16),
+        "large": Size("vit_large_patch16_dinov3.lvd1689m", patch=16),
+        "huge_plus": Size("vit_huge_plus_patch16_dinov3.lvd1689m", patch=16),
+        "7b": Size("vit_7b_patch16_dinov3.lvd1689m", patch=16),
+        "sat_large": Size("vit_large_patch16_dinov3.sat493m", patch=16),
+        "sat_7b": Size("vit_7b_patch16_dinov3.sat493m", patch=16),
+    }

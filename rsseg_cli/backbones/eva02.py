@@ -1,0 +1,20 @@
+"""EVA-02 (Fang et al., 2024) as pretrained by masked image modelling."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from rsseg_cli.backbones._eva import EvaBackbone
+from rsseg_cli.backbones._timm import Size
+
+
+class Eva02(EvaBackbone):
+    """Rotary and absolute positions, separate queries, keys and values, gated MLPs."""
+
+    sizes: ClassVar[Mapping[str, Size]] = {
+        "tiny": Size("eva02_tiny_patch14_224.mim_in22k", patch=14),
+        "small": Size("eva02_small_patch14_224.mim_in22k", patch=14),
+        "base": Size("eva02_base_patch14_224.mim_in22k", patch=14),
+        "large": Size("eva02_large_patch14_224.mim_m38m", patch=14),
+    }

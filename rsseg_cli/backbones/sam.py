@@ -1,0 +1,74 @@
+"""The image encoder of Segment Anything (Kirillov et al., 2023), without its neck."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from timm.layers.pos_embed import resample_abs_pos_embed_nhwc
+from timm.models.vision_transformer_sam import window_partition, window_unpartition
+from torch import Tensor, nn
+
+from rsseg_cli.backbones._timm import Size, TimmBackbone, third, whole
+from rsseg_cli.contract import Grid, Projection, Role
+
+
+class Sam(TimmBackbone):
+    """Blocks that attend within windows of 14 x 14 tokens, save for four that see all.
+
+    There is no prefix, and no place for prompts: a window has as many tokens as its cells.
+    Listeners at q, k, v get windows: (B * windows, cells, D), padded with zeros.
+    """
+
+    takes_prompts: ClassVar[bool] = False
+    resizable: ClassVar[bool] = False
+    sizes: ClassVar[Mapping[str, Size]] = {
+        "base": Size("samvit_base_patch16.sa1b", patch=16),
+        "large": Size("samvit_large_patch16.sa1b", patch=16),
+        "huge": Size("samvit_huge_patch16.sa1b", patch=16),
+    }
+
+    def _make(self, size: Size, seed: int, *, channels: int) -> Any:
+        model = super()._make(size, seed, channels=channels)
+        model.neck = nn.Identity()  # taps are what the blocks put out
+        return model
+
+    def translate(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Rename tensors as published and leave the neck out."""
+        translated = super().translate(tensors)
+        return {key: t for key, t in translated.items() if not key.startswith("neck.")}
+
+    def default_taps(self) -> tuple[int, ...]:
+        """Choose the blocks that attend globally."""
+        return tuple(i for i, block in enumerate(self.model.blocks) if block.window_size == 0)
+
+    def embed(self, image: Tensor) -> tuple[Tensor, Grid]:
+        """Embed patches and add positions resampled to the grid; no prefix."""
+        patches = self.model.patch_embed(self.restate(image))  # (B, h, w, D)
+        places = resample_abs_pos_embed_nhwc(self.model.pos_embed, list(patches.shape[1:3]))
+        return (patches + places).flatten(1, 2), self.grid_of(image)
+
+    def run(self, index: int, tokens: Tensor, grid: Grid, extra: int = 0) -> Tensor:
+        """Apply a block; only attention knows windows."""
+        if extra:
+            raise ValueError("SAM's windows have no room for extra tokens (takes_prompts is False)")
+        block = self.model.blocks[index]
+        between: Tensor = tokens + block.ls1(self._attend(block, block.norm1(tokens), grid))
+        after: Tensor = between + block.ls2(block.mlp(block.norm2(between)))
+        return after + self.beside(index, between)
+
+    def _attend(self, block: Any, tokens: Tensor, grid: Grid) -> Tensor:
+        size, cells = (grid.h, grid.w), tokens.reshape(len(tokens), grid.h, grid.w, -1)
+        if not block.window_size:
+            attended: Tensor = block.attn(cells)
+            return attended.flatten(1, 2)
+        windows, padded = window_partition(cells, block.window_size)
+        whole_again = window_unpartition(block.attn(windows), block.window_size, size, padded)
+        return whole_again.flatten(1, 2)
+
+    def projections(self, index: int, role: Role) -> list[Projection]:
+        """List the linear maps of a block that play a role; q, k, v are thirds of one."""
+        block = self.model.blocks[index]
+        if role in ("fc1", "fc2"):
+            return [whole(getattr(block.mlp, role))]
+        return [third(block.attn.qkv, "qkv".index(role))]
