@@ -176,6 +176,8 @@ class Backbone(nn.Module):
     class Config(Strict):
         """Settings of every backbone; families add their own."""
 
+    sizes: ClassVar[Mapping[str, Any]]
+    """What stands after the family in the names of its backbones."""
     dim: int
     """Width D of a token."""
     depth: int
