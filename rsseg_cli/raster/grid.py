@@ -1,0 +1,137 @@
+"""The windows that cover a scene, and which of them answers for which pixel.
+
+One axis at a time: tiles of one size stand at one stride, as few as cover the axis. What they
+cover beyond it hangs over both ends in equal parts, so that border pixels move towards the inside
+of their tile at no cost. Where two neighbours overlap, the outer `trim` pixels of each are unused
+and the pixels between blend from one into the other:
+
+    tile i    |-trim-|..ramp..|== alone ==|..ramp..|-trim-|
+    tile i+1                       |-trim-|..ramp..|== alone ==|..ramp..|-trim-|
+                     ^ begin(i)           ^ begin(i + 1)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from rsseg_cli.errors import RssegError
+
+
+@dataclass(frozen=True)
+class Window:
+    """A rectangle of pixels of a scene; it may hang over the scene's border.
+
+    Attributes:
+        x: Column of its first pixel.
+        y: Row of its first pixel.
+        width: Number of columns.
+        height: Number of rows.
+    """
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+    @property
+    def right(self) -> int:
+        """The column after the last."""
+        return self.x + self.width
+
+    @property
+    def bottom(self) -> int:
+        """The row after the last."""
+        return self.y + self.height
+
+    def intersect(self, other: Window) -> Window | None:
+        """Cut out what both windows cover, None when that is nothing."""
+        x, y = max(self.x, other.x), max(self.y, other.y)
+        width, height = min(self.right, other.right) - x, min(self.bottom, other.bottom) - y
+        return Window(x, y, width, height) if width > 0 and height > 0 else None
+
+    def shift(self, x: int, y: int) -> Window:
+        """Move the window by whole pixels."""
+        return Window(self.x + x, self.y + y, self.width, self.height)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Tiles along one axis of a scene.
+
+    Attributes:
+        length: Pixels of the scene along the axis.
+        tile: Side of a tile.
+        overlap: Pixels that neighbours share, at most half a tile.
+        trim: Pixels at either end of an overlap that the nearer tile leaves to its neighbour.
+    """
+
+    length: int
+    tile: int
+    overlap: int = 0
+    trim: int = 0
+
+    def __post_init__(self) -> None:
+        if self.length < 1 or self.tile < 1:
+            raise ValueError(f"tiles of {self.tile} cannot cover {self.length} pixels")
+        if not 0 <= 2 * self.overlap <= self.tile:
+            raise RssegError(
+                f"tiles of {self.tile} pixels cannot overlap by {self.overlap}",
+                fix=f"an overlap of 0 to {self.tile // 2} pixels (half a tile)",
+            )
+        if not 0 <= 2 * self.trim <= self.overlap:
+            raise ValueError(f"an overlap of {self.overlap} cannot lose {self.trim} at both ends")
+
+    @property
+    def stride(self) -> int:
+        """Pixels from one tile to the next."""
+        return self.tile - self.overlap
+
+    @property
+    def ramp(self) -> int:
+        """Pixels over which neighbours blend."""
+        return self.overlap - 2 * self.trim
+
+    @property
+    def count(self) -> int:
+        """Number of tiles: the fewest that cover the axis."""
+        return max(1, -(-(self.length - self.overlap) // self.stride))
+
+    def start(self, index: int) -> int:
+        """First pixel of a tile; negative where the first tile hangs over."""
+        excess = (self.count - 1) * self.stride + self.tile - self.length
+        return index * self.stride - excess // 2
+
+    def begin(self, index: int) -> int:
+        """First pixel of the scene that a tile has a say in; `begin(count)` is the length."""
+        if index <= 0:
+            return 0
+        return self.length if index >= self.count else self.start(index) + self.trim
+
+    def end(self, index: int) -> int:
+        """The pixel after the last one that a tile has a say in."""
+        last = index >= self.count - 1
+        return self.length if last else self.start(index) + self.tile - self.trim
+
+    def touching(self, start: int, stop: int) -> range:
+        """Tiles that have a say in any of the pixels start..stop-1."""
+        found = [i for i in range(self.count) if self.begin(i) < stop and self.end(i) > start]
+        return range(found[0], found[-1] + 1)
+
+
+def windows(width: int, height: int, tile: int, overlap: int = 0) -> Iterator[Window]:
+    """Cover a scene with square windows of `tile` pixels, row by row.
+
+    The outer windows hang over the scene's border where the scene is no exact fit.
+    """
+    across, down = Axis(width, tile, overlap), Axis(height, tile, overlap)
+    for row in range(down.count):
+        for column in range(across.count):
+            yield Window(across.start(column), down.start(row), tile, tile)
+
+
+def blocks(width: int, height: int, block: tuple[int, int]) -> Iterator[Window]:
+    """Cut a scene into the blocks (height, width) that its file stores, row by row."""
+    for y in range(0, height, block[0]):
+        for x in range(0, width, block[1]):
+            yield Window(x, y, min(block[1], width - x), min(block[0], height - y))

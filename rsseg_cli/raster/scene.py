@@ -1,0 +1,335 @@
+"""Opens a scene and reads windows of it, with what is known about missing pixels."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.windows import Window as FileWindow
+
+from rsseg_cli.errors import RssegError, RssegWarning, UnreadableError
+from rsseg_cli.raster.grid import Window
+
+RAW = "GTIFF_RAW:"
+"""Prefix that makes GDAL hand out a TIFF's samples as stored, without turning CMYK into RGBA."""
+
+
+@dataclass
+class Scene:
+    """A georeferenced image in a file: one handle, for one thread.
+
+    Use `Scene.open`. The attributes say what `read` returns; file bands count from 1.
+
+    Attributes:
+        path: What was opened, as the user wrote it.
+        width: Columns of the scene (of its valid box where one was given).
+        height: Rows of the scene.
+        bands: File bands in the order they are read.
+        dtype: Stored type of the samples.
+        crs: Coordinate reference system, None when the file has none.
+        transform: Affine from pixel corners to the CRS; equals the file's unless a box moved it.
+        nodata: Value that stands for a missing sample, None when there is none.
+        descriptions: What the file calls its bands.
+        block: (height, width) of the blocks that the file stores.
+    """
+
+    path: str
+    width: int
+    height: int
+    bands: tuple[int, ...]
+    dtype: str
+    crs: rasterio.CRS | None
+    transform: rasterio.Affine
+    nodata: float | None
+    descriptions: tuple[str | None, ...]
+    block: tuple[int, int]
+    _file: rasterio.DatasetReader
+    _corner: tuple[int, int]
+    _nodata: tuple[float | None, ...]
+    _fill: NDArray[Any] | None
+    _mask: int | None
+    """File band that is the mask, 0 for the mask of the dataset, None when there is none."""
+
+    @classmethod
+    def open(
+        cls,
+        path: str | PathLike[str],
+        *,
+        bands: Sequence[int] | None = None,
+        nodata: float | None = None,
+        box: tuple[int, int, int, int] | None = None,
+        raw: bool = False,
+        fill: Sequence[float] | None = None,
+    ) -> Scene:
+        """Open a scene for reading.
+
+        Args:
+            path: A file, or anything else GDAL opens (`/vsi...`, `https://...`).
+            bands: File bands from 1 in the wanted order; all but an alpha band when None.
+            nodata: Value of missing samples, in place of the file's own.
+            box: (x0, y0, x1, y1) in pixels: the scene is only this part of the file.
+            raw: Read a TIFF's samples as stored. Found out by itself for CMYK-tagged files.
+            fill: Value per read band that takes the place of missing samples; 0 when None.
+
+        Raises:
+            UnreadableError: The file is missing, empty, truncated or no raster.
+            RssegError: It has no such band, or the box does not fit.
+        """
+        name = fspath(path)
+        file = _open(name, raw)
+        try:
+            chosen, mask = _choose(file, name, bands)
+            x0, y0, x1, y1 = box or (0, 0, file.width, file.height)
+            if not (0 <= x0 < x1 <= file.width and 0 <= y0 < y1 <= file.height):
+                raise RssegError(
+                    f"the box {box} does not fit into {file.width} x {file.height} pixels",
+                    where=name,
+                    fix="x0 y0 x1 y1 inside the file",
+                )
+            dtype = _dtype(file, chosen, name)
+            own = [file.nodatavals[band - 1] for band in chosen]
+            values = tuple(_storable(nodata if nodata is not None else v, dtype) for v in own)
+            values_fill = None if fill is None else _cast(fill, dtype, len(chosen))
+            _warn_of_place(file, name)
+            corner = rasterio.Affine.translation(x0, y0)
+            return cls(
+                path=name,
+                width=x1 - x0,
+                height=y1 - y0,
+                bands=chosen,
+                dtype=dtype.name,
+                crs=file.crs,
+                transform=file.transform * corner if (x0, y0) != (0, 0) else file.transform,
+                nodata=next((v for v in values if v is not None), None),
+                descriptions=tuple(file.descriptions[band - 1] for band in chosen),
+                block=file.block_shapes[chosen[0] - 1],
+                _file=file,
+                _corner=(x0, y0),
+                _nodata=values,
+                _fill=values_fill,
+                _mask=mask,
+            )
+        except BaseException:
+            file.close()
+            raise
+
+    @property
+    def count(self) -> int:
+        """Number of bands C that are read."""
+        return len(self.bands)
+
+    def __enter__(self) -> Scene:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def read(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Read a window, which may hang over the border of the scene.
+
+        Returns:
+            Samples (C, h, w) in the stored type, missing ones replaced by `fill`, and (h, w) True
+            where the pixel is there. A pixel is missing outside the scene, where every band is
+            nodata or not finite, and where a mask or an alpha band says so.
+
+        Raises:
+            UnreadableError: The file ends or breaks inside the window.
+        """
+        inside = window.intersect(Window(0, 0, self.width, self.height))
+        if inside == window:
+            return self._read(window)
+        shape = (window.height, window.width)
+        samples = np.zeros((self.count, *shape), self.dtype)
+        if self._fill is not None:
+            samples[:] = self._fill[:, None, None]
+        valid = np.zeros(shape, np.bool_)
+        if inside is not None:
+            there = (
+                slice(inside.y - window.y, inside.bottom - window.y),
+                slice(inside.x - window.x, inside.right - window.x),
+            )
+            samples[:, *there], valid[there] = self._read(inside)
+        return samples, valid
+
+    def _read(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        place = FileWindow(
+            window.x + self._corner[0], window.y + self._corner[1], window.width, window.height
+        )
+        with _readable(self.path):
+            samples: NDArray[Any] = self._file.read(list(self.bands), window=place)
+            mask = None
+            if self._mask is not None:
+                flags = self._file.read_masks(1, window=place) if self._mask == 0 else None
+                mask = self._file.read(self._mask, window=place) if flags is None else flags
+        valid = self._valid(samples)
+        if mask is not None:
+            valid &= mask != 0
+        return samples, valid
+
+    def _valid(self, samples: NDArray[Any]) -> NDArray[np.bool_]:
+        """Find the pixels (h, w) with at least one sample; fill the samples that are missing."""
+        floating = samples.dtype.kind == "f"
+        if not floating and None in self._nodata:
+            return np.ones(samples.shape[1:], np.bool_)
+        valid = np.zeros(samples.shape[1:], np.bool_)
+        for band, (plane, nodata) in enumerate(zip(samples, self._nodata, strict=True)):
+            missing = ~np.isfinite(plane) if floating else np.zeros(plane.shape, np.bool_)
+            if nodata is not None:
+                missing |= plane == nodata
+            valid |= ~missing
+            # In unsigned types a 0 is often both nodata and a measured value: where other bands
+            # hold something it stays what it is.
+            if samples.dtype.kind in "if" and missing.any():
+                plane[missing] = 0 if self._fill is None else self._fill[band]
+        if samples.dtype.kind == "u" and not valid.all():
+            gone = 0 if self._fill is None else self._fill[:, None]
+            samples[:, ~valid] = gone
+        return valid
+
+
+def _open(name: str, raw: bool) -> rasterio.DatasetReader:
+    """Open a file, as raw samples when it is tagged CMYK (its bands would come out as RGBA)."""
+    with _readable(name), warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        file = rasterio.open(RAW + name if raw else name)
+        tagged = file.tags(ns="IMAGE_STRUCTURE").get("SOURCE_COLOR_SPACE") == "CMYK"
+        if tagged and not raw:
+            file.close()
+            file = rasterio.open(RAW + name)
+    if file.count == 0 or file.width == 0 or file.height == 0:
+        file.close()
+        raise UnreadableError(
+            "the file holds no image", where=name, fix="the path of one of its subdatasets"
+        )
+    return file
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Turn GDAL's errors into one that names the file."""
+    try:
+        yield
+    except RasterioError as error:
+        local = Path(name)
+        if local.is_dir():
+            what, fix = "this is a folder, not a raster", "a file inside it"
+        elif "://" not in name and not name.startswith("/vsi") and not local.exists():
+            what, fix = "there is no such file", "check the path"
+        elif local.is_file() and local.stat().st_size == 0:
+            what, fix = "the file is empty", "fetch or write it again"
+        else:
+            reason = str(error.__cause__ or error).splitlines()[0]
+            what = f"the raster cannot be read ({reason})"
+            fix = "fetch the file again if it is incomplete; `gdalinfo` shows what it is"
+        raise UnreadableError(what, where=name, fix=fix) from error
+
+
+def _choose(
+    file: rasterio.DatasetReader, name: str, bands: Sequence[int] | None
+) -> tuple[tuple[int, ...], int | None]:
+    """Choose the bands to read, and the one that says which pixels are there."""
+    alpha = _alpha(file, name) if bands is None else None
+    if bands is None:
+        bands = [band for band in range(1, file.count + 1) if band != alpha]
+    for band in bands:
+        if not 1 <= band <= file.count:
+            raise RssegError(f"there is no band {band}", where=name, fix=f"bands 1 to {file.count}")
+    if not bands:
+        raise RssegError("no band is left to read", where=name, fix="name the bands to read")
+    if alpha is None and ColorInterp.alpha in file.colorinterp:
+        tagged = file.colorinterp.index(ColorInterp.alpha) + 1
+        alpha = tagged if tagged not in bands and _is_mask(file, tagged, name) else None
+    if alpha is not None:
+        return tuple(bands), alpha
+    flags = file.mask_flag_enums[bands[0] - 1]
+    own = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
+    return tuple(bands), 0 if own else None
+
+
+def _alpha(file: rasterio.DatasetReader, name: str) -> int | None:
+    """Find the alpha band. GDAL tags the fourth of four 8-bit bands so, whatever it holds."""
+    if file.count < 2 or ColorInterp.alpha not in file.colorinterp:
+        return None
+    band: int = file.colorinterp.index(ColorInterp.alpha) + 1
+    if _is_mask(file, band, name):
+        return band
+    warnings.warn(
+        f"{name}: band {band} is tagged alpha but holds measured values: it is read as a band",
+        RssegWarning,
+        stacklevel=4,
+    )
+    return None
+
+
+def _is_mask(file: rasterio.DatasetReader, band: int, name: str) -> bool:
+    """Tell whether a band holds nothing but 0 and its largest value, from blocks across it."""
+    height, width = file.block_shapes[band - 1]
+    top = np.iinfo(file.dtypes[band - 1]).max if "int" in file.dtypes[band - 1] else 1
+    for share in (0.5, 0.0, 0.25, 0.75, 1.0):
+        x = int(share * (file.width - 1)) // width * width
+        y = int(share * (file.height - 1)) // height * height
+        with _readable(name):
+            values = file.read(
+                band,
+                window=FileWindow(
+                    x, y, min(width, file.width - x, 1024), min(height, file.height - y, 1024)
+                ),
+            )
+        if not np.isin(values, (0, top)).all():
+            return False
+    return True
+
+
+def _dtype(file: rasterio.DatasetReader, bands: Sequence[int], name: str) -> np.dtype[Any]:
+    """Find the type that holds the samples of all chosen bands."""
+    kinds = {file.dtypes[band - 1] for band in bands}
+    if any(kind.startswith("complex") for kind in kinds):
+        raise UnreadableError(
+            "complex samples are not supported",
+            where=name,
+            fix="write amplitude and phase as bands",
+        )
+    return np.result_type(*kinds)
+
+
+def _storable(nodata: float | None, dtype: np.dtype[Any]) -> float | None:
+    """Drop a nodata value that the type cannot hold, such as -9999 in uint8, or that is NaN."""
+    if nodata is None or np.isnan(nodata):
+        return None
+    if dtype.kind == "f":
+        return float(dtype.type(nodata))
+    limits = np.iinfo(dtype)
+    return nodata if limits.min <= nodata <= limits.max and nodata == int(nodata) else None
+
+
+def _cast(fill: Sequence[float], dtype: np.dtype[Any], count: int) -> NDArray[Any]:
+    if len(fill) != count:
+        raise ValueError(f"{len(fill)} fill values for {count} bands")
+    values = np.asarray(fill, np.float64)
+    if dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        values = np.clip(np.rint(values), limits.min, limits.max)
+    return values.astype(dtype)
+
+
+def _warn_of_place(file: rasterio.DatasetReader, name: str) -> None:
+    """Warn when nothing says where the scene lies."""
+    if file.crs is not None:
+        return
+    points, _ = file.gcps
+    kind = "ground control points only" if points or file.rpcs else "no coordinate reference system"
+    warnings.warn(f"{name} has {kind}: its map keeps pixel order", RssegWarning, stacklevel=4)
