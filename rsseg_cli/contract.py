@@ -191,6 +191,8 @@ class Backbone(nn.Module):
     bands: Bands
     takes_prompts: ClassVar[bool] = True
     """Whether `run` accepts `extra` tokens; where it does not, a method refuses at start."""
+    published: bool = False
+    """Whether the weights can be had again from where they came; else model files hold them."""
     origin: Mapping[str, Json] = MappingProxyType({})
     """Where the weights come from and how they were fitted; see `backbones._weights.fingerprint`."""
     recompute = False

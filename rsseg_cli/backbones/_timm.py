@@ -48,7 +48,7 @@ class TimmBackbone(Backbone):
         pretrained: bool = True
         """False: random numbers on purpose."""
         seed: int = 0
-        """Seed of those random numbers: a model file does not store them, it makes them again."""
+        """Seed of those random numbers."""
         patch: int | None = Field(default=None, ge=1)
         """Side of a patch in pixels; None keeps the weights' own, else the kernel is resampled."""
         taps: tuple[int, ...] | None = None
@@ -99,6 +99,7 @@ class TimmBackbone(Backbone):
             "adapt": config.adapt,
             "stats": "native" if native else "data",
         }
+        self.published = not from_random
         self.eval()
 
     def _make(self, size: Size, seed: int, *, channels: int) -> nn.Module:

@@ -1,0 +1,138 @@
+"""Builds a model from settings, and opens one from its file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rsseg_cli import __version__
+from rsseg_cli.backbones._weights import fingerprint
+from rsseg_cli.classes import Class
+from rsseg_cli.config import RunConfig, family, parse
+from rsseg_cli.contract import Backbone, Bands, Head, Json, Method
+from rsseg_cli.errors import RssegError
+from rsseg_cli.find import find
+from rsseg_cli.presets import Document
+from rsseg_cli.segmenter import Segmenter
+from rsseg_cli.training.checkpoint import load_model
+from rsseg_cli.training.folder import RunFolder
+
+
+def build(config: RunConfig, bands: Bands, classes: int) -> Segmenter:
+    """Make the model that the settings name, seeded by them, on the default device."""
+    torch.manual_seed(config.training.seed)
+    name = str(getattr(config.backbone, "name", ""))
+    backbone = find("backbones", family(name), Backbone)(config.backbone, bands)
+    method = find("methods", config.method.name, Method)(config.method.config, backbone)
+    head = find("heads", config.head.name, Head)(
+        config.head.config, dim=backbone.dim, maps=method.maps(backbone), classes=classes
+    )
+    return Segmenter(backbone, method, head, bands, restorable=backbone.published)
+
+
+def metadata(
+    config: RunConfig, model: Segmenter, classes: Sequence[Class], sources: Json
+) -> dict[str, Json]:
+    """Say in a model file all that is needed to use it, and where it comes from."""
+    return {
+        "rsseg": __version__,
+        "torch": str(torch.__version__),
+        "config": config.document(),
+        "classes": [{"id": c.id, "name": c.name, "color": list(c.color)} for c in classes],
+        "bands": model.bands.model_dump(mode="json"),
+        "fingerprint": fingerprint(model.backbone),
+        "sources": sources,
+    }
+
+
+@dataclass
+class Fitted:
+    """A model file, opened.
+
+    Attributes:
+        path: The file.
+        model: In eval mode, on the CPU.
+        about: The file's metadata.
+    """
+
+    path: Path
+    model: Segmenter
+    config: RunConfig
+    classes: list[Class]
+    about: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """What the terminal calls it: its run folder."""
+        return str(self.path.parent)
+
+
+def open_model(path: Path | None) -> Fitted:
+    """Open a model file, a run folder, or the newest finished run below ./runs.
+
+    Raises:
+        RssegError: There is none, it is damaged or newer, or its backbone is not the one that it
+            was fitted on.
+    """
+    file = newest() if path is None else path / "model.safetensors" if path.is_dir() else path
+    tensors, about = load_model(file)
+    config = parse(Document(file, about["config"]))
+    classes = [Class(c["id"], c["name"], tuple(c["color"])) for c in about["classes"]]
+    model = build(config, Bands.model_validate(about["bands"]), len(classes))
+    found = fingerprint(model.backbone)
+    if model.restorable and found != about["fingerprint"]:
+        raise RssegError(
+            "the backbone's weights are not those that this model was fitted on",
+            where=f"{file} (fingerprint {about['fingerprint'][:12]}, found {found[:12]})",
+            fix="the weights file of the fit: --weights FILE",
+        )
+    model.unpack(tensors)
+    model.eval()
+    return Fitted(file, model, config, classes, about)
+
+
+def newest(runs: Path = Path("runs")) -> Path:
+    """Find the model file of the newest finished run.
+
+    Raises:
+        RssegError: There is none.
+    """
+    finished = [
+        folder.model
+        for folder in map(RunFolder, sorted(runs.glob("*/")))
+        if folder.finished
+    ]
+    if not finished:
+        raise RssegError(
+            "there is no finished run", where=str(runs.absolute()), fix="rsseg fit, or --model RUN"
+        )
+    return max(finished, key=lambda file: file.stat().st_mtime)
+
+
+def pick_device(wanted: str) -> torch.device:
+    """Choose where to compute.
+
+    Raises:
+        RssegError: The device is unknown, or not there.
+    """
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise RssegError(
+            f"{wanted} is not a device", where="--device", fix="auto, cpu, cuda or cuda:0"
+        ) from error
+    if device.type == "cuda" and (
+        not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()
+    ):
+        raise RssegError(
+            f"{wanted} is not there ({torch.cuda.device_count()} GPUs seen)",
+            where="--device",
+            fix="--device cpu, or `rsseg doctor` to see why",
+        )
+    return device
