@@ -101,7 +101,6 @@ class Scene:
             values = tuple(_storable(nodata if nodata is not None else v, dtype) for v in own)
             values_fill = None if fill is None else _cast(fill, dtype, len(chosen))
             _warn_of_place(file, name)
-            corner = rasterio.Affine.translation(x0, y0)
             return cls(
                 path=name,
                 width=x1 - x0,
@@ -109,7 +108,7 @@ class Scene:
                 bands=chosen,
                 dtype=dtype.name,
                 crs=file.crs,
-                transform=file.transform * corner if (x0, y0) != (0, 0) else file.transform,
+                transform=_moved(file.transform, x0, y0),
                 nodata=next((v for v in values if v is not None), None),
                 descriptions=tuple(file.descriptions[band - 1] for band in chosen),
                 block=file.block_shapes[chosen[0] - 1],
@@ -304,6 +303,12 @@ def _dtype(file: rasterio.DatasetReader, bands: Sequence[int], name: str) -> np.
             fix="write amplitude and phase as bands",
         )
     return np.result_type(*kinds)
+
+
+def _moved(transform: rasterio.Affine, x: int, y: int) -> rasterio.Affine:
+    """Let a transform start at pixel (x, y); bit-equal for (0, 0)."""
+    a, b, c, d, e, f = transform[:6]
+    return rasterio.Affine(a, b, a * x + b * y + c, d, e, d * x + e * y + f)
 
 
 def _storable(nodata: float | None, dtype: np.dtype[Any]) -> float | None:
