@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import timm
-import torch
 from pydantic import Field
 from timm.layers.patch_embed import resample_patch_embed
 from torch import Tensor, nn
@@ -70,11 +69,7 @@ class TimmBackbone(Backbone):
         self.patch = config.patch or size.patch
         from_random = config.weights is None and not (config.pretrained and size.published)
         if config.weights is not None and not config.pretrained:
-            raise RssegError(
-                "a weights file and no pretrained weights are asked for at once",
-                where="backbone.weights and backbone.pretrained",
-                fix="one of the two",
-            )
+            raise _weights.contradiction()
         self.model = self._make(size, config.seed, channels=len(bands) if from_random else 3)
         mix = _bands.mixing(bands, config.adapt)
         if from_random:
@@ -114,9 +109,7 @@ class TimmBackbone(Backbone):
         }
         if self.resizable:
             arguments["dynamic_img_size"] = True
-        device = "meta" if torch.get_default_device().type == "meta" else "cpu"
-        with torch.random.fork_rng(devices=[]), torch.device(device):
-            torch.default_generator.manual_seed(seed)
+        with _weights.seeded(seed):
             model: nn.Module = timm.create_model(size.model, **(arguments | dict(size.changes)))
         return model
 
@@ -167,10 +160,8 @@ class TimmBackbone(Backbone):
         return image * self.gain + self.offset
 
     def default_taps(self) -> tuple[int, ...]:
-        """Choose taps at equal steps, the last block among them; 7, 11, 15, 23 of 24 as in Rein."""
-        if self.depth == 24:
-            return 7, 11, 15, 23
-        return tuple(sorted({max(self.depth * part // 4 - 1, 0) for part in (1, 2, 3, 4)}))
+        """Choose the taps of a run that names none."""
+        return even_taps(self.depth)
 
     def grid_of(self, image: Tensor) -> Grid:
         """Lay the grid of patches over an image (B, C, H, W)."""
@@ -188,6 +179,13 @@ def _widen(patches: nn.Conv2d, mix: Tensor) -> None:
     """Give a patch embedding for RGB a kernel for the bands of `mix`."""
     patches.weight = nn.Parameter(_bands.adapt_kernel(patches.weight.detach(), mix))
     patches.in_channels = len(mix)
+
+
+def even_taps(depth: int) -> tuple[int, ...]:
+    """Choose four taps at equal steps, the last block among them; of 24 blocks those of Rein."""
+    if depth == 24:
+        return 7, 11, 15, 23
+    return tuple(sorted({max(depth * part // 4 - 1, 0) for part in (1, 2, 3, 4)}))
 
 
 def choose_taps(

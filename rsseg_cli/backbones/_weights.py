@@ -6,7 +6,8 @@ import dataclasses
 import hashlib
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,15 @@ def unavailable(repository: str, license_name: str | None, error: Exception) -> 
     )
 
 
+def contradiction() -> RssegError:
+    """Build the error for a weights file beside `pretrained: false`."""
+    return RssegError(
+        "a weights file and no pretrained weights are asked for at once",
+        where="backbone.weights and backbone.pretrained",
+        fix="one of the two",
+    )
+
+
 def load_strictly(
     model: nn.Module, tensors: Mapping[str, Tensor], *, name: str, where: str
 ) -> None:
@@ -118,6 +128,18 @@ def _shape(tensor: Tensor) -> str:
 
 def _some(keys: list[str]) -> str:
     return ", ".join(keys[:SHOWN]) + (", ..." if len(keys) > SHOWN else "")
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Make networks whose random numbers depend on `seed` only; on the meta device none at all.
+
+    They are drawn on the CPU wherever the network will run, and the caller's stream stays as it is.
+    """
+    device = "meta" if torch.get_default_device().type == "meta" else "cpu"
+    with torch.random.fork_rng(devices=[]), torch.device(device):
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

@@ -1,0 +1,227 @@
+"""Galileo (Tseng et al., 2025): a small multi-band transformer with a token per band group."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from timm.layers.patch_embed import resample_patch_embed
+from torch import Tensor, nn
+
+from rsseg_cli.backbones import _galileo_bands, _weights
+from rsseg_cli.backbones._galileo_blocks import Affine, Block
+from rsseg_cli.backbones._galileo_files import (
+    REPOSITORY,
+    Shape,
+    locate,
+    read_shape,
+    read_statistics,
+)
+from rsseg_cli.backbones._timm import choose_taps, even_taps, whole
+from rsseg_cli.contract import Backbone, Bands, Grid, Projection, Role
+from rsseg_cli.errors import RssegError, unknown
+
+KERNEL = 8
+"""Side of the published kernels and the largest patch."""
+UNUSED = (
+    "space_embed.", "time_embed.", "static_embed.",
+    "sp_channel_embed", "t_channel_embed", "st_channel_embed",
+)  # fmt: skip
+"""Tensors of the file for elevation, weather and place, which are no imagery."""
+
+
+class Galileo(Backbone):
+    """All groups of all places attend to each other; maps are averages over groups.
+
+    A location carries one token per band group that the image has, in the order of
+    `_galileo_bands.CHANNEL_ROWS`. There is no prefix.
+    """
+
+    class Config(Backbone.Config):
+        """Which size, and what is known about the imagery."""
+
+        name: str
+        """`galileo_<size>`."""
+        weights: Path | None = None
+        """`encoder.pt` or its folder, with config.json and normalization.json; None: the hub."""
+        pretrained: bool = True
+        """False: random numbers on purpose."""
+        seed: int = 0
+        """Seed of those random numbers: a model file does not store them, it makes them again."""
+        patch: int | None = None
+        """Side of a patch, 1..8 pixels; None takes 8, the side of the published kernels."""
+        taps: tuple[int, ...] | None = None
+        """Blocks whose output becomes a map; None takes four at equal steps."""
+        norm_taps: bool = False
+        """Put the final norm, made for the last block, on every tap."""
+        month: int = Field(default=6, ge=0, le=11)
+        """Month of the imagery, 0 January to 11 December."""
+        gsd_m: float | None = Field(default=None, gt=0)
+        """Size of a pixel on the ground; None takes the bands' own, or 10 m if that is unknown."""
+
+    sizes: ClassVar[Mapping[str, Shape]] = {
+        "nano": Shape(dim=128, depth=4, heads=8),
+        "tiny": Shape(dim=192, depth=12, heads=3),
+        "base": Shape(dim=768, depth=12, heads=12),
+    }
+    prefix = 0
+
+    def __init__(self, config: Config, bands: Bands) -> None:
+        super().__init__()
+        size = config.name.partition("_")[2]
+        if size not in self.sizes:
+            raise unknown("backbone", config.name, [f"galileo_{known}" for known in self.sizes])
+        shape = self.sizes[size]
+        self.bands = bands
+        self.patch = KERNEL if config.patch is None else config.patch
+        if not 1 <= self.patch <= KERNEL:
+            raise RssegError(
+                f"patch {self.patch} is not one of Galileo's", where="backbone.patch", fix="1..8"
+            )
+        self.recipe = _galileo_bands.plan(bands)
+        encoder = self._encoder(config, size)
+        statistics = read_statistics(encoder) if encoder else _galileo_bands.PUBLISHED
+        self.to_reflectance = Affine(*_galileo_bands.reflectance(bands))
+        self.normalise = Affine(*_galileo_bands.normalisation(self.recipe, bands, statistics))
+        self.dim, self.depth, self.heads = shape.dim, shape.depth, shape.heads
+        self.month, self.norm_taps = config.month, config.norm_taps
+        self.gsd_m = config.gsd_m or bands.gsd_m or 10.0
+        with _weights.seeded(config.seed):
+            self._make()
+        if encoder is None:
+            source = f"random numbers of seed {config.seed}"
+            content = _weights.digest_random(self)
+        else:
+            source, content = self._load(config.name, shape, encoder)
+        self.taps = choose_taps(config.taps, even_taps(self.depth), self.depth)
+        self.origin = {
+            "name": config.name,
+            "source": source,
+            "sha256": content,
+            "patch": self.patch,
+            "resize": "pseudo-inverse bicubic",
+            "groups": list(self.recipe.present),
+            "month": self.month,
+            "gsd_m": self.gsd_m,
+            "norm_taps": self.norm_taps,
+        }
+        self.eval()
+
+    @staticmethod
+    def _encoder(config: Config, size: str) -> Path | None:
+        """Find the weights file; None for random numbers."""
+        if config.pretrained:
+            return locate(config.weights, size)
+        if config.weights is not None:
+            raise _weights.contradiction()
+        return None
+
+    def _make(self) -> None:
+        """Lay out the network; tensors are named as in the published file."""
+        quarter, groups = self.dim // 4, self.recipe.groups
+        channels = {name: len(groups.get(name, ("NDVI",))) for name in self.recipe.present}
+        self.space_time_embed = nn.ModuleDict(
+            {
+                name: nn.ModuleDict({"proj": nn.Conv2d(count, self.dim, self.patch, self.patch)})
+                for name, count in channels.items()
+            }
+        )
+        self.pos_embed = nn.Parameter(torch.empty(24, quarter))
+        self.month_embed = nn.Embedding(12, quarter)
+        self.s_t_channel_embed = nn.Parameter(
+            torch.empty(len(_galileo_bands.CHANNEL_ROWS), quarter)
+        )
+        self.blocks = nn.ModuleList(Block(self.dim, self.heads) for _ in range(self.depth))
+        self.norm = nn.LayerNorm(self.dim)
+        for table in (self.pos_embed, self.month_embed.weight, self.s_t_channel_embed):
+            nn.init.normal_(table, std=0.02)
+
+    def _load(self, name: str, shape: Shape, encoder: Path) -> tuple[str, str]:
+        """Load the published tensors; return their source and their digest."""
+        tensors = _weights.read_file(encoder)
+        found = read_shape(encoder)
+        if found != shape:
+            raise RssegError(
+                f"these weights are not for {name}: {found} instead of {shape}",
+                where=str(encoder.parent / "config.json"),
+                fix=f"the folder of {name}, or another --backbone",
+            )
+        needed = {key: t for key, t in tensors.items() if not self._is_absent(key)}
+        for key, tensor in needed.items():
+            if key.startswith("space_time_embed.") and tensor.ndim == 4 and self.patch != KERNEL:
+                needed[key] = resample_patch_embed(tensor, [self.patch, self.patch])
+        _weights.load_strictly(self, needed, name=name, where=str(encoder))
+        return f"{REPOSITORY}: {encoder.name}", _weights.digest(tensors)
+
+    def _is_absent(self, key: str) -> bool:
+        """Tell whether a tensor of the file serves inputs that this image does not have."""
+        absent = [name for name in _galileo_bands.CHANNEL_ROWS if name not in self.recipe.present]
+        return key.startswith((*UNUSED, *(f"space_time_embed.{name}." for name in absent)))
+
+    def inputs(self, image: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Make each present group's input (B, channels, H, W) from a standardised image."""
+        reflectance = self.to_reflectance(image)
+        normalised = self.normalise(reflectance)
+        for name, slots in self.recipe.groups.items():
+            yield name, normalised[:, list(slots.values())]
+        if self.recipe.ndvi is not None:
+            red, nir = (reflectance[:, [index]] for index in self.recipe.ndvi)
+            yield "NDVI", _galileo_bands.vegetation_index(red, nir)
+
+    def embed(self, image: Tensor) -> tuple[Tensor, Grid]:
+        """Embed each group's patches and add what is known of channel, time, month and place."""
+        maps = [
+            self.space_time_embed.get_submodule(f"{name}.proj")(x) for name, x in self.inputs(image)
+        ]
+        content = torch.stack(maps, dim=-1).permute(0, 2, 3, 4, 1)  # (B, h, w, G, D)
+        grid = Grid(content.shape[1], content.shape[2], content.shape[3])
+        return (content + self.placing(grid)).flatten(1, 3), grid
+
+    def placing(self, grid: Grid) -> Tensor:
+        """Make the embedding (h, w, G, D) = [channel | time | month | space], a quarter each."""
+        rows = [_galileo_bands.CHANNEL_ROWS.index(name) for name in self.recipe.present]
+        channel = self.s_t_channel_embed[rows]
+        time = self.pos_embed[0].expand_as(channel)
+        month = self.month_embed.weight[self.month].expand_as(channel)
+        what = torch.cat([channel, time, month], dim=-1).expand(grid.h, grid.w, -1, -1)
+        where = self._space(grid, channel)[:, :, None].expand(-1, -1, grid.groups, -1)
+        return torch.cat([what, where], dim=-1)
+
+    def _space(self, grid: Grid, like: Tensor) -> Tensor:
+        """Make the sine-cosine embedding (h, w, D/4) of metres on the ground, in units of 10 m.
+
+        The first half is from the column. The frequencies fall by twice the published formula's
+        width, 10000^-(i / (D/4)): that is what the weights were trained with.
+        """
+        quarter = self.dim // 4
+        index = torch.arange(quarter // 4, device=like.device, dtype=torch.float32)
+        frequency = 10000.0 ** (-index / quarter)
+
+        def along(count: int) -> Tensor:
+            place = torch.arange(count, device=like.device) * (self.patch * self.gsd_m / 10)
+            angle = place[:, None] * frequency
+            return torch.cat([angle.sin(), angle.cos()], dim=-1)
+
+        column = along(grid.w)[None].expand(grid.h, -1, -1)
+        row = along(grid.h)[:, None].expand(-1, grid.w, -1)
+        return torch.cat([column, row], dim=-1).to(like.dtype)
+
+    def run(self, index: int, tokens: Tensor, grid: Grid, extra: int = 0) -> Tensor:
+        """Apply a block; all tokens attend to all, so `extra` needs no care."""
+        block: Any = self.blocks[index]
+        between: Tensor = tokens + block.attn(block.norm1(tokens))
+        after: Tensor = between + block.mlp(block.norm2(between))
+        return after + self.beside(index, between)
+
+    def projections(self, index: int, role: Role) -> list[Projection]:
+        """List the linear maps of a block that play a role; each is a module of its own."""
+        block: Any = self.blocks[index]
+        owner = block.mlp if role in ("fc1", "fc2") else block.attn
+        return [whole(owner.get_submodule(role))]
+
+    def to_map(self, tokens: Tensor, grid: Grid, extra: int = 0) -> Tensor:
+        """Lay tokens out as (B, D, h, w), averaged over groups, normed first if so configured."""
+        return super().to_map(self.norm(tokens) if self.norm_taps else tokens, grid, extra)
