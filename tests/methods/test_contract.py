@@ -1,0 +1,155 @@
+"""What every method keeps, whatever it does: one suite over all of them."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rsseg_cli.contract import IGNORE, Backbone, Bands, Head, Method
+from rsseg_cli.find import find, names
+from rsseg_cli.segmenter import Segmenter
+from rsseg_cli.training import optimizer
+
+# Settings that make a method small enough for the tiny backbone; all others keep their defaults.
+TINY: dict[str, dict[str, Any]] = {"lora": {"rank": 4}}
+BANDS = Bands(
+    names=("blue", "green", "red", "nir"),
+    wavelengths_nm=(490.0, 560.0, 665.0, 842.0),
+    mean=(500.0, 700.0, 900.0, 2500.0),
+    std=(100.0, 150.0, 200.0, 600.0),
+    dtype="uint16",
+    scale=1e-4,
+    gsd_m=10.0,
+)
+HEADS = {"linear": {"width": 16}, "mask2former": {"width": 32, "queries": 8}}
+METHODS = names("methods")
+
+
+def make(method: str, head: str = "linear", seed: int = 0) -> Segmenter:
+    torch.manual_seed(seed)
+    vit = find("backbones", "vit", Backbone)
+    backbone = vit(vit.Config(name="vit_tiny"), BANDS)  # type: ignore[call-arg]
+    kind = find("methods", method, Method)
+    built = kind(kind.Config.model_validate(TINY.get(method, {})), backbone)
+    scorer = find("heads", head, Head)
+    config = scorer.Config.model_validate(HEADS[head])
+    made = scorer(config, dim=backbone.dim, maps=built.maps(backbone), classes=3)
+    return Segmenter(backbone, built, made, BANDS)
+
+
+def batch(height: int = 48, width: int = 64, seed: int = 1) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randn(2, 4, height, width, generator=generator)
+    label = (image[:, 0] > 0).long() + (image[:, 1] > 0.5).long()
+    label[:, :5] = IGNORE
+    return image, label
+
+
+def steps(model: Segmenter, count: int = 3) -> list[float]:
+    """Take plain updates, without the hooks around a step."""
+    model.train()
+    settings = optimizer.Optimization(lr=1e-2, weight_decay=0.1)
+    adam, losses = optimizer.build(settings, model), []
+    for index in range(count):
+        torch.manual_seed(index)
+        loss = torch.stack(list(model(*batch()).values())).sum()
+        torch.autograd.backward(loss)
+        adam.step()
+        adam.zero_grad(set_to_none=True)
+        losses.append(float(loss))
+    return losses
+
+
+def perturb(model: Segmenter) -> None:
+    with torch.no_grad():
+        for _, parameter in model.tuned():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_any_image_size(method: str) -> None:
+    model = make(method).eval()
+    for height, width in ((64, 64), (40, 72), (37, 51)):
+        scores = model.probabilities(torch.randn(2, 4, height, width))
+        assert scores.shape == (2, 3, height, width)
+        assert torch.allclose(scores.sum(1), torch.ones(2, height, width), atol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_loss_falls_and_the_rest_stays(method: str) -> None:
+    model = make(method)
+    before = [tensor.clone() for tensor in model.frozen()]
+    assert all(not tensor.requires_grad for tensor in model.frozen())
+    losses = steps(model, 8)
+    assert losses[-1] < losses[0]
+    for old, new in zip(before, model.frozen(), strict=True):
+        assert torch.equal(old, new)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_names_are_unique_and_belong_to_the_model(method: str) -> None:
+    model = make(method)
+    tuned = list(model.tuned())
+    assert len({name for name, _ in tuned}) == len(tuned) == len({id(p) for _, p in tuned})
+    inside = dict(model.named_parameters())
+    for name, parameter in tuned:
+        assert inside[name] is parameter
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_pack_and_unpack_into_a_new_model(method: str) -> None:
+    model = make(method)
+    steps(model)
+    perturb(model)
+    packed = {name: tensor.clone() for name, tensor in model.pack().items()}
+    image, _ = batch()
+    other = make(method, seed=5)
+    other.unpack(packed)
+    other.unpack(packed)  # absolute values: twice changes nothing
+    assert torch.equal(model.eval().probabilities(image), other.eval().probabilities(image))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_teacher_shares_only_what_is_frozen(method: str) -> None:
+    student = make(method).eval()
+    perturb(student)
+    teacher = copy.deepcopy(student, memo={id(tensor): tensor for tensor in student.frozen()})
+    image, _ = batch()
+    before = student.probabilities(image)
+    assert torch.equal(teacher.probabilities(image), before)
+    perturb(teacher)
+    assert torch.equal(student.probabilities(image), before)
+    assert not torch.equal(teacher.probabilities(image), before)
+    ours = {id(tensor) for tensor in student.frozen()}
+    assert {id(tensor) for tensor in teacher.frozen()} == ours
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("head", names("heads"))
+def test_every_head_in_bfloat16(method: str, head: str) -> None:
+    model = make(method, head).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model(*batch())
+    total = torch.stack(list(losses.values())).sum()
+    torch.autograd.backward(total)
+    assert torch.isfinite(total)
+    for name, parameter in model.tuned():
+        if parameter.grad is not None:
+            assert torch.isfinite(parameter.grad).all(), name
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_recomputing_changes_nothing(method: str) -> None:
+    gradients = []
+    for recompute in (False, True):
+        model = make(method).train()
+        model.backbone.recompute = recompute
+        torch.manual_seed(3)
+        torch.autograd.backward(torch.stack(list(model(*batch()).values())).sum())
+        gradients.append([p.grad for _, p in model.tuned() if p.grad is not None])
+    for plain, again in zip(*gradients, strict=True):
+        assert torch.allclose(plain, again, atol=1e-6)

@@ -1,0 +1,60 @@
+"""LoRA: identity at the start, the update written out, counts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_contract import BANDS, make
+
+from rsseg_cli.contract import Backbone, Bands
+from rsseg_cli.find import find
+from rsseg_cli.methods.lora import Lora
+
+
+def test_starts_as_the_frozen_backbone_bit_for_bit() -> None:
+    image = torch.randn(2, 4, 40, 64)
+    plain, tuned = make("frozen").eval(), make("lora").eval()
+    frozen_maps = plain.backbone(image, plain.method).maps
+    lora_maps = tuned.backbone(image, tuned.method).maps
+    assert all(torch.equal(a, b) for a, b in zip(frozen_maps, lora_maps, strict=True))
+
+
+def test_adds_the_low_rank_product_to_q_and_v_only() -> None:
+    model = make("lora").eval()
+    method = model.method
+    assert isinstance(method, Lora)
+    qkv = model.backbone.projections(1, "q")[0].module
+    x = torch.randn(3, 7, model.backbone.dim)
+    with torch.no_grad():
+        for parameter in method.parameters():
+            parameter.normal_()
+        weight = qkv.weight.clone()
+        dim, (query, value) = model.backbone.dim, list(method.updates)[2:4]
+        scale = 16.0 / 4
+        weight[:dim] += scale * (query.down @ query.up).T  # type: ignore[operator, union-attr]
+        weight[2 * dim :] += scale * (value.down @ value.up).T  # type: ignore[operator, union-attr]
+        expected = torch.nn.functional.linear(x, weight, qkv.bias)
+        assert torch.allclose(qkv(x), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("rank", "count"), [(64, 6_291_456), (16, 1_572_864)])
+def test_counts_at_vit_large(rank: int, count: int) -> None:
+    dinov2 = find("backbones", "dinov2", Backbone)
+    rgb = Bands(
+        names=("red", "green", "blue"),
+        wavelengths_nm=(660.0, 560.0, 485.0),
+        mean=(100.0,) * 3,
+        std=(50.0,) * 3,
+        dtype="uint8",
+    )
+    with torch.device("meta"):
+        backbone = dinov2(dinov2.Config(name="dinov2_large", pretrained=False), rgb)  # type: ignore[call-arg]
+        method = Lora(Lora.Config(rank=rank), backbone)
+    assert sum(p.numel() for _, p in method.tuned(backbone)) == count
+
+
+def test_a_closure_is_refused() -> None:
+    model = make("frozen")
+    with pytest.raises(TypeError, match="partial"):
+        model.backbone.listen_beside_mlp(0, lambda tokens: tokens)  # type: ignore[arg-type]
+    assert BANDS.rgb() == (2, 1, 0)

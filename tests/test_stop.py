@@ -1,0 +1,26 @@
+"""A signal is a wish first; the old handlers come back."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from rsseg_cli.training.stop import StopSignal
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_noted(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with StopSignal() as stop:
+        assert not stop.wanted
+        os.kill(os.getpid(), number)
+        assert stop.wanted
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_interrupt_stops_at_once() -> None:
+    with pytest.raises(KeyboardInterrupt), StopSignal():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
