@@ -83,7 +83,16 @@ def test_no_branch_on_a_name() -> None:
                 assert not clash, f"{path.relative_to(PACKAGE)}:{node.lineno} asks for {clash}"
 
 
-HELP = [[], ["fit"], ["predict"], ["evaluate"], ["presets"], ["presets", "list"], ["doctor"], ["demo"]]
+HELP = [
+    [],
+    ["fit"],
+    ["predict"],
+    ["evaluate"],
+    ["presets"],
+    ["presets", "list"],
+    ["doctor"],
+    ["demo"],
+]
 
 
 @pytest.mark.parametrize("command", HELP, ids=lambda words: " ".join(words) or "rsseg")

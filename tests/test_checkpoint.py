@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 from pathlib import Path
+from typing import IO
 
 import pytest
 import torch
@@ -60,8 +61,8 @@ def test_full_disk_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Monkey
     path = tmp_path / "resume.pt"
     checkpoint.save_resume(path, {"step": 1})
 
-    def full(state: object, part: Path) -> None:
-        part.write_bytes(b"half")
+    def full(state: object, stream: IO[bytes]) -> None:
+        stream.write(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)

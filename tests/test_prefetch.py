@@ -33,11 +33,10 @@ def test_order(threads: int) -> None:
 
 @pytest.mark.parametrize("threads", [0, 2])
 def test_an_error_surfaces(threads: int) -> None:
-    got = []
+    items = iter(Prefetch(Slow(), range(10, 20), threads=threads))
+    assert [next(items) for _ in range(3)] == [100, 110, 120]
     with pytest.raises(ValueError, match="broken item"):
-        for item in Prefetch(Slow(), range(10, 20), threads=threads):
-            got.append(item)
-    assert got == [100, 110, 120]
+        next(items)
 
 
 def test_stopping_early_ends_the_threads() -> None:

@@ -102,9 +102,9 @@ def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def save_resume(path: Path, state: dict[str, Any]) -> None:
     """Write what `--resume` needs."""
-    with replacing(path) as part:
+    with replacing(path) as part, part.open("wb") as stream:
         try:
-            torch.save(state, part)
+            torch.save(state, stream)
         except RuntimeError as error:  # torch's zip writer hides ENOSPC behind this
             raise OSError(errno.ENOSPC, str(error)) from error
 
