@@ -16,7 +16,7 @@ from timm.layers.patch_embed import resample_patch_embed
 from torch import Tensor, nn
 
 from rsseg_cli.backbones import _bands, _weights
-from rsseg_cli.contract import Backbone, Bands, Grid, Projection
+from rsseg_cli.contract import Backbone, Bands, Grid, Projection, Role
 from rsseg_cli.errors import RssegError, unknown
 
 
@@ -162,6 +162,13 @@ class TimmBackbone(Backbone):
     def default_taps(self) -> tuple[int, ...]:
         """Choose the taps of a run that names none."""
         return even_taps(self.depth)
+
+    def projections(self, index: int, role: Role) -> list[Projection]:
+        """List the linear maps of a block that play a role; q, k, v are thirds of one."""
+        block = self.model.blocks[index]
+        if role in ("fc1", "fc2"):
+            return [whole(getattr(block.mlp, role))]
+        return [third(block.attn.qkv, "qkv".index(role))]
 
     def grid_of(self, image: Tensor) -> Grid:
         """Lay the grid of patches over an image (B, C, H, W)."""

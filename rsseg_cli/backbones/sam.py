@@ -9,8 +9,8 @@ from timm.layers.pos_embed import resample_abs_pos_embed_nhwc
 from timm.models.vision_transformer_sam import window_partition, window_unpartition
 from torch import Tensor, nn
 
-from rsseg_cli.backbones._timm import Size, TimmBackbone, third, whole
-from rsseg_cli.contract import Grid, Projection, Role
+from rsseg_cli.backbones._timm import Size, TimmBackbone
+from rsseg_cli.contract import Grid
 
 
 class Sam(TimmBackbone):
@@ -65,10 +65,3 @@ class Sam(TimmBackbone):
         windows, padded = window_partition(cells, block.window_size)
         whole_again = window_unpartition(block.attn(windows), block.window_size, size, padded)
         return whole_again.flatten(1, 2)
-
-    def projections(self, index: int, role: Role) -> list[Projection]:
-        """List the linear maps of a block that play a role; q, k, v are thirds of one."""
-        block = self.model.blocks[index]
-        if role in ("fc1", "fc2"):
-            return [whole(getattr(block.mlp, role))]
-        return [third(block.attn.qkv, "qkv".index(role))]

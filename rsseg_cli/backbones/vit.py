@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from rsseg_cli.backbones._timm import Size, TimmBackbone, third, whole
-from rsseg_cli.contract import Grid, Projection, Role
+from rsseg_cli.backbones._timm import Size, TimmBackbone
+from rsseg_cli.contract import Grid
 
 
 class Vit(TimmBackbone):
@@ -38,10 +38,3 @@ class Vit(TimmBackbone):
         between: Tensor = tokens + block.ls1(block.attn(block.norm1(tokens)))
         after: Tensor = between + block.ls2(block.mlp(block.norm2(between)))
         return after + self.beside(index, between)
-
-    def projections(self, index: int, role: Role) -> list[Projection]:
-        """List the linear maps of a block that play a role; q, k, v are thirds of one."""
-        block = self.model.blocks[index]
-        if role in ("fc1", "fc2"):
-            return [whole(getattr(block.mlp, role))]
-        return [third(block.attn.qkv, "qkv".index(role))]

@@ -1,0 +1,363 @@
+"""Every family walks its blocks as timm does, on any grid, with any bands, with listeners."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rsseg_cli.backbones._timm import Size, TimmBackbone
+from rsseg_cli.backbones.clip import Clip
+from rsseg_cli.backbones.dinov2 import Dinov2
+from rsseg_cli.backbones.dinov3 import Dinov3
+from rsseg_cli.backbones.eva02 import Eva02
+from rsseg_cli.backbones.mae import Mae
+from rsseg_cli.backbones.sam import Sam
+from rsseg_cli.backbones.vit import Vit
+from rsseg_cli.contract import Backbone, Bands, Grid, Method, Role
+from rsseg_cli.errors import RssegError
+from rsseg_cli.find import find
+
+SMALL = {"embed_dim": 32, "depth": 3, "num_heads": 2}
+WINDOWS = {**SMALL, "window_size": 3, "global_attn_indexes": (1, 2)}
+ROLES: tuple[Role, ...] = ("q", "k", "v", "fc1", "fc2")
+
+CASES: dict[str, tuple[type[TimmBackbone], Size, int]] = {
+    "vit": (Vit, Size("vit_small_patch16_224.augreg_in21k", 16, SMALL), 1),
+    "mae": (Mae, Size("vit_base_patch16_224.mae", 16, SMALL), 1),
+    "clip": (Clip, Size("vit_base_patch16_clip_quickgelu_224.openai", 16, SMALL), 1),
+    "dinov2": (Dinov2, Size("vit_small_patch14_dinov2.lvd142m", 14, SMALL), 1),
+    "dinov2_reg": (Dinov2, Size("vit_small_patch14_reg4_dinov2.lvd142m", 14, SMALL), 5),
+    "dinov3": (Dinov3, Size("vit_small_patch16_dinov3.lvd1689m", 16, SMALL), 5),
+    "dinov3_gated": (Dinov3, Size("vit_small_plus_patch16_dinov3.lvd1689m", 16, SMALL), 5),
+    "dinov3_biased": (Dinov3, Size("vit_small_patch16_dinov3_qkvb.lvd1689m", 16, SMALL), 5),
+    "eva02": (Eva02, Size("eva02_base_patch14_224.mim_in22k", 14, SMALL), 1),
+    "eva02_fused": (Eva02, Size("eva02_small_patch14_224.mim_in22k", 14, SMALL), 1),
+    "sam": (Sam, Size("samvit_base_patch16.sa1b", 16, WINDOWS), 0),
+}
+EVERY = pytest.mark.parametrize("case", CASES)
+PROMPTED = pytest.mark.parametrize("case", [case for case in CASES if case != "sam"])
+
+BANDS = Bands(
+    names=("nir", "red", "green", "blue"),
+    wavelengths_nm=(842.0, 665.0, 560.0, 490.0),
+    mean=(0.0,) * 4,
+    std=(1.0,) * 4,
+    dtype="uint16",
+)
+
+
+class Untouched(Method[Any]):
+    """Does nothing at all."""
+
+
+def make(case: str, **settings: Any) -> TimmBackbone:
+    """A small network of a family, all its numbers drawn at random so that every one matters."""
+    family, size, _ = CASES[case]
+    kind = type("Small", (family,), {"sizes": {"test": size}})
+    backbone: TimmBackbone = kind(
+        family.Config(name="small_test", pretrained=False, **settings), BANDS
+    )
+    generator = torch.Generator().manual_seed(1)
+    for parameter in backbone.parameters():
+        nn.init.normal_(parameter, std=0.2, generator=generator)
+    return backbone
+
+
+def picture(backbone: Backbone, rows: int, columns: int, batch: int = 2) -> Tensor:
+    generator = torch.Generator().manual_seed(2)
+    shape = batch, 4, rows * backbone.patch, columns * backbone.patch
+    return torch.randn(shape, generator=generator)
+
+
+def maps(backbone: Backbone, image: Tensor) -> list[Tensor]:
+    with torch.no_grad():
+        return backbone(image, Untouched(Method.Config(), backbone)).maps
+
+
+# --- equality with timm ---------------------------------------------------------------------------
+
+
+@EVERY
+@pytest.mark.parametrize("grid", [(4, 4), (3, 5), (5, 2)])
+def test_our_walk_equals_timms_intermediates(case: str, grid: tuple[int, int]) -> None:
+    backbone = make(case, taps=(0, 1, 2))
+    image = picture(backbone, *grid)
+    with torch.no_grad():
+        expected = backbone.model.forward_intermediates(
+            image, indices=[0, 1, 2], norm=False, output_fmt="NCHW", intermediates_only=True
+        )
+    found = maps(backbone, image)
+    assert [map_.shape for map_ in found] == [(2, 32, *grid)] * 3
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(found[0], found[2], atol=0.1)
+
+
+@EVERY
+def test_facts_that_methods_rely_on(case: str) -> None:
+    backbone = make(case)
+    tokens, grid = backbone.embed(picture(backbone, 2, 3))
+    assert (backbone.dim, backbone.depth, backbone.prefix) == (32, 3, CASES[case][2])
+    assert tokens.shape == (2, backbone.prefix + 6, 32)
+    assert grid == Grid(2, 3)
+    assert backbone.taps == ((1, 2) if case == "sam" else (0, 1, 2))
+    assert backbone.takes_prompts == (case != "sam")
+    assert not any(module.training for module in backbone.train().modules())
+
+
+@pytest.mark.parametrize("patch", [8, 20])
+@EVERY
+def test_another_patch_size(case: str, patch: int) -> None:
+    backbone = make(case, patch=patch)
+    assert maps(backbone, picture(backbone, 3, 4))[0].shape == (2, 32, 3, 4)
+    if getattr(backbone.model, "pos_embed", None) is not None:
+        native = make(case)
+        assert backbone.model.pos_embed.shape == native.model.pos_embed.shape
+
+
+def test_recomputing_gives_the_same_gradients() -> None:
+    gradients = []
+    for recompute in (False, True):
+        backbone = make("dinov3")
+        backbone.recompute = recompute
+        out = backbone(picture(backbone, 2, 3), Untouched(Method.Config(), backbone)).maps[-1]
+        out.square().mean().backward()
+        gradients.append(backbone.model.blocks[0].mlp.fc1.weight.grad)
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_a_rotation_met_in_inference_mode_can_be_trained_with() -> None:
+    backbone = make("dinov3")
+    with torch.inference_mode():
+        backbone(picture(backbone, 2, 3), Untouched(Method.Config(), backbone))
+    backbone(picture(backbone, 2, 3), Untouched(Method.Config(), backbone)).maps[
+        -1
+    ].sum().backward()
+    assert backbone.model.blocks[0].attn.qkv.weight.grad is not None
+
+
+# --- prompts --------------------------------------------------------------------------------------
+
+
+@PROMPTED
+def test_extra_tokens_have_no_place(case: str) -> None:
+    """Prompts between prefix and patches act as if they were more prefix, in timm's own block."""
+    backbone = make(case)
+    tokens, grid = backbone.embed(picture(backbone, 2, 3))
+    prompts = torch.randn(2, 4, 32, generator=torch.Generator().manual_seed(3))
+    joined = torch.cat([tokens[:, : backbone.prefix], prompts, tokens[:, backbone.prefix :]], 1)
+    with torch.no_grad():
+        found = backbone.run(1, joined, grid, extra=4)
+        block = backbone.model.blocks[1]
+        if case.startswith(("dinov3", "eva")):
+            block.attn.num_prefix_tokens += 4
+            expected = block(joined, rope=backbone.model.rope.get_embed(shape=(2, 3)))
+        else:
+            expected = block(joined)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert backbone.to_map(found, grid, extra=4).shape == (2, 32, 2, 3)
+    torch.testing.assert_close(
+        backbone.to_map(found, grid, extra=4),
+        backbone.to_map(torch.cat([found[:, : backbone.prefix], found[:, -6:]], 1), grid),
+    )
+
+
+@PROMPTED
+def test_extra_tokens_that_nobody_looks_at_change_nothing(case: str) -> None:
+    backbone = make(case)
+    tokens, grid = backbone.embed(picture(backbone, 2, 3))
+    with torch.no_grad():
+        for block in backbone.model.blocks:  # values of 0: prompts bring nothing but their weight
+            for projection in backbone.projections(0, "v"):
+                projection.module.weight[projection.rows] = 0
+                if projection.module.bias is not None:
+                    projection.module.bias[projection.rows] = 0
+            if getattr(block.attn, "v_bias", None) is not None:
+                block.attn.v_bias.zero_()
+        prompts = torch.randn(2, 4, 32, generator=torch.Generator().manual_seed(3))
+        joined = torch.cat([tokens[:, : backbone.prefix], prompts, tokens[:, backbone.prefix :]], 1)
+        with_prompts = backbone.run(0, joined, grid, extra=4)
+        without = backbone.run(0, tokens, grid)
+    torch.testing.assert_close(
+        backbone.to_map(with_prompts, grid, 4), backbone.to_map(without, grid)
+    )
+
+
+def test_sam_refuses_prompts() -> None:
+    backbone = make("sam")
+    tokens, grid = backbone.embed(picture(backbone, 2, 3))
+    with pytest.raises(ValueError, match="takes_prompts"):
+        backbone.run(0, tokens, grid, extra=1)
+
+
+# --- listeners ------------------------------------------------------------------------------------
+
+
+@EVERY
+@pytest.mark.parametrize("role", ROLES)
+def test_listening_equals_changing_the_weight(case: str, role: Role) -> None:
+    """LoRA's sum at a projection is the same as a sum in the rows of its weight."""
+    listened, changed = make(case), make(case)
+    image = picture(listened, 3, 2)
+    generator = torch.Generator().manual_seed(4)
+    count = len(listened.projections(1, role))
+    assert count == (2 if role == "fc1" and case in ("dinov3_gated", "eva02") else 1)
+    for ours, theirs in zip(
+        listened.projections(1, role), changed.projections(1, role), strict=True
+    ):
+        rows = len(range(*ours.rows.indices(ours.module.out_features)))
+        delta = torch.randn(rows, ours.module.in_features, generator=generator) * 0.3
+        ours.listen(partial(torch.nn.functional.linear, weight=delta))
+        with torch.no_grad():
+            theirs.module.weight[theirs.rows] += delta
+    found, expected = maps(listened, image), maps(changed, image)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(found[-1], maps(make(case), image)[-1], atol=1e-3)
+
+
+def test_thirds_of_a_fused_matrix_and_parts_of_a_split_one() -> None:
+    fused = make("dinov3")
+    qkv = fused.model.blocks[2].attn.qkv
+    for place, role in enumerate(ROLES[:3]):
+        (projection,) = fused.projections(2, role)
+        assert projection.module is qkv
+        assert projection.rows == slice(32 * place, 32 * (place + 1))
+    split = make("eva02")
+    attention = split.model.blocks[2].attn
+    for role, module in zip(
+        ROLES[:3], (attention.q_proj, attention.k_proj, attention.v_proj), strict=True
+    ):
+        assert [p.module for p in split.projections(2, role)] == [module]
+
+
+@EVERY
+def test_beside_the_mlp(case: str) -> None:
+    """What listens there gets the stream between the branches, and is added after the scale."""
+    backbone = make(case)
+    tokens, grid = backbone.embed(picture(backbone, 3, 2))
+    with torch.no_grad():
+        before = backbone.run(1, tokens, grid)
+        for projection in backbone.projections(1, "fc2"):
+            projection.module.weight.zero_()
+            projection.module.bias.zero_()
+        between = backbone.run(1, tokens, grid)
+    fresh = make(case)
+    fresh.listen_beside_mlp(1, partial(torch.mul, 0.5))
+    with torch.no_grad():
+        after = fresh.run(1, tokens, grid)
+        untouched = fresh.run(0, tokens, grid)
+    torch.testing.assert_close(after, before + 0.5 * between, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(untouched, make(case).run(0, tokens, grid))
+
+
+@EVERY
+def test_listeners_follow_a_copy(case: str) -> None:
+    backbone = make(case)
+    adapters = nn.ModuleList([nn.Linear(32, 32) for _ in range(2)])
+    backbone.projections(0, "q")[0].listen(partial(_answer, adapters[0]))
+    backbone.listen_beside_mlp(1, partial(_answer, adapters[1]))
+    model = nn.ModuleList([backbone, adapters])
+    image = picture(backbone, 2, 2)
+    before = maps(backbone, image)[-1]
+    copy = deepcopy(model)
+    assert isinstance(copy[0], Backbone)
+    torch.testing.assert_close(maps(copy[0], image)[-1], before)
+    for adapter in range(2):
+        with torch.no_grad():
+            copy[1][adapter].weight.add_(1.0)  # type: ignore[index]
+        changed = maps(copy[0], image)[-1]
+        assert not torch.allclose(changed, before, atol=1e-3)
+        before_copy, before = before, maps(backbone, image)[-1]
+        assert torch.equal(before, before_copy)
+
+
+def _answer(adapter: nn.Module, tokens: Tensor) -> Tensor:
+    answer: Tensor = adapter(tokens)
+    return answer
+
+
+# --- published sizes ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "positions", "count", "taps"),
+    [
+        ("dinov2_large", 1370, 304_198_656, (7, 11, 15, 23)),
+        ("dinov2_large_reg", 1369, 304_201_728, (7, 11, 15, 23)),
+        ("dinov3_large", None, 303_079_424, (7, 11, 15, 23)),
+        ("dinov3_sat_large", None, 303_079_424, (7, 11, 15, 23)),
+        ("eva02_large", 257, 304_239_552, (7, 11, 15, 23)),
+        ("clip_large", 257, 304_150_528, (7, 11, 15, 23)),
+        ("mae_large", 197, 304_149_504, (7, 11, 15, 23)),
+        ("sam_huge", None, 636_107_520, (7, 15, 23, 31)),
+        ("sam_large", None, 307_425_280, (5, 11, 17, 23)),
+        ("sam_base", None, 88_883_456, (2, 5, 8, 11)),
+    ],
+)
+def test_counts_at_patch_16(
+    name: str, positions: int | None, count: int, taps: tuple[int, ...]
+) -> None:
+    """Counts of Rein's tables at 512 px; we keep the weights' positions, they those of 32 x 32."""
+    family = find("backbones", name.partition("_")[0], Backbone)
+    rgb = Bands(
+        names=("r", "g", "b"), wavelengths_nm=(660.0, 560.0, 485.0),
+        mean=(0.0,) * 3, std=(1.0,) * 3, dtype="uint8",
+    )  # fmt: skip
+    config: Any = family.Config(name=name, pretrained=False, patch=16)  # type: ignore[call-arg]
+    with torch.device("meta"):
+        backbone = family(config, rgb)  # type: ignore[call-arg,arg-type]
+    found = sum(parameter.numel() for parameter in backbone.parameters())
+    if positions is not None:
+        of_class = 0 if name.endswith("_reg") else 1
+        found += (32 * 32 + of_class - positions) * backbone.dim
+    assert found == count
+    assert backbone.taps == taps
+    assert all(parameter.is_meta for parameter in backbone.parameters())
+
+
+def test_every_published_size_is_known_to_timm() -> None:
+    import timm
+
+    sizes = [size for kind, _, _ in CASES.values() for size in kind.sizes.values()]
+    for size in {size.model: size for size in sizes if size.published}.values():
+        config = timm.get_pretrained_cfg(size.model)
+        assert config is not None
+        assert config.hf_hub_id, size.model
+        assert f"patch{size.patch}" in size.model
+    clip = [size.model for size in Clip.sizes.values()]
+    assert all("quickgelu" in model for model in clip)
+    satellite = timm.get_pretrained_cfg(Dinov3.sizes["sat_large"].model)
+    assert satellite is not None
+    assert satellite.mean == (0.43, 0.411, 0.296)
+
+
+# --- settings -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("taps", [(), (0, 0), (2, 1), (-1, 2), (0, 3)])
+def test_taps_that_are_no_blocks(taps: tuple[int, ...]) -> None:
+    with pytest.raises(RssegError, match=r"ascending block numbers of 0\.\.2"):
+        make("vit", taps=taps)
+
+
+def test_unknown_size_names_the_nearest() -> None:
+    with pytest.raises(RssegError) as caught:
+        Dinov2(Dinov2.Config(name="dinov2_larg"), BANDS)
+    assert "dinov2_large" in caught.value.fix
+
+
+def test_random_numbers_come_from_the_seed_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first = Vit(Vit.Config(name="vit_tiny"), BANDS)
+    assert torch.equal(torch.rand(3), expected)
+    again, other = (Vit(Vit.Config(name="vit_tiny", seed=seed), BANDS) for seed in (0, 1))
+    assert torch.equal(first.model.blocks[3].mlp.fc2.weight, again.model.blocks[3].mlp.fc2.weight)
+    assert not torch.equal(first.model.pos_embed, other.model.pos_embed)
+    assert first.model.patch_embed.proj.weight.shape == (64, 4, 8, 8)
