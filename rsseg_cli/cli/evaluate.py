@@ -1,0 +1,81 @@
+"""`rsseg evaluate`: a map against the truth, or a model on a dataset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rsseg_cli.cli import options
+
+
+def evaluate(
+    prediction: Annotated[
+        Path | None, typer.Argument(help="A class map, e.g. scene.seg.tif.")
+    ] = None,
+    truth: Annotated[
+        Path | None, typer.Argument(help="Its truth: a raster on the same grid, or polygons.")
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option("--model", help="Run folder or model file, with --on.")
+    ] = None,
+    on: Annotated[
+        list[str] | None,
+        typer.Option("--on", help="DATASET[:split[:domain]] to evaluate the model on."),
+    ] = None,
+    data_root: options.DataRoot = None,
+    field: Annotated[
+        str | None, typer.Option(help="Attribute of vector truth that says the class.")
+    ] = None,
+    align: Annotated[
+        bool, typer.Option("--align", help="Resample the truth to the map's grid (nearest).")
+    ] = False,
+    ignore: Annotated[
+        list[int] | None, typer.Option(help="Id in the truth that is no class. May be repeated.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option("--report", help="Folder for report.json, .csv, .md and .html.")
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Weights file of the backbone, if it has moved.")
+    ] = None,
+    overlap: Annotated[
+        float, typer.Option(help="Share of a tile that overlaps its neighbour.", min=0.0, max=0.75)
+    ] = 0.25,
+    device: options.Device = "auto",
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Score a map against its truth, or a model on labelled data.
+
+    Examples: rsseg evaluate scene.seg.tif truth.gpkg --field class
+
+    rsseg evaluate --model runs/lora-loveda --on loveda:val:urban
+    """
+    from rsseg_cli.errors import RssegError
+    from rsseg_cli.run import evaluate as runs
+
+    if on and prediction is None:
+        result = runs.model(
+            model,
+            on,
+            data_root=data_root,
+            weights=weights,
+            overlap=overlap,
+            device=device,
+            quiet=quiet or as_json,
+        )
+    elif prediction is not None and truth is not None and not on:
+        result = runs.rasters(prediction, truth, field=field, align=align, ignore=ignore or ())
+    else:
+        raise RssegError(
+            "there is nothing to compare",
+            fix="rsseg evaluate MAP TRUTH, or rsseg evaluate --model RUN --on DATASET",
+        )
+    if report is not None:
+        result.write(report)
+    if as_json:
+        options.answer(result.to_json())
+    else:
+        result.show()
