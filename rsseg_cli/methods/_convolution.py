@@ -1,0 +1,66 @@
+"""Small convolutional pieces that methods share: the cascade, its norm, and how they start."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm that uses its running statistics when a batch has one value per channel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (B, C, h, w)."""
+        if self.training and x.numel() == x.shape[1]:
+            return F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
+        return super().forward(x)
+
+
+class Cascade(nn.Module):
+    """Four equal groups of channels filtered one after the other by the same small network.
+
+    t_0 = f(z_0), t_j = f(t_{j-1} + z_j) with f = filter, batch norm, ReLU; the result is
+    ReLU(BN(Conv1x1(concat(t) + z))). Later groups see ever larger surroundings.
+
+    Args:
+        channels: Channels of z, a multiple of 4.
+        filter: Maps (B, channels / 4, h, w) to the same shape.
+    """
+
+    GROUPS = 4
+
+    def __init__(self, channels: int, filter: nn.Module) -> None:
+        super().__init__()
+        self.step = nn.Sequential(filter, BatchNorm(channels // self.GROUPS), nn.ReLU())
+        self.merge = nn.Sequential(nn.Conv2d(channels, channels, 1), BatchNorm(channels), nn.ReLU())
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Map (B, channels, h, w) to the same shape."""
+        first, *rest = z.chunk(self.GROUPS, dim=1)
+        steps = [self.step(first)]
+        for part in rest:
+            steps.append(self.step(steps[-1] + part))
+        merged: Tensor = self.merge(torch.cat(steps, dim=1) + z)
+        return merged
+
+
+def initialise(module: nn.Module) -> None:
+    """Set a convolution to N(0, 2 / fan out) and a linear map to N(0, 0.02), biases to 0.
+
+    For `Module.apply`; these are the starting values of ViT-Adapter, which WEFT kept.
+    """
+    if isinstance(module, nn.Conv2d):
+        height, width = module.kernel_size
+        fan_out = height * width * module.out_channels // module.groups
+        nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
+    elif isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+    else:
+        return
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)

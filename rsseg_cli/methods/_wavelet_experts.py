@@ -1,0 +1,164 @@
+"""WEFT's extractor: a small convolutional pyramid with wavelet experts chosen per image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn import functional as F
+
+from rsseg_cli.methods._convolution import BatchNorm, Cascade, initialise
+from rsseg_cli.methods._wavelets import WaveletConvolution
+
+Shares = Literal["proportional", "softmax"]
+Trained = Literal["chosen", "all"]
+
+LEVELS = 4
+"""Maps of the pyramid: 4, 2, 1 and 1/2 times the grid of patches."""
+CELL = 16
+"""Pixels per patch that the pyramid works with."""
+
+
+class Router(nn.Module):
+    """Gives each image its few experts and their shares, from the mean of its features.
+
+    Args:
+        channels: Width of the features.
+        experts: Number of experts E.
+        active: Number of experts that an image gets.
+        shares: "proportional": the gate's probabilities over their sum. "softmax": a second
+            softmax over the probabilities, which keeps four shares within [0.175, 0.475].
+            With one active expert both give 1, and the gate learns nothing.
+    """
+
+    def __init__(self, channels: int, experts: int, *, active: int, shares: Shares) -> None:
+        super().__init__()
+        self.active, self.shares = active, shares
+        self.gate = nn.Linear(channels, experts)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Look at features (B, C, h, w).
+
+        Returns:
+            Shares (B, E) that sum to 1, 0 for those not chosen; and who is chosen (B, E).
+        """
+        probabilities = self.gate(features.mean((2, 3))).float().softmax(1)
+        top, index = probabilities.topk(self.active, dim=1)
+        top = top.softmax(1) if self.shares == "softmax" else top / top.sum(1, keepdim=True)
+        chosen = torch.zeros_like(probabilities, dtype=torch.bool).scatter(1, index, True)
+        return torch.zeros_like(probabilities).scatter(1, index, top), chosen
+
+
+class Experts(nn.Module):
+    """A sum of wavelet cascades with different kernels, weighted per image by the router.
+
+    An expert that is not chosen is not computed. The exceptions are in training: `trained` =
+    "all", and several processes, whose gradients can only be averaged if all have the same.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        kernels: Sequence[int],
+        *,
+        active: int,
+        shares: Shares,
+        trained: Trained,
+    ) -> None:
+        super().__init__()
+        self.trained = trained
+        self.router = Router(channels, len(kernels), active=active, shares=shares)
+        self.experts = nn.ModuleList(
+            Cascade(channels, WaveletConvolution(channels // Cascade.GROUPS, kernel))
+            for kernel in kernels
+        )
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the experts' answers to features (B, C, h, w); also say who was chosen (B, E)."""
+        shares, chosen = self.router(features)
+        if self.training and (self.trained == "all" or _several_processes()):
+            everyone = torch.arange(len(features), device=features.device)
+            groups = [everyone for _ in self.experts]
+        else:
+            groups = [images.nonzero().flatten() for images in chosen.cpu().T]
+        total = features
+        for number, (expert, images) in enumerate(zip(self.experts, groups, strict=True)):
+            if len(images):
+                total = _add(total, features, expert, images.to(features.device), shares[:, number])
+        return total, chosen
+
+
+def _add(
+    total: Tensor, features: Tensor, expert: nn.Module, images: Tensor, shares: Tensor
+) -> Tensor:
+    """Add an expert's weighted answer for some of the images to the sum for all."""
+    whole = len(images) == len(features)
+    answer = expert(features if whole else features[images])
+    weighted = (shares[images, None, None, None] * answer).to(total.dtype)
+    return total + weighted if whole else total.index_add(0, images, weighted)
+
+
+def _several_processes() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
+
+
+class Pyramid(nn.Module):
+    """Turns an image into four maps as wide as the backbone's tokens.
+
+    Stem, halving convolution, experts and the last 1x1 are each one module for all levels.
+
+    Args:
+        bands: Bands of the image.
+        dim: Width D of the maps.
+        channels: Width inside, a multiple of 4.
+        experts: Refines each level; None leaves a plain convolutional pyramid.
+    """
+
+    def __init__(self, bands: int, dim: int, *, channels: int, experts: Experts | None) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(bands, channels, 3, stride=2, padding=1),
+            BatchNorm(channels),
+            nn.ReLU(),
+            nn.MaxPool2d(3, stride=2, padding=1),
+        )
+        self.halve = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, stride=2, padding=1), BatchNorm(channels), nn.ReLU()
+        )
+        self.experts = experts
+        self.widen = nn.Conv2d(channels, dim, 1)
+        self.usage: Tensor
+        count = 0 if experts is None else len(experts.experts)
+        self.register_buffer("usage", torch.zeros(count), persistent=False)
+        self.apply(initialise)
+
+    def forward(self, image: Tensor, size: tuple[int, int]) -> list[Tensor]:
+        """Build the pyramid.
+
+        The image is resized to 16 pixels per patch first, so that the levels keep their place
+        beside the patches whatever the backbone's patch; with a patch of 16 nothing happens.
+
+        Args:
+            image: (B, C, H, W), standardised.
+            size: Rows h and columns w of the grid of patches.
+
+        Returns:
+            Maps (B, D, ., .) of 4h x 4w, 2h x 2w, h x w and ceil(h/2) x ceil(w/2).
+        """
+        wanted = (CELL * size[0], CELL * size[1])
+        if image.shape[-2:] != wanted:
+            image = F.interpolate(image, wanted, mode="bilinear", antialias=True)
+        level: Tensor = self.stem(image)
+        maps, choices = [], []
+        for number in range(LEVELS):
+            if number:
+                level = self.halve(level)
+            if self.experts is not None:
+                level, chosen = self.experts(level)
+                choices.append(chosen)
+            maps.append(self.widen(level))
+        if self.training and choices:
+            self.usage = torch.stack(choices).float().mean((0, 1))
+        return maps
