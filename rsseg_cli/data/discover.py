@@ -1,0 +1,136 @@
+"""Makes a spec for a folder that has none, by looking at its images and labels."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from rsseg_cli.data.discover_classes import find_classes
+from rsseg_cli.data.layout import RASTER_SUFFIXES, is_label
+from rsseg_cli.data.spec import BandSpec, DatasetSpec, Reader
+from rsseg_cli.errors import RssegWarning, UnreadableError
+from rsseg_cli.raster.labels import is_vector, open_quietly
+from rsseg_cli.raster.scene import Scene
+
+LIGHT_NM = {
+    "coastal": 443.0, "blue": 485.0, "green": 560.0, "yellow": 605.0, "red": 660.0,
+    "rededge": 705.0, "nir": 830.0, "swir16": 1610.0, "swir22": 2200.0, "swir1": 1610.0,
+    "swir2": 2200.0,
+}  # fmt: skip
+"""Centres that are assumed for bands known by name only."""
+
+COMMON = {3: ("red", "green", "blue"), 4: ("red", "green", "blue", "nir")}
+"""Order that is assumed where files do not name their bands."""
+
+
+def discover(root: Path) -> tuple[DatasetSpec, str]:
+    """Look at `images/` and `labels/` of a folder.
+
+    Returns:
+        The spec, and a remark that says what was found and what was assumed.
+
+    Raises:
+        RssegError: No images, unreadable files, or labels whose classes cannot be told.
+    """
+    images = sorted(p for p in (root / "images").rglob("*") if p.suffix.lower() in RASTER_SUFFIXES)
+    if not images:
+        raise UnreadableError(
+            "the folder is no dataset: no images in images/",
+            where=str(root),
+            fix="put scenes into images/ and labels of the same names into labels/, "
+            "or describe your layout in dataset.yaml",
+        )
+    template, labels = _find_labels(root, images)
+    found = find_classes(labels)
+    with open_quietly(images[0]) as scene:
+        bands, assumed = name_bands(scene)
+        dtype, gsd_m = scene.dtype, ground_size_m(scene)
+    nodata, mixed = _common_nodata(images)
+    spec = DatasetSpec(
+        name=root.resolve().name,
+        title=root.resolve().name,
+        bands=bands,
+        dtype=dtype,
+        gsd_m=gsd_m,
+        labels=(template,),
+        reader=Reader(nodata=nodata) if mixed else Reader(),
+        classes=found.classes,
+        ignore=found.ignore,
+        encoding=found.encoding,
+        field=found.field,
+        background=found.background,
+    )
+    remark = [
+        f"Found by looking at {len(images)} images and {len(labels)} labels: correct it freely.",
+        *(["Bands are not named in the files; this order is assumed."] if assumed else []),
+        *(["Only some images are tagged with that nodata value."] if mixed else []),
+        *found.remarks,
+    ]
+    return spec, "\n".join(remark)
+
+
+def _find_labels(root: Path, images: Sequence[Path]) -> tuple[str, list[Path]]:
+    """Find how labels belong to images: by name, or one for all of them."""
+    labels = sorted(path for path in (root / "labels").rglob("*") if is_label(path))
+    if not labels:
+        raise UnreadableError(
+            "the folder has images but no labels",
+            where=str(root / "labels"),
+            fix="rasters on the grid of their images or polygons, under the images' names",
+        )
+    stems = {path.relative_to(root / "images").with_suffix("") for path in images}
+    of_image = [p for p in labels if p.relative_to(root / "labels").with_suffix("") in stems]
+    if of_image or len({path.stem for path in labels}) > 1:
+        return "labels/{stem}.*", labels
+    # One label for all images: dates of the same ground.
+    rasters = [path for path in labels if not is_vector(path)]
+    label = (rasters or labels)[0]
+    if len(labels) > 1:
+        warnings.warn(
+            f"{label.name} is taken as the labels, not {', '.join(p.name for p in labels[1:])}",
+            RssegWarning,
+            stacklevel=4,
+        )
+    return label.relative_to(root).as_posix(), [label]
+
+
+def name_bands(scene: Scene) -> tuple[tuple[BandSpec, ...], bool]:
+    """Name the bands of a scene from its descriptions, else by their number.
+
+    Returns:
+        The bands, and whether their order is only assumed.
+    """
+    said = [(text or "").strip().lower() for text in scene.descriptions]
+    if all(said) and len(set(said)) == len(said):
+        return tuple(_band(text) for text in said), False
+    common = COMMON.get(scene.count) if scene.bands == tuple(range(1, scene.count + 1)) else None
+    names = common or [f"band {number}" for number in scene.bands]
+    return tuple(_band(name) for name in names), True
+
+
+def _band(name: str) -> BandSpec:
+    key = name.replace(" ", "").replace("_", "").replace("-", "")
+    return BandSpec(name=name, wavelength_nm=LIGHT_NM.get(key))
+
+
+def ground_size_m(scene: Scene) -> float | None:
+    """Return the size of a pixel in metres, None where the CRS does not tell."""
+    if scene.crs is None or not scene.crs.is_projected:
+        return None
+    _, factor = scene.crs.linear_units_factor
+    area = abs(scene.transform.determinant) * factor**2
+    return float(np.round(np.sqrt(area), 4))
+
+
+def _common_nodata(images: Sequence[Path]) -> tuple[float | None, bool]:
+    """Find the nodata value of signed or float images where only some are tagged with it."""
+    tags: set[float | None] = set()
+    for path in images[:200]:
+        with open_quietly(path) as scene:
+            tags.add(scene.nodata if scene.dtype[0] in "if" else None)
+    values = [tag for tag in tags if tag is not None]
+    mixed = len(values) == 1 and None in tags
+    return (values[0] if mixed else None), mixed

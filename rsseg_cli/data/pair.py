@@ -1,0 +1,188 @@
+"""One image with its label: where it lies, and open handles to read both from."""
+
+from __future__ import annotations
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.enums import ColorInterp
+from rasterio.errors import NotGeoreferencedWarning
+
+from rsseg_cli.classes import IGNORE
+from rsseg_cli.data.spec import Reader
+from rsseg_cli.raster.decode import LabelCode, Labels
+from rsseg_cli.raster.grid import Window
+from rsseg_cli.raster.labels import LabelReader, open_quietly
+from rsseg_cli.raster.scene import Scene
+
+
+@dataclass(frozen=True)
+class Place:
+    """Size, type and position of a scene, as known without keeping it open."""
+
+    path: str
+    width: int
+    height: int
+    dtype: str
+    bands: int
+    """Bands in the file, of which some may not be read."""
+    crs: rasterio.CRS | None
+    transform: rasterio.Affine
+    block: tuple[int, int]
+
+    @property
+    def window(self) -> Window:
+        """The whole scene."""
+        return Window(0, 0, self.width, self.height)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image and its label, or the part of them that a split may use.
+
+    Attributes:
+        name: Name of the scene, unique in its source.
+        image: The image's file.
+        label: The label's file; None where there is none.
+        domain: Name of the domain it belongs to, if any.
+        regions: Usable ground, disjoint windows; None: all of the scene.
+        place: Size and position of the scene.
+    """
+
+    name: str
+    image: Path
+    label: Path | None
+    domain: str | None
+    regions: tuple[Window, ...] | None
+    place: Place
+
+    @property
+    def ground(self) -> tuple[Window, ...]:
+        """Usable ground as disjoint windows."""
+        return (self.place.window,) if self.regions is None else self.regions
+
+    @property
+    def area(self) -> int:
+        """Number of usable pixels."""
+        return sum(window.width * window.height for window in self.ground)
+
+
+@dataclass(frozen=True)
+class Opener:
+    """How the files of one source are opened.
+
+    Attributes:
+        bands: File bands from 1, in the order that models see.
+        reader: Margins, CRS and nodata of image files.
+        code: How labels say classes.
+    """
+
+    bands: tuple[int, ...]
+    reader: Reader
+    code: LabelCode
+
+    def scene(self, path: Path, *, fill: Sequence[float] | None = None) -> Scene:
+        """Open an image; `fill` (C) takes the place of missing samples."""
+        nodata = self.reader.nodata
+        return open_quietly(
+            path,
+            bands=self.bands,
+            nodata=float("nan") if nodata == "none" else nodata,
+            box=self.reader.box,
+            raw=self.reader.raw,
+            fill=fill,
+        )
+
+    def place(self, path: Path) -> Place:
+        """Look up size and position of an image."""
+        with self.scene(path) as scene:
+            crs = rasterio.CRS.from_user_input(self.reader.crs) if self.reader.crs else scene.crs
+            return Place(
+                path=scene.path,
+                width=scene.width,
+                height=scene.height,
+                dtype=scene.dtype,
+                bands=_count_bands(path, len(self.bands)),
+                crs=crs,
+                transform=scene.transform,
+                block=scene.block,
+            )
+
+    def labels(self, pair: Pair) -> LabelReader | None:
+        """Open the label of a pair, None where there is none."""
+        if pair.label is None:
+            return None
+        return LabelReader.open(pair.label, self.code, pair.place, box=self.reader.box)
+
+
+def _count_bands(path: Path, wanted: int) -> int:
+    """Count the bands of a file, leaving out an alpha band beyond the wanted ones."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with rasterio.open(path) as file:
+            count: int = file.count
+            spare = count == wanted + 1 and file.colorinterp[-1] == ColorInterp.alpha
+    return wanted if spare else count
+
+
+@dataclass
+class Handles:
+    """Open files of one worker: the most recently used `limit` pairs stay open.
+
+    A copy sent to another process starts with nothing open.
+    """
+
+    limit: int = 32
+    _open: OrderedDict[tuple[Path, Path | None], tuple[Scene, LabelReader | None]] = field(
+        default_factory=OrderedDict, repr=False
+    )
+
+    def read(
+        self, opener: Opener, pair: Pair, window: Window, *, fill: Sequence[float]
+    ) -> tuple[NDArray[Any], Labels, NDArray[np.bool_]]:
+        """Read a window of a pair: samples (C, h, w), labels (h, w) and valid pixels (h, w).
+
+        Labels are `IGNORE` where the image has no pixel.
+        """
+        scene, reader = self._get(opener, pair, fill)
+        samples, valid = scene.read(window)
+        if reader is None:
+            labels = np.full(valid.shape, IGNORE, np.uint8)
+        else:
+            labels = reader.read(window)
+            labels[~valid] = IGNORE
+        return samples, labels, valid
+
+    def _get(
+        self, opener: Opener, pair: Pair, fill: Sequence[float]
+    ) -> tuple[Scene, LabelReader | None]:
+        key = (pair.image, pair.label)
+        if key in self._open:
+            self._open.move_to_end(key)
+            return self._open[key]
+        while len(self._open) >= self.limit:
+            _close(self._open.popitem(last=False)[1])
+        scene = opener.scene(pair.image, fill=fill)
+        self._open[key] = (scene, opener.labels(pair))
+        return self._open[key]
+
+    def close(self) -> None:
+        """Close all files."""
+        while self._open:
+            _close(self._open.popitem()[1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"limit": self.limit, "_open": OrderedDict()}
+
+
+def _close(pair: tuple[Scene, LabelReader | None]) -> None:
+    for handle in pair:
+        if handle is not None:
+            handle.close()

@@ -1,0 +1,259 @@
+"""What a dataset is: its files, bands, classes and splits, as a flat and strict YAML.
+
+A preset (`presets/datasets/<name>.yaml`) and a user's `dataset.yaml` have the same form. Paths in
+it are relative to the dataset's root and use `/`.
+"""
+
+from __future__ import annotations
+
+import re
+from string import Formatter
+from typing import Annotated, Any, Literal, TypeAlias
+
+import yaml
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from rsseg_cli.classes import Class
+from rsseg_cli.contract import Strict
+from rsseg_cli.raster.decode import Encoding, LabelCode, Value
+
+
+def _listed(value: Any) -> Any:
+    """Let a single text stand for a list of one."""
+    return (value,) if isinstance(value, str | int | float) else value
+
+
+Texts: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+Fraction: TypeAlias = Annotated[float, Field(ge=0.0, le=1.0)]
+Byte: TypeAlias = Annotated[int, Field(ge=0, le=255)]
+
+
+class BandSpec(Strict):
+    """One channel, in the order in which models see it."""
+
+    name: str
+    wavelength_nm: float | None = None
+    """Centre of the band; None where it is no light (height, temperature, masks)."""
+    band: Annotated[int, Field(ge=1)] | None = None
+    """Band of the file, from 1; by default the position in the list."""
+
+
+class ClassSpec(Strict):
+    """One class; maps hold its `id`."""
+
+    id: Annotated[int, Field(ge=0, le=254)]
+    name: str
+    color: tuple[Byte, Byte, Byte]
+    value: Value | None = None
+    """How labels say this class, where neither by `id` nor by `name`: a text or number of the
+    vector field, a colour of an RGB or palette label, a band number of a one-hot label."""
+
+
+class Reader(Strict):
+    """How image files are opened."""
+
+    raw: bool = False
+    """Read the stored channels of a TIFF tagged CMYK, which would turn into RGBA otherwise."""
+    box: tuple[int, int, int, int] | None = None
+    """Valid part x0, y0, x1, y1 of each file in pixels: what is outside is a margin."""
+    crs: str | None = None
+    """CRS of files that name none, or a wrong one."""
+    nodata: float | Literal["none"] | None = None
+    """Value of missing pixels instead of the file's tag; `none` when the tag is wrong."""
+
+
+class Selection(Strict):
+    """Which images are meant: those that pass every condition given."""
+
+    groups: dict[str, Texts] = Field(default_factory=dict)
+    """Named group of `pattern` to the texts it may have."""
+    glob: Texts = ()
+    """Paths of images; `*` matches within a folder, `**` across folders, `{a,b}` either."""
+    names: Texts = ()
+    """Names of images: the `stem` group, or the file name without suffix."""
+    listed_in: str | None = None
+    """Text file below the root with one such name (or path) per line."""
+
+
+class Split(Selection):
+    """A part of a dataset: some images, or some ground of all of them."""
+
+    exclude: Texts = ()
+    """Other splits whose images and ground are left out."""
+    box: tuple[Fraction, Fraction, Fraction, Fraction] | None = None
+    """Part x0, y0, x1, y1 of every image, as fractions of its size."""
+    blocks: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Share of the labelled ground, drawn as spatial blocks that no other split touches."""
+    labelled: bool = True
+    """False where the labels are withheld."""
+
+
+class Norm(Strict):
+    """Mean and standard deviation per band, in stored units."""
+
+    mean: tuple[float, ...]
+    std: tuple[Annotated[float, Field(gt=0.0)], ...]
+
+
+class DatasetSpec(Strict):
+    """Everything that is known about a dataset before its files are read."""
+
+    name: str
+    title: str = ""
+    sensor: str = ""
+    bands: tuple[BandSpec, ...] = Field(min_length=1)
+    gsd_m: float | None = None
+    dtype: str | None = None
+    """Type of stored values; files that differ are refused. None: whatever they hold."""
+    scale: float | None = None
+    """Reflectance = stored value * scale."""
+
+    root: str = "."
+    """Folder of the dataset below the data root, or beside this file."""
+    images: Texts = ("images/**/*",)
+    """Where images lie; of what matches, files that fit `pattern` and are rasters count."""
+    pattern: str = r"images/(?P<stem>.+)\.[^./]+$"
+    """Regular expression searched in the path of an image; its named groups fill `labels`."""
+    labels: Texts = ("labels/{stem}.*",)
+    """Templates of the label's path, `{group}` or `{group:0>2}` and `*`; the first hit counts."""
+    reader: Reader = Reader()
+
+    classes: tuple[ClassSpec, ...] = Field(min_length=1, max_length=255)
+    ignore: tuple[Value, ...] = ()
+    """Ids, field values or colours of labels that mean: no class."""
+    encoding: Encoding = "index"
+    """What raster labels hold. Vector files are always read by `field`."""
+    field: str | None = None
+    """Attribute of vector labels that says the class; None: every polygon is the same class."""
+    background: str | None = None
+    """Class of ground outside polygons, or `ignore`. By default a class called background that
+    stands beside a single other one, else `ignore`."""
+    tolerance: Annotated[float, Field(ge=0.0)] = 30.0
+    """How far (Euclidean, 0..441) a colour of an RGB label may be from its class."""
+    threshold: float = 127.5
+    """Labels of two classes with encoding `threshold`: values above it are the second class."""
+    remap: dict[int, int] = Field(default_factory=dict)
+    """Id in a raster label to id of a class, where they differ."""
+
+    splits: dict[str, Split] = Field(default_factory=dict)
+    domains: dict[str, Selection] = Field(default_factory=dict)
+    """Named parts for domain generalisation; without them a `domain` group of `pattern` names
+    the domain of each image, in lower case."""
+    norm: Norm | None = None
+    url: str = ""
+    licence: str = ""
+    sources: tuple[str, ...] = ()
+    notes: str = ""
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, pattern: str) -> str:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from error
+        return pattern
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> DatasetSpec:
+        for complaint in (*self._class_complaints(), *self._layout_complaints()):
+            raise ValueError(complaint)
+        return self
+
+    def _class_complaints(self) -> list[str]:
+        found = []
+        ids, names = [one.id for one in self.classes], [one.name for one in self.classes]
+        bands = [one.name for one in self.bands]
+        for what, given in (("id", [str(one) for one in ids]), ("name", names), ("band", bands)):
+            twice = sorted({one for one in given if given.count(one) > 1})
+            found += [f"{what} {', '.join(twice)} occurs twice"] if twice else []
+        both = sorted(set(ids) & {one for one in self.ignore if isinstance(one, int)})
+        found += [f"id {both[0]} is both a class and ignored"] if both else []
+        lost = sorted(set(self.remap.values()) - set(ids))
+        found += [f"remap leads to id {lost[0]}, which is no class"] if lost else []
+        if self.background not in (None, "ignore", *names):
+            found.append(f"background: {self.background} is no class (of {', '.join(names)})")
+        if self.encoding == "threshold" and len(self.classes) != 2:
+            found.append("encoding threshold needs exactly two classes")
+        if self.norm and {len(self.norm.mean), len(self.norm.std)} != {len(self.bands)}:
+            found.append(f"norm needs one mean and one std for each of {len(self.bands)} bands")
+        return found
+
+    def _layout_complaints(self) -> list[str]:
+        groups = set(re.compile(self.pattern).groupindex) | {"stem"}
+        used = {
+            name.partition(".")[0]
+            for template in self.labels
+            for _, name, _, _ in Formatter().parse(template)
+            if name
+        }
+        found = [f"labels: no group {name} in pattern" for name in sorted(used - groups)]
+        for name, selection in {**self.domains, **self.splits}.items():
+            lost = sorted(set(selection.groups) - groups)
+            found += [f"{name}: no group {lost[0]} in pattern"] if lost else []
+        for name, split in self.splits.items():
+            lost = sorted(set(split.exclude) - set(self.splits) | (set(split.exclude) & {name}))
+            found += [f"splits.{name}: exclude names no other split: {lost[0]}"] if lost else []
+            if split.box and not (split.box[0] < split.box[2] and split.box[1] < split.box[3]):
+                found.append(f"splits.{name}: the box is empty")
+        return found
+
+    @property
+    def file_bands(self) -> tuple[int, ...]:
+        """Bands of the file (from 1) in the order of `bands`."""
+        return tuple(one.band or index for index, one in enumerate(self.bands, start=1))
+
+    def class_list(self) -> list[Class]:
+        """List the classes; a label index is a place in this list."""
+        return [Class(one.id, one.name, one.color) for one in self.classes]
+
+    def code(self) -> LabelCode:
+        """Say how labels are decoded."""
+        return LabelCode(
+            classes=tuple(self.class_list()),
+            values=tuple(one.value for one in self.classes),
+            encoding=self.encoding,
+            ignore=self.ignore,
+            remap=tuple(sorted(self.remap.items())),
+            field=self.field,
+            background=self._background(),
+            tolerance=self.tolerance,
+            threshold=self.threshold,
+        )
+
+    def _background(self) -> int | None:
+        names = [one.name for one in self.classes]
+        if self.background is None:
+            alone = len(names) == 2 and "background" in names
+            return names.index("background") if alone else None
+        return None if self.background == "ignore" else names.index(self.background)
+
+    def to_yaml(self, comment: str = "") -> str:
+        """Write the spec as a file that `DatasetSpec` reads back, leaving out what is default.
+
+        Args:
+            comment: Lines put on top, each behind a `#`.
+        """
+        values = self.model_dump(mode="json", exclude_defaults=True)
+        lines = [f"# {line}".rstrip() for line in comment.splitlines()]
+        for key, value in values.items():
+            if isinstance(value, list) and value and isinstance(value[0], dict):
+                lines.append(f"{key}:")
+                lines += [f"- {_flow(_without_none(row))}" for row in value]
+            elif isinstance(value, dict):
+                lines.append(f"{key}:")
+                lines += [f"  {_flow(name)}: {_flow(inner)}" for name, inner in value.items()]
+            else:
+                lines.append(f"{key}: {_flow(value)}")
+        return "\n".join(lines) + "\n"
+
+
+def _without_none(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if value is not None}
+
+
+def _flow(value: object) -> str:
+    text: str = yaml.safe_dump(
+        value, default_flow_style=True, sort_keys=False, width=10**6, allow_unicode=True
+    )
+    return text.removesuffix("\n").removesuffix("\n...").strip()

@@ -1,0 +1,191 @@
+"""Says which pairs, and which ground of them, a split may use."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import sqrt
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rsseg_cli.data.blocks import Block, Patch, cut, draw, merge, subtract
+from rsseg_cli.data.pair import Opener, Pair, Place
+from rsseg_cli.data.spec import Split
+from rsseg_cli.errors import RssegError
+from rsseg_cli.raster.grid import Window
+
+BLOCKS = 25
+"""Blocks that the whole ground is cut into when it is small."""
+SIDE_PX = 2048
+"""Largest side of a block."""
+SCAN_PX = 2**26
+"""Label pixels that are read at once or, of each dataset, in all before sampling starts."""
+
+DEFAULT_FRACTION = 0.2
+
+
+def default_splits(fraction: float = DEFAULT_FRACTION) -> dict[str, Split]:
+    """Hold back a share of the ground as blocks, for data that come without a split."""
+    return {"train": Split(exclude=("val",)), "val": Split(blocks=fraction)}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which split got which blocks of the ground.
+
+    Attributes:
+        patches: Patches of each scene, by its image's path.
+        owned: Blocks of each split that asked for some.
+    """
+
+    patches: Mapping[str, Sequence[Patch]]
+    owned: Mapping[str, frozenset[Block]]
+
+    def within(self, split: str, pair: Pair) -> tuple[Window, ...]:
+        """Ground of a pair that lies wholly in blocks of a split."""
+        owned = self.owned[split]
+        return merge([p.window for p in self.patches[pair.place.path] if p.blocks <= owned])
+
+    def outside(self, splits: Iterable[str], pair: Pair) -> tuple[Window, ...]:
+        """Ground of a pair that touches no block of some splits."""
+        taken = frozenset().union(*(self.owned[split] for split in splits))
+        return merge([p.window for p in self.patches[pair.place.path] if not p.blocks & taken])
+
+
+def plan_blocks(
+    opener: Opener, pairs: Sequence[Pair], fractions: Mapping[str, float], *, seed: int
+) -> Plan:
+    """Deal out blocks so that every class is left for training and ground is never shared.
+
+    Raises:
+        RssegError: There is too little labelled ground to hold any back.
+    """
+    side_px = _side(pairs)
+    while True:
+        patches = cut([pair.place for pair in pairs], side_px)
+        weights = _weigh(opener, pairs, patches)
+        owned = _deal(weights, fractions, seed=seed, together=len(weights) <= 4 * BLOCKS)
+        if owned is not None:
+            break
+        if side_px <= 2:
+            raise RssegError(
+                "there is too little labelled ground to hold some back for validation",
+                where=", ".join(pair.name for pair in pairs[:3]),
+                fix="label more, or give `splits` with a `val` in dataset.yaml",
+            )
+        side_px = max(2, round(side_px / sqrt(2)))
+    by_scene: dict[str, list[Patch]] = {pair.place.path: [] for pair in pairs}
+    for patch in patches:
+        by_scene[pairs[patch.scene].place.path].append(patch)
+    return Plan(by_scene, owned)
+
+
+def _side(pairs: Sequence[Pair]) -> int:
+    ground = sum(pair.place.width * pair.place.height for pair in pairs)
+    return int(min(SIDE_PX, max(2, round(sqrt(ground / BLOCKS)))))
+
+
+def _deal(
+    weights: dict[Block, NDArray[np.float64]],
+    fractions: Mapping[str, float],
+    *,
+    seed: int,
+    together: bool,
+) -> dict[str, frozenset[Block]] | None:
+    """Draw the blocks of each split in turn; None when one gets far from what it wants."""
+    generator = np.random.default_rng(seed)
+    total = sum(weight.sum() for weight in weights.values())
+    left = dict(weights)
+    owned = {}
+    for split, fraction in fractions.items():
+        rest = sum(weight.sum() for weight in left.values())
+        wanted = min(0.5, fraction * total / rest) if rest else 0.0
+        drawn = draw(left, wanted, generator=generator, together=together)
+        share = sum(weights[block].sum() for block in drawn) / max(total, 1.0)
+        if not fraction / 2 <= share <= fraction * 1.6:
+            return None
+        owned[split] = frozenset(drawn)
+        left = {block: weight for block, weight in left.items() if block not in drawn}
+    return owned
+
+
+def _weigh(
+    opener: Opener, pairs: Sequence[Pair], patches: Sequence[Patch]
+) -> dict[Block, NDArray[np.float64]]:
+    """Count labelled pixels per block and class; without labels, pixels."""
+    classes = len(opener.code.classes)
+    weights: dict[Block, NDArray[np.float64]] = defaultdict(lambda: np.zeros(classes + 1))
+    ground = sum(pair.place.width * pair.place.height for pair in pairs)
+    share = min(1.0, sqrt(SCAN_PX / ground))
+    by_scene: dict[int, list[Patch]] = defaultdict(list)
+    for patch in patches:
+        by_scene[patch.scene].append(patch)
+    for scene, own in by_scene.items():
+        reader = opener.labels(pairs[scene])
+        for patch in own:
+            if len(patch.blocks) > 1:
+                continue
+            (block,) = patch.blocks
+            window = _centre(patch.window, share)
+            if reader is not None:
+                counted = np.bincount(reader.read(window).ravel(), minlength=256)
+                weights[block][:classes] += counted[:classes]
+            weights[block][classes] += patch.window.width * patch.window.height
+        if reader is not None:
+            reader.close()
+    labelled = any(weight[:classes].any() for weight in weights.values())
+    keep = slice(0, classes) if labelled else slice(classes, None)
+    return {block: weight[keep] for block, weight in weights.items()}
+
+
+def _centre(window: Window, share: float) -> Window:
+    width, height = max(1, int(window.width * share)), max(1, int(window.height * share))
+    return Window(
+        window.x + (window.width - width) // 2,
+        window.y + (window.height - height) // 2,
+        width,
+        height,
+    )
+
+
+def fraction_box(box: tuple[float, float, float, float], place: Place) -> Window:
+    """Turn fractions of a scene into pixels; boxes that share an edge share no pixel."""
+    x0, y0, x1, y1 = box
+    left, top = round(x0 * place.width), round(y0 * place.height)
+    return Window(left, top, round(x1 * place.width) - left, round(y1 * place.height) - top)
+
+
+def restrict(
+    pair: Pair, split: Split, name: str, others: Mapping[str, Split], plan: Plan | None
+) -> Pair | None:
+    """Cut a pair down to the ground of a split, None when nothing is left.
+
+    Args:
+        pair: The whole pair.
+        split: What the split asks for.
+        name: The split's name.
+        others: The splits it excludes, those that take ground rather than whole images.
+        plan: Who got which blocks.
+    """
+    regions = pair.ground if split.box is None else (fraction_box(split.box, pair.place),)
+    for other in others.values():
+        if other.box is not None:
+            regions = subtract(regions, fraction_box(other.box, pair.place))
+    if plan is not None:
+        if split.blocks is not None:
+            regions = overlap(regions, plan.within(name, pair))
+        dealt = [other for other, each in others.items() if each.blocks is not None]
+        if dealt:
+            regions = overlap(regions, plan.outside(dealt, pair))
+    regions = tuple(region for region in regions if region.width > 0 and region.height > 0)
+    if regions == pair.ground:
+        return pair
+    return replace(pair, regions=regions) if regions else None
+
+
+def overlap(some: Sequence[Window], others: Sequence[Window]) -> tuple[Window, ...]:
+    """Intersect two sets of disjoint windows."""
+    crossed = (one.intersect(other) for one in some for other in others)
+    return tuple(window for window in crossed if window is not None)

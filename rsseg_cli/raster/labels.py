@@ -1,0 +1,225 @@
+"""Reads the labels of a scene by window, from rasters on its grid or vectors in any CRS."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import rasterio
+import rasterio.errors
+from numpy.typing import NDArray
+
+from rsseg_cli.classes import IGNORE
+from rsseg_cli.errors import RssegError, RssegWarning, UnreadableError
+from rsseg_cli.raster.decode import LabelCode, Labels, color_table, decode
+from rsseg_cli.raster.grid import Window
+from rsseg_cli.raster.polygons import Polygons, load_polygons
+from rsseg_cli.raster.scene import Scene
+
+VECTOR_SUFFIXES = frozenset({".gpkg", ".geojson", ".json", ".shp", ".fgb", ".kml", ".parquet"})
+
+
+class Placed(Protocol):
+    """Anything that says which pixels it has and where they lie: a `Scene`, for one."""
+
+    @property
+    def path(self) -> str:
+        """What errors call it."""
+
+    @property
+    def width(self) -> int:
+        """Number of columns."""
+
+    @property
+    def height(self) -> int:
+        """Number of rows."""
+
+    @property
+    def crs(self) -> rasterio.CRS | None:
+        """Coordinate reference system."""
+
+    @property
+    def transform(self) -> rasterio.Affine:
+        """Affine from pixel corners to the CRS."""
+
+
+def is_vector(path: str | PathLike[str]) -> bool:
+    """Tell by the suffix whether a label is polygons."""
+    return Path(path).suffix.lower() in VECTOR_SUFFIXES
+
+
+class LabelReader:
+    """The labels of one scene. Use `LabelReader.open`; one reader is for one thread."""
+
+    def __init__(self, source: _RasterLabels | Polygons, on: Placed) -> None:
+        self._source = source
+        self._place = on
+        self._extent = Window(0, 0, on.width, on.height)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | PathLike[str],
+        code: LabelCode,
+        on: Placed,
+        *,
+        box: tuple[int, int, int, int] | None = None,
+    ) -> LabelReader:
+        """Open the labels of a scene.
+
+        Args:
+            path: A raster of the scene's size, or a vector file.
+            code: How the file says classes.
+            on: The scene.
+            box: What was cut out of the image's file; a label of the whole file is cut alike.
+
+        Raises:
+            UnreadableError: No such file, or neither a raster nor a vector.
+            RssegError: Another size or place than the scene; unknown attribute or values.
+        """
+        name = fspath(path)
+        if not is_vector(name):
+            return cls(_RasterLabels.open(name, code, on, box), on)
+        modified = Path(name).stat().st_mtime_ns if Path(name).exists() else 0
+        return cls(load_polygons(name, modified, code, on.crs.to_wkt() if on.crs else None), on)
+
+    def read(self, window: Window) -> Labels:
+        """Read class indices (h, w) of a window; `IGNORE` where there is none.
+
+        The window may hang over the border of the scene. Where polygons overlap, the later one
+        in the file wins; a pixel belongs to a polygon that covers its centre.
+        """
+        labels = np.full((window.height, window.width), IGNORE, np.uint8)
+        inside = window.intersect(self._extent)
+        if inside is not None:
+            rows = slice(inside.y - window.y, inside.bottom - window.y)
+            columns = slice(inside.x - window.x, inside.right - window.x)
+            labels[rows, columns] = self._source.read(inside, self._place.transform)
+        return labels
+
+    def close(self) -> None:
+        """Close the file."""
+        self._source.close()
+
+    def __enter__(self) -> LabelReader:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def inexact_colors(code: LabelCode) -> dict[tuple[int, int, int], float]:
+    """List the label colours read so far that only nearly fit a class, with their distance."""
+    return dict(color_table(code).inexact) if code.encoding in ("rgb", "palette") else {}
+
+
+@dataclass
+class _RasterLabels:
+    """Ids or colours on the grid of the scene."""
+
+    scene: Scene
+    code: LabelCode
+    palette: NDArray[np.uint8] | None
+
+    @classmethod
+    def open(
+        cls, name: str, code: LabelCode, on: Placed, box: tuple[int, int, int, int] | None
+    ) -> _RasterLabels:
+        bands = code.onehot_bands() if code.encoding == "onehot" else None
+        palette = read_palette(name) if code.encoding == "palette" else None
+        scene = open_quietly(name, bands=bands)
+        cut = box if (scene.width, scene.height) != (on.width, on.height) else None
+        # A nodata tag says "nothing here", but where the class list names the value it wins.
+        named = scene.nodata is not None and _names(code, scene.nodata, palette)
+        if cut or named:
+            scene.close()
+            nodata = float("nan") if named else None
+            scene = open_quietly(name, bands=bands, box=cut, nodata=nodata)
+        try:
+            _check_grid(scene, on)
+        except BaseException:
+            scene.close()
+            raise
+        return cls(scene, code, palette)
+
+    def read(self, window: Window, transform: rasterio.Affine) -> Labels:
+        values, valid = self.scene.read(window)
+        if self.palette is not None:
+            values = np.moveaxis(self.palette[values[0]], -1, 0)
+        return decode(values, valid, self.code, where=self.scene.path)
+
+    def close(self) -> None:
+        self.scene.close()
+
+
+def open_quietly(path: str | PathLike[str], **options: Any) -> Scene:
+    """Open a scene as `Scene.open` does, without a word about a missing CRS."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RssegWarning)
+        return Scene.open(path, **options)
+
+
+def read_palette(path: str | PathLike[str]) -> NDArray[np.uint8]:
+    """Read the colour table of a raster: (256, 3) red, green, blue.
+
+    Raises:
+        RssegError: It has none.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        try:
+            with rasterio.open(path) as file:
+                entries = file.colormap(1)
+        except ValueError as error:
+            raise RssegError(
+                "the label has no colour table",
+                where=fspath(path),
+                fix="`encoding: index` or `encoding: rgb` in dataset.yaml",
+            ) from error
+        except rasterio.errors.RasterioError as error:
+            raise UnreadableError(
+                f"the label cannot be read: {error}", where=fspath(path)
+            ) from error
+    table = np.zeros((256, 3), np.uint8)
+    for value, color in entries.items():
+        table[value] = color[:3]
+    return table
+
+
+def _names(code: LabelCode, value: float, palette: NDArray[np.uint8] | None) -> bool:
+    """Tell whether a value of a raster label is a class by the class list."""
+    if code.encoding == "onehot":
+        return True
+    if code.encoding == "threshold":
+        return False
+    if code.encoding in ("rgb", "palette"):
+        row = (value, value, value) if palette is None else palette[int(value)]
+        color = (int(row[0]), int(row[1]), int(row[2]))
+        return code.colors().get(color, IGNORE) != IGNORE
+    return code.ids().get(int(value), IGNORE) != IGNORE
+
+
+def _check_grid(label: Scene, on: Placed) -> None:
+    """Refuse a label that does not lie pixel on pixel on its scene."""
+    if (label.width, label.height) != (on.width, on.height):
+        raise RssegError(
+            f"the label has {label.width} x {label.height} pixels, its image "
+            f"{on.width} x {on.height}",
+            where=f"{label.path}, image {on.path}",
+            fix="a label on the grid of its image, or polygons",
+        )
+    if label.crs is None or on.crs is None:
+        return
+    there = ~on.transform @ label.transform
+    corners = [(0.0, 0.0), (float(label.width), float(label.height))]
+    apart = max(abs(a - b) for c in corners for a, b in zip(there @ c, c, strict=True))
+    if label.crs == on.crs and apart > 0.5:
+        raise RssegError(
+            f"the label lies {apart:.1f} pixels away from its image",
+            where=f"{label.path}, image {on.path}",
+            fix="warp the label to the grid of its image (gdalwarp -te ... -ts ... -r near)",
+        )
