@@ -1,0 +1,287 @@
+"""A second frozen encoder that sees the image's red, green and blue as a depth network does.
+
+It is the DINOv2 encoder of Depth Anything V2 or Prompt Depth Anything; their decoders, and the
+prompt that enters there, are not needed. It walks its blocks beside the visual encoder, one image
+pass in all, without a graph. Its weights are no part of a model file: only their digest is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Literal, TypeVar
+
+import torch
+from huggingface_hub import hf_hub_download
+from torch import Tensor, nn
+from torch.nn import Parameter
+from torch.nn import functional as F
+
+from rsseg_cli.backbones._timm import Size
+from rsseg_cli.backbones.dinov2 import Dinov2
+from rsseg_cli.contract import Backbone, Bands, Grid, Method, State
+from rsseg_cli.errors import RssegError
+
+DepthName = Literal[
+    "prompt_depth_anything_large",
+    "prompt_depth_anything_small",
+    "depth_anything_v2_large",
+    "depth_anything_v2_base",
+    "depth_anything_v2_small",
+    "random",
+    "off",
+]
+"""`random` has the visual encoder's width and depth and knows nothing: to try the path only."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """Where an encoder's weights are to be had."""
+
+    size: str
+    repository: str
+    license: str
+
+
+PUBLISHED: dict[str, Published] = {
+    "prompt_depth_anything_large": Published(
+        "large", "depth-anything/prompt-depth-anything-vitl-hf", "apache-2.0"
+    ),
+    "prompt_depth_anything_small": Published(
+        "small", "depth-anything/prompt-depth-anything-vits-hf", "apache-2.0"
+    ),
+    "depth_anything_v2_large": Published(
+        "large", "depth-anything/Depth-Anything-V2-Large-hf", "cc-by-nc-4.0"
+    ),
+    "depth_anything_v2_base": Published(
+        "base", "depth-anything/Depth-Anything-V2-Base-hf", "cc-by-nc-4.0"
+    ),
+    "depth_anything_v2_small": Published(
+        "small", "depth-anything/Depth-Anything-V2-Small-hf", "apache-2.0"
+    ),
+}
+FILE = "model.safetensors"
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""What DINOv2 and both depth networks were trained with, for values in 0..1."""
+
+RGB = Bands(
+    names=("red", "green", "blue"),
+    wavelengths_nm=(660.0, 560.0, 485.0),
+    mean=IMAGENET_MEAN,
+    std=IMAGENET_STD,
+    dtype="float32",
+)
+
+
+class DepthEncoder(Dinov2):
+    """DINOv2 as it stands in the files of depth networks, transformers' or the authors'."""
+
+    def translate(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Pick the encoder out of a depth network and name its tensors as timm does."""
+        if any(name.startswith("backbone.encoder.layer.") for name in tensors):
+            return super().translate(_from_transformers(tensors))
+        plain = {name.removeprefix("pipeline."): tensor for name, tensor in tensors.items()}
+        inside = {
+            name.removeprefix("pretrained."): tensor
+            for name, tensor in plain.items()
+            if name.startswith("pretrained.")
+        }
+        chosen = inside or plain
+        return super().translate({n: t for n, t in chosen.items() if n != "mask_token"})
+
+
+RENAMED = (
+    ("embeddings.cls_token", "cls_token"),
+    ("embeddings.position_embeddings", "pos_embed"),
+    ("embeddings.patch_embeddings.projection.", "patch_embed.proj."),
+    ("encoder.layer.", "blocks."),
+    (".attention.output.dense.", ".attn.proj."),
+    (".layer_scale1.lambda1", ".ls1.gamma"),
+    (".layer_scale2.lambda1", ".ls2.gamma"),
+    ("layernorm.", "norm."),
+)
+PARTS = ("query", "key", "value")
+
+
+def _from_transformers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the backbone of a transformers file; queries, keys and values become one matrix."""
+    own: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        inner = name.removeprefix("backbone.")
+        if inner == name or inner == "embeddings.mask_token":
+            continue
+        for theirs, ours in RENAMED:
+            inner = inner.replace(theirs, ours)
+        own[inner] = tensor
+    for name in [name for name in own if ".attention.attention.query." in name]:
+        apart = [own.pop(name.replace(".query.", f".{part}.")) for part in PARTS]
+        own[name.replace(".attention.attention.query.", ".attn.qkv.")] = torch.cat(apart)
+    return own
+
+
+@dataclass
+class DepthState(State):
+    """Tokens of the depth encoder after the block that ran last."""
+
+    seen: Tensor | None = None
+    seen_grid: Grid = field(default_factory=lambda: Grid(0, 0))
+
+
+class DepthView(nn.Module):
+    """Shows an image to the depth encoder, block by block beside the visual one.
+
+    Stored values become red, green and blue in 0..1: 8-bit values by /255, all others by stretching
+    each band's mean - 2 std .. mean + 2 std, which needs no more than the band table.
+
+    Raises:
+        RssegError: The image has no red, green or blue band, or the weights cannot be had or are
+            not as wide and deep as the visual encoder.
+    """
+
+    gain: Tensor
+    offset: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, name: DepthName, weights: Path | None, backbone: Backbone) -> None:
+        super().__init__()
+        bands = backbone.bands
+        rgb = bands.rgb()
+        if rgb is None:
+            known = [centre for centre in bands.wavelengths_nm if centre is not None]
+            raise RssegError(
+                "depth is seen in red, green and blue, and the data have no such bands "
+                f"(wavelengths {known or 'unknown'} nm)",
+                where="bands of the dataset, method.depth",
+                fix="wavelengths_nm near 660, 560 and 485 in the dataset's YAML, "
+                "or method.depth=off",
+            )
+        self.rgb = rgb
+        eight_bit = bands.dtype == "uint8"
+        gain = [bands.std[band] / 255 if eight_bit else 0.25 for band in rgb]
+        offset = [bands.mean[band] / 255 if eight_bit else 0.5 for band in rgb]
+        for key, values in (
+            ("gain", gain), ("offset", offset), ("mean", IMAGENET_MEAN), ("std", IMAGENET_STD),
+        ):  # fmt: skip
+            buffer = torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
+            self.register_buffer(key, buffer, persistent=False)
+        self.encoder = _open(name, weights, backbone)
+        self.encoder.requires_grad_(False)
+
+    @torch.no_grad()
+    def begin(self, image: Tensor, state: DepthState) -> None:
+        """Embed a standardised image (B, C, H, W) so that both encoders have the same grid."""
+        shown = image[:, list(self.rgb)] * self.gain + self.offset
+        normal = (shown.clamp(0, 1) - self.mean) / self.std
+        side, grid = self.encoder.patch, state.grid
+        fitted = F.interpolate(
+            normal, (grid.h * side, grid.w * side), mode="bilinear", antialias=True
+        )
+        state.seen, state.seen_grid = self.encoder.embed(fitted)
+
+    @torch.no_grad()
+    def advance(self, index: int, state: DepthState) -> Tensor:
+        """Run a block; return its raw patch tokens (B, N, D), the same for all groups."""
+        if state.seen is None:
+            raise ValueError("begin comes before advance")
+        state.seen = self.encoder.run(index, state.seen, state.seen_grid)
+        patches = state.seen[:, self.encoder.prefix :]
+        return patches.repeat_interleave(state.grid.groups, dim=1)
+
+    def digest(self) -> Tensor:
+        """Hash the weights as they were loaded: (32,) uint8."""
+        content = str(self.encoder.origin["sha256"]).encode()
+        return torch.tensor(list(hashlib.sha256(content).digest()), dtype=torch.uint8)
+
+
+def _open(name: DepthName, weights: Path | None, backbone: Backbone) -> Backbone:
+    """Make the encoder and check that it fits the visual one."""
+    if name == "random":
+        return _random(backbone)
+    published = PUBLISHED[name]
+    path = weights or _download(name, published)
+    config = DepthEncoder.Config(name=f"dinov2_{published.size}", weights=path, stats="data")
+    encoder = DepthEncoder(config, RGB)
+    if (encoder.dim, encoder.depth) != (backbone.dim, backbone.depth):
+        raise RssegError(
+            f"{name} has {encoder.depth} blocks of width {encoder.dim}, the visual encoder "
+            f"{backbone.depth} of width {backbone.dim}",
+            where="method.depth",
+            fix="an encoder of the same size (small, base, large), or method.depth=off",
+        )
+    return encoder
+
+
+def _download(name: DepthName, published: Published) -> Path:
+    try:
+        return Path(hf_hub_download(published.repository, FILE))
+    except (OSError, RuntimeError, ValueError) as error:
+        page = f"https://huggingface.co/{published.repository}"
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise RssegError(
+            f"the weights of {name} are neither in the cache nor to be had: {reason}",
+            where=f"{page} (licence: {published.license})",
+            fix=f"connect once; or fetch {FILE} there by other means and set "
+            "method.depth_weights=FILE; or go without depth: method.depth=off",
+        ) from error
+
+
+def _random(backbone: Backbone) -> Backbone:
+    """Make a seeded encoder as wide and deep as the visual one."""
+    shape = {
+        "embed_dim": backbone.dim,
+        "depth": backbone.depth,
+        "num_heads": max(1, backbone.dim // 64),
+    }
+
+    class RandomEncoder(Dinov2):
+        sizes: ClassVar = {
+            "random": Size(
+                "vit_small_patch14_dinov2.lvd142m", patch=14, changes=shape, published=False
+            )
+        }
+
+    return RandomEncoder(RandomEncoder.Config(name="dinov2_random", pretrained=False), RGB)
+
+
+D = TypeVar("D", bound=DepthState)
+MARK = "method.depth_digest"
+
+
+class DepthMethod(Method[D]):
+    """A method with a depth encoder, which neither trains nor goes into model files."""
+
+    view: DepthView | None
+
+    def tuned(self, backbone: Backbone) -> Iterator[tuple[str, Parameter]]:
+        """Name everything of its own but the depth encoder."""
+        for name, parameter in self.named_parameters():
+            if not name.startswith("view."):
+                yield f"method.{name}", parameter
+
+    def pack(self, backbone: Backbone) -> dict[str, Tensor]:
+        """Collect its own state, and the depth encoder's digest in its place."""
+        tensors = super().pack(backbone)
+        own = {n: t for n, t in tensors.items() if not n.startswith("method.view.")}
+        return own if self.view is None else own | {MARK: self.view.digest()}
+
+    def unpack(self, tensors: dict[str, Tensor], backbone: Backbone) -> None:
+        """Restore what `pack` collected beside the depth encoder that is there.
+
+        Raises:
+            RssegError: It is not the one that the model was trained with.
+        """
+        if self.view is None:
+            super().unpack(tensors, backbone)
+            return
+        if not torch.equal(tensors[MARK].cpu(), self.view.digest()):
+            raise RssegError(
+                "the depth encoder's weights are not those that the model was trained with",
+                where=f"method.depth_weights ({self.view.encoder.origin['source']})",
+                fix="the same weights file as in training",
+            )
+        kept = {f"method.view.{name}": t for name, t in self.view.state_dict().items()}
+        super().unpack({n: t for n, t in tensors.items() if n != MARK} | kept, backbone)

@@ -1,0 +1,47 @@
+"""Fuses what the experts found in the visual features with what they found in depth.
+
+Both are maps F = M V: coefficients M (B, N, R) of a common span V (R, D), see `_tokens`. Attention
+between them needs F F'^T = M (V V^T) M'^T only, and gives coefficients again.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+from torch.nn import functional as F
+
+Fusion = Literal["paper", "figure", "released", "add"]
+
+
+def fuse(visual: Tensor, depth: Tensor, span: Tensor, kind: Fusion) -> Tensor:
+    """Fuse two maps into one.
+
+    - `paper`, equation (6): softmax(F_v F_d^T / sqrt D) F_d
+    - `figure`, as drawn: softmax(F_v F_d^T / sqrt D) F_v
+    - `released`, the authors' code: every row of F_v times the diagonal of softmax(F_d F_v^T /
+      sqrt D)
+    - `add`, without attention: F_v + F_d
+
+    Args:
+        visual: Coefficients of F_v (B, N, R).
+        depth: Coefficients of F_d (B, N, R).
+        span: V (R, D).
+        kind: Which of the above.
+
+    Returns:
+        Coefficients (B, N, R) of the fused map.
+    """
+    if kind == "add":
+        return visual + depth
+    scale = span.shape[-1] ** -0.5
+    gram = span @ span.mT
+    if kind == "released":
+        scores = (depth @ gram @ visual.mT).float() * scale
+        own = scores.diagonal(dim1=1, dim2=2) - scores.logsumexp(-1)
+        weighted: Tensor = visual * own.exp()[..., None]
+        return weighted
+    values = depth if kind == "paper" else visual
+    query, key, value = ((visual @ gram)[:, None], depth[:, None], values[:, None])
+    fused: Tensor = F.scaled_dot_product_attention(query, key, value, scale=scale)
+    return fused[:, 0]

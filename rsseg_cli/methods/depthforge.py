@@ -1,0 +1,122 @@
+"""DepthForge: Rein's tokens attended to by features and depth together (Chen et al., ICCV 2025)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import Parameter
+from torch.nn import functional as F
+
+from rsseg_cli.contract import Backbone, Features, Grid
+from rsseg_cli.methods._depth import DepthMethod, DepthName, DepthState, DepthView
+from rsseg_cli.methods._tokens import TokenAdapter
+
+
+class DepthForge(DepthMethod[DepthState]):
+    """Refines every block's output as Rein does; depth changes where the attention goes."""
+
+    class Config(DepthMethod.Config):
+        """Settings of DepthForge."""
+
+        tokens: int = Field(100, ge=2)
+        """Tokens per block; with the query link also the number of the head's queries."""
+        rank: int = Field(16, ge=1)
+        depth: DepthName = "depth_anything_v2_large"
+        """The depth encoder; with `off` and without refinement it is Rein."""
+        depth_weights: Path | None = None
+        """A file with its weights, instead of the hub."""
+        refine: bool = True
+        """Refine the finest map by all maps, as the authors' head does before its pixel decoder."""
+        refine_at: Literal["grid", "stride4"] = "grid"
+        """Where: on the tokens' grid, or on four times as fine a one as released (64 times the
+        memory of a map at 512 pixels)."""
+        refine_init: Literal["zero", "released"] = "zero"
+        """Start from the maps as they are, or from random weights as released."""
+        query_link: bool = True
+        """Make the queries of a mask head from the tokens."""
+        query_width: int = Field(256, ge=1)
+        """Width of these queries: the head's."""
+
+    def __init__(self, config: Config, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        self.prefix = backbone.prefix
+        off = config.depth == "off"
+        self.view = None if off else DepthView(config.depth, config.depth_weights, backbone)
+        self.adapter = TokenAdapter(
+            backbone.depth,
+            backbone.dim,
+            experts=1,
+            tokens=config.tokens,
+            rank=config.rank,
+            query_width=config.query_width if config.query_link else None,
+        )
+        self.adapter.spread_evenly(backbone.patch)
+        self.refinement: Refinement | None = None
+        if config.refine:
+            finer = 4 if config.refine_at == "stride4" else 1
+            self.refinement = Refinement(backbone.dim, len(backbone.taps), finer=finer)
+            if config.refine_init == "zero":
+                for parameter in self.refinement.merge.parameters():
+                    nn.init.zeros_(parameter)
+
+    def undecayed(self) -> Collection[Parameter]:
+        """Name the tokens."""
+        return self.adapter.undecayed()
+
+    def begin(self, image: Tensor, grid: Grid) -> DepthState:
+        """Show the image to the depth encoder."""
+        state = DepthState(grid)
+        if self.view is not None:
+            self.view.begin(image, state)
+        return state
+
+    def after_block(self, index: int, tokens: Tensor, state: DepthState) -> Tensor:
+        """Refine the patch tokens: logits are those of the features plus those of depth."""
+        prefix, patches = tokens.tensor_split([self.prefix], 1)
+        asking = patches
+        if self.view is not None:
+            asking = asking + self.view.advance(index, state)
+        block = self.adapter.block(index)
+        adjustment = block.coefficients(asking) @ block.span(self.adapter.value)
+        return self.adapter.refine(prefix, patches, adjustment)
+
+    def finish(self, maps: list[Tensor], state: DepthState) -> Features:
+        """Refine the finest map and hand the queries over."""
+        if self.refinement is not None:
+            maps = [self.refinement(maps), *maps[1:]]
+        return Features(maps, self.adapter.queries())
+
+
+class Refinement(nn.Module):
+    """Adds to the finest map what one gate, shared by all maps, lets through of each.
+
+    G(x) = y * sigmoid(Conv3x3(y)) with y = x * sigmoid(W2 relu(W1 x)); both gates act per pixel.
+    """
+
+    def __init__(self, dim: int, maps: int, *, finer: int) -> None:
+        super().__init__()
+        self.finer = finer
+        narrow = max(1, dim // 16)
+        self.channels = nn.Sequential(
+            nn.Conv2d(dim, narrow, 1), nn.ReLU(), nn.Conv2d(narrow, dim, 1), nn.Sigmoid()
+        )
+        self.places = nn.Sequential(nn.Conv2d(dim, 1, 3, padding=1), nn.Sigmoid())
+        self.merge = nn.Conv2d(maps * dim, dim, 1)
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        """Refine the first of the maps (B, D, h, w); its sides grow by `finer`."""
+        height, width = (side * self.finer for side in maps[0].shape[-2:])
+        fitted = [F.interpolate(one, (height, width), mode="bilinear") for one in maps]
+        gated = [self._gate(one) for one in fitted]
+        refined: Tensor = fitted[0] + self.merge(torch.cat(gated, 1))
+        return refined
+
+    def _gate(self, features: Tensor) -> Tensor:
+        chosen = features * self.channels(features)
+        gated: Tensor = chosen * self.places(chosen)
+        return gated

@@ -1,0 +1,213 @@
+"""SpectralMoE: token experts behind a gate per modality, fused with depth (arXiv 2603.13352)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from rsseg_cli.contract import Backbone, Features, Grid, Json
+from rsseg_cli.errors import RssegError
+from rsseg_cli.methods import _usage
+from rsseg_cli.methods._depth import DepthMethod, DepthName, DepthState, DepthView
+from rsseg_cli.methods._fusion import Fusion, fuse
+from rsseg_cli.methods._gates import Gate, Kind, imbalance
+from rsseg_cli.methods._tokens import Routes, TokenAdapter
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MODALITIES = ("visual", "depth")
+
+
+@dataclass
+class Routing(DepthState):
+    """What the gates decided so far."""
+
+    routes: list[Routes] = field(default_factory=list)
+    """After the last block, per modality."""
+    balance: list[Tensor] = field(default_factory=list)
+    load: list[Tensor] = field(default_factory=list)
+
+
+class SpectralMoe(DepthMethod[Routing]):
+    """Adds to every block's output what the chosen experts make of it and of its depth."""
+
+    class Config(DepthMethod.Config):
+        """Settings of SpectralMoE; equation numbers are the paper's."""
+
+        experts: int = Field(6, ge=1)
+        """Sets of tokens per block E."""
+        k: int = Field(1, ge=1)
+        """Experts per token, equation (2)."""
+        tokens: int = Field(100, ge=2)
+        """Tokens per expert m; with the query link also the number of the head's queries."""
+        rank: int = Field(16, ge=1)
+        gate: Kind | Literal["none"] = "laplace"
+        """Distance to the experts' centres in equation (1), or its square, or the inner product;
+        `none` gives every expert the same share (k = experts)."""
+        gates: Literal["dual", "shared"] = "dual"
+        """A gate per modality, or one for both."""
+        fusion: Fusion = "paper"
+        """Equation (6); `figure` and `released` are how the paper's figure and the authors' code
+        differ from it, `add` is the ablation without attention."""
+        depth: DepthName = "prompt_depth_anything_large"
+        """The depth encoder; `off` is the ablation without depth."""
+        depth_weights: Path | None = None
+        """A file with its weights, instead of the hub."""
+        balance_weight: float = Field(1.0e-2, ge=0)
+        """Lambda of equation (9), which the paper does not state; the authors' code has 1e3."""
+        load_weight: float = Field(1.0e-2, ge=0)
+        """Weight of the load term of the authors' code; at k = 1 it alone trains the gates."""
+        query_link: bool = True
+        """Make the queries of a mask head from the tokens."""
+        query_width: int = Field(256, ge=1)
+        """Width of these queries: the head's."""
+
+        @model_validator(mode="after")
+        def _experts_suffice(self) -> SpectralMoe.Config:
+            if self.k > self.experts:
+                raise ValueError(f"k {self.k} is more than experts {self.experts}")
+            if self.gate == "none" and self.k < self.experts:
+                raise ValueError(f"without a gate k is the number of experts, {self.experts}")
+            return self
+
+    usage: Tensor
+
+    def __init__(self, config: Config, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        self.config, self.prefix = config, backbone.prefix
+        off = config.depth == "off"
+        self.view = None if off else DepthView(config.depth, config.depth_weights, backbone)
+        self.modalities = 1 if off else 2
+        self.adapter = TokenAdapter(
+            backbone.depth,
+            backbone.dim,
+            experts=config.experts,
+            tokens=config.tokens,
+            rank=config.rank,
+            query_width=config.query_width if config.query_link else None,
+        )
+        self.adapter.start_from_zero()
+        own = self.modalities if config.gates == "dual" else 1
+        self.gates = nn.ModuleList()
+        if config.gate != "none":
+            for _ in range(backbone.depth * own):
+                self.gates.append(Gate(backbone.dim, config.experts, k=config.k, kind=config.gate))
+        # Shares since the last record: (L, modalities, E).
+        shape = (backbone.depth, self.modalities, config.experts)
+        self.register_buffer("usage", torch.zeros(shape), persistent=False)
+
+    def undecayed(self) -> Collection[Parameter]:
+        """Name the tokens and the gates."""
+        return [*self.adapter.undecayed(), *self.gates.parameters()]
+
+    # --- forward -----------------------------------------------------------------------------
+    def begin(self, image: Tensor, grid: Grid) -> Routing:
+        """Show the image to the depth encoder."""
+        state = Routing(grid)
+        if self.view is not None:
+            self.view.begin(image, state)
+        return state
+
+    def after_block(self, index: int, tokens: Tensor, state: Routing) -> Tensor:
+        """Refine the patch tokens, equations (1) to (7)."""
+        prefix, patches = tokens.tensor_split([self.prefix], 1)
+        seen = [patches]
+        if self.view is not None:
+            seen.append(self.view.advance(index, state))
+        state.routes = self._route(index, seen)
+        self._judge(index, state)
+        experts = self.adapter.block(index)
+        routes: list[Routes] | list[None] = state.routes or [None] * len(seen)
+        found = [experts.coefficients(*pair) for pair in zip(seen, routes, strict=True)]
+        span = experts.span(self.adapter.value)
+        mixed = found[0]
+        if len(found) == 2:
+            mixed = fuse(found[0], found[1], span, self.config.fusion)
+        return self.adapter.refine(prefix, patches, mixed @ span)
+
+    def finish(self, maps: list[Tensor], state: Routing) -> Features:
+        """Hand over maps, queries, and the terms of the loss: means over blocks, (8) to (11)."""
+        losses = {}
+        if state.balance:
+            losses["balance"] = self.config.balance_weight * torch.stack(state.balance).mean()
+        if state.load:
+            losses["load"] = self.config.load_weight * torch.stack(state.load).mean()
+        return Features(maps, self.adapter.queries(), losses)
+
+    def _route(self, index: int, seen: list[Tensor]) -> list[Routes]:
+        """Let the gates of a block choose experts for each modality (B, N, D)."""
+        if not self.gates:
+            return []
+        own = len(self.gates) // len(self.adapter.blocks)
+        gates = [self.gates[index * own + min(number, own - 1)] for number in range(len(seen))]
+        return [cast(Routes, gate(one)) for gate, one in zip(gates, seen, strict=True)]
+
+    def _judge(self, index: int, state: Routing) -> None:
+        """Note how evenly a block's experts are used: equations (10) and (11), and the load."""
+        if not self.training or not state.routes:
+            return
+        totals = [routes.shares.sum((0, 1)) for routes in state.routes]
+        with torch.no_grad():
+            self.usage[index] += torch.stack([total / total.sum() for total in totals])
+        if self.config.experts > 1:
+            state.balance += [imbalance(total) for total in totals]
+            state.load += [imbalance(r.load) for r in state.routes if r.load is not None]
+
+    # --- what a user sees ----------------------------------------------------------------------
+    def record(self) -> dict[str, Json]:
+        """Return each expert's share of the tokens since the last record, and the scale."""
+        record: dict[str, Json] = {"scale": float(self.adapter.scale.detach())}
+        if self.gates and bool(self.usage.any()):
+            shares = (self.usage / self.usage.sum(-1, keepdim=True)).cpu()
+            for number, name in enumerate(MODALITIES[: self.modalities]):
+                rows = shares[:, number].tolist()
+                record[name] = [[round(share, 4) for share in row] for row in rows]
+            self.usage.zero_()
+        return record
+
+    @classmethod
+    def draw(cls, records: Sequence[dict[str, Json]]) -> Iterator[tuple[str, Figure]]:
+        """Draw the experts' use over time, per block and modality."""
+        yield from _usage.draw(records, MODALITIES)
+
+    @torch.no_grad()
+    def explain(
+        self, backbone: Backbone, image: Tensor, *, block: int, modality: str = "visual"
+    ) -> Tensor:
+        """Show where tokens go after a block; in eval mode, else with the noise of training.
+
+        Args:
+            backbone: The backbone that this method sits in.
+            image: (B, C, H, W), standardised, sides as `multiple` and the patch want them.
+            block: Number of the block from 0.
+            modality: `visual` or `depth`.
+
+        Returns:
+            Shares of the experts (B, E, h, w), averaged over a location's groups.
+
+        Raises:
+            RssegError: There is no such block or modality, or no gate.
+        """
+        known = MODALITIES[: self.modalities]
+        if not self.gates or modality not in known or not 0 <= block < backbone.depth:
+            raise RssegError(
+                f"there is no {modality} routing after block {block}",
+                where="--explain routing",
+                fix=f"blocks 0..{backbone.depth - 1}, modalities {', '.join(known)}"
+                if self.gates
+                else "a model with a gate (method.gate)",
+            )
+        tokens, grid = backbone.embed(image)
+        state = self.begin(image, grid)
+        for index in range(block + 1):
+            tokens = self.after_block(index, backbone.run(index, tokens, grid), state)
+        images = grid.to_images(state.routes[known.index(modality)].shares)
+        return images.reshape(len(image), grid.groups, *images.shape[1:]).mean(1)

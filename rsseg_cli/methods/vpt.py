@@ -1,0 +1,57 @@
+"""Visual prompt tuning: learned tokens beside the patches (Jia et al. 2022, arXiv 2203.12119)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import Parameter
+from torch.nn import functional as F
+
+from rsseg_cli.contract import Backbone, Method, State
+from rsseg_cli.errors import RssegError
+
+
+class Vpt(Method[State]):
+    """Puts prompts between prefix and patches, after positions were added: they have none."""
+
+    class Config(Method.Config):
+        """Settings of prompt tuning."""
+
+        prompts: int = Field(150, ge=1)
+        """Prompts p per block: 24 * 150 * 1024 are the 3.69M of the tables at ViT-L."""
+        deep: bool = True
+        """Every block has its own prompts and forgets those of the block before; else those of the
+        first block travel through all."""
+        dropout: float = Field(0.0, ge=0, lt=1)
+        """Share of the prompts' numbers dropped in training."""
+
+    def __init__(self, config: Config, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        if not backbone.takes_prompts:
+            raise RssegError(
+                "this backbone attends within windows, where prompts have no place",
+                where="method.name",
+                fix="another --method, or another --backbone",
+            )
+        self.config, self.prefix = config, backbone.prefix
+        blocks = backbone.depth if config.deep else 1
+        self.prompts = Parameter(torch.empty(blocks, config.prompts, backbone.dim))
+        bound = (6 / (3 * backbone.patch**2 + backbone.dim)) ** 0.5
+        nn.init.uniform_(self.prompts, -bound, bound)
+
+    def undecayed(self) -> Collection[Parameter]:
+        """Name the prompts, as Rein does with its tokens."""
+        return (self.prompts,)
+
+    def before_block(self, index: int, tokens: Tensor, state: State) -> Tensor:
+        """Put a block's prompts in, in place of those of the block before."""
+        if index >= len(self.prompts):
+            return tokens
+        prefix, patches = tokens[:, : self.prefix], tokens[:, self.prefix + state.extra :]
+        state.extra = self.config.prompts
+        prompts = F.dropout(self.prompts[index], self.config.dropout, self.training)
+        placed = prompts.to(tokens.dtype).expand(len(tokens), -1, -1)
+        return torch.cat([prefix, placed, patches], 1)
