@@ -1,0 +1,82 @@
+"""What CrossEarth-Gate does with numbers: scores of modules, the choice among them, its picture.
+
+Tables are (T, L): a row per module type, a column per block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Normalise = Literal["type", "layer", "none"]
+
+
+def squared_gradients(modules: Sequence[Sequence[Sequence[Parameter]]]) -> Tensor:
+    """Sum the squared gradients of each module (T, L), float32; a missing gradient is 0."""
+    zero = modules[0][0][0].new_zeros((), dtype=torch.float32)
+    sums = [_squares(parameters, zero) for row in modules for parameters in row]
+    return torch.stack(sums).view(len(modules), -1)
+
+
+def _squares(parameters: Iterable[Parameter], zero: Tensor) -> Tensor:
+    return sum((p.grad.float().square().sum() for p in parameters if p.grad is not None), zero)
+
+
+def normalise(fisher: Tensor, how: Normalise) -> Tensor:
+    """Divide Fisher information (T, L) by its sum over blocks (`type`) or over types (`layer`).
+
+    Where that sum is 0 the scores are 0.
+    """
+    if how == "none":
+        return fisher
+    total = fisher.sum(1 if how == "type" else 0, keepdim=True)
+    return torch.where(total > 0, fisher / total, torch.zeros_like(fisher))
+
+
+def top(scores: Tensor, count: int) -> Tensor:
+    """Mark the `count` highest scores of (T, L); of equal ones the lower block, then type, wins."""
+    order = scores.T.flatten().argsort(descending=True, stable=True)
+    chosen = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
+    chosen[order[:count]] = True
+    return chosen.view(scores.T.shape).T.contiguous()
+
+
+def draw_pathways(selections: Sequence[dict[str, Any]]) -> Figure:
+    """Draw which blocks of each type were active after each selection, coloured by score."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    names = list(selections[0]["scores"])
+    steps = [int(selection["step"]) for selection in selections]
+    scores = torch.tensor([[s["scores"][name] for name in names] for s in selections])  # (S, T, L)
+    active = torch.zeros_like(scores, dtype=torch.bool)
+    for moment, selection in enumerate(selections):
+        for row, name in enumerate(names):
+            active[moment, row, selection["active"][name]] = True
+    shown = scores.masked_fill(~active, torch.nan)
+    highest = float(scores[active].max())
+
+    figure = Figure(figsize=(8.0, 1.0 + 2.2 * len(names)), layout="constrained")
+    axes = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
+    for row, (name, axis) in enumerate(zip(names, axes, strict=True)):
+        axis.set_facecolor("0.93")
+        picture = axis.imshow(
+            shown[:, row].T, origin="lower", aspect="auto", interpolation="nearest",
+            cmap="viridis", vmin=0, vmax=highest or 1,
+        )  # fmt: skip
+        axis.set_ylabel(f"{name}\nblock")
+        axis.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[-1].xaxis.set_major_formatter(
+        FuncFormatter(lambda x, _: f"{steps[int(x)]:,}" if 0 <= x < len(steps) else "")
+    )
+    axes[-1].set_xlabel("step of the selection")
+    figure.colorbar(picture, ax=list(axes), label="score of the active modules")
+    return figure

@@ -1,0 +1,297 @@
+"""CrossEarth-Gate: Fisher information picks the modules that train (arXiv 2511.20302).
+
+Every block has three modules: spatial (LoRA on queries and values), semantic (a bottleneck beside
+the MLP) and frequency (an Earth-Adapter at the output). Every `every` steps all of them are opened,
+`samples` one-sample backward passes measure each module's diagonal empirical Fisher information,
+the sum over its parameters of the mean squared gradient, and the best `active` of the modules
+train until the next selection. The others stay in the forward pass and do not move.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from rsseg_cli.contract import Backbone, Grid, Json, Method, Projection, Role, State, Step
+from rsseg_cli.errors import RssegError
+from rsseg_cli.methods._pathways import Normalise, draw_pathways, normalise, squared_gradients, top
+from rsseg_cli.methods.adaptformer import AdaptFormer
+from rsseg_cli.methods.earth_adapter import Box, EarthAdapter, Spectrum
+from rsseg_cli.methods.lora import Lora
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Pathway = Literal["spatial", "semantic", "frequency"]
+Selection = Literal["fisher", "static", "random", "all"]
+
+
+class CrossEarthGate(Method[State]):
+    """Holds LoRA, AdaptFormer and Earth-Adapter, and lets the best of their modules train."""
+
+    class Config(Method.Config):
+        """Settings of CrossEarth-Gate; see the preset for their sources."""
+
+        pathways: tuple[Pathway, ...] = Field(("spatial", "semantic", "frequency"), min_length=1)
+        """Types of modules in every block."""
+        active: int | None = Field(None, ge=1)
+        """Modules that train at once; null: a quarter of three per block, 18 of 72."""
+        every: int = Field(100, ge=1)
+        """Steps from one selection to the next."""
+        samples: int = Field(16, ge=1)
+        """Samples that a selection measures."""
+        selection: Selection = "fisher"
+        """`static` selects once, at the first step; `random` draws; `all` trains everything."""
+        normalise: Normalise = "type"
+        """Scores sum to 1 over the blocks of a type, over the types of a block, or do not."""
+        unselected: Literal["frozen", "bypass"] = "frozen"
+        """What is not selected acts as it is, or not at all."""
+        rank: int = Field(64, ge=1)
+        """Rank of the spatial modules."""
+        alpha: float = Field(64.0, gt=0)
+        """Spatial updates are scaled by alpha / rank."""
+        bottleneck: int = Field(64, ge=1)
+        """Width of the semantic modules."""
+        scale: float = 0.1
+        """Factor of the semantic modules."""
+        frequency_bottleneck: int = Field(32, ge=1)
+        """Width of each expert of the frequency modules."""
+        rho: float = Field(0.3, gt=0, le=1)
+        """Share of rows and columns of the spectrum that is low."""
+        box: Box = "paper"
+
+        @field_validator("pathways")
+        @classmethod
+        def _once(cls, pathways: tuple[Pathway, ...]) -> tuple[Pathway, ...]:
+            if len(set(pathways)) < len(pathways):
+                raise ValueError("each pathway can be named once")
+            return pathways
+
+    active: Tensor
+    """(T, L) bool: the modules that train; all before the first selection."""
+    ever: Tensor
+    """(T, L) bool: the modules that have trained."""
+    steps: Tensor
+    """Steps so far."""
+    trained: Tensor
+    """Trainable parameters, summed over the steps so far."""
+    draws: Tensor
+    """Seed of random selections, itself drawn when the method is made."""
+
+    def __init__(self, config: Config, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        self.config = config
+        self.spatial: Lora | None = None
+        self.semantic: AdaptFormer | None = None
+        self.frequency: EarthAdapter | None = None
+        self.toolbox = [self._fit(pathway, backbone) for pathway in config.pathways]
+        """(T, L) lists of what belongs together: LoRA has a module per projection."""
+        self.count = _count(config, backbone.depth)
+        self.register_buffer("active", torch.ones(len(self.toolbox), backbone.depth).bool())
+        self.register_buffer("ever", torch.zeros_like(self.active))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("trained", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("draws", torch.randint(2**62, ()))
+        if config.unselected == "bypass":
+            for module in (one for row in self.toolbox for modules in row for one in modules):
+                module.register_buffer("open", torch.ones(()))
+                module.register_forward_hook(_close)
+        self._settled = False
+        self._trainable = 0
+        self._selections: list[Json] = []
+        self._started: float | None = None
+        self._selecting_s = 0.0
+
+    def _fit(self, pathway: Pathway, backbone: Backbone) -> list[list[nn.Module]]:
+        """Put the modules of one type into a backbone; list them by block."""
+        config = self.config
+        if pathway == "semantic":
+            self.semantic = AdaptFormer(
+                AdaptFormer.Config(
+                    bottleneck=config.bottleneck,
+                    scale=config.scale,
+                    activation="gelu",
+                    dropout=0.0,
+                ),
+                backbone,
+            )
+            return [[block] for block in self.semantic.blocks]
+        if pathway == "frequency":
+            self.frequency = EarthAdapter(
+                EarthAdapter.Config(
+                    bottleneck=config.frequency_bottleneck, rho=config.rho, box=config.box
+                ),
+                backbone,
+            )
+            return [[block] for block in self.frequency.blocks]
+        lora = Lora.Config(rank=config.rank, alpha=config.alpha, roles=("q", "v"))
+        self.spatial = Lora(lora, backbone)
+        updates = iter(self.spatial.updates)
+        return [
+            [next(updates) for role in lora.roles for _ in _linears(backbone, index, role)]
+            for index in range(backbone.depth)
+        ]
+
+    # --- forward -----------------------------------------------------------------------------
+    def begin(self, image: Tensor, grid: Grid) -> State:
+        """Prepare the frequency modules."""
+        return self.frequency.begin(image, grid) if self.frequency else State(grid)
+
+    def after_block(self, index: int, tokens: Tensor, state: State) -> Tensor:
+        """Apply the frequency module; the other two listen inside the block."""
+        if self.frequency and isinstance(state, Spectrum):
+            return self.frequency.after_block(index, tokens, state)
+        return tokens
+
+    # --- training ----------------------------------------------------------------------------
+    def before_step(self, step: Step) -> None:
+        """Select when it is time; let what is selected train, and only that."""
+        now = time.perf_counter()
+        if self._started is None:
+            self._started = now
+        if self._due(step.index):
+            self._select(step)
+            self._selecting_s += time.perf_counter() - now
+        if not self._settled:
+            self._settle()
+        self.steps += 1
+        self.trained += self._trainable
+
+    def _due(self, index: int) -> bool:
+        selection = self.config.selection
+        if selection == "all":
+            return False
+        return index == 0 if selection == "static" else index % self.config.every == 0
+
+    def _select(self, step: Step) -> None:
+        if self.config.selection == "random":
+            generator = torch.Generator().manual_seed(int(self.draws) + step.index)
+            scores = torch.rand(self.active.shape, generator=generator)
+        else:
+            scores = normalise(self._fisher(step), self.config.normalise).cpu()
+        chosen = top(scores, self.count)
+        self.active.copy_(chosen)
+        self._settled = False
+        rows = {name: row for row, name in enumerate(self.config.pathways)}
+        self._selections.append(
+            {
+                "step": step.index,
+                "active": {
+                    name: chosen[row].nonzero()[:, 0].tolist() for name, row in rows.items()
+                },
+                "scores": {
+                    name: [float(f"{score:.4g}") for score in scores[row].tolist()]
+                    for name, row in rows.items()
+                },
+            }
+        )
+
+    def _fisher(self, step: Step) -> Tensor:
+        """Measure every module (T, L): the sum over its parameters of the mean squared gradient."""
+        parameters = self._by_module()
+        self._open(torch.ones_like(self.active))
+        sums = torch.zeros(self.active.shape, device=self.active.device)
+        samples = torch.zeros((), device=self.active.device)
+        for probe in step.probes(self.config.samples):
+            probe.backward()
+            sums += squared_gradients(parameters)
+            samples += 1
+        fisher = step.average(sums) / step.average(samples)
+        if not bool(torch.isfinite(fisher).all()):
+            raise RssegError(
+                f"the gradients that select modules are not finite numbers at step {step.index:,}",
+                where="method.selection",
+                fix="a lower learning rate (--set optimizer.lr) or training.precision=bf16; "
+                "--resume goes on from the last good state",
+            )
+        return fisher
+
+    def _settle(self) -> None:
+        """Make `requires_grad` follow `active`."""
+        self._open(self.active)
+        self.ever |= self.active
+        self._trainable = self._size(self.active)
+        self._settled = True
+
+    def _open(self, wanted: Tensor) -> None:
+        for row, flags in zip(self.toolbox, wanted.tolist(), strict=True):
+            for modules, flag in zip(row, flags, strict=True):
+                for module in modules:
+                    module.requires_grad_(flag)
+                    if self.config.unselected == "bypass":
+                        module.get_buffer("open").fill_(float(flag))
+
+    def _by_module(self) -> list[list[list[Parameter]]]:
+        return [[[p for one in m for p in one.parameters()] for m in row] for row in self.toolbox]
+
+    def _size(self, modules: Tensor) -> int:
+        """Count the parameters of the marked modules (T, L)."""
+        sizes = [[sum(p.numel() for p in ps) for ps in row] for row in self._by_module()]
+        return int(torch.tensor(sizes)[modules.cpu()].sum())
+
+    # --- files and pictures --------------------------------------------------------------------
+    def record(self) -> dict[str, Json]:
+        """Return sizes, the cost of selecting, and the selections since the last line."""
+        selections, self._selections = self._selections, []
+        spent = time.perf_counter() - self._started if self._started is not None else 0.0
+        return {
+            "active": int(self.active.sum()),
+            "trainable": self._trainable,
+            "trainable_mean": int(self.trained) // max(1, int(self.steps)),
+            "trainable_ever": self._size(self.ever),
+            "selection_s": self._selecting_s,
+            "selection_share": self._selecting_s / spent if spent else 0.0,
+            "selections": selections,
+        }
+
+    @classmethod
+    def draw(cls, records: Sequence[dict[str, Json]]) -> Iterator[tuple[str, Figure]]:
+        """Draw which pathways were chosen over time."""
+        lines: list[Any] = [line.get("method", {}) for line in records]
+        selections = [one for line in lines for one in line.get("selections", ())]
+        if selections:
+            yield "pathways", draw_pathways(selections)
+
+
+def _count(config: CrossEarthGate.Config, depth: int) -> int:
+    """Choose how many modules are active at once.
+
+    Raises:
+        RssegError: There are not so many.
+    """
+    modules = len(config.pathways) * depth
+    # Of three types, whatever an ablation leaves of them: 18 of 72 in the paper.
+    count = max(1, round(0.75 * depth)) if config.active is None else config.active
+    if count > modules:
+        raise RssegError(
+            f"{count} of {modules} modules cannot be active ({depth} blocks)",
+            where="method.active",
+            fix=f"a number in 1..{modules}, or null for {max(1, round(0.75 * depth))}",
+        )
+    return count
+
+
+def _linears(backbone: Backbone, index: int, role: Role) -> list[Projection]:
+    """List the projections of a block.
+
+    Raises:
+        RssegError: It has none.
+    """
+    found = backbone.projections(index, role)
+    if not found:
+        raise RssegError(
+            f"block {index} of the backbone has no {role} projection for spatial modules",
+            where="method.pathways",
+            fix="method.pathways=[semantic, frequency], or another backbone",
+        )
+    return found
+
+
+def _close(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    return output * module.get_buffer("open")

@@ -1,0 +1,173 @@
+"""Earth-Adapter: experts on low and high spatial frequencies (Hu et al. 2025, arXiv 2504.06220).
+
+After a block the patch tokens X of an image are split by a 2-D Fourier transform over the token
+grid into X = X_low + X_high. Three bottlenecks see X, X_low and X_high; a router weighs their
+answers per token; X gets the sum times a learnable factor. Class and register tokens stay.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rsseg_cli.contract import Backbone, Grid, Method, State
+from rsseg_cli.errors import RssegError
+from rsseg_cli.methods._bottleneck import Bottleneck
+
+Box = Literal["paper", "symmetric"]
+Start = Literal["identity", "random"]
+
+
+def low_pass(h: int, w: int, *, rho: float, box: Box, device: torch.device | None = None) -> Tensor:
+    """Say how much of each frequency of a real (h, w) image is low.
+
+    The box keeps row and column frequencies of at most c = floor(min(h, w) * rho / 2), at least
+    1. The published one holds -c..c-1, so that the real part of what it lets through has half of
+    the frequencies along two edges; the symmetric one holds -c..c.
+
+    Returns:
+        (h, w // 2 + 1) in [0, 1], laid out as `torch.fft.rfft2` does.
+    """
+    cut = max(1, int(min(h, w) * rho / 2))
+
+    def signed(frequency: Tensor, size: int) -> Tensor:
+        return (frequency + size // 2) % size - size // 2
+
+    def inside(frequency: Tensor, size: int) -> Tensor:
+        frequency = signed(frequency, size)
+        return (frequency >= -cut) & (frequency < cut + (box == "symmetric"))
+
+    rows, columns = torch.arange(h, device=device), torch.arange(w // 2 + 1, device=device)
+    kept = inside(rows, h)[:, None] & inside(columns, w)
+    # The real part mixes each frequency with its negative.
+    mirrored = inside(-rows, h)[:, None] & inside(-columns, w)
+    return (kept.float() + mirrored.float()) / 2
+
+
+def smooth(tokens: Tensor, grid: Grid, gain: Tensor) -> Tensor:
+    """Keep the low frequencies of patch tokens (B, N, ...): every group is an image; in float32."""
+    spectrum = torch.fft.rfft2(grid.to_images(tokens).float()) * gain
+    return grid.to_tokens(torch.fft.irfft2(spectrum, s=(grid.h, grid.w)))
+
+
+class FrequencyExperts(nn.Module):
+    """The three bottlenecks and their router as two matrices.
+
+    The split acts on rows and columns, the first layers on channels: they commute, so the
+    transform runs on the 2 * hidden inputs of two experts instead of D channels. Columns of
+    `down` are the experts' hidden units and the router's logits; rows of `up` are the experts'
+    output weights and, last, their three output biases.
+
+    Args:
+        dim: Width D.
+        hidden: Width of each expert.
+        start: `identity` adds exactly 0 at the start; `random` is as published.
+        scale: Start of the learnable factor.
+    """
+
+    def __init__(self, dim: int, hidden: int, *, start: Start, scale: float = 0.1) -> None:
+        super().__init__()
+        self.hidden = hidden
+        self.down = nn.Linear(dim, 3 * hidden + 3)
+        self.up = nn.Linear(3 * hidden + 3, dim, bias=False)
+        self.scale = nn.Parameter(torch.tensor(scale))
+        if start == "identity":
+            nn.init.zeros_(self.up.weight)
+        else:
+            bound = 1 / math.sqrt(hidden)
+            nn.init.uniform_(self.up.weight, -bound, bound)
+
+    def forward(self, tokens: Tensor, grid: Grid, gain: Tensor, skip: int) -> Tensor:
+        """Give what is added to tokens (B, T, D); 0 for the first `skip` of them."""
+        h = self.hidden
+        # The bias comes later: an offset has no high frequencies.
+        raw = F.linear(tokens, self.down.weight)[:, skip:]
+        full, either, logits = torch.split(raw, [h, 2 * h, 3], dim=-1)
+        low = smooth(either, grid, gain)
+        parts = torch.cat((full, low[..., :h], either[..., h:] - low[..., h:], logits), dim=-1)
+        units, logits = torch.split(parts + self.down.bias, [3 * h, 3], dim=-1)
+        weights = logits.softmax(-1)
+        weighed = F.relu(units) * weights.repeat_interleave(h, dim=-1)
+        inner = F.pad(torch.cat((weighed, weights), dim=-1), (0, 0, skip, 0))
+        added: Tensor = self.scale * self.up(inner)
+        return added
+
+
+class SpatialExpert(nn.Module):
+    """The first expert alone, with its factor: what blocks outside `split_blocks` get."""
+
+    def __init__(self, dim: int, hidden: int, *, start: Start, scale: float = 0.1) -> None:
+        super().__init__()
+        self.expert = Bottleneck(dim, hidden)
+        self.scale = nn.Parameter(torch.tensor(scale))
+        if start == "random":
+            self.expert.down.reset_parameters()
+            self.expert.up.reset_parameters()
+
+    def forward(self, tokens: Tensor, grid: Grid, gain: Tensor, skip: int) -> Tensor:
+        """Give what is added to tokens (B, T, D); 0 for the first `skip` of them."""
+        return F.pad(self.scale * self.expert(tokens[:, skip:]), (0, 0, skip, 0))
+
+
+@dataclass
+class Spectrum(State):
+    """Remembers how much of each frequency is low: one grid serves all blocks of a pass."""
+
+    gain: Tensor = field(kw_only=True)
+
+
+class EarthAdapter(Method[Spectrum]):
+    """Trains frequency experts at the output of every block; everything else stays."""
+
+    class Config(Method.Config):
+        """Settings of Earth-Adapter."""
+
+        bottleneck: int = Field(64, ge=1)
+        """Width of each expert; published: 16 to 64, by task."""
+        split_blocks: tuple[int, ...] | None = None
+        """Blocks, from 0, with three experts; the others have the first alone. null: all."""
+        rho: float = Field(0.3, gt=0, le=1)
+        """Share of rows and columns of the spectrum that is low; published: 0.2 or 0.3."""
+        box: Box = "paper"
+        start: Start = "identity"
+        """`identity` starts at the frozen backbone, `random` as published."""
+
+    def __init__(self, config: Config, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        self.rho, self.box, self.prefix = config.rho, config.box, backbone.prefix
+        split = _split_blocks(config.split_blocks, backbone.depth)
+        self.blocks = nn.ModuleList(
+            (FrequencyExperts if index in split else SpatialExpert)(
+                backbone.dim, config.bottleneck, start=config.start
+            )
+            for index in range(backbone.depth)
+        )
+
+    def begin(self, image: Tensor, grid: Grid) -> Spectrum:
+        """Lay the box of low frequencies over the grid."""
+        gain = low_pass(grid.h, grid.w, rho=self.rho, box=self.box, device=image.device)
+        return Spectrum(grid, gain=gain)
+
+    def after_block(self, index: int, tokens: Tensor, state: Spectrum) -> Tensor:
+        """Add what the experts of this block say to its patch tokens."""
+        skip = self.prefix + state.extra
+        refined: Tensor = tokens + self.blocks[index](tokens, state.grid, state.gain, skip)
+        return refined
+
+
+def _split_blocks(wanted: tuple[int, ...] | None, depth: int) -> set[int]:
+    if wanted is None:
+        return set(range(depth))
+    if not all(0 <= index < depth for index in wanted):
+        raise RssegError(
+            f"split_blocks {list(wanted)} are not all blocks of the backbone",
+            where="method.split_blocks",
+            fix=f"numbers in 0..{depth - 1}, or null for all",
+        )
+    return set(wanted)
