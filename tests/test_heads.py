@@ -1,0 +1,376 @@
+"""Both heads: shapes, counts, transformers' own forward as reference, and what they can learn."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rsseg_cli.contract import IGNORE, Features, Head
+from rsseg_cli.errors import RssegError
+from rsseg_cli.find import find, names
+from rsseg_cli.heads._criterion import Predictions
+from rsseg_cli.heads._pixel_decoder import positions
+from rsseg_cli.heads.linear import Linear
+from rsseg_cli.heads.mask2former import Mask2Former, MaskOutput
+
+SMALL: dict[str, Any] = {
+    "width": 64,
+    "queries": 12,
+    "layers": 4,
+    "encoder_layers": 2,
+    "ffn": 48,
+    "encoder_ffn": 40,
+    "points": 256,
+}
+DIM, CLASSES = 24, 5
+
+
+def mask_head(*, maps: int = 4, classes: int = CLASSES, **settings: Any) -> Mask2Former:
+    """A small one, with no two parameters alike."""
+    torch.manual_seed(0)
+    config = Mask2Former.Config(**SMALL | settings)
+    head = Mask2Former(config, dim=DIM, maps=maps, classes=classes)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return head
+
+
+def plain(batch: int = 2, h: int = 4, w: int = 6, maps: int = 4) -> list[Tensor]:
+    return [torch.randn(batch, DIM, h, w) for _ in range(maps)]
+
+
+def pyramid(height: int, width: int) -> list[Tensor]:
+    return [torch.randn(2, DIM, height // s, width // s) for s in (4, 8, 16, 32)]
+
+
+def mask_logits(predictions: Predictions) -> Tensor:
+    return torch.einsum("lbqc,bchw->lbqhw", predictions.embeddings, predictions.pixels)
+
+
+def both() -> list[Head[Any]]:
+    return [
+        Linear(Linear.Config(), dim=DIM, maps=4, classes=CLASSES),
+        Linear(Linear.Config(width=32, doublings=2), dim=DIM, maps=4, classes=CLASSES),
+        mask_head(),
+    ]
+
+
+def test_private_files_are_no_heads() -> None:
+    assert names("heads") == ("linear", "mask2former")
+    assert find("heads", "linear", Head) is Linear
+    assert find("heads", "mask2former", Head) is Mask2Former
+
+
+# --- what both promise ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("head", both(), ids=["probe", "decoder", "mask2former"])
+@pytest.mark.parametrize("size", [(64, 96), (70, 91), (33, 32)])
+def test_probabilities_sum_to_one_at_image_size(head: Head[Any], size: tuple[int, int]) -> None:
+    head.eval()
+    probabilities = head(Features(plain()), size).probabilities()
+    assert probabilities.shape == (2, CLASSES, *size)
+    assert probabilities.amin() >= 0
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(2, *size))
+
+
+@pytest.mark.parametrize("head", both(), ids=["probe", "decoder", "mask2former"])
+def test_autocast_keeps_probabilities_and_loss_in_float32(head: Head[Any]) -> None:
+    labels = torch.randint(0, CLASSES, (2, 64, 96))
+    with torch.autocast("cpu", torch.bfloat16):
+        output = head.train()(Features([100 * cells for cells in plain()]), (64, 96))
+        terms, probabilities = head.losses(output, labels), output.probabilities()
+    assert {term.dtype for term in terms.values()} == {torch.float32}
+    assert all(torch.isfinite(term) for term in terms.values())
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(2, 64, 96))
+
+
+@pytest.mark.parametrize("head", both(), ids=["probe", "decoder", "mask2former"])
+def test_every_parameter_learns_and_images_do_not_mix(head: Head[Any]) -> None:
+    maps = [cells.requires_grad_() for cells in plain()]
+    labels = torch.randint(0, CLASSES, (2, 64, 96), dtype=torch.uint8)
+    labels[1] = IGNORE
+    output = head.train()(Features(maps), (64, 96))
+    total = torch.stack(list(head.losses(output, labels).values())).sum()
+    total.backward()  # type: ignore[no-untyped-call]
+    for name, parameter in head.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+    for cells in maps:
+        assert cells.grad is not None
+        assert cells.grad[0].any()
+        assert not cells.grad[1].any()  # the image without labels adds exactly nothing
+
+
+@pytest.mark.parametrize("head", both(), ids=["probe", "decoder", "mask2former"])
+def test_no_labelled_pixel_gives_zero(head: Head[Any]) -> None:
+    output = head.train()(Features(plain()), (64, 96))
+    for term in head.losses(output, torch.full((2, 64, 96), IGNORE)).values():
+        assert term.detach() == 0
+
+
+@pytest.mark.parametrize("head", both(), ids=["probe", "decoder", "mask2former"])
+def test_copies_and_saved_states_give_the_same(head: Head[Any]) -> None:
+    features, size = Features(plain()), (64, 96)
+    expected = head.eval()(features, size).probabilities()
+    copy = deepcopy(head)
+    torch.testing.assert_close(copy(features, size).probabilities(), expected, rtol=0, atol=0)
+    with torch.no_grad():
+        for parameter in copy.parameters():
+            parameter.add_(1)
+    torch.testing.assert_close(head(features, size).probabilities(), expected, rtol=0, atol=0)
+    copy.load_state_dict(head.state_dict())
+    torch.testing.assert_close(copy(features, size).probabilities(), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["probe", "decoder", "mask2former"])
+def test_learns_a_small_map(name: str) -> None:
+    """Maps that show the class up to noise are scored right after some steps."""
+    torch.manual_seed(0)
+    heads = dict(zip(("probe", "decoder", "mask2former"), both(), strict=True))
+    head = heads[name].train()
+    cells = torch.randint(0, CLASSES, (2, 4, 4)).repeat_interleave(2, 1).repeat_interleave(2, 2)
+    labels = cells.repeat_interleave(8, 1).repeat_interleave(8, 2)  # (2, 64, 64)
+    seen = 3 * F.one_hot(cells, DIM).permute(0, 3, 1, 2).float()
+    maps = [seen + torch.randn_like(seen) for _ in range(4)]
+    adam = torch.optim.AdamW(head.parameters(), lr=0.01 if name != "mask2former" else 2e-3)
+    for _ in range(60):
+        adam.zero_grad()
+        terms = head.losses(head(Features(maps), (64, 64)), labels)
+        torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
+        adam.step()
+    with torch.no_grad():
+        found = head.eval()(Features(maps), (64, 64)).probabilities().argmax(1)
+    assert (found == labels).float().mean() > 0.85
+
+
+# --- linear --------------------------------------------------------------------------------------
+
+
+def test_probe_is_linear_in_the_normalised_maps() -> None:
+    head = Linear(Linear.Config(), dim=DIM, maps=2, classes=CLASSES)
+    assert sum(p.numel() for p in head.parameters()) == 2 * (2 * DIM + DIM * CLASSES + CLASSES)
+    maps = [torch.randn(2, DIM, 8, 8), 1000 * torch.randn(2, DIM, 4, 4)]
+    logits = head(Features(maps), (64, 64)).logits
+    fine, coarse = (
+        F.conv2d(F.layer_norm(m.permute(0, 2, 3, 1), (DIM,)).permute(0, 3, 1, 2), c.weight, c.bias)
+        for m, c in zip(maps, head.projections, strict=True)
+        if isinstance(c, nn.Conv2d)
+    )
+    torch.testing.assert_close(logits, fine + F.interpolate(coarse, (8, 8), mode="bilinear"))
+
+
+def test_decoder_refines_the_grid() -> None:
+    head = Linear(Linear.Config(width=32, doublings=2), dim=DIM, maps=4, classes=CLASSES)
+    assert head(Features(plain()), (64, 96)).logits.shape == (2, CLASSES, 16, 24)
+
+
+def test_doublings_without_width_are_refused() -> None:
+    with pytest.raises(ValidationError, match="doublings need a width"):
+        Linear.Config(doublings=1)
+
+
+def test_linear_loss_is_weighted_cross_entropy_of_labelled_pixels() -> None:
+    torch.manual_seed(0)
+    head = Linear(Linear.Config(), dim=DIM, maps=4, classes=CLASSES)
+    head.class_weights.copy_(torch.tensor([1.0, 2.0, 0.0, 0.5, 3.0]))
+    output = head(Features(plain()), (64, 96))
+    labels = torch.randint(0, CLASSES, (2, 64, 96), dtype=torch.uint8)
+    labels[:, 20:50] = IGNORE
+    resized = F.interpolate(output.logits, (64, 96), mode="bilinear")
+    expected = F.cross_entropy(
+        resized, labels.long(), head.class_weights, ignore_index=IGNORE, reduction="mean"
+    )
+    torch.testing.assert_close(head.losses(output, labels), {"cross_entropy": expected})
+
+
+# --- mask2former ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "classes", "expected"),
+    [
+        ({}, 24, 20_566_489),  # SpectralMoE's head with own positions
+        ({}, 6, 20_561_863),  # Earth-Adapter's logs, Potsdam and Vaihingen
+        ({}, 7, 20_562_120),  # Earth-Adapter's logs, LoveDA
+        ({"query_position": "method"}, 24, 20_566_489 - 25_600),
+        (
+            {"query_position": "method", "query_content": "projected"},
+            24,
+            20_566_489 - 2 * 25_600 + 256 * 257,
+        ),
+        ({"width": 96, "ffn": 768, "encoder_ffn": 320}, 2, 3_198_243),  # WEFT's decoder
+    ],
+)
+def test_parameter_counts(settings: dict[str, Any], classes: int, expected: int) -> None:
+    with torch.device("meta"):
+        head = Mask2Former(Mask2Former.Config(**settings), dim=1024, maps=4, classes=classes)
+    assert sum(parameter.numel() for parameter in head.parameters()) == expected
+
+
+def test_decoders_equal_transformers() -> None:
+    head, maps = mask_head(), pyramid(64, 96)
+    reference = head.pixel_decoder.parts(maps)
+    levels, pixels = head.pixel_decoder(maps, (64, 96))
+    for found, expected in zip(levels, reference.multi_scale_features, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(pixels, reference.mask_features, rtol=1e-4, atol=1e-4)
+
+    decoded = head.query_decoder.parts(reference.multi_scale_features, reference.mask_features)
+    found = head.train()(Features(maps), (64, 96)).predictions
+    hidden = torch.stack(decoded.intermediate_hidden_states).transpose(1, 2)
+    expected = head.query_decoder.class_predictor(hidden)
+    torch.testing.assert_close(found.classes, expected, rtol=1e-3, atol=1e-4)
+    expected = torch.stack(decoded.masks_queries_logits)
+    torch.testing.assert_close(mask_logits(found), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_plain_maps_are_resized_to_strides_4_to_32() -> None:
+    """Projecting, then resizing is the same as the other way round."""
+    head, maps = mask_head(), plain()
+    resized = [
+        F.interpolate(cells, (64 // s, 96 // s), mode="bilinear")
+        for cells, s in zip(maps, (4, 8, 16, 32), strict=True)
+    ]
+    reference = head.pixel_decoder.parts(resized)
+    levels, pixels = head.pixel_decoder(maps, (64, 96))
+    torch.testing.assert_close(pixels, reference.mask_features, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(levels[0], reference.multi_scale_features[0], rtol=1e-4, atol=1e-4)
+
+
+def test_positions_equal_transformers() -> None:
+    cells = torch.zeros(1, 64, 5, 7)
+    position = mask_head().query_decoder.parts.position_embedder
+    expected = position(cells.shape, cells.device, cells.dtype, None).flatten(2)[0].T
+    torch.testing.assert_close(positions(cells), expected)
+
+
+def test_every_layer_speaks_in_training_only() -> None:
+    head, features = mask_head(), Features(plain())
+    training = head.train()(features, (64, 96)).predictions
+    evaluating = head.eval()(features, (64, 96)).predictions
+    assert training.classes.shape == (5, 2, 12, CLASSES + 1)
+    assert evaluating.classes.shape == (1, 2, 12, CLASSES + 1)
+    torch.testing.assert_close(evaluating.classes[0], training.classes[-1], rtol=0, atol=0)
+
+
+def test_probabilities_are_the_normalised_sum_over_queries() -> None:
+    output: MaskOutput = mask_head().eval()(Features(plain()), (64, 96))
+    classes = output.predictions.classes[0].softmax(-1)[..., :-1]
+    masks = mask_logits(output.predictions)[0].sigmoid()
+    scores = F.interpolate(
+        torch.einsum("bqk,bqhw->bkhw", classes, masks), (64, 96), mode="bilinear"
+    )
+    torch.testing.assert_close(output.probabilities(), scores / scores.sum(1, keepdim=True))
+
+
+def test_pixels_that_no_query_claims_are_undecided() -> None:
+    nothing = Predictions(
+        torch.zeros(1, 1, 3, 5), torch.ones(1, 1, 3, 2), torch.full((1, 2, 4, 4), -1e4)
+    )
+    torch.testing.assert_close(
+        MaskOutput((16, 16), nothing).probabilities(), torch.full((1, 4, 16, 16), 0.25)
+    )
+
+
+def test_given_queries_take_the_place_of_learned_positions() -> None:
+    own, maps = mask_head().eval(), plain()
+    linked = mask_head(query_position="method").eval()
+    state = own.state_dict()
+    given = state.pop("query_decoder.parts.queries_embedder.weight")
+    linked.load_state_dict(state)
+    expected = own(Features(maps), (64, 96)).probabilities()
+    for queries in (given, given.expand(2, -1, -1)):
+        found = linked(Features(maps, queries), (64, 96)).probabilities()
+        torch.testing.assert_close(found, expected)
+    other = torch.stack((given, given + 1))
+    found = linked(Features(maps, other), (64, 96)).probabilities()
+    torch.testing.assert_close(found[0], expected[0])
+    assert (found[1] - expected[1]).abs().amax() > 1e-3
+
+
+def test_projected_content_reaches_the_methods_queries() -> None:
+    head = mask_head(query_position="method", query_content="projected")
+    given = torch.randn(12, 64, requires_grad=True)
+    output = head(Features(plain(), given), (64, 96))
+    (gradient,) = torch.autograd.grad(output.predictions.classes[0].sum(), given)
+    assert gradient.any()  # before the first layer only the content can carry it
+
+
+@pytest.mark.parametrize(
+    ("position", "queries", "message"),
+    [
+        ("learned", torch.zeros(12, 64), "learns its own"),
+        ("method", None, "the method gives none"),
+        ("method", torch.zeros(10, 64), "10 queries of width 64"),
+        ("method", torch.zeros(2, 12, 32), "12 queries of width 32"),
+    ],
+)
+def test_queries_that_do_not_fit_are_refused(
+    position: str, queries: Tensor | None, message: str
+) -> None:
+    head = mask_head(query_position=position)
+    with pytest.raises(RssegError, match=message) as caught:
+        head(Features(plain(), queries), (64, 96))
+    assert caught.value.fix
+
+
+def test_fewer_maps_serve_several_levels() -> None:
+    head = mask_head(maps=2)
+    maps = plain(maps=2)
+    few = head.eval()(Features(maps), (64, 96)).probabilities()
+    four = head(Features([maps[0], maps[1], maps[1], maps[1]]), (64, 96)).probabilities()
+    torch.testing.assert_close(few, four, rtol=0, atol=0)
+
+
+def test_too_many_maps_are_refused() -> None:
+    with pytest.raises(RssegError, match="1 to 4 maps, not 5"):
+        mask_head(maps=5)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"width": 100}, {"width": 64, "heads": 7}, {"queries": 0}, {"importance": 1.5}]
+)
+def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Mask2Former.Config(**settings)
+
+
+@pytest.mark.parametrize("classes", [1, 200])
+def test_one_class_and_many(classes: int) -> None:
+    head = mask_head(classes=classes)
+    output = head.train()(Features(plain()), (64, 96))
+    terms = head.losses(output, torch.randint(0, classes, (2, 64, 96)))
+    assert all(torch.isfinite(term) for term in terms.values())
+    assert output.probabilities().shape == (2, classes, 64, 96)
+
+
+def test_initial_values_are_set_and_seeded() -> None:
+    def make() -> Mask2Former:
+        torch.manual_seed(3)
+        return Mask2Former(Mask2Former.Config(**SMALL), dim=DIM, maps=4, classes=CLASSES)
+
+    first, second = make().state_dict(), make().state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert all(values.abs().amax() < 12 for values in first.values())  # nothing uninitialised
+    head = make()
+    attention = head.pixel_decoder.parts.encoder.layers[0].self_attn
+    offsets = attention.sampling_offsets.bias.view(8, 3, 4, 2)
+    torch.testing.assert_close(
+        offsets[0, 0], torch.arange(1.0, 5)[:, None] * torch.tensor([1.0, 0])
+    )
+    torch.testing.assert_close(offsets.abs().amax(-1), torch.arange(1.0, 5).expand(8, 3, 4))
+
+
+def test_forward_compiles_without_a_break() -> None:
+    head, features = mask_head(layers=3, encoder_layers=1).eval(), Features(plain())
+    compiled = torch.compile(head.forward, fullgraph=True, backend="eager")
+    found = compiled(features, (64, 96)).probabilities()
+    torch.testing.assert_close(found, head(features, (64, 96)).probabilities())
