@@ -19,8 +19,6 @@ from rsseg_cli.backbones.mae import Mae
 from rsseg_cli.backbones.sam import Sam
 from rsseg_cli.backbones.vit import Vit
 from rsseg_cli.contract import Backbone, Bands, Grid, Method, Role
-from rsseg_cli.errors import RssegError
-from rsseg_cli.find import find
 
 SMALL = {"embed_dim": 32, "depth": 3, "num_heads": 2}
 WINDOWS = {**SMALL, "window_size": 3, "global_attn_indexes": (1, 2)}
@@ -279,85 +277,3 @@ def test_listeners_follow_a_copy(case: str) -> None:
 def _answer(adapter: nn.Module, tokens: Tensor) -> Tensor:
     answer: Tensor = adapter(tokens)
     return answer
-
-
-# --- published sizes ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "positions", "count", "taps"),
-    [
-        ("dinov2_large", 1370, 304_198_656, (7, 11, 15, 23)),
-        ("dinov2_large_reg", 1369, 304_201_728, (7, 11, 15, 23)),
-        ("dinov3_large", None, 303_079_424, (7, 11, 15, 23)),
-        ("dinov3_sat_large", None, 303_079_424, (7, 11, 15, 23)),
-        ("eva02_large", 257, 304_239_552, (7, 11, 15, 23)),
-        ("clip_large", 257, 304_150_528, (7, 11, 15, 23)),
-        ("mae_large", 197, 304_149_504, (7, 11, 15, 23)),
-        ("sam_huge", None, 636_107_520, (7, 15, 23, 31)),
-        ("sam_large", None, 307_425_280, (5, 11, 17, 23)),
-        ("sam_base", None, 88_883_456, (2, 5, 8, 11)),
-    ],
-)
-def test_counts_at_patch_16(
-    name: str, positions: int | None, count: int, taps: tuple[int, ...]
-) -> None:
-    """Counts of Rein's tables at 512 px; we keep the weights' positions, they those of 32 x 32."""
-    family = find("backbones", name.partition("_")[0], Backbone)
-    rgb = Bands(
-        names=("r", "g", "b"), wavelengths_nm=(660.0, 560.0, 485.0),
-        mean=(0.0,) * 3, std=(1.0,) * 3, dtype="uint8",
-    )  # fmt: skip
-    config: Any = family.Config(name=name, pretrained=False, patch=16)  # type: ignore[call-arg]
-    with torch.device("meta"):
-        backbone = family(config, rgb)  # type: ignore[call-arg,arg-type]
-    found = sum(parameter.numel() for parameter in backbone.parameters())
-    if positions is not None:
-        of_class = 0 if name.endswith("_reg") else 1
-        found += (32 * 32 + of_class - positions) * backbone.dim
-    assert found == count
-    assert backbone.taps == taps
-    assert all(parameter.is_meta for parameter in backbone.parameters())
-
-
-def test_every_published_size_is_known_to_timm() -> None:
-    import timm
-
-    sizes = [size for kind, _, _ in CASES.values() for size in kind.sizes.values()]
-    for size in {size.model: size for size in sizes if size.published}.values():
-        config = timm.get_pretrained_cfg(size.model)
-        assert config is not None
-        assert config.hf_hub_id, size.model
-        assert f"patch{size.patch}" in size.model
-    clip = [size.model for size in Clip.sizes.values()]
-    assert all("quickgelu" in model for model in clip)
-    satellite = timm.get_pretrained_cfg(Dinov3.sizes["sat_large"].model)
-    assert satellite is not None
-    assert satellite.mean == (0.43, 0.411, 0.296)
-
-
-# --- settings -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("taps", [(), (0, 0), (2, 1), (-1, 2), (0, 3)])
-def test_taps_that_are_no_blocks(taps: tuple[int, ...]) -> None:
-    with pytest.raises(RssegError, match=r"ascending block numbers of 0\.\.2"):
-        make("vit", taps=taps)
-
-
-def test_unknown_size_names_the_nearest() -> None:
-    with pytest.raises(RssegError) as caught:
-        Dinov2(Dinov2.Config(name="dinov2_larg"), BANDS)
-    assert "dinov2_large" in caught.value.fix
-
-
-def test_random_numbers_come_from_the_seed_alone() -> None:
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    first = Vit(Vit.Config(name="vit_tiny"), BANDS)
-    assert torch.equal(torch.rand(3), expected)
-    again, other = (Vit(Vit.Config(name="vit_tiny", seed=seed), BANDS) for seed in (0, 1))
-    assert torch.equal(first.model.blocks[3].mlp.fc2.weight, again.model.blocks[3].mlp.fc2.weight)
-    assert not torch.equal(first.model.pos_embed, other.model.pos_embed)
-    assert first.model.patch_embed.proj.weight.shape == (64, 4, 8, 8)

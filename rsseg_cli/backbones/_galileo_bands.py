@@ -108,16 +108,17 @@ def plan(bands: Bands) -> Recipe:
 def _require_wavelengths(bands: Bands) -> None:
     for name, centre in zip(bands.names, bands.wavelengths_nm, strict=True):
         if centre is None:
-            problem = "has no wavelength, by which Galileo finds its band groups"
-        elif not _candidates(centre, GROUPS):
-            problem = f"at {centre:g} nm lies outside every band group of Galileo's"
-        else:
-            continue
-        raise RssegError(
-            f"band {name} {problem}",
-            where="dataset.yaml: bands",
-            fix=f"set its wavelength, or leave {name} out of `bands`",
-        )
+            raise RssegError(
+                f"band {name} has no wavelength, by which Galileo finds its band groups",
+                where="dataset.yaml: bands",
+                fix=f"give {name} a wavelength_nm, or leave it out of `bands`",
+            )
+        if not _candidates(centre, GROUPS):
+            raise RssegError(
+                f"band {name} at {centre:g} nm lies outside every band group of Galileo's",
+                where="dataset.yaml: bands",
+                fix=f"leave {name} out of `bands`",
+            )
 
 
 def _candidates(centre: float, groups: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

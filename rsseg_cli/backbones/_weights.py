@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
 from timm.models import load_state_dict, load_state_dict_from_hf
 from torch import Tensor, nn
 
@@ -37,14 +35,19 @@ def read_file(path: Path) -> dict[str, Tensor]:
         )
     try:
         tensors = load_state_dict(where, weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, SafetensorError, EOFError, OSError) as error:
+    except Exception as error:  # a damaged pickle raises whatever its bytes happen to ask for
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UnreadableError(
-            f"the weights cannot be opened: {str(error).splitlines()[0]}",
+            f"the weights cannot be opened: {reason}",
             where=where,
             fix="a .safetensors file, or a .pth that holds tensors and nothing else",
         ) from error
-    if not isinstance(tensors, dict) or not tensors:
-        raise UnreadableError("the file holds no named tensors", where=where, fix="--weights FILE")
+    if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise UnreadableError(
+            "the file holds other things than named tensors",
+            where=where,
+            fix="a file with the state dict alone, or under `state_dict` or `model`",
+        )
     return tensors
 
 
