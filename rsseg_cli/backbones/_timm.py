@@ -77,7 +77,7 @@ class TimmBackbone(Backbone):
             content = _weights.digest_random(self.model)
         else:
             source, content = self._load(config, size)
-            _widen(self.model.patch_embed.proj, mix)
+            self.widen(mix)
         native = _bands.native(bands, config.stats, pretrained=not from_random)
         self._restate(mix, native=native)
         self.dim = self.model.embed_dim
@@ -143,6 +143,12 @@ class TimmBackbone(Backbone):
             )
         return {key: t for key, t in translated.items() if not key.startswith("head.")}
 
+    def widen(self, mix: Tensor) -> None:
+        """Give the loaded patch embedding for RGB a kernel for the bands of `mix` (C, 3)."""
+        patches: nn.Conv2d = self.model.patch_embed.proj
+        patches.weight = nn.Parameter(_bands.adapt_kernel(patches.weight.detach(), mix))
+        patches.in_channels = len(mix)
+
     def _restate(self, mix: Tensor, *, native: bool) -> None:
         gain = offset = None
         if native:
@@ -180,12 +186,6 @@ def _size_of(name: str, sizes: Mapping[str, Size]) -> Size:
     if size not in sizes:
         raise unknown("backbone", name, [f"{family}_{known}" for known in sizes])
     return sizes[size]
-
-
-def _widen(patches: nn.Conv2d, mix: Tensor) -> None:
-    """Give a patch embedding for RGB a kernel for the bands of `mix`."""
-    patches.weight = nn.Parameter(_bands.adapt_kernel(patches.weight.detach(), mix))
-    patches.in_channels = len(mix)
 
 
 def even_taps(depth: int) -> tuple[int, ...]:
