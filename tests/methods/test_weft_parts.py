@@ -1,0 +1,391 @@
+"""WEFT's pieces against slow or independent references: wavelets, attention, ESTO, SEE."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import DeformableDetrConfig
+from transformers.models.deformable_detr import modeling_deformable_detr as detr
+
+from rsseg_cli.errors import RssegError
+from rsseg_cli.methods._convolution import BatchNorm, Cascade
+from rsseg_cli.methods._deformable import DeformableAttention, centres
+from rsseg_cli.methods._esto import TokenOptimizer
+from rsseg_cli.methods._see import Edges, Enhancer, SpatialExpert, join, split
+from rsseg_cli.methods._wavelet_experts import Experts, Pyramid, Router
+from rsseg_cli.methods._wavelets import WaveletConvolution, analyse, synthesise
+
+
+def scramble(module: nn.Module) -> nn.Module:
+    """Draw every parameter at random, so that each of them matters."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return module
+
+
+# --- wavelets -------------------------------------------------------------------------------------
+def haar_filters(channels: int) -> Tensor:
+    low, high = torch.tensor([1.0, 1.0]) / math.sqrt(2), torch.tensor([1.0, -1.0]) / math.sqrt(2)
+    pairs = ((low, low), (low, high), (high, low), (high, high))  # (down, along the row)
+    return torch.stack([torch.outer(*pair) for pair in pairs])[:, None].repeat(channels, 1, 1, 1)
+
+
+def test_haar_bands_are_those_of_the_filters() -> None:
+    image = torch.randn(2, 3, 6, 8)
+    bands = F.conv2d(image, haar_filters(3), stride=2, groups=3)
+    assert torch.allclose(analyse(image), bands, atol=1e-6)
+    back = F.conv_transpose2d(bands, haar_filters(3), stride=2, groups=3)
+    assert torch.allclose(synthesise(bands), back, atol=1e-6)
+    assert torch.allclose(back, image, atol=1e-6)
+    assert torch.allclose(bands.square().sum(), image.square().sum())  # orthonormal
+
+
+@pytest.mark.parametrize("size", [(8, 6), (7, 6), (8, 5), (7, 5), (1, 1)])
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+def test_wavelet_convolution(size: tuple[int, int], kernel: int) -> None:
+    module = scramble(WaveletConvolution(4, kernel))
+    assert isinstance(module, WaveletConvolution)
+    z, (height, width) = torch.randn(2, 4, *size), size
+    padded = torch.zeros(2, 4, height + height % 2, width + width % 2)
+    padded[..., :height, :width] = z
+    bands = module.bands_scale * module.bands(F.conv2d(padded, haar_filters(4), stride=2, groups=4))
+    detail = F.conv_transpose2d(bands, haar_filters(4), stride=2, groups=4)
+    expected = module.image_scale * module.image(z) + detail[..., :height, :width]
+    assert torch.allclose(module(z), expected, atol=1e-5)
+    with torch.no_grad():
+        delta = torch.zeros(4, 1, kernel, kernel)
+        delta[..., kernel // 2, kernel // 2] = 1
+        module.bands.weight.copy_(delta.repeat(4, 1, 1, 1))
+        module.bands_scale.fill_(1)
+        module.image_scale.fill_(0)
+    assert (module(z) - z).abs().max() < 1e-6  # analysis and synthesis alone: a round trip
+
+
+def test_wavelet_filters_are_no_tensors() -> None:
+    names = {name for name, _ in WaveletConvolution(4, 3).state_dict().items()}
+    assert names == {"image.weight", "image.bias", "bands.weight", "image_scale", "bands_scale"}
+
+
+def test_cascade_is_its_equation() -> None:
+    module = scramble(Cascade(8, nn.Conv2d(2, 2, 3, padding=1))).eval()
+    assert isinstance(module, Cascade)
+    z = torch.randn(2, 8, 5, 4)
+    outputs: list[Tensor] = []
+    for number in range(4):
+        part = z[:, 2 * number : 2 * number + 2]
+        filtered, norm, _ = module.step
+        outputs.append(norm(filtered(part + outputs[-1] if outputs else part)).relu())
+    convolution, norm, _ = module.merge
+    assert torch.allclose(module(z), norm(convolution(torch.cat(outputs, 1) + z)).relu(), atol=1e-5)
+
+
+def test_batch_norm_of_a_single_value() -> None:
+    ours = BatchNorm(3).train()
+    ours.running_mean = torch.tensor([1.0, 2.0, 3.0])
+    x = torch.randn(1, 3, 1, 1)
+    expected = (x - torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1)) / math.sqrt(1 + 1e-5)
+    assert torch.allclose(ours(x), expected, atol=1e-6)
+    plain = nn.BatchNorm2d(3).train()
+    x = torch.randn(2, 3, 1, 2)
+    assert torch.equal(BatchNorm(3).train()(x), plain(x))
+
+
+# --- experts --------------------------------------------------------------------------------------
+def test_router_shares() -> None:
+    features = torch.randn(5, 8, 3, 3)
+    plain = Router(8, 7, active=4, shares="proportional")
+    released = Router(8, 7, active=4, shares="softmax")
+    for router in (plain, released):
+        nn.init.normal_(router.gate.weight, std=4.0)
+    released.load_state_dict(plain.state_dict())
+    gate = (features.mean((2, 3)) @ plain.gate.weight.T + plain.gate.bias).softmax(1)
+    for router in (plain, released):
+        shares, chosen = router(features)
+        assert torch.allclose(shares.sum(1), torch.ones(5))
+        assert torch.equal(chosen, gate >= gate.sort(1, descending=True)[0][:, 3:4])
+        assert torch.equal(shares > 0, chosen)
+    ratio = plain(features)[0] / gate
+    top = ratio[ratio > 0].view(5, 4)
+    assert torch.allclose(top, top[:, :1].expand(5, 4))  # the gate's own proportions
+    least, most = 1 / (math.e + 3), math.e / (math.e + 3)
+    softened = released(features)[0]
+    softened = softened[softened > 0]
+    assert least - 1e-6 < softened.min() < softened.max() < most + 1e-6  # it cannot decide
+
+
+def test_experts_that_nobody_chose_are_not_computed() -> None:
+    torch.manual_seed(0)
+    module = Experts(8, (1, 3, 5, 7), active=2, shares="proportional", trained="chosen").eval()
+    nn.init.normal_(module.router.gate.weight, std=2.0)
+    features = torch.randn(3, 8, 4, 6)
+    seen = [0, 0, 0, 0]
+
+    def count(number: int) -> Any:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            seen[number] += len(inputs[0])
+
+        return hook
+
+    for number, expert in enumerate(module.experts):
+        expert.register_forward_pre_hook(count(number))
+    total, chosen = module(features)
+    assert seen == chosen.sum(0).tolist()
+    assert sum(seen) == 2 * 3
+    shares, _ = module.router(features)
+    dense = features.clone()
+    for number, expert in enumerate(module.experts):
+        dense += shares[:, number, None, None, None] * expert(features)
+    assert torch.allclose(total, dense, atol=1e-5)
+
+
+@pytest.mark.parametrize("reason", ["all", "processes"])
+def test_all_experts_are_computed_where_they_must(
+    reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: Any = "all" if reason == "all" else "chosen"
+    if reason == "processes":
+        monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    module = Experts(8, (1, 3, 5), active=1, shares="proportional", trained=trained)
+    module(torch.randn(2, 8, 4, 4))[0].sum().backward()
+    assert all(parameter.grad is not None for parameter in module.parameters())
+    norms = [norm for norm in module.modules() if isinstance(norm, BatchNorm)]
+    assert all(int(norm.num_batches_tracked) > 0 for norm in norms)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("patch", [8, 14, 16])
+@pytest.mark.parametrize("grid", [(4, 6), (3, 5)])
+def test_pyramid_keeps_its_place_beside_the_patches(patch: int, grid: tuple[int, int]) -> None:
+    height, width = grid
+    maps = Pyramid(5, 24, channels=8, experts=None)(
+        torch.randn(2, 5, height * patch, width * patch), grid
+    )
+    half = (-(-height // 2), -(-width // 2))
+    sizes = [(4 * height, 4 * width), (2 * height, 2 * width), grid, half]
+    assert [tuple(level.shape) for level in maps] == [(2, 24, *size) for size in sizes]
+
+
+# --- deformable attention -------------------------------------------------------------------------
+SIZES = [(6, 10), (3, 5), (2, 3)]
+
+
+def bilinear(level: Tensor, x: float, y: float) -> Tensor:
+    """Read a map (D, h, w) at x, y in cells from the upper left corner; outside there are zeros."""
+    _, height, width = level.shape
+    left, top = math.floor(x - 0.5), math.floor(y - 0.5)
+    total = torch.zeros(level.shape[0])
+    for row, column in ((top, left), (top, left + 1), (top + 1, left), (top + 1, left + 1)):
+        if 0 <= row < height and 0 <= column < width:
+            share = (1 - abs(x - 0.5 - column)) * (1 - abs(y - 0.5 - row))
+            total += share * level[:, row, column]
+    return total
+
+
+def attend_slowly(
+    module: DeformableAttention, queries: Tensor, places: Tensor, values: Tensor
+) -> Tensor:
+    heads, points, levels = module.heads, module.points, module.levels
+    batch, count, _ = queries.shape
+    offsets = module.offsets(queries).view(batch, count, heads, levels, points, 2)
+    weights = module.weights(queries).view(batch, count, heads, levels * points).softmax(-1)
+    projected = module.value(values)
+    results = torch.zeros(batch, count, projected.shape[-1])
+    width = projected.shape[-1] // heads
+    starts = [0]
+    for rows, columns in SIZES:
+        starts.append(starts[-1] + rows * columns)
+    for b in range(batch):
+        maps = [
+            projected[b, start:stop].T.reshape(-1, *size)
+            for (start, stop), size in zip(pairwise(starts), SIZES, strict=True)
+        ]
+        for q in range(count):
+            for h in range(heads):
+                own = slice(h * width, (h + 1) * width)
+                for number, (rows, columns) in enumerate(SIZES):
+                    for p in range(points):
+                        dx, dy = offsets[b, q, h, number, p].tolist()
+                        x, y = places[q].tolist()
+                        found = bilinear(maps[number][own], x * columns + dx, y * rows + dy)
+                        weight = weights[b, q, h, number * points + p]
+                        results[b, q, own] += weight * found
+    return module.out(results)
+
+
+@torch.no_grad()
+def test_deformable_attention_equals_a_slow_one() -> None:
+    module = scramble(DeformableAttention(16, levels=3, heads=2, points=2))
+    assert isinstance(module, DeformableAttention)
+    module.offsets.weight *= 4  # far enough to leave the maps
+    values = torch.randn(2, sum(h * w for h, w in SIZES), 16)
+    queries, places = torch.randn(2, 15, 16), centres([(3, 5)], values.device)
+    expected = attend_slowly(module, queries, places, values)
+    assert torch.allclose(module(queries, places, values, SIZES), expected, atol=1e-5)
+
+
+@torch.no_grad()
+def test_deformable_attention_equals_that_of_transformers() -> None:
+    config = DeformableDetrConfig(d_model=32, num_feature_levels=3)
+    theirs = detr.DeformableDetrMultiscaleDeformableAttention(config, num_heads=4, n_points=4)
+    ours = DeformableAttention(32, levels=3, heads=4, points=4, ratio=1.0)
+    pairs = (
+        (theirs.sampling_offsets, ours.offsets),
+        (theirs.attention_weights, ours.weights),
+        (theirs.value_proj, ours.value),
+        (theirs.output_proj, ours.out),
+    )
+    for their, our in pairs:
+        nn.init.normal_(our.weight, std=0.3)
+        their.load_state_dict(our.state_dict())
+    values = torch.randn(2, sum(h * w for h, w in SIZES), 32)
+    places = centres([(3, 5)], values.device)
+    queries = torch.randn(2, 15, 32)
+    expected, _ = theirs(
+        queries,
+        encoder_hidden_states=values,
+        reference_points=places[None, :, None].expand(2, -1, 3, -1),
+        spatial_shapes=torch.tensor(SIZES),
+        spatial_shapes_list=SIZES,
+        level_start_index=torch.tensor([0, 60, 75]),
+    )
+    assert torch.allclose(ours(queries, places, values, SIZES), expected, atol=1e-5)
+
+
+@torch.no_grad()
+def test_without_offsets_it_reads_the_place_itself() -> None:
+    module = DeformableAttention(16, levels=1, heads=2, points=3, ratio=1.0)
+    module.offsets.bias.zero_()
+    values = torch.randn(1, 15, 16)
+    found = module(torch.randn(1, 15, 16), centres([(3, 5)], values.device), values, [(3, 5)])
+    assert torch.allclose(found, module.out(module.value(values)), atol=1e-5)
+
+
+def test_first_offsets_point_outwards() -> None:
+    offsets = DeformableAttention(16, levels=2, heads=4, points=3).offsets.bias.view(4, 2, 3, 2)
+    ahead = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
+    for point in range(3):
+        for level in range(2):
+            assert torch.allclose(offsets[:, level, point], ahead * (point + 1), atol=1e-6)
+
+
+def test_heads_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(RssegError, match="5 heads do not divide the 8 channels"):
+        DeformableAttention(16, levels=1, heads=5)
+
+
+# --- ESTO -----------------------------------------------------------------------------------------
+def optimise_slowly(module: TokenOptimizer, tokens: Tensor) -> Tensor:
+    batch, _, dim = tokens.shape
+    width = dim // module.heads
+    alike = torch.zeros_like(tokens)
+    unit = tokens / tokens.norm(dim=2, keepdim=True)
+    for head in range(module.heads):
+        own = slice(head * width, (head + 1) * width)
+        if module.similarity == "token":
+            logits = unit[..., own] @ unit[..., own].mT / math.sqrt(width)
+        else:
+            cosine = torch.cosine_similarity(
+                tokens[:, :, None, own], tokens[:, None, :, own], dim=-1
+            )
+            logits = cosine / module.log_temperature[head].exp()
+        alike[..., own] = logits.softmax(-1) @ tokens[..., own]
+    variance = torch.stack([image.var(dim=1) for image in tokens])
+    if module.statistics == "batch":
+        standard = (variance - variance.mean()) / (variance.std() + 1e-6)
+    else:
+        standard = torch.stack([(v - v.mean()) / (v.std() + 1e-6) for v in variance])
+    alike = alike * (1 + 0.5 * standard.sigmoid()[..., None])
+    for image in range(batch):
+        gate = (module.gate.weight * tokens[image].mean() + module.gate.bias).sigmoid()
+        alike[image] *= gate.item()
+    return tokens + alike
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("similarity", ["head", "token"])
+@pytest.mark.parametrize("statistics", ["image", "batch"])
+def test_esto_is_its_equations(similarity: Any, statistics: Any) -> None:
+    module = scramble(TokenOptimizer(16, heads=4, similarity=similarity, statistics=statistics))
+    assert isinstance(module, TokenOptimizer)
+    tokens = torch.randn(3, 10, 16) * torch.rand(3, 10, 1)
+    assert torch.allclose(module(tokens), optimise_slowly(module, tokens), atol=1e-5)
+    alone = torch.cat([module(image[None]) for image in tokens])
+    assert torch.allclose(module(tokens), alone, atol=1e-5) == (statistics == "image")
+
+
+@torch.no_grad()
+def test_released_similarity_is_nearly_the_mean_token() -> None:
+    tokens = torch.randn(1, 64, 256)
+    mean = tokens.mean(1, keepdim=True).expand_as(tokens)
+    distance = {}
+    for similarity in ("head", "token"):
+        module = TokenOptimizer(256, heads=4, similarity=similarity, statistics="image")  # type: ignore[arg-type]
+        distance[similarity] = float((module._gather(tokens) - mean).norm() / mean.norm())
+    assert distance["token"] < 0.2 < 2 < distance["head"]
+
+
+# --- SEE ------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("sizes", [[(8, 12), (4, 6), (2, 3)], [(10, 6), (5, 3), (3, 2)]])
+def test_split_and_join_undo_each_other(sizes: list[tuple[int, int]]) -> None:
+    tokens = torch.randn(2, sum(h * w for h, w in sizes), 5)
+    maps = split(tokens, sizes)
+    assert [tuple(level.shape) for level in maps] == [(2, 5, *size) for size in sizes]
+    assert torch.equal(maps[1][1, :, 1, 2], tokens[1, sizes[0][0] * sizes[0][1] + sizes[1][1] + 2])
+    assert torch.equal(join(maps), tokens)
+
+
+@torch.no_grad()
+def test_directional_edges_answer_only_to_edges() -> None:
+    edges = scramble(Edges(3, "directional"))
+    y, x = torch.meshgrid(torch.arange(6.0), torch.arange(7.0), indexing="ij")
+    plane = (2 * x - 3 * y + 5).expand(1, 3, 6, 7)
+    assert edges(plane)[..., 1:-1, 1:-1].abs().max() < 1e-4
+    steps = {"x": (x > 3), "y": (y > 2), "diagonal": (x + y > 6)}
+    assert all(edges(step.float().expand(1, 3, 6, 7)).abs().max() > 0.1 for step in steps.values())
+    parabola = Edges(3, "directional")((x**2).expand(1, 3, 6, 7))[..., 1:-1, 1:-1]
+    assert torch.allclose(parabola, torch.tensor(2.0 * 3 / 4))  # three of four directions see x
+
+
+@torch.no_grad()
+def test_released_edges_see_one_direction() -> None:
+    edges = Edges(2, "free")
+    y, x = torch.meshgrid(torch.arange(6.0), torch.arange(7.0), indexing="ij")
+    assert torch.allclose(edges((x**2).expand(1, 2, 6, 7))[..., 1:-1, 1:-1], torch.tensor(6.0))
+    assert edges((y**2).expand(1, 2, 6, 7)).abs().max() < 1e-5
+    assert edges(torch.ones(1, 2, 1, 1)).shape == (1, 2, 1, 1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pool", ["adaptive", "identity"])
+def test_spatial_expert_is_its_equation(pool: Any) -> None:
+    module = scramble(SpatialExpert(8, levels=2, laplacian="free", pool=pool)).eval()
+    assert isinstance(module, SpatialExpert)
+    z = torch.randn(2, 8, 8, 4)
+    coarse = z
+    if pool == "adaptive":
+        coarse = F.interpolate(F.max_pool2d(z, 4), (8, 4), mode="bilinear")
+        assert not torch.equal(coarse, z)
+    a, b, c = module.shares[1].softmax(0)
+    wide = sum(cascade(z) for cascade in module.cascades)
+    expected = F.gelu(z + a * module.edges(z) + b * coarse + c * wide)
+    assert torch.allclose(module(z, 1), expected, atol=1e-5)
+
+
+def test_paths_are_dropped_in_training_only() -> None:
+    torch.manual_seed(0)
+    sizes = [(4, 4), (2, 2)]
+    expert = SpatialExpert(8, levels=2, laplacian="directional", pool="adaptive")
+    module = Enhancer(16, 8, expert, drop_path=0.5)
+    tokens = torch.randn(64, 20, 16)
+    after = module(tokens, sizes, tokens, (4, 5))
+    same = [torch.equal(a, b) for a, b in zip(after, tokens, strict=True)]
+    assert 16 < sum(same) < 48
+    after = module.eval()(tokens, sizes, tokens, (4, 5))
+    assert not any(torch.equal(a, b) for a, b in zip(after, tokens, strict=True))
