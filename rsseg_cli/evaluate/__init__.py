@@ -1,0 +1,17 @@
+"""Maps against the truth: `evaluate_rasters` for one, `evaluate_scenes` for many."""
+
+from rsseg_cli.evaluate.rasters import (
+    BOUNDARY_PX,
+    Comparison,
+    Evaluation,
+    evaluate_rasters,
+    evaluate_scenes,
+)
+
+__all__ = [
+    "BOUNDARY_PX",
+    "Comparison",
+    "Evaluation",
+    "evaluate_rasters",
+    "evaluate_scenes",
+]

@@ -1,0 +1,366 @@
+"""Maps are compared on one grid only, window by window, whoever says what the classes are."""
+
+from __future__ import annotations
+
+import tracemalloc
+from functools import partial
+from pathlib import Path
+
+import geopandas
+import numpy as np
+import pytest
+import rasterio
+from conftest import NORTH_UP, ROTATED, WriteScene, write_raster
+from numpy.typing import NDArray
+from rasterio.features import rasterize
+from shapely.geometry import box
+
+from rsseg_cli.classes import IGNORE, Class
+from rsseg_cli.errors import RssegError, RssegWarning, UnreadableError
+from rsseg_cli.evaluate import Comparison, evaluate_rasters, evaluate_scenes, rasters
+from rsseg_cli.evaluate.soft import evaluate_soft
+from rsseg_cli.evaluate.truth import open_truth
+from rsseg_cli.metrics.boundary import BoundaryIoU
+from rsseg_cli.metrics.confusion import ConfusionMatrix
+from rsseg_cli.raster import style
+from rsseg_cli.raster.decode import LabelCode
+from rsseg_cli.raster.grid import Window
+from rsseg_cli.raster.names import classes_in_use, read_classes
+
+CLASSES = [
+    Class(0, "land", (10, 20, 30)),
+    Class(4, "water", (0, 0, 250)),
+    Class(9, "town", (250, 0, 0)),
+]
+IDS = np.array([one.id for one in CLASSES], np.uint8)
+
+
+def indices(seed: int, shape: tuple[int, int] = (71, 93)) -> NDArray[np.uint8]:
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 3, (-(-shape[0] // 8), -(-shape[1] // 8)))
+    return coarse.repeat(8, 0).repeat(8, 1)[: shape[0], : shape[1]].astype(np.uint8)
+
+
+def to_ids(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(1, H, W) ids, 255 where there is no class."""
+    return np.where(labels == IGNORE, IGNORE, IDS[np.minimum(labels, 2)])[None].astype(np.uint8)
+
+
+@pytest.fixture
+def pair(write_scene: WriteScene) -> tuple[Path, Path, NDArray[np.uint8], NDArray[np.uint8]]:
+    """A named map with empty pixels, its truth with unknown ones, and both as indices."""
+    predicted, truth = indices(1), indices(2)
+    truth[:20] = predicted[:20]
+    truth[5:9, 7:30] = IGNORE
+    predicted[60:, 80:] = IGNORE
+    made = write_scene(to_ids(predicted), "map.tif", nodata=255)
+    Path(f"{made}.aux.xml").write_text(style.pam_sidecar(CLASSES))
+    return made, write_scene(to_ids(truth), "truth.tif"), predicted, truth
+
+
+def test_scores_are_those_of_the_arrays(
+    pair: tuple[Path, Path, NDArray[np.uint8], NDArray[np.uint8]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, true, predicted, truth = pair
+    expected, outlines = ConfusionMatrix(CLASSES), BoundaryIoU(CLASSES, distance=3)
+    expected.update(predicted, truth)
+    outlines.update(predicted, truth)
+    for step in ((1024, 4096), (16, 24)):  # in one piece, and in windows with a halo
+        monkeypatch.setattr(rasters, "_STEP", step)
+        found = evaluate_rasters(made, true)
+        assert found.classes == tuple(CLASSES)
+        np.testing.assert_array_equal(found.total.counts, expected.counts)
+        assert found.scores().boundary_miou == outlines.add_to(expected.scores()).boundary_miou
+    assert found.scores().unmapped > 0
+    assert evaluate_rasters(made, true, boundary_px=None).scores().boundary_px is None
+
+
+def test_numpy_and_torchless_ids_of_any_integer_type(write_scene: WriteScene) -> None:
+    labels = to_ids(indices(3))
+    made = write_scene(labels.astype(np.int16), "map.tif", nodata=-1)
+    found = evaluate_rasters(made, write_scene(labels, "truth.tif"), CLASSES)
+    assert found.scores().accuracy == 1
+    bad = labels.astype(np.int16)
+    bad[0, 0, 0] = 300
+    with pytest.raises(RssegError, match=r"ids that are no class: 300"):
+        evaluate_rasters(write_scene(bad, "bad.tif"), made, CLASSES)
+
+
+def test_colours_in_the_truth_are_classes(write_scene: WriteScene) -> None:
+    labels = indices(4)
+    colors = np.array([one.color for one in CLASSES], np.uint8)[labels]
+    truth = write_scene(np.moveaxis(colors, -1, 0), "truth.tif")
+    made = write_scene(to_ids(labels), "map.tif")
+    assert evaluate_rasters(made, truth, CLASSES).scores().miou == 1
+
+
+@pytest.mark.parametrize(("crs", "transform"), [("EPSG:4326", NORTH_UP), ("EPSG:32633", ROTATED)])
+def test_polygons_in_any_crs(
+    tmp_path: Path, write_scene: WriteScene, crs: str, transform: rasterio.Affine
+) -> None:
+    shapes = [box(0, 0, 40, 71), box(50, 10, 80, 60)]
+    placed = [
+        geopandas.GeoSeries([one]).affine_transform(
+            [transform.a, transform.b, transform.d, transform.e, transform.c, transform.f]
+        )[0]
+        for one in shapes
+    ]
+    table = geopandas.GeoDataFrame(
+        {"fid_1": [1, 2], "landcover": ["water", "town"]}, geometry=placed, crs="EPSG:32633"
+    )
+    table.to_crs(crs).to_file(tmp_path / "truth.gpkg")
+    burned = rasterize(zip(placed, (4, 9), strict=True), (71, 93), fill=255, transform=transform)
+    made = write_scene(burned[None].astype(np.uint8), "map.tif", transform=transform)
+    found = evaluate_rasters(made, tmp_path / "truth.gpkg", CLASSES)
+    scores = found.scores()
+    # Reprojecting there and back may move a border pixel.
+    assert scores.miou == pytest.approx(1, abs=0.01)
+    assert scores.pixels == pytest.approx(40 * 71 + 30 * 50, abs=40)
+    with pytest.raises(RssegError, match="no attribute nothing"):
+        evaluate_rasters(made, tmp_path / "truth.gpkg", CLASSES, attribute="nothing")
+
+
+def test_polygons_of_one_kind_are_the_class_beside_background(
+    tmp_path: Path, write_scene: WriteScene
+) -> None:
+    two = [Class(0, "background", (0, 0, 0)), Class(1, "building", (255, 0, 0))]
+    x, y = NORTH_UP @ (10, 10)
+    table = geopandas.GeoDataFrame({"osm": [7]}, geometry=[box(x, y - 200, x + 100, y)], crs=32633)
+    table.to_file(tmp_path / "truth.geojson")
+    made = np.zeros((1, 64, 64), np.uint8)
+    made[0, 10:30, 10:20] = 1
+    scores = evaluate_rasters(write_scene(made), tmp_path / "truth.geojson", two).scores()
+    assert (scores.miou, scores.pixels) == (1, 64 * 64)
+    three = [*two, Class(2, "road", (0, 0, 0))]
+    with pytest.raises(RssegError, match="which attribute") as caught:
+        evaluate_rasters(write_scene(made), tmp_path / "truth.geojson", three)
+    assert "osm" in caught.value.fix
+
+
+def test_other_grid_is_refused_with_both_grids_and_aligned_on_demand(
+    tmp_path: Path, write_scene: WriteScene
+) -> None:
+    labels = indices(5, (64, 64))
+    made = write_scene(to_ids(labels), "map.tif")
+    fine = to_ids(labels.repeat(2, 0).repeat(2, 1))
+    half = NORTH_UP @ rasterio.Affine.scale(0.5)
+    truth = write_scene(fine, "truth.tif", transform=half)
+    with pytest.raises(RssegError, match="different grids") as caught:
+        evaluate_rasters(made, truth, CLASSES)
+    for part in ("64 x 64", "128 x 128", "EPSG:32633", "10 x -10", "5 x -5"):
+        assert part in caught.value.what
+    assert "--align" in caught.value.fix
+    aligned = evaluate_rasters(made, truth, CLASSES, align=True).scores()
+    assert (aligned.miou, aligned.pixels) == (1, 64 * 64)
+    shifted = NORTH_UP @ rasterio.Affine.translation(32, 0)
+    part = evaluate_rasters(
+        made, write_scene(to_ids(labels), "s.tif", transform=shifted), CLASSES, align=True
+    )
+    assert part.scores().pixels == 64 * 32  # nothing is known outside the truth
+
+
+def test_alignment_reprojects_as_gdal_does(write_scene: WriteScene) -> None:
+    labels = indices(6, (64, 64))
+    truth = write_scene(to_ids(labels), "truth.tif")
+    with rasterio.open(truth) as file:
+        west, south, east, north = rasterio.warp.transform_bounds(
+            file.crs, "EPSG:4326", *file.bounds
+        )
+        width, height = 80, 60
+        step = (east - west) / width, (north - south) / height
+        place = rasterio.Affine(step[0], 0, west, 0, -step[1], north)
+        warped = np.full((height, width), 255, np.uint8)
+        rasterio.warp.reproject(
+            file.read(1), warped, src_transform=file.transform, src_crs=file.crs,
+            dst_transform=place, dst_crs="EPSG:4326", dst_nodata=255, init_dest_nodata=True,
+        )  # fmt: skip
+    made = write_scene(warped[None], "map.tif", transform=place, crs="EPSG:4326", nodata=255)
+    scores = evaluate_rasters(made, truth, CLASSES, align=True).scores()
+    assert scores.accuracy == pytest.approx(1, abs=2e-3)
+    assert scores.pixels == pytest.approx((warped != 255).sum(), abs=5)
+
+
+def test_a_nodata_tag_on_a_class_does_not_hide_it(write_scene: WriteScene) -> None:
+    labels = to_ids(indices(7, (64, 64)))
+    made = write_scene(labels, "map.tif", nodata=0)
+    truth = write_scene(labels, "truth.tif", nodata=0)
+    coarse = write_scene(
+        labels, "other.tif", nodata=0, transform=NORTH_UP @ rasterio.Affine.translation(1, 0)
+    )
+    assert evaluate_rasters(made, truth, CLASSES).scores().pixels == 64 * 64
+    assert evaluate_rasters(made, coarse, CLASSES, align=True).scores().pixels == 64 * 63
+
+
+def test_alignment_needs_a_crs(write_scene: WriteScene) -> None:
+    labels = to_ids(indices(8, (64, 64)))
+    made = write_scene(labels, "map.tif")
+    homeless = write_scene(labels[:, :32], "truth.tif", crs=None, transform=None)
+    with pytest.raises(RssegError, match="without a CRS") as caught:
+        evaluate_rasters(made, homeless, CLASSES, align=True)
+    assert "truth.tif" in caught.value.where
+    same_size = write_scene(labels, "same.tif", crs=None, transform=None)
+    assert evaluate_rasters(made, same_size, CLASSES).scores().miou == 1
+
+
+def test_names_come_from_the_map_then_the_truth_then_the_ids(
+    pair: tuple[Path, Path, NDArray[np.uint8], NDArray[np.uint8]],
+) -> None:
+    made, true, *_ = pair
+    Path(f"{made}.aux.xml").rename(f"{true}.aux.xml")
+    assert evaluate_rasters(made, true).classes == tuple(CLASSES)
+    others = [CLASSES[0], Class(4, "river", (0, 0, 0)), CLASSES[2]]
+    Path(f"{made}.aux.xml").write_text(style.pam_sidecar(others))
+    with pytest.warns(RssegWarning, match="id 4 is river in the map but water in the truth"):
+        assert evaluate_rasters(made, true).classes == tuple(others)
+    for path in (made, true):
+        Path(f"{path}.aux.xml").unlink()
+    with pytest.warns(RssegWarning, match="names its classes"):
+        found = evaluate_rasters(made, true)
+    assert [one.id for one in found.classes] == [0, 4, 9]
+    assert found.remarks
+
+
+def test_unnamed_map_against_polygons_needs_classes(
+    tmp_path: Path, write_scene: WriteScene
+) -> None:
+    geopandas.GeoDataFrame(geometry=[box(0, 0, 1, 1)], crs=32633).to_file(tmp_path / "t.gpkg")
+    with pytest.raises(RssegError, match="which classes the ids") as caught:
+        evaluate_rasters(write_scene(to_ids(indices(1))), tmp_path / "t.gpkg")
+    assert "--classes" in caught.value.fix
+
+
+def test_ids_of_the_truth_that_are_no_class(write_scene: WriteScene) -> None:
+    labels = to_ids(indices(9))
+    made = write_scene(labels, "map.tif")
+    odd = labels.copy()
+    odd[0, 3, 3] = 77
+    truth = write_scene(odd, "truth.tif")
+    with pytest.raises(RssegError, match="77") as caught:
+        evaluate_rasters(made, truth, CLASSES)
+    assert caught.value.where.endswith("truth.tif")
+    assert evaluate_rasters(made, truth, CLASSES, ignore=[77]).scores().pixels == labels.size - 1
+
+
+def test_truth_that_says_nothing(write_scene: WriteScene) -> None:
+    made = write_scene(to_ids(indices(1)), "map.tif")
+    nothing = write_scene(np.full((1, 71, 93), 255, np.uint8), "truth.tif")
+    with pytest.raises(RssegError, match="no pixel of the map") as caught:
+        evaluate_rasters(made, nothing, CLASSES)
+    assert "map.tif: 93 x 71, EPSG:32633" in caught.value.where
+
+
+def test_doubts_are_spoken(write_scene: WriteScene) -> None:
+    two = [Class(0, "background", (0, 0, 0)), Class(1, "building", (255, 0, 0))]
+    mask = np.where(indices(1) == 1, 255, 0)[None].astype(np.uint8)
+    made = write_scene((mask > 0).astype(np.uint8), "map.tif")
+    with pytest.warns(RssegWarning, match="nothing but background"):
+        evaluate_rasters(made, write_scene(mask, "mask.tif"), two)
+    whole = LabelCode(tuple(two), encoding="threshold")
+    assert evaluate_rasters(made, write_scene(mask, "mask.tif"), whole).scores().miou == 1
+    empty = np.full_like(mask, 255)
+    empty[:, :10] = 0
+    with pytest.warns(RssegWarning, match="is empty on"):
+        evaluate_rasters(write_scene(empty, "empty.tif"), made, two)
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        (np.zeros((1, 9, 9), np.float32), "1 band.* of float32"),
+        (np.zeros((3, 9, 9), np.uint8), "3 band"),
+    ],
+)
+def test_what_is_no_class_map(
+    write_scene: WriteScene, samples: NDArray[np.uint8], message: str
+) -> None:
+    truth = write_scene(np.zeros((1, 9, 9), np.uint8), "truth.tif")
+    with pytest.raises(RssegError, match=message):
+        evaluate_rasters(write_scene(samples, "soft.tif"), truth, CLASSES)
+
+
+def test_missing_files(tmp_path: Path, write_scene: WriteScene) -> None:
+    made = write_scene(to_ids(indices(1)))
+    for files in (
+        (tmp_path / "no.tif", made),
+        (made, tmp_path / "no.tif"),
+        (made, tmp_path / "no.gpkg"),
+    ):
+        with pytest.raises(UnreadableError):
+            evaluate_rasters(*files, CLASSES)
+
+
+def test_scenes_and_domains_add_up(write_scene: WriteScene) -> None:
+    code = LabelCode(tuple(CLASSES))
+    comparisons = []
+    for index, domain in enumerate(("north", "north", "south")):
+        made = write_scene(to_ids(indices(index)), f"map{index}.tif")
+        true = write_scene(to_ids(indices(index + 10)), f"truth{index}.tif")
+        regions = (Window(0, 0, 40, 71), Window(50, 8, 20, 30)) if index == 2 else None
+        opened = partial(open_truth, true, code, align=False)
+        comparisons.append(Comparison(f"scene {index}", made, opened, domain, regions))
+    found = evaluate_scenes(iter(comparisons), CLASSES)
+    scores = found.scores()
+    assert list(scores.groups) == ["north", "south"]
+    assert list(scores.scenes) == ["scene 0", "scene 1", "scene 2"]
+    assert scores.groups["south"].pixels == 40 * 71 + 20 * 30
+    assert scores.pixels == sum(part.pixels for part in scores.groups.values())
+    np.testing.assert_array_equal(
+        found.total.counts, sum(one.counts for one in found.scenes.values())
+    )
+    no_domains = [Comparison(one.name, one.prediction, one.open_truth) for one in comparisons]
+    assert list(evaluate_scenes(no_domains, CLASSES).scores().groups) == list(scores.scenes)
+
+
+def test_memory_does_not_grow_with_the_map(tmp_path: Path) -> None:
+    def peak_mb(rows: int) -> float:
+        labels = np.zeros((1, rows, 1024), np.uint8)
+        paths = [write_raster(tmp_path / f"{name}{rows}.tif", labels) for name in "ab"]
+        tracemalloc.start()
+        evaluate_rasters(*paths, CLASSES)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak / 2**20
+
+    small, large = peak_mb(1024), peak_mb(4096)
+    assert large < 1.1 * small
+
+
+def test_category_names_and_colour_table_of_gdal(write_scene: WriteScene) -> None:
+    path = write_scene(np.zeros((1, 8, 8), np.uint8))
+    assert read_classes(path) == []
+    with rasterio.open(path, "r+") as file:
+        file.write_colormap(1, {2: (9, 8, 7, 255)})
+    Path(f"{path}.aux.xml").write_text(
+        "<PAMDataset><PAMRasterBand band='1'><CategoryNames><Category/><Category/>"
+        "<Category>lake &amp; sea</Category></CategoryNames></PAMRasterBand></PAMDataset>"
+    )
+    assert read_classes(path) == [Class(2, "lake & sea", (9, 8, 7))]
+    Path(f"{path}.aux.xml").write_text("<PAMDataset>")
+    with pytest.raises(UnreadableError, match="class names"):
+        read_classes(path)
+
+
+def test_ids_in_use(write_scene: WriteScene) -> None:
+    path = write_scene(to_ids(indices(1)), nodata=0)
+    assert [one.id for one in classes_in_use(path)] == [4, 9]
+    with pytest.raises(RssegError, match="1000 cannot be class ids"):
+        classes_in_use(write_scene(np.full((1, 8, 8), 1000, np.uint16), "far.tif"))
+    with pytest.raises(RssegError, match="float32"):
+        classes_in_use(write_scene(np.zeros((1, 8, 8), np.float32), "soft.tif"))
+
+
+def test_soft_map_is_scored_tile_by_tile(write_scene: WriteScene) -> None:
+    two = LabelCode((Class(0, "background", (0, 0, 0)), Class(1, "ship", (255, 0, 0))))
+    truth = (indices(2, (96, 64)) == 1).astype(np.uint8)
+    soft = np.clip(truth * 180 + np.random.default_rng(0).integers(0, 60, truth.shape), 0, 255)
+    true = write_scene(truth[None], "truth.tif")
+    made = write_scene(soft[None].astype(np.uint8), "soft.tif")
+    found = evaluate_soft(made, true, two, tile=48).scores()
+    assert found["images"] == 4
+    assert found["miou_05"] == 1
+    as_float = write_scene((soft / 255)[None].astype(np.float32), "float.tif")
+    assert evaluate_soft(as_float, true, two, tile=48).scores() == pytest.approx(found, abs=1e-3)
+    with pytest.raises(RssegError, match="not shares"):
+        evaluate_soft(write_scene(soft[None].astype(np.float32), "logits.tif"), true, two)
+    with pytest.raises(RssegError, match="3 classes"):
+        evaluate_soft(made, true, LabelCode(tuple(CLASSES)))
