@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ class Scene:
         nodata: Value that stands for a missing sample, None when there is none.
         descriptions: What the file calls its bands.
         block: (height, width) of the blocks that the file stores.
+        corner: (x, y) of the scene's first pixel in the file; (0, 0) without a box.
     """
 
     path: str
@@ -53,8 +54,8 @@ class Scene:
     nodata: float | None
     descriptions: tuple[str | None, ...]
     block: tuple[int, int]
+    corner: tuple[int, int]
     _file: rasterio.DatasetReader
-    _corner: tuple[int, int]
     _nodata: tuple[float | None, ...]
     _fill: NDArray[Any] | None
     _mask: int | None
@@ -112,8 +113,8 @@ class Scene:
                 nodata=next((v for v in values if v is not None), None),
                 descriptions=tuple(file.descriptions[band - 1] for band in chosen),
                 block=file.block_shapes[chosen[0] - 1],
+                corner=(x0, y0),
                 _file=file,
-                _corner=(x0, y0),
                 _nodata=values,
                 _fill=values_fill,
                 _mask=mask,
@@ -132,6 +133,12 @@ class Scene:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    def reopen(self) -> Scene:
+        """Open the same scene in the same way once more, for another thread."""
+        with _readable(self.path), warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            return replace(self, _file=rasterio.open(self._file.name))
 
     def close(self) -> None:
         """Close the file."""
@@ -166,7 +173,7 @@ class Scene:
 
     def _read(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         place = FileWindow(
-            window.x + self._corner[0], window.y + self._corner[1], window.width, window.height
+            window.x + self.corner[0], window.y + self.corner[1], window.width, window.height
         )
         with _readable(self.path):
             samples: NDArray[Any] = self._file.read(list(self.bands), window=place)

@@ -1,0 +1,408 @@
+"""Maps a scene: read, infer, blend and write at the same time, whatever the model.
+
+    readers          caller's thread, device                        writer
+    slabs -> strips  tiles -> infer -> blend -> rows of each map    rows -> parts -> map
+
+A strip is one row of tiles. What is in memory at any time are a few strips, so that neither the
+host nor the device ever knows how high the scene is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import rasterio
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rsseg_cli.classes import IGNORE, Class
+from rsseg_cli.errors import RssegError
+from rsseg_cli.predict import products
+from rsseg_cli.predict.plan import AHEAD, CACHE_MB, MIB, Plan, Tiling, peak_rss_mb, plan_scene
+from rsseg_cli.predict.strips import Strip, read_strips
+from rsseg_cli.predict.threads import Ahead, Behind
+from rsseg_cli.raster.blend import Product, RowBlender, Rows
+from rsseg_cli.raster.grid import Window
+from rsseg_cli.raster.scene import Scene
+from rsseg_cli.raster.write import Look, MapGrid, MapWriter
+
+
+class Infer(Protocol):
+    """Anything that turns tiles into class probabilities."""
+
+    def __call__(self, tiles: Tensor) -> Tensor:
+        """Score a batch.
+
+        Args:
+            tiles: (B, C, T, T) in the scene's stored type, on the device. Every batch of a scene
+                has the same shape.
+
+        Returns:
+            (B, K, T, T) non-negative and summing to 1 over K, on the device. The engine writes
+            into it and is done with it before the next call.
+        """
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The maps to make of a scene, all in one pass.
+
+    Attributes:
+        map: The class map.
+        classes: What the K channels of the model are, in order.
+        reject: Pixels whose highest probability is below this become nodata.
+        probabilities: Where to put one band per class, in steps of 1/254.
+        confidence: Where to put one band that says how sure the model is.
+        measure: What sure means there.
+        driver: `COG` or `GTiff`.
+        options: Creation options of the driver.
+        overwrite: Replace what is there.
+        tags: How the maps were made; written into them.
+    """
+
+    map: Path
+    classes: Sequence[Class]
+    reject: float | None = None
+    probabilities: Path | None = None
+    confidence: Path | None = None
+    measure: products.Confidence = "max"
+    driver: str = "COG"
+    options: Mapping[str, str] = field(default_factory=dict)
+    overwrite: bool = False
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def bands(self) -> int:
+        """Bands of all maps together."""
+        shares = len(self.classes) if self.probabilities else 0
+        return 1 + shares + (1 if self.confidence else 0)
+
+    def made(self) -> Iterator[tuple[Path, Look, Product]]:
+        """List the maps: where each goes, what it shows, how it is made."""
+        classes = tuple(self.classes)
+        made = products.class_map([one.id for one in classes], reject=self.reject)
+        yield self.map, Look(("class",), classes, tags=self.tags), made
+        scale = 1 / products.STEPS
+        if self.probabilities is not None:
+            names = tuple(one.name for one in classes)
+            look = Look(names, scale=scale, tags=self.tags)
+            yield self.probabilities, look, products.probabilities(len(classes))
+        if self.confidence is not None:
+            look = Look((f"confidence ({self.measure})",), scale=scale, tags=self.tags)
+            yield self.confidence, look, products.confidence(self.measure)
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Share of the time for which the caller's thread had to wait, 0 to 1."""
+
+    disk: float = 0.0
+    device: float = 0.0
+    writer: float = 0.0
+
+
+@dataclass(frozen=True)
+class SceneResult:
+    """What became of one scene; the keys of `predict --json`."""
+
+    input: str
+    output: str | None
+    width: int = 0
+    height: int = 0
+    seconds: float = 0.0
+    mpx_per_s: float = 0.0
+    peak_rss_mb: float = 0.0
+    wait: Wait = Wait()
+    status: Literal["done", "failed"] = "done"
+    error: str | None = None
+
+
+Progress = Callable[[int, int, Wait], None]
+"""Called with finished pixels, all pixels, and the waiting so far."""
+
+
+def predict_scene(
+    scene: Scene,
+    infer: Infer,
+    outputs: Outputs,
+    *,
+    tiling: Tiling | None = None,
+    device: torch.device | None = None,
+    journal: Mapping[str, str] | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> SceneResult:
+    """Map one scene.
+
+    Args:
+        scene: The scene; the caller closes it.
+        infer: The model.
+        outputs: The maps to make. None of them is there before all are whole.
+        tiling: How the scene is cut.
+        device: Where `infer` works; the CPU when None.
+        journal: What the result depends on, for `resume`. When given, the finished parts of a
+            failed run stay on disk.
+        resume: Continue what a run with the same journal has left.
+        progress: Hears how far it is.
+
+    Raises:
+        OutputExistsError: An output is there and `overwrite` is not set.
+        UnreadableError: The scene breaks off. Whatever else a stage raises is raised here; no
+            map is left half-written.
+    """
+    started = time.perf_counter()
+    tiling = tiling or Tiling()
+    plan = plan_scene(scene, tiling, classes=len(outputs.classes), bands=outputs.bands)
+    grid = MapGrid(scene.width, scene.height, scene.crs, scene.transform)
+    made = list(outputs.made())
+    with ExitStack() as stack:
+        stack.enter_context(rasterio.Env(GDAL_CACHEMAX=CACHE_MB * MIB))
+        writers = [
+            stack.enter_context(
+                MapWriter(
+                    path, grid, look, plan.parts,
+                    driver=outputs.driver, options=outputs.options, overwrite=outputs.overwrite,
+                    journal=journal, resume=resume, keep=journal is not None,
+                )
+            )
+            for path, look, _ in made
+        ]  # fmt: skip
+        run = _Run(
+            scene, infer, [product for _, _, product in made], writers, plan, tiling,
+            device or torch.device("cpu"), progress,
+        )  # fmt: skip
+        run.run()
+        for writer in writers:
+            writer.finish()
+    seconds = time.perf_counter() - started
+    return SceneResult(
+        input=scene.path,
+        output=str(outputs.map),
+        width=scene.width,
+        height=scene.height,
+        seconds=seconds,
+        mpx_per_s=scene.width * scene.height / 1e6 / seconds,
+        peak_rss_mb=peak_rss_mb(),
+        wait=run.clock.shares(),
+    )
+
+
+class _Clock:
+    """Adds up what the caller's thread waits for."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._waited = {"disk": 0.0, "device": 0.0, "writer": 0.0}
+
+    def add(self, what: Literal["disk", "device", "writer"], since: float) -> None:
+        self._waited[what] += time.perf_counter() - since
+
+    def shares(self) -> Wait:
+        seconds = time.perf_counter() - self._start
+        return Wait(**{what: waited / seconds for what, waited in self._waited.items()})
+
+
+@dataclass
+class _Finished:
+    """Rows on their way to the writer."""
+
+    x: int
+    y: int
+    rows: list[Tensor]
+    valid: NDArray[np.bool_]
+    ready: torch.cuda.Event | None
+
+
+@dataclass
+class _Run:
+    """One scene on its way through the pipeline."""
+
+    scene: Scene
+    infer: Infer
+    products: Sequence[Product]
+    writers: Sequence[MapWriter]
+    plan: Plan
+    tiling: Tiling
+    device: torch.device
+    progress: Progress | None
+
+    def __post_init__(self) -> None:
+        self.clock = _Clock()
+        batches = -(-self.plan.tiles // self.tiling.batch)
+        self._batch = -(-self.plan.tiles // batches)  # batches alike: little padding in the last
+        self._in_flight: deque[torch.cuda.Event] = deque()
+        self._broken = torch.zeros((), dtype=torch.bool, device=self.device)
+        self._done = 0
+
+    @torch.inference_mode()
+    def run(self) -> None:
+        """Map all that is not finished."""
+        finished = set.intersection(*(writer.finished for writer in self.writers))
+        cuda = self.device.type == "cuda"
+        with Behind(self._write, AHEAD) as writer:
+            for region in self.plan.regions(finished):
+                blender = RowBlender(
+                    self.plan.across, self.plan.down, region, self.products, self.device
+                )
+                source = read_strips(
+                    self.scene, self.plan, region, readers=self.tiling.readers, pin=cuda
+                )
+                with Ahead(source, AHEAD) as strips:
+                    self._map(region, blender, iter(strips), writer)
+                blender.finish()
+
+    def _map(
+        self,
+        region: Window,
+        blender: RowBlender,
+        strips: Iterator[Strip],
+        writer: Behind[_Finished],
+    ) -> None:
+        """Send the tiles of a region through the model, in batches that go on over strips."""
+        valid: dict[int, NDArray[np.bool_]] = {}
+        waiting: list[tuple[int, int, Tensor | None]] = []
+        patience = self._batch + 2 * len(blender.columns)
+        for strip in self._timed(strips):
+            inside = slice(region.x - strip.x, region.right - strip.x)
+            top, bottom = self.plan.down.begin(strip.row), self.plan.down.begin(strip.row + 1)
+            top, bottom = max(top, region.y), min(bottom, region.bottom)
+            valid[top] = strip.valid[top - strip.y : bottom - strip.y, inside]
+            for row, column, tile in self._tiles(strip, blender):
+                waiting.append((row, column, tile))
+                filled = sum(one[2] is not None for one in waiting)
+                # Nothing waits for long where tiles are skipped, or rows would pile up.
+                if filled in (0, self._batch) or len(waiting) > patience:
+                    self._forward(waiting, region, blender, valid, writer)
+                    waiting = []
+        self._forward(waiting, region, blender, valid, writer)
+
+    def _timed(self, strips: Iterator[Strip]) -> Iterator[Strip]:
+        while True:
+            since = time.perf_counter()
+            strip = next(strips, None)
+            self.clock.add("disk", since)
+            if strip is None:
+                return
+            yield strip
+
+    def _tiles(self, strip: Strip, blender: RowBlender) -> Iterator[tuple[int, int, Tensor | None]]:
+        """Cut a strip into tiles (C, T, T) on the device; None where a tile would show nothing."""
+        across, down = self.plan.across, self.plan.down
+        samples = strip.samples.to(self.device, non_blocking=True)
+        rows = slice(down.begin(strip.row) - strip.y, down.end(strip.row) - strip.y)
+        for column in blender.columns:
+            says = slice(across.begin(column) - strip.x, across.end(column) - strip.x)
+            x = across.start(column) - strip.x
+            seen = strip.valid[rows, says].any()
+            yield strip.row, column, samples[:, :, x : x + across.tile] if seen else None
+
+    def _forward(
+        self,
+        waiting: Sequence[tuple[int, int, Tensor | None]],
+        region: Window,
+        blender: RowBlender,
+        valid: dict[int, NDArray[np.bool_]],
+        writer: Behind[_Finished],
+    ) -> None:
+        scores = self._scores([tile for _, _, tile in waiting if tile is not None])
+        for row, column, tile in waiting:
+            share = None if tile is None else next(scores)
+            for y, rows in blender.feed(row, column, share):
+                self._send(region.x, y, rows, valid.pop(y), writer)
+
+    def _scores(self, tiles: list[Tensor]) -> Iterator[Tensor]:
+        """Score tiles in batches of one shape; with less per batch once memory runs out."""
+        while tiles:
+            batch = tiles[: self._batch]
+            padding = [batch[-1]] * (self._batch - len(batch))
+            since = time.perf_counter()
+            try:
+                scores = self.infer(_stack(batch + padding))
+            except torch.OutOfMemoryError as error:
+                self._shrink(error)
+                continue
+            self._keep_pace()
+            self.clock.add("device", since)
+            self._check(scores[: len(batch)])
+            yield from scores[: len(batch)]
+            tiles = tiles[len(batch) :]
+
+    def _shrink(self, error: torch.OutOfMemoryError) -> None:
+        if self._batch == 1:
+            raise RssegError(
+                "one tile does not fit into the memory of the device",
+                where=self.scene.path,
+                fix=f"--tile below {self.tiling.tile}, or --device cpu",
+            ) from error
+        self._batch = -(-self._batch // 2)
+        torch.cuda.empty_cache()
+
+    def _keep_pace(self) -> None:
+        """Stay at most two batches ahead of the device."""
+        if self.device.type != "cuda":
+            return
+        self._in_flight.append(torch.cuda.current_stream().record_event())
+        if len(self._in_flight) > 2:
+            self._in_flight.popleft().synchronize()
+
+    def _check(self, scores: Tensor) -> None:
+        """Look for NaN. Probabilities of a pixel sum to 1, so that one class tells for all."""
+        self._broken |= scores[:, 0].sum().isnan()
+        if self.device.type == "cpu":
+            self._refuse_nan()
+
+    def _refuse_nan(self) -> None:
+        if self._broken:
+            raise RssegError(
+                "the model gives NaN for some pixels",
+                where=self.scene.path,
+                fix="--precision fp32, or a model whose training did not diverge",
+            )
+
+    def _send(
+        self, x: int, y: int, rows: Rows, valid: NDArray[np.bool_], writer: Behind[_Finished]
+    ) -> None:
+        """Fetch rows from the device without waiting for them, and pass them on."""
+        ready = None
+        here = list(rows)
+        if self.device.type == "cuda":
+            here = [torch.empty(r.shape, dtype=r.dtype, pin_memory=True) for r in rows]
+            for target, source in zip(here, rows, strict=True):
+                target.copy_(source, non_blocking=True)
+            ready = torch.cuda.current_stream().record_event()
+        since = time.perf_counter()
+        writer.put(_Finished(x, y, here, valid, ready))
+        self.clock.add("writer", since)
+        self._done += valid.size
+        if self.progress is not None:
+            self.progress(self._done, self.scene.width * self.scene.height, self.clock.shares())
+
+    def _write(self, finished: _Finished) -> None:
+        """Write rows, nodata where no pixel is; runs in the writer's thread."""
+        if finished.ready is not None:
+            finished.ready.synchronize()
+            self._refuse_nan()
+        missing = ~finished.valid
+        holes = missing.any()
+        for writer, rows in zip(self.writers, finished.rows, strict=True):
+            data = rows.numpy()
+            if holes:
+                data[:, missing] = IGNORE
+            writer.write(finished.x, finished.y, data)
+
+
+def _stack(tiles: list[Tensor]) -> Tensor:
+    """Stack tiles; through signed integers, as unsigned ones lack kernels on some devices."""
+    signed = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
+    plain = signed.get(tiles[0].dtype)
+    if plain is None:
+        return torch.stack(tiles)
+    return torch.stack([tile.view(plain) for tile in tiles]).view(tiles[0].dtype)

@@ -1,0 +1,159 @@
+"""Decides, before anything runs, how a scene is cut: tiles, swaths, parts, memory."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rsseg_cli.errors import RssegError
+from rsseg_cli.raster.grid import Axis, Window
+from rsseg_cli.raster.scene import Scene
+from rsseg_cli.raster.write import BLOCK
+
+MIB = 2**20
+PART_PIXELS = 16 * MIB
+"""About how many pixels a part of a map has: what a killed run may lose."""
+
+DEFAULT_MEMORY_MB = 2048
+"""What the strips of a scene may take when nothing else is said."""
+
+READ_ROWS = 256
+"""Least number of rows that one reader reads at a time."""
+
+AHEAD = 2
+"""Strips that are read ahead, and rows that the writer may be behind."""
+
+CACHE_MB = 64
+"""GDAL's block cache: each block is read once, so that it need not hold more than is in use."""
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a scene is cut for the model.
+
+    Attributes:
+        tile: Side of a tile in pixels.
+        overlap: Share of a tile that it has in common with the next one, 0 to 0.5.
+        batch: Tiles per call of the model.
+        readers: Threads that read, each with a handle of its own.
+        memory_mb: Bound for the memory of the whole process; None bounds the strips only.
+    """
+
+    tile: int = 512
+    overlap: float = 0.25
+    batch: int = 8
+    readers: int = 2
+    memory_mb: int | None = None
+
+    def axis(self, length: int) -> Axis:
+        """Lay tiles along an axis of a scene.
+
+        A quarter of the overlap at either end is left to the neighbour: borders of a tile are
+        where a model sees least.
+        """
+        overlap = round(self.tile * self.overlap)
+        return Axis(length, self.tile, overlap, overlap // 4)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one scene will be mapped.
+
+    Attributes:
+        across: Tiles along its columns.
+        down: Tiles along its rows.
+        parts: Windows that are finished one by one, swath by swath from top to bottom.
+        tiles: Number of tiles, those at swath borders counted in both swaths.
+        memory_mb: Estimated memory of the strips, beside the model and the libraries.
+        read_rows: Rows that a reader reads at a time, whole blocks of the file.
+    """
+
+    across: Axis
+    down: Axis
+    parts: tuple[Window, ...]
+    tiles: int
+    memory_mb: float
+    read_rows: int
+
+    def regions(self, finished: set[int]) -> Iterator[Window]:
+        """Join what is not finished into regions that can be mapped in one go."""
+        region: Window | None = None
+        for number, part in enumerate(self.parts):
+            follows = region is not None and (part.x, part.y) == (region.x, region.bottom)
+            if region is not None and (number in finished or not follows):
+                yield region
+                region = None
+            if number not in finished:
+                height = part.height + (region.height if region else 0)
+                region = Window(part.x, part.bottom - height, part.width, height)
+        if region is not None:
+            yield region
+
+
+def plan_scene(scene: Scene, tiling: Tiling, *, classes: int, bands: int = 1) -> Plan:
+    """Plan the mapping of a scene.
+
+    Args:
+        scene: The scene.
+        tiling: How it shall be cut.
+        classes: Channels K that the model gives.
+        bands: Bands of all maps together.
+
+    Raises:
+        RssegError: Not even the narrowest swath fits into `memory_mb`.
+    """
+    across, down = tiling.axis(scene.width), tiling.axis(scene.height)
+    read_rows = -(-READ_ROWS // scene.block[0]) * scene.block[0]
+    column, fixed = _bytes(scene, tiling, down, read_rows, classes, bands)
+    allowed = _allowed(tiling) - fixed
+    widest = int(allowed / column) - 2 * tiling.tile
+    if widest < BLOCK and scene.width + 2 * tiling.tile > allowed / column:
+        least = tiling.memory_mb or DEFAULT_MEMORY_MB
+        least += int((column * (BLOCK + 2 * tiling.tile) - allowed) / MIB) + 1
+        raise RssegError(
+            "the scene does not fit into the memory allowed, not even in narrow swaths",
+            where=scene.path,
+            fix=f"--memory-mb {least} or more, or a smaller --tile or --batch",
+        )
+    swath = scene.width if widest >= scene.width else max(BLOCK, widest // BLOCK * BLOCK)
+    swaths = [(x, min(swath, scene.width - x)) for x in range(0, scene.width, swath)]
+    parts = [part for x, width in swaths for part in _parts(x, width, scene.height)]
+    columns = sum(len(across.touching(x, x + width)) for x, width in swaths)
+    used = fixed + column * min(scene.width, swath + 2 * tiling.tile)
+    return Plan(across, down, tuple(parts), columns * down.count, used / MIB, read_rows)
+
+
+def _parts(x: int, width: int, height: int) -> Sequence[Window]:
+    rows = max(BLOCK, PART_PIXELS // width // BLOCK * BLOCK)
+    return [Window(x, y, width, min(rows, height - y)) for y in range(0, height, rows)]
+
+
+def _bytes(
+    scene: Scene, tiling: Tiling, down: Axis, read_rows: int, classes: int, bands: int
+) -> tuple[float, float]:
+    """Estimate bytes per column of a swath, and bytes that do not depend on its width."""
+    sample = np.dtype(scene.dtype).itemsize * scene.count + 1  # and whether it is valid
+    reading = (tiling.readers + 2 + tiling.tile // read_rows) * read_rows * sample
+    strips = (AHEAD + 2) * tiling.tile * sample
+    blending = 4 * classes * down.ramp
+    writing = bands * ((AHEAD + 2) * down.stride + 2 * BLOCK)
+    pixels = tiling.batch * tiling.tile**2
+    batch = pixels * (2 * sample + 4 * scene.count + 2 * 4 * classes)
+    return reading + strips + blending + writing, batch + 2 * CACHE_MB * MIB
+
+
+def _allowed(tiling: Tiling) -> float:
+    """Bytes that strips and batches may take."""
+    if tiling.memory_mb is None:
+        return DEFAULT_MEMORY_MB * MIB
+    return (tiling.memory_mb - peak_rss_mb()) * MIB
+
+
+def peak_rss_mb() -> float:
+    """Highest memory that this process has had so far, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / MIB if sys.platform == "darwin" else peak / 1024

@@ -1,0 +1,179 @@
+"""How a class map tells GIS software the names and colours of its classes."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import rasterio
+from rasterio.warp import transform_geom
+
+from rsseg_cli.classes import IGNORE, Class
+
+INTEGER, TEXT = "0", "2"
+COLUMNS = (
+    ("value", INTEGER, "5"),
+    ("class", TEXT, "2"),
+    ("red", INTEGER, "6"),
+    ("green", INTEGER, "7"),
+    ("blue", INTEGER, "8"),
+)
+"""Attribute table of a class map: name, GDAL's type code, GDAL's code for what it is used for."""
+
+EXTENSIONS = (
+    "https://stac-extensions.github.io/projection/v2.0.0/schema.json",
+    "https://stac-extensions.github.io/raster/v1.1.0/schema.json",
+    "https://stac-extensions.github.io/classification/v2.0.0/schema.json",
+    "https://stac-extensions.github.io/processing/v1.2.0/schema.json",
+)
+
+
+def child(parent: ET.Element, tag: str, text: object = None, **attributes: object) -> ET.Element:
+    """Add an element to another."""
+    element = ET.SubElement(parent, tag, {key: str(value) for key, value in attributes.items()})
+    element.text = None if text is None else str(text)
+    return element
+
+
+def add_color_table(band: ET.Element, classes: Sequence[Class]) -> None:
+    """Add the colours of the classes to a band of a GDAL virtual raster; others are unseen."""
+    colors = {one.id: one.color for one in classes}
+    table = child(band, "ColorTable")
+    for value in range(256):
+        red, green, blue = colors.get(value, (0, 0, 0))
+        child(table, "Entry", c1=red, c2=green, c3=blue, c4=255 if value in colors else 0)
+
+
+def add_names(band: ET.Element, classes: Sequence[Class]) -> None:
+    """Add category names and a thematic attribute table to a band, as GDAL spells them."""
+    names = {one.id: one.name for one in classes}
+    categories = child(band, "CategoryNames")
+    for value in range(max(names) + 1):
+        child(categories, "Category", names.get(value, ""))
+    table = child(band, "GDALRasterAttributeTable", tableType="thematic")
+    for index, (name, kind, usage) in enumerate(COLUMNS):
+        column = child(table, "FieldDefn", index=index)
+        child(column, "Name", name)
+        child(column, "Type", kind)
+        child(column, "Usage", usage)
+    for index, one in enumerate(classes):
+        row = child(table, "Row", index=index)
+        cells: tuple[object, ...] = (one.id, one.name, *one.color)
+        for cell in cells:
+            child(row, "F", cell)
+
+
+def pam_sidecar(classes: Sequence[Class], existing: str | None = None) -> str:
+    """Write the `.aux.xml` that GDAL reads beside a raster.
+
+    Args:
+        classes: The classes of band 1.
+        existing: What GDAL itself already put there, which is kept.
+    """
+    root = ET.fromstring(existing) if existing else ET.Element("PAMDataset")
+    band = root.find("PAMRasterBand[@band='1']")
+    if band is None:
+        band = child(root, "PAMRasterBand", band=1)
+    for name in ("CategoryNames", "GDALRasterAttributeTable"):
+        for old in band.findall(name):
+            band.remove(old)
+    add_names(band, classes)
+    return ET.tostring(root, encoding="unicode")
+
+
+def qgis_style(classes: Sequence[Class]) -> str:
+    """Write the `.qml` that QGIS applies by itself to a raster of the same stem."""
+    root = ET.Element("qgis", {"styleCategories": "Symbology"})
+    renderer = child(
+        child(root, "pipe"), "rasterrenderer", type="paletted", band=1, opacity=1, alphaBand=-1
+    )
+    palette = child(renderer, "colorPalette")
+    for one in classes:
+        color = "#{:02x}{:02x}{:02x}".format(*one.color)
+        child(palette, "paletteEntry", value=one.id, label=one.name, color=color, alpha=255)
+    return "<!DOCTYPE qgis>\n" + ET.tostring(root, encoding="unicode")
+
+
+def stac_item(
+    name: str,
+    *,
+    width: int,
+    height: int,
+    crs: rasterio.CRS | None,
+    transform: rasterio.Affine,
+    classes: Sequence[Class],
+    tags: Mapping[str, str],
+) -> dict[str, Any]:
+    """Describe a class map as a STAC item with projection, raster and classification.
+
+    Args:
+        name: File name of the map; the item lies beside it.
+        width: Columns of the map.
+        height: Rows of the map.
+        crs: Its coordinate reference system; without one the item has no geometry.
+        transform: Pixel corners to the CRS.
+        classes: Its classes.
+        tags: How it was made (model, method, ...), kept under `rsseg:`.
+    """
+    now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    properties: dict[str, Any] = {
+        "datetime": now,
+        "created": now,
+        "proj:shape": [height, width],
+        "proj:transform": list(transform[:6]),
+        "processing:software": {"rsseg": tags.get("version", "")},
+        **{f"rsseg:{key}": value for key, value in tags.items()},
+    }
+    geometry = None if crs is None else _footprint(width, height, crs, transform)
+    code = None if crs is None else crs.to_epsg()
+    if crs is not None:
+        properties |= {"proj:code": f"EPSG:{code}"} if code else {"proj:wkt2": crs.to_wkt()}
+    item: dict[str, Any] = {
+        "type": "Feature",
+        "stac_version": "1.1.0",
+        "stac_extensions": list(EXTENSIONS),
+        "id": name.rsplit(".", 1)[0],
+        "geometry": geometry,
+        "properties": properties,
+        "links": [],
+        "assets": {
+            "map": {
+                "href": f"./{name}",
+                "type": "image/tiff; application=geotiff; profile=cloud-optimized",
+                "roles": ["data"],
+                "raster:bands": [{"data_type": "uint8", "nodata": IGNORE}],
+                "classification:classes": _classification(classes),
+            }
+        },
+    }
+    if geometry is not None:
+        xs, ys = zip(*geometry["coordinates"][0], strict=True)
+        item["bbox"] = [min(xs), min(ys), max(xs), max(ys)]
+    return item
+
+
+def _footprint(
+    width: int, height: int, crs: rasterio.CRS, transform: rasterio.Affine
+) -> dict[str, Any]:
+    a, b, c, d, e, f = transform[:6]
+    corners = [(0, 0), (width, 0), (width, height), (0, height), (0, 0)]
+    ring = [(a * x + b * y + c, d * x + e * y + f) for x, y in corners]
+    there: dict[str, Any] = transform_geom(
+        crs, "EPSG:4326", {"type": "Polygon", "coordinates": [ring]}
+    )
+    return there
+
+
+def _classification(classes: Sequence[Class]) -> list[dict[str, Any]]:
+    described: list[dict[str, Any]] = [
+        {
+            "value": one.id,
+            "name": "".join(char if char.isalnum() else "_" for char in one.name),
+            "title": one.name,
+            "color_hint": "{:02X}{:02X}{:02X}".format(*one.color),
+        }
+        for one in classes
+    ]
+    return [*described, {"value": IGNORE, "name": "nodata", "nodata": True}]

@@ -1,0 +1,372 @@
+"""Writes a map row by row and lets it appear under its name only once it is whole.
+
+Finished rows go into *parts*: small tiled GeoTIFFs in a hidden folder beside the output, each
+renamed when it is complete. They are the journal too: what a killed run leaves is whole parts. At
+the end one virtual raster over the parts is copied into the output (a COG built directly would be
+held in RAM), which is then renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import rasterio
+import rasterio.shutil
+from numpy.typing import NDArray
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.io import MemoryFile
+from rasterio.windows import Window as FileWindow
+
+from rsseg_cli.classes import IGNORE, Class
+from rsseg_cli.errors import OutputExistsError, RssegError
+from rsseg_cli.raster import style
+from rsseg_cli.raster.grid import Window
+
+BLOCK = 512
+"""Side of the blocks of a map; parts begin at multiples of it."""
+
+
+@dataclass(frozen=True)
+class MapGrid:
+    """The grid of a map: that of its scene, bit for bit."""
+
+    width: int
+    height: int
+    crs: rasterio.CRS | None
+    transform: rasterio.Affine
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the numbers of a map mean.
+
+    Attributes:
+        bands: What each band is called.
+        classes: Classes of a class map; empty for maps of quantities.
+        scale: Quantity = stored value * scale; for maps of quantities.
+        tags: How the map was made, kept in the file.
+    """
+
+    bands: tuple[str, ...]
+    classes: tuple[Class, ...] = ()
+    scale: float = 1.0
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+class MapWriter:
+    """Writes uint8 rows, nodata 255, as a map on the grid of a scene.
+
+    Use it in one thread, as a context manager: leaving it by an error removes all traces, unless
+    `keep` is set. Nothing has the final name before `finish`.
+
+    Args:
+        path: The map.
+        grid: Its grid.
+        look: What it shows.
+        parts: Windows that together cover the grid, each as wide as what `write` gets there.
+        driver: `COG` or `GTiff` (tiled, without overviews).
+        options: Further creation options of the driver.
+        overwrite: Replace an existing map.
+        journal: What the map depends on; a run continues another only if this is equal.
+        resume: Continue from the parts that an earlier run left.
+        keep: Leave finished parts for `resume` when the run fails.
+
+    Raises:
+        OutputExistsError: The map is there and `overwrite` is not set.
+        RssegError: The folder cannot be written, or the parts are of another run.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        grid: MapGrid,
+        look: Look,
+        parts: Sequence[Window],
+        *,
+        driver: str = "COG",
+        options: Mapping[str, str] | None = None,
+        overwrite: bool = False,
+        journal: Mapping[str, str] | None = None,
+        resume: bool = False,
+        keep: bool = False,
+    ) -> None:
+        refuse_existing(path, overwrite)
+        self.path, self.grid, self.look, self.parts = path, grid, look, tuple(parts)
+        self.finished: set[int] = set()
+        """Numbers of the parts that are complete."""
+        self._driver, self._options, self._keep = driver, dict(options or {}), keep
+        self._folder = path.parent / f".{path.name}.parts"
+        self._numbers = {(part.x, part.y): number for number, part in enumerate(parts)}
+        self._file: rasterio.io.DatasetWriter | None = None
+        self._part = 0
+        self._buffer = np.empty((len(look.bands), BLOCK, 0), np.uint8)
+        self._filled = 0
+        with _writable(path):
+            self._prepare(dict(journal or {}), resume)
+
+    def _prepare(self, journal: dict[str, str], resume: bool) -> None:
+        parts = {str(number): str(part) for number, part in enumerate(self.parts)}
+        state = {"journal": journal, "parts": parts}
+        file = self._folder / "journal.json"
+        if resume and file.is_file():
+            before = json.loads(file.read_text())
+            _refuse_changes(before["journal"], journal, self.path)
+            if before["parts"] != parts:
+                raise RssegError(
+                    "the map was begun in other parts",
+                    where=str(self.path),
+                    fix="the same --memory-mb as before, or leave --resume out to start anew",
+                )
+            self.finished = {n for n in range(len(parts)) if self._part_path(n).is_file()}
+            return
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir(parents=True)
+        draft = file.with_suffix(".tmp")
+        draft.write_text(json.dumps(state))
+        draft.replace(file)
+
+    def __enter__(self) -> MapWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        if not (self._keep and kind is not None and self.finished):
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _part_path(self, number: int) -> Path:
+        return self._folder / f"{number:06d}.tif"
+
+    def write(self, x: int, y: int, rows: NDArray[np.uint8]) -> None:
+        """Add the next rows (bands, h, w) of the part that begins or goes on at (x, y)."""
+        with _writable(self.path):
+            while rows.shape[1]:
+                if self._file is None:
+                    self._begin(self._numbers[x, y])
+                part = self.parts[self._part]
+                count = min(rows.shape[1], BLOCK - self._filled, part.bottom - y)
+                self._buffer[:, self._filled : self._filled + count] = rows[:, :count]
+                self._filled, y, rows = self._filled + count, y + count, rows[:, count:]
+                if self._filled == BLOCK or y == part.bottom:
+                    self._flush(y - self._filled - part.y)
+                if y == part.bottom:
+                    self._end()
+
+    def _begin(self, number: int) -> None:
+        part = self.parts[number]
+        self._part, self._filled = number, 0
+        if self._buffer.shape[2] != part.width:
+            self._buffer = np.empty((len(self.look.bands), BLOCK, part.width), np.uint8)
+        with _anywhere():
+            self._file = rasterio.open(
+                self._part_path(number).with_suffix(".tmp"),
+                "w",
+                driver="GTiff",
+                width=part.width,
+                height=part.height,
+                count=len(self.look.bands),
+                dtype="uint8",
+                tiled=True,
+                blockxsize=BLOCK,
+                blockysize=BLOCK,
+                interleave="band",
+                bigtiff="IF_SAFER",
+                **_compression("GTiff"),
+            )
+
+    def _flush(self, y: int) -> None:
+        assert self._file is not None
+        place = FileWindow(0, y, self._buffer.shape[2], self._filled)
+        self._file.write(self._buffer[:, : self._filled], window=place)
+        self._filled = 0
+
+    def _end(self) -> None:
+        assert self._file is not None
+        self._file.close()
+        self._file = None
+        final = self._part_path(self._part)
+        draft = final.with_suffix(".tmp")
+        _require_whole(draft)
+        draft.replace(final)
+        self.finished.add(self._part)
+
+    def finish(self) -> list[Path]:
+        """Put the parts together and let the map appear, with what describes it.
+
+        Returns:
+            The map first, then the files beside it.
+        """
+        missing = len(self.parts) - len(self.finished)
+        if missing or self._file is not None:
+            raise ValueError(f"{missing} parts of {self.path} were never written")
+        with _writable(self.path):
+            source, draft = self._folder / "map.vrt", self._folder / "map.tif"
+            source.write_text(self._virtual())
+            with _anywhere(), rasterio.Env(GDAL_NUM_THREADS="ALL_CPUS"):
+                rasterio.shutil.copy(source, draft, driver=self._driver, **self._creation())
+            _require_whole(draft)
+            beside = self._describe(draft)
+            for name, text in beside.items():
+                (self._folder / name).write_text(text)
+            for name in beside:
+                (self._folder / name).replace(self.path.parent / name)
+            draft.replace(self.path)
+        shutil.rmtree(self._folder, ignore_errors=True)
+        return [self.path, *(self.path.parent / name for name in beside)]
+
+    def _creation(self) -> dict[str, str]:
+        options = {"BIGTIFF": "IF_SAFER", **_compression(self._driver)}
+        if self._driver == "COG":
+            # A mean of class numbers is no class.
+            resampling = "NEAREST" if self.look.classes else "AVERAGE"
+            options |= {"BLOCKSIZE": str(BLOCK), "OVERVIEW_RESAMPLING": resampling}
+        else:
+            options |= {"TILED": "YES", "BLOCKXSIZE": str(BLOCK), "BLOCKYSIZE": str(BLOCK)}
+        return options | {key.upper(): value for key, value in self._options.items()}
+
+    def _describe(self, draft: Path) -> dict[str, str]:
+        """Write the texts of the files beside a class map, by their names."""
+        pam = draft.with_name(f"{draft.name}.aux.xml")
+        existing = pam.read_text() if pam.is_file() else None
+        name, classes = self.path.name, self.look.classes
+        if not classes:
+            return {f"{name}.aux.xml": existing} if existing else {}
+        item = style.stac_item(
+            name,
+            width=self.grid.width,
+            height=self.grid.height,
+            crs=self.grid.crs,
+            transform=self.grid.transform,
+            classes=classes,
+            tags=self.look.tags,
+        )
+        return {
+            f"{name}.aux.xml": style.pam_sidecar(classes, existing),
+            f"{self.path.stem}.qml": style.qgis_style(classes),
+            f"{self.path.stem}.json": json.dumps(item, indent=2),
+        }
+
+    def _virtual(self) -> str:
+        """Write the virtual raster that shows the parts as one map with all its metadata."""
+        grid, look = self.grid, self.look
+        root = ET.Element("VRTDataset", rasterXSize=str(grid.width), rasterYSize=str(grid.height))
+        if grid.crs is not None:
+            style.child(root, "SRS", grid.crs.to_wkt(version="WKT2_2019"))
+        if grid.transform != rasterio.Affine.identity():
+            numbers = ", ".join(repr(float(v)) for v in grid.transform.to_gdal())
+            style.child(root, "GeoTransform", numbers)
+        metadata = style.child(root, "Metadata")
+        for key, value in look.tags.items():
+            style.child(metadata, "MDI", value, key=f"rsseg_{key}")
+        for index, name in enumerate(look.bands, 1):
+            band = style.child(root, "VRTRasterBand", dataType="Byte", band=index)
+            style.child(band, "Description", name)
+            style.child(band, "NoDataValue", IGNORE)
+            if look.classes:
+                style.child(band, "ColorInterp", "Palette")
+                style.add_color_table(band, look.classes)
+            elif look.scale != 1:
+                style.child(band, "Offset", 0)
+                style.child(band, "Scale", repr(look.scale))
+            for number, part in enumerate(self.parts):
+                self._add_source(band, index, number, part)
+        return ET.tostring(root, encoding="unicode")
+
+    def _add_source(self, band: ET.Element, index: int, number: int, part: Window) -> None:
+        source = style.child(band, "SimpleSource")
+        style.child(source, "SourceFilename", self._part_path(number).name, relativeToVRT=1)
+        style.child(source, "SourceBand", index)
+        size = {"xSize": part.width, "ySize": part.height}
+        style.child(
+            source, "SourceProperties", RasterXSize=part.width, RasterYSize=part.height,
+            DataType="Byte", BlockXSize=BLOCK, BlockYSize=BLOCK,
+        )  # fmt: skip
+        style.child(source, "SrcRect", xOff=0, yOff=0, **size)
+        style.child(source, "DstRect", xOff=part.x, yOff=part.y, **size)
+
+
+def refuse_existing(path: Path, overwrite: bool) -> None:
+    """Refuse to replace a map that nobody said could go.
+
+    Raises:
+        OutputExistsError: It is there.
+    """
+    if path.is_dir():
+        raise RssegError("the output is a folder", where=str(path), fix="name a file in it")
+    if path.exists() and not overwrite:
+        raise OutputExistsError(
+            "the output is there already", where=str(path), fix="--overwrite, or another -o"
+        )
+
+
+def _refuse_changes(before: dict[str, str], now: dict[str, str], path: Path) -> None:
+    changed = [key for key in sorted(before | now) if before.get(key) != now.get(key)]
+    if changed:
+        key = changed[0]
+        raise RssegError(
+            f"cannot resume: {key} was {before.get(key)}, now it is {now.get(key)}",
+            where=str(path),
+            fix="the same model, input and options as before, or start anew without --resume",
+        )
+
+
+@contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    """Turn what goes wrong with the disk into an error that names the map."""
+    try:
+        yield
+    except (OSError, RasterioError) as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise RssegError(
+            f"the map cannot be written ({reason})",
+            where=str(path),
+            fix="free space, or write permission, in that folder",
+        ) from error
+
+
+@contextmanager
+def _anywhere() -> Iterator[None]:
+    """Let rasters without a place on the ground pass: a part needs none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        yield
+
+
+def _require_whole(path: Path) -> None:
+    """Make sure that each block of a TIFF lies inside the file.
+
+    GDAL writes blocks late and may lose the error when the disk is full.
+    """
+    size = path.stat().st_size
+    with _anywhere(), rasterio.open(path) as file:
+        high, wide = file.block_shapes[0]
+        for band in file.indexes:
+            for y in range(-(-file.height // high)):
+                for x in range(-(-file.width // wide)):
+                    at = file.get_tag_item(f"BLOCK_OFFSET_{x}_{y}", "TIFF", bidx=band)
+                    length = file.get_tag_item(f"BLOCK_SIZE_{x}_{y}", "TIFF", bidx=band)
+                    if at is None or length is None or int(at) + int(length) > size:
+                        raise OSError(f"block {x}, {y} did not reach the disk")
+
+
+@cache
+def _compression(driver: str) -> dict[str, str]:
+    """Choose ZSTD, or DEFLATE where this GDAL has none. Level 1: maps gain nothing from more."""
+    try:
+        with MemoryFile() as memory, _anywhere():
+            memory.open(
+                driver="GTiff", width=1, height=1, count=1, dtype="uint8", compress="zstd"
+            ).close()
+    except RasterioError:
+        return {"COMPRESS": "DEFLATE"}
+    return {"COMPRESS": "ZSTD", "LEVEL" if driver == "COG" else "ZSTD_LEVEL": "1"}
