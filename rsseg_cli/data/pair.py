@@ -132,12 +132,24 @@ def _count_bands(path: Path, wanted: int) -> int:
     return wanted if spare else count
 
 
+@dataclass(frozen=True)
+class Ground:
+    """Pairs of one source, with what is needed to read them.
+
+    Attributes:
+        name: Name of the source.
+        opener: How its files are opened.
+        pairs: Its images and labels, and the part of each that may be used.
+    """
+
+    name: str
+    opener: Opener
+    pairs: tuple[Pair, ...]
+
+
 @dataclass
 class Handles:
-    """Open files of one worker: the most recently used `limit` pairs stay open.
-
-    A copy sent to another process starts with nothing open.
-    """
+    """Open files of one thread: the most recently used `limit` pairs stay open."""
 
     limit: int = 32
     _open: OrderedDict[tuple[Path, Path | None], tuple[Scene, LabelReader | None]] = field(
@@ -177,9 +189,6 @@ class Handles:
         """Close all files."""
         while self._open:
             _close(self._open.popitem()[1])
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"limit": self.limit, "_open": OrderedDict()}
 
 
 def _close(pair: tuple[Scene, LabelReader | None]) -> None:

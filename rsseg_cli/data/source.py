@@ -11,11 +11,12 @@ from rsseg_cli.classes import Class
 from rsseg_cli.contract import Bands
 from rsseg_cli.data.layout import Entry, find_entries, orphans, selects
 from rsseg_cli.data.locate import SPEC_FILE, find_dataset, take_apart
-from rsseg_cli.data.pair import Opener, Pair, Place
+from rsseg_cli.data.pair import Ground, Opener, Pair, Place
 from rsseg_cli.data.spec import DatasetSpec, Split
-from rsseg_cli.data.splits import DEFAULT_FRACTION, Plan, default_splits, plan_blocks, restrict
+from rsseg_cli.data.splits import Plan, cut_out, plan_blocks, restrict
 from rsseg_cli.data.statistics import measure
 from rsseg_cli.errors import RssegError, UnreadableError, unknown
+from rsseg_cli.raster.grid import Window
 
 
 @dataclass
@@ -27,6 +28,7 @@ class Source:
         root: Folder that the spec's paths are relative to.
         split: Split asked for, None: whatever the command is about.
         domain: Domain asked for, None: all.
+        held_back: Share of the labelled ground for `val` where the spec has none; 0: no `val`.
         remark: For a spec made by looking at the files, what was found and assumed; else empty.
     """
 
@@ -35,26 +37,27 @@ class Source:
     split: str | None = None
     domain: str | None = None
     remark: str = ""
+    held_back: float = 0.2
     _places: dict[Path, Place] = field(default_factory=dict, repr=False)
     _entries: list[Entry] | None = field(default=None, repr=False)
-    _bands: dict[int, Bands] = field(default_factory=dict, repr=False)
-    _plans: dict[tuple[str, ...], Plan] = field(default_factory=dict, repr=False)
+    _plan: Plan | None = field(default=None, repr=False)
 
     @classmethod
-    def locate(cls, text: str, *, data_root: Path | None = None) -> Source:
+    def locate(cls, text: str, *, data_root: Path | None = None, held_back: float = 0.2) -> Source:
         """Find the dataset that a user means.
 
         Args:
             text: A folder, a YAML file or the name of a preset, then optionally `:split` and
                 `:domain` (`loveda::rural` is all splits of a domain).
             data_root: Folder that holds the datasets of presets; $RSSEG_DATA when None.
+            held_back: Share of the ground for `val` where the dataset has none.
 
         Raises:
             RssegError: Nothing is there, with the places looked at.
         """
         name, split, domain = take_apart(text)
         spec, root, remark = find_dataset(name, data_root)
-        return cls(spec, root, split, domain, remark)
+        return cls(spec, root, split, domain, remark, held_back)
 
     @property
     def classes(self) -> list[Class]:
@@ -68,8 +71,20 @@ class Source:
 
     @property
     def splits(self) -> dict[str, Split]:
-        """The splits that can be asked for: the spec's own, else blocks of ground."""
-        return self.spec.splits or default_splits()
+        """The splits that can be asked for: the spec's own, and always a `train` and a `val`.
+
+        Where the spec has no `val`, blocks of the training ground are held back for it. They are
+        the same in every run, so that `NAME:val` is never ground that a model has learnt.
+        """
+        own = self.spec.splits
+        if "val" in own or not self.held_back:
+            return own
+        train = own.get("train", Split())
+        return {
+            **own,
+            "train": train.model_copy(update={"exclude": (*train.exclude, "val")}),
+            "val": train.model_copy(update={"blocks": self.held_back}),
+        }
 
     def pairs(self, split: str | None = None) -> list[Pair]:
         """List images with their labels, cut down to the ground of a split.
@@ -88,29 +103,30 @@ class Source:
             raise unknown("split", name, self.splits, where=self.spec.name)
         return self._select(self.splits[name], name)
 
-    def training_and_validation(
-        self, *, fraction: float = DEFAULT_FRACTION, seed: int = 0
-    ) -> tuple[list[Pair], list[Pair]]:
-        """List the pairs to train on and those to validate on; they share no ground.
+    def training_and_validation(self) -> tuple[list[Pair], list[Pair]]:
+        """List the pairs to train on (the split asked for, else `train`) and those of `val`.
 
-        Trains on the split asked for, else on `train`, else on everything. Validates on `val` if
-        the spec has one, else on blocks held back from the training ground.
+        They share no ground: what `val` has of an image is cut out of the training pairs.
 
-        Args:
-            fraction: Share of the labelled ground to hold back.
-            seed: Chooses the blocks.
+        Raises:
+            RssegError: As `pairs`; nothing is labelled; or all training ground is in `val`.
         """
-        own = self.spec.splits
-        training = self.split or ("train" if "train" in own else None)
-        if training in own and training != "val" and "val" in own:
-            return self.pairs(training), self.pairs("val")
-        whole = self.pairs(training) if training in own else self._select(Split(), "")
-        held = default_splits(fraction)
-        plan = plan_blocks(self.opener, whole, {"val": fraction}, seed=seed)
-        taken = {"val": held["val"]}
-        train = [restrict(pair, held["train"], "train", taken, plan) for pair in whole]
-        val = [restrict(pair, held["val"], "val", {}, plan) for pair in whole]
-        return [pair for pair in train if pair], [pair for pair in val if pair]
+        name = self.split or ("train" if "train" in self.splits else "")
+        training = self.pairs(name or None)
+        validation = self.pairs("val") if "val" in self.splits else []
+        held: dict[Path, list[Window]] = {}
+        for pair in validation:
+            held.setdefault(pair.image, []).extend(pair.ground)
+        kept = [cut_out(pair, held.get(pair.image, ())) for pair in training]
+        left = [pair for pair in kept if pair is not None]
+        if not any(pair.label for pair in left):
+            what = "has no labels" if left else "is all held back for validation"
+            raise RssegError(
+                f"{self.spec.name}{f':{name}' if name else ''} {what}",
+                where=str(self.root),
+                fix=f"another split: {', '.join(self.splits)}",
+            )
+        return left, validation
 
     def bands(self, pairs: Sequence[Pair] | None = None) -> Bands:
         """Describe the channels, with the spec's mean and std or those of the training ground.
@@ -133,6 +149,10 @@ class Source:
             scale=spec.scale,
             gsd_m=spec.gsd_m,
         )
+
+    def ground(self, pairs: Sequence[Pair]) -> Ground:
+        """Give some of its pairs the form in which tiles are read from them."""
+        return Ground(self.spec.name, self.opener, tuple(pairs))
 
     def keep(self, fallback: Path) -> Path | None:
         """Write the spec of a folder that had none, for the user to name the classes.
@@ -168,41 +188,46 @@ class Source:
         return self._entries
 
     def _select(self, split: Split, name: str) -> list[Pair]:
-        excluded = {other: self.splits[other] for other in split.exclude}
-        whole = [each for each in excluded.values() if each.box is None and each.blocks is None]
         entries = [
             entry
             for entry in self.entries()
-            if selects(split, entry, self.root)
-            and not any(selects(other, entry, self.root) for other in whole)
-            and self._in_domain(entry)
+            if self._admits(split, entry) and self._in_domain(entry)
         ]
         if not entries:
             asked = " ".join(part for part in (name, self.domain) if part)
             raise RssegError(
-                f"no image of {self.spec.name} belongs to {asked or 'it'}",
+                f"no image of {self.spec.name} belongs to {asked}",
                 where=str(self.root),
                 fix=f"splits: {', '.join(self.splits)}; domains: {', '.join(self.domains())}",
             )
         self._need_labels(entries, split)
         pairs = [self._pair(entry) for entry in entries]
         _check_alike(pairs, self.spec)
-        ground = {other: each for other, each in excluded.items() if each not in whole}
-        plan = self._plan(pairs, split, name, ground)
+        ground = {other: self.splits[other] for other in split.exclude if _cuts(self.splits[other])}
+        dealt = split.blocks is not None or any(each.blocks for each in ground.values())
+        plan = self._deal() if dealt else None
         cut = [restrict(pair, split, name, ground, plan) for pair in pairs]
         return [pair for pair in cut if pair is not None]
 
-    def _plan(
-        self, pairs: list[Pair], split: Split, name: str, ground: dict[str, Split]
-    ) -> Plan | None:
-        """Deal out blocks to all splits of the spec that ask for some."""
-        if split.blocks is None and not any(other.blocks for other in ground.values()):
-            return None
-        key = tuple(pair.place.path for pair in pairs)
-        if key not in self._plans:
-            fractions = {n: each.blocks for n, each in self.splits.items() if each.blocks}
-            self._plans[key] = plan_blocks(self.opener, pairs, fractions, seed=0)
-        return self._plans[key]
+    def _admits(self, split: Split, entry: Entry) -> bool:
+        """Tell whether an image is in a split, whatever ground of it."""
+        whole = [self.splits[other] for other in split.exclude if not _cuts(self.splits[other])]
+        return selects(split, entry, self.root) and not any(
+            selects(other, entry, self.root) for other in whole
+        )
+
+    def _deal(self) -> Plan:
+        """Deal out blocks of all ground to the splits that ask for some, once."""
+        if self._plan is None:
+            asking = {name: each for name, each in self.splits.items() if each.blocks}
+            counted = [
+                any(self._admits(split, entry) for split in asking.values())
+                for entry in self.entries()
+            ]
+            pairs = [self._pair(entry) for entry in self.entries()]
+            fractions = {name: each.blocks for name, each in asking.items() if each.blocks}
+            self._plan = plan_blocks(self.opener, pairs, counted, fractions)
+        return self._plan
 
     def domains(self) -> list[str]:
         """List the names of the domains found on disk."""
@@ -246,6 +271,11 @@ class Source:
             regions=None,
             place=self._places[entry.image],
         )
+
+
+def _cuts(split: Split) -> bool:
+    """Tell whether a split takes part of the ground rather than whole images."""
+    return split.box is not None or split.blocks is not None
 
 
 def _check_alike(pairs: Sequence[Pair], spec: DatasetSpec) -> None:

@@ -23,13 +23,6 @@ SIDE_PX = 2048
 SCAN_PX = 2**26
 """Label pixels that are read at once or, of each dataset, in all before sampling starts."""
 
-DEFAULT_FRACTION = 0.2
-
-
-def default_splits(fraction: float = DEFAULT_FRACTION) -> dict[str, Split]:
-    """Hold back a share of the ground as blocks, for data that come without a split."""
-    return {"train": Split(exclude=("val",)), "val": Split(blocks=fraction)}
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -55,9 +48,20 @@ class Plan:
 
 
 def plan_blocks(
-    opener: Opener, pairs: Sequence[Pair], fractions: Mapping[str, float], *, seed: int
+    opener: Opener,
+    pairs: Sequence[Pair],
+    counted: Sequence[bool],
+    fractions: Mapping[str, float],
 ) -> Plan:
     """Deal out blocks so that every class is left for training and ground is never shared.
+
+    The same files give the same blocks.
+
+    Args:
+        opener: How labels are read.
+        pairs: Everything that shows some of the ground.
+        counted: Which pairs' labels count.
+        fractions: Share of the labelled ground that each split wants.
 
     Raises:
         RssegError: There is too little labelled ground to hold any back.
@@ -65,8 +69,8 @@ def plan_blocks(
     side_px = _side(pairs)
     while True:
         patches = cut([pair.place for pair in pairs], side_px)
-        weights = _weigh(opener, pairs, patches)
-        owned = _deal(weights, fractions, seed=seed, together=len(weights) <= 4 * BLOCKS)
+        weights = _weigh(opener, pairs, [patch for patch in patches if counted[patch.scene]])
+        owned = _deal(weights, fractions, together=len(weights) <= 4 * BLOCKS)
         if owned is not None:
             break
         if side_px <= 2:
@@ -91,11 +95,10 @@ def _deal(
     weights: dict[Block, NDArray[np.float64]],
     fractions: Mapping[str, float],
     *,
-    seed: int,
     together: bool,
 ) -> dict[str, frozenset[Block]] | None:
     """Draw the blocks of each split in turn; None when one gets far from what it wants."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     total = sum(weight.sum() for weight in weights.values())
     left = dict(weights)
     owned = {}
@@ -180,6 +183,16 @@ def restrict(
         if dealt:
             regions = overlap(regions, plan.outside(dealt, pair))
     regions = tuple(region for region in regions if region.width > 0 and region.height > 0)
+    if regions == pair.ground:
+        return pair
+    return replace(pair, regions=regions) if regions else None
+
+
+def cut_out(pair: Pair, held: Sequence[Window]) -> Pair | None:
+    """Take windows out of the ground of a pair, None when nothing is left."""
+    regions = pair.ground
+    for window in held:
+        regions = subtract(regions, window)
     if regions == pair.ground:
         return pair
     return replace(pair, regions=regions) if regions else None

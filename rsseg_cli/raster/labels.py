@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from dataclasses import dataclass
 from os import PathLike, fspath
@@ -19,6 +20,8 @@ from rsseg_cli.raster.decode import LabelCode, Labels, color_table, decode
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.polygons import Polygons, load_polygons
 from rsseg_cli.raster.scene import Scene
+
+_FILTERS = threading.Lock()
 
 VECTOR_SUFFIXES = frozenset({".gpkg", ".geojson", ".json", ".shp", ".fgb", ".kml", ".parquet"})
 
@@ -158,7 +161,8 @@ class _RasterLabels:
 
 def open_quietly(path: str | PathLike[str], **options: Any) -> Scene:
     """Open a scene as `Scene.open` does, without a word about a missing CRS."""
-    with warnings.catch_warnings():
+    # Filters belong to the process: two threads that change them at once would leave them changed.
+    with _FILTERS, warnings.catch_warnings():
         warnings.simplefilter("ignore", RssegWarning)
         return Scene.open(path, **options)
 

@@ -1,0 +1,85 @@
+"""The tiles that cover the ground a model is validated on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from rsseg_cli.classes import IGNORE
+from rsseg_cli.data.pair import Ground, Pair
+from rsseg_cli.data.tiles import Batch, Readers, Samples, require_alike, stack
+from rsseg_cli.raster.decode import Labels
+from rsseg_cli.raster.grid import Window
+
+
+class CoveringTiles(Dataset[Batch]):
+    """Every pixel of the usable ground in exactly one tile, for validation.
+
+    A tile is shifted back into its scene at the border, for the sake of context; what it shares
+    with another tile, and what is not usable ground, is `IGNORE` in its label.
+
+    Args:
+        grounds: What to cover.
+        fill: Value per band (C) of missing samples.
+        tile: Side in pixels.
+        batch: Tiles per item, the last one may have fewer.
+        rank: Number of this process, which gets every `world`-th item.
+        world: Number of processes.
+    """
+
+    def __init__(
+        self,
+        grounds: Sequence[Ground],
+        *,
+        fill: Sequence[float],
+        tile: int,
+        batch: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        require_alike(grounds)
+        self._fill, self._tile = tuple(fill), tile
+        cells = [
+            (ground, pair, cell)
+            for ground in grounds
+            for pair in ground.pairs
+            for cell in _cells(pair, tile)
+        ]
+        groups = [cells[start : start + batch] for start in range(0, len(cells), batch)]
+        self._items = groups[rank::world]
+        self._readers = Readers()
+
+    def __len__(self) -> int:
+        """Number of batches of this process."""
+        return len(self._items)
+
+    def __getitem__(self, number: int) -> Batch:
+        """Read a batch."""
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        tiles = [self._read(*item) for item in self._items[number]]
+        images, labels, pairs = zip(*tiles, strict=True)
+        return stack(images, labels, pairs)
+
+    def _read(self, ground: Ground, pair: Pair, cell: Window) -> tuple[Samples, Labels, Pair]:
+        x = min(cell.x, max(pair.place.width - self._tile, 0))
+        y = min(cell.y, max(pair.place.height - self._tile, 0))
+        window = Window(x, y, self._tile, self._tile)
+        handles = self._readers.handles
+        image, label, _ = handles.read(ground.opener, pair, window, fill=self._fill)
+        own = np.full(label.shape, IGNORE, np.uint8)
+        part = cell.shift(-x, -y)
+        here = (slice(part.y, part.bottom), slice(part.x, part.right))
+        own[here] = label[here]
+        return image, own, pair
+
+
+def _cells(pair: Pair, tile: int) -> list[Window]:
+    return [
+        Window(x, y, min(tile, region.right - x), min(tile, region.bottom - y))
+        for region in pair.ground
+        for y in range(region.y, region.bottom, tile)
+        for x in range(region.x, region.right, tile)
+    ]

@@ -1,0 +1,282 @@
+"""Batches of tiles, and the random stream of them that training reads."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from rsseg_cli.classes import IGNORE
+from rsseg_cli.data.class_index import ClassIndex
+from rsseg_cli.data.pair import Ground, Handles, Pair
+from rsseg_cli.errors import RssegError
+from rsseg_cli.raster.decode import Labels
+from rsseg_cli.raster.grid import Window
+
+Sampling = Literal["uniform", "balanced"]
+Samples: TypeAlias = NDArray[Any]
+
+TRIES = 10
+"""How often a tile without any use is drawn again."""
+PLACEMENTS = 16
+"""How often a window that leaves the usable ground is placed again, before it is masked."""
+TOGETHER = 4
+"""Tiles of a batch that share the rows of a big scene stored in strips."""
+BIG_PX = 2**24
+"""Scenes above this many pixels do not stay in GDAL's cache between two tiles."""
+TORCH_TYPES = {"float64": "float32", "uint32": "float32", "int64": "float32", "uint64": "float32"}
+"""Stored types that are handed on as another one."""
+
+
+@dataclass
+class Batch:
+    """Tiles of one size, with what is known about each.
+
+    Attributes:
+        image: (B, C, H, W) samples in the stored type; missing ones hold the band's mean.
+        label: (B, H, W) uint8 class indices, `IGNORE` where there is no class or no image.
+        names: Scene of each tile.
+        domains: Domain of each tile.
+    """
+
+    image: Tensor
+    label: Tensor
+    names: tuple[str, ...] = ()
+    domains: tuple[str | None, ...] = ()
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Copy to a device, not waiting for it when the tensors are pinned."""
+        return replace(
+            self,
+            image=self.image.to(device, non_blocking=True),
+            label=self.label.to(device, non_blocking=True),
+        )
+
+    def pin_memory(self) -> Batch:
+        """Move into page-locked memory, from where a GPU copies on its own."""
+        return replace(self, image=self.image.pin_memory(), label=self.label.pin_memory())
+
+
+class Readers(threading.local):
+    """Open files of the calling thread; none travel to another process."""
+
+    def __init__(self) -> None:
+        self.handles = Handles()
+
+    def __reduce__(self) -> tuple[type[Readers], tuple[()]]:
+        return Readers, ()
+
+
+class TileStream(Dataset[Batch]):
+    """Endless random tiles; item `step` depends on nothing but the seed and `step`.
+
+    A tile lies wholly on usable ground where that has room for it; what hangs over is filled and
+    ignored. Any number of threads and processes may ask for items. With `world` processes, rank r
+    of a step gets the r-th part of what one process would get with a `world` times larger batch.
+
+    Args:
+        grounds: What to sample; a pixel of any of them has the same chance.
+        fill: Value per band (C) of missing samples: the bands' means.
+        tile: Side in pixels of a tile after scaling.
+        batch: Tiles per item.
+        seed: Everything random follows from it.
+        scale: Range of magnification, one for all tiles of an item: windows of `tile` / scale
+            pixels are read, and resized later on the device (see `Augment`).
+        index: Where the classes are; with it tiles are drawn around a pixel of a class that is
+            drawn with equal chance (`sampling: balanced`).
+        labelled: Draw again where a tile has no labelled pixel.
+        rank: Number of this process.
+        world: Number of processes.
+    """
+
+    def __init__(
+        self,
+        grounds: Sequence[Ground],
+        *,
+        fill: Sequence[float],
+        tile: int,
+        batch: int,
+        seed: int,
+        scale: tuple[float, float] = (1.0, 1.0),
+        index: ClassIndex | None = None,
+        labelled: bool = True,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        require_alike(grounds)
+        self._ground = [(ground, pair) for ground in grounds for pair in ground.pairs]
+        areas = np.array([pair.area for _, pair in self._ground], np.float64)
+        if not areas.sum():
+            raise RssegError("there is no ground to draw tiles from")
+        self._chances = areas / areas.sum()
+        self._striped = np.array([_is_striped(pair, tile) for _, pair in self._ground])
+        self._fill = tuple(fill)
+        self._tile, self._batch, self._seed = tile, batch, seed
+        self._scale, self._index, self._labelled = scale, index, labelled
+        self._rank, self._world = rank, world
+        self._readers = Readers()
+
+    def __getitem__(self, step: int) -> Batch:
+        """Read the tiles of a step."""
+        generator = np.random.default_rng((self._seed, 0, step))
+        low, high = np.log(self._scale)
+        side = max(8, round(self._tile / float(np.exp(generator.uniform(low, high)))))
+        first = (step * self._world + self._rank) * self._batch
+        tiles = [self._draw(first + i, side) for i in range(self._batch)]
+        images, labels, pairs = zip(*tiles, strict=True)
+        return stack(images, labels, pairs)
+
+    def _draw(self, number: int, side: int) -> tuple[Samples, Labels, Pair]:
+        """Draw a tile until it is of use."""
+        generator = np.random.default_rng((self._seed, 1, number))
+        for _ in range(TRIES):
+            which, x, y = self._point(generator, number)
+            ground, pair = self._ground[which]
+            window = place(pair, x, y, side, generator)
+            handles = self._readers.handles
+            image, label, valid = handles.read(ground.opener, pair, window, fill=self._fill)
+            mask_outside(pair, window, image, label, valid, self._fill)
+            useful = (label != IGNORE).any() if self._labelled else valid.any()
+            if useful:
+                break
+        return image, label, pair
+
+    def _point(self, generator: np.random.Generator, number: int) -> tuple[int, int, int]:
+        """Draw a pair and a pixel (x, y) of its usable ground."""
+        if self._index is not None:
+            return self._index.draw(generator)
+        shared = np.random.default_rng((self._seed, 2, number // TOGETHER))
+        which = int(shared.choice(len(self._chances), p=self._chances))
+        if self._striped[which]:
+            # A strip holds whole rows: several tiles from the same rows cost one read.
+            _, y = _pixel(self._ground[which][1], shared)
+            x, _ = _pixel(self._ground[which][1], generator)
+            return which, x, y
+        chances = self._chances * ~self._striped
+        which = int(generator.choice(len(chances), p=chances / chances.sum()))
+        return which, *_pixel(self._ground[which][1], generator)
+
+
+def _is_striped(pair: Pair, tile: int) -> bool:
+    place = pair.place
+    big = place.width * place.height > BIG_PX
+    return big and place.block[1] >= place.width > 2 * tile
+
+
+def _pixel(pair: Pair, generator: np.random.Generator) -> tuple[int, int]:
+    """Draw a pixel of the usable ground, each with the same chance."""
+    areas = np.array([window.width * window.height for window in pair.ground], np.float64)
+    region = pair.ground[int(generator.choice(len(areas), p=areas / areas.sum()))]
+    return (
+        region.x + int(generator.integers(region.width)),
+        region.y + int(generator.integers(region.height)),
+    )
+
+
+def place(pair: Pair, x: int, y: int, side: int, generator: np.random.Generator) -> Window:
+    """Lay a window around a pixel, inside the scene and on usable ground as far as they reach."""
+    best, most = None, -1
+    for _ in range(PLACEMENTS):
+        window = Window(
+            _start(x, side, pair.place.width, generator),
+            _start(y, side, pair.place.height, generator),
+            side,
+            side,
+        )
+        inside = window.intersect(pair.place.window)
+        wanted = inside.width * inside.height if inside else 0
+        usable = wanted if pair.regions is None else _usable(pair, window)
+        if usable > most:
+            best, most = window, usable
+        if usable == wanted:
+            break
+    assert best is not None
+    return best
+
+
+def _start(pixel: int, side: int, length: int, generator: np.random.Generator) -> int:
+    """Draw where a window begins that holds `pixel` of an axis and stays inside if it can."""
+    start = pixel - int(generator.integers(side))
+    if side >= length:
+        return int(generator.integers(length - side, 1))
+    return min(max(start, 0), length - side)
+
+
+def _usable(pair: Pair, window: Window) -> int:
+    common = (window.intersect(region) for region in pair.ground)
+    return sum(part.width * part.height for part in common if part)
+
+
+def mask_outside(
+    pair: Pair,
+    window: Window,
+    image: Samples,
+    label: Labels,
+    valid: NDArray[np.bool_],
+    fill: Sequence[float],
+) -> None:
+    """Blank what lies outside the usable ground: no pixel of another split gets through."""
+    if pair.regions is None:
+        return
+    usable = np.zeros(label.shape, np.bool_)
+    for region in pair.regions:
+        part = window.intersect(region)
+        if part:
+            part = part.shift(-window.x, -window.y)
+            usable[part.y : part.bottom, part.x : part.right] = True
+    if usable.all():
+        return
+    values = np.asarray(fill)
+    if image.dtype.kind in "iu":
+        limits = np.iinfo(image.dtype)
+        values = np.clip(np.rint(values), limits.min, limits.max)
+    image[:, ~usable] = values.astype(image.dtype)[:, None]
+    label[~usable] = IGNORE
+    valid &= usable
+
+
+def stack(images: Sequence[Samples], labels: Sequence[Labels], pairs: Sequence[Pair]) -> Batch:
+    """Make a batch of samples (C, h, w) and labels (h, w) of one size."""
+    image = np.stack(images)
+    image = image.astype(TORCH_TYPES.get(image.dtype.name, image.dtype.name), copy=False)
+    return Batch(
+        image=torch.from_numpy(image),
+        label=torch.from_numpy(np.stack(labels)),
+        names=tuple(pair.name for pair in pairs),
+        domains=tuple(pair.domain for pair in pairs),
+    )
+
+
+def require_alike(grounds: Sequence[Ground]) -> None:
+    """Refuse sources whose tiles cannot stand in one batch.
+
+    Raises:
+        RssegError: They differ in bands, type or classes.
+    """
+    if not grounds or not any(ground.pairs for ground in grounds):
+        raise RssegError("there is no image to read tiles from")
+    first = grounds[0]
+    for other in grounds[1:]:
+        where = f"{first.name}, {other.name}"
+        if len(other.opener.bands) != len(first.opener.bands):
+            raise RssegError(
+                f"sources differ in bands: {len(first.opener.bands)} and {len(other.opener.bands)}",
+                where=where,
+                fix="list the bands that both have in a YAML file of each",
+            )
+        if other.opener.code.classes != first.opener.code.classes:
+            raise RssegError("sources differ in classes", where=where, fix="the same `classes`")
+    dtypes = {pair.place.dtype: pair.name for ground in grounds for pair in ground.pairs}
+    if len(dtypes) > 1:
+        raise RssegError(
+            f"sources differ in type: {', '.join(sorted(dtypes))}",
+            where=", ".join(dtypes.values()),
+            fix="convert them to one type",
+        )
