@@ -118,6 +118,17 @@ def test_another_patch_size(case: str, patch: int) -> None:
         assert backbone.model.pos_embed.shape == native.model.pos_embed.shape
 
 
+@EVERY
+def test_half_precision_stays_near(case: str) -> None:
+    backbone = make(case)
+    image = picture(backbone, 3, 4)
+    full = maps(backbone, image)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = maps(backbone, image)
+    for ours, exact in zip(half, full, strict=True):
+        assert (ours.float() - exact).norm() < 0.05 * exact.norm()
+
+
 def test_recomputing_gives_the_same_gradients() -> None:
     gradients = []
     for recompute in (False, True):

@@ -79,6 +79,7 @@ def test_the_published_tensors_arrive_unchanged(case: str, tmp_path: Path) -> No
         assert torch.equal(tensor, tensors[name]), name
         assert torch.equal(tensor, pth.model.state_dict()[name])
     assert fingerprint(pth) == fingerprint(safe)
+    assert safe.published
 
 
 @pytest.mark.parametrize("case", ["vit", "dinov2", "dinov2_reg", "dinov3", "eva02"])
@@ -116,6 +117,28 @@ def test_dinov2_under_its_authors_names(tmp_path: Path) -> None:
     torch.testing.assert_close(model.reg_token.data, tensors["reg_token"])
 
 
+def test_dinov3_under_its_authors_names(tmp_path: Path) -> None:
+    """The original file has biases that are 0 where they count, and a mask that is not needed."""
+    tensors = published("dinov3")
+    original = {
+        name.replace("reg_token", "storage_tokens")
+        .replace("gamma_1", "ls1.gamma")
+        .replace("gamma_2", "ls2.gamma"): tensor
+        for name, tensor in tensors.items()
+    }
+    bias = torch.zeros(96)
+    bias[32:64] = 7.0  # of keys: masked in the original
+    original |= {"mask_token": torch.zeros(1, 32), "rope_embed.periods": torch.zeros(4)}
+    original |= {f"blocks.{index}.attn.qkv.bias": bias.clone() for index in range(2)}
+    torch.save(original, tmp_path / "dinov3.pth")
+    model = load("dinov3", tmp_path / "dinov3.pth").model
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, tensors[name]), name
+    original["blocks.1.attn.qkv.bias"][0] = 1.0
+    torch.save(original, tmp_path / "biased.pth")
+    assert "blocks.1.attn.qkv.bias is not 0" in refused("dinov3", tmp_path / "biased.pth").what
+
+
 def test_the_kernel_is_fitted_to_the_bands(vit_file: Path) -> None:
     bands = Bands(
         names=("nir", "red", "green", "blue"), wavelengths_nm=(830.0, 660.0, 560.0, 485.0),
@@ -138,6 +161,8 @@ def test_native_statistics_reach_the_patches(vit_file: Path) -> None:
     assert backbone.origin["stats"] == "native"
     data = load("vit", vit_file, stats="data")
     assert torch.equal(data.restate(image), image)
+    seen, expected = backbone.embed(image)[0], data.embed(torch.full_like(image, own))[0]
+    torch.testing.assert_close(seen, expected)
 
 
 # --- refusing -------------------------------------------------------------------------------------
@@ -280,3 +305,4 @@ def test_random_weights_have_one_fingerprint_on_every_processor() -> None:
     here, other = (Vit(Vit.Config(name="vit_tiny", seed=seed), bands) for seed in (4, 5))
     assert fingerprint(here) == plain
     assert fingerprint(other) != plain
+    assert not here.published

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
+from torch import Tensor
+
 from rsseg_cli.backbones._eva import EvaBackbone
 from rsseg_cli.backbones._timm import Size
 
@@ -22,3 +24,16 @@ class Dinov3(EvaBackbone):
         "sat_large": Size("vit_large_patch16_dinov3.sat493m", patch=16),
         "sat_7b": Size("vit_7b_patch16_dinov3.sat493m", patch=16),
     }
+
+    def translate(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Rename tensors as published by timm or by the authors.
+
+        The authors' files hold biases of queries and values that training left at 0; timm's names
+        have no place for them and would drop any.
+        """
+        for name, bias in tensors.items():
+            if name.endswith("attn.qkv.bias"):
+                queries, _, values = bias.chunk(3)
+                if queries.any() or values.any():
+                    raise ValueError(f"{name} is not 0, and this size has no such bias")
+        return super().translate(tensors)

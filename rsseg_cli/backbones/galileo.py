@@ -108,6 +108,7 @@ class Galileo(Backbone):
             "gsd_m": self.gsd_m,
             "norm_taps": self.norm_taps,
         }
+        self.published = encoder is not None
         self.eval()
 
     @staticmethod
