@@ -68,7 +68,7 @@ def draw_pathways(selections: Sequence[dict[str, Any]]) -> Figure:
     for row, (name, axis) in enumerate(zip(names, axes, strict=True)):
         axis.set_facecolor("0.93")
         picture = axis.imshow(
-            shown[:, row].T, origin="lower", aspect="auto", interpolation="nearest",
+            shown[:, row].T.numpy(), origin="lower", aspect="auto", interpolation="nearest",
             cmap="viridis", vmin=0, vmax=highest or 1,
         )  # fmt: skip
         axis.set_ylabel(f"{name}\nblock")

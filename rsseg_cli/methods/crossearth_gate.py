@@ -77,6 +77,10 @@ class CrossEarthGate(Method[State]):
     """(T, L) bool: the modules that train; all before the first selection."""
     ever: Tensor
     """(T, L) bool: the modules that have trained."""
+    scores: Tensor
+    """(T, L): what the last selection went by."""
+    selected: Tensor
+    """Step of the last selection; -1 before."""
     steps: Tensor
     """Steps so far."""
     trained: Tensor
@@ -95,6 +99,8 @@ class CrossEarthGate(Method[State]):
         self.count = _count(config, backbone.depth)
         self.register_buffer("active", torch.ones(len(self.toolbox), backbone.depth).bool())
         self.register_buffer("ever", torch.zeros_like(self.active))
+        self.register_buffer("scores", torch.zeros(self.active.shape))
+        self.register_buffer("selected", torch.full((), -1))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.register_buffer("trained", torch.zeros((), dtype=torch.int64))
         self.register_buffer("draws", torch.randint(2**62, ()))
@@ -175,22 +181,10 @@ class CrossEarthGate(Method[State]):
             scores = torch.rand(self.active.shape, generator=generator)
         else:
             scores = normalise(self._fisher(step), self.config.normalise).cpu()
-        chosen = top(scores, self.count)
-        self.active.copy_(chosen)
+        self.scores.copy_(scores)
+        self.active.copy_(top(scores, self.count))
+        self.selected.fill_(step.index)
         self._settled = False
-        rows = {name: row for row, name in enumerate(self.config.pathways)}
-        self._selections.append(
-            {
-                "step": step.index,
-                "active": {
-                    name: chosen[row].nonzero()[:, 0].tolist() for name, row in rows.items()
-                },
-                "scores": {
-                    name: [float(f"{score:.4g}") for score in scores[row].tolist()]
-                    for name, row in rows.items()
-                },
-            }
-        )
 
     def _fisher(self, step: Step) -> Tensor:
         """Measure every module (T, L): the sum over its parameters of the mean squared gradient."""
@@ -213,11 +207,22 @@ class CrossEarthGate(Method[State]):
         return fisher
 
     def _settle(self) -> None:
-        """Make `requires_grad` follow `active`."""
+        """Make `requires_grad` follow `active`; note the selection for the next line."""
         self._open(self.active)
         self.ever |= self.active
         self._trainable = self._size(self.active)
         self._settled = True
+        if self.selected >= 0:
+            self._selections.append(self._selection())
+
+    def _selection(self) -> dict[str, Json]:
+        """Describe the last selection, scores to four digits."""
+        active: dict[str, Json] = {}
+        scores: dict[str, Json] = {}
+        for row, name in enumerate(self.config.pathways):
+            active[name] = self.active[row].nonzero()[:, 0].tolist()
+            scores[name] = [float(f"{score:.4g}") for score in self.scores[row].tolist()]
+        return {"step": int(self.selected), "active": active, "scores": scores}
 
     def _open(self, wanted: Tensor) -> None:
         for row, flags in zip(self.toolbox, wanted.tolist(), strict=True):
@@ -254,9 +259,10 @@ class CrossEarthGate(Method[State]):
     def draw(cls, records: Sequence[dict[str, Json]]) -> Iterator[tuple[str, Figure]]:
         """Draw which pathways were chosen over time."""
         lines: list[Any] = [line.get("method", {}) for line in records]
-        selections = [one for line in lines for one in line.get("selections", ())]
+        # A resumed run tells once more what it goes on with.
+        selections = {one["step"]: one for line in lines for one in line.get("selections", ())}
         if selections:
-            yield "pathways", draw_pathways(selections)
+            yield "pathways", draw_pathways(list(selections.values()))
 
 
 def _count(config: CrossEarthGate.Config, depth: int) -> int:
