@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import permutations
+
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers.models.mask2former.configuration_mask2former import Mask2FormerConfig
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss
 
@@ -154,6 +157,57 @@ def test_ignored_ground_has_no_say() -> None:
     after = losses(ours, labels)
     for name, value in before.items():
         torch.testing.assert_close(after[name], value, rtol=0, atol=0)
+
+
+def test_scattered_labels_equal_the_maths_written_out() -> None:
+    """Half of the pixels ignored at random: costs and loss, point by point and pair by pair."""
+    torch.manual_seed(0)
+    ours = predict(layers=1, batch=1, queries=3, classes=2)
+    labels = torch.randint(0, 2, (1, 12, 12))
+    labels[torch.rand(1, 12, 12) < 0.5] = IGNORE
+    drawn = torch.rand(1, 200, 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "rand", lambda *shape, device: drawn[:, : shape[1]])
+        found = losses(ours, labels, Sampling(points=200, oversample=1.0, importance=0.0))
+
+    points = spread(drawn, labels)[0]
+    logits = sample(
+        torch.einsum("qc,chw->qhw", ours.embeddings[0, 0], ours.pixels[0])[None], points[None]
+    )[0]
+    share = torch.zeros(3, 200)  # of class 0, class 1, and ignored
+    for index, (x, y) in enumerate((points * 12 - 0.5).tolist()):
+        for row in range(12):
+            for column in range(12):
+                weight = max(0, 1 - abs(x - column)) * max(0, 1 - abs(y - row))
+                share[min(int(labels[0, row, column]), 2), index] += weight
+    counted = 1 - share[2]
+    pairs = {}
+    for query in range(3):
+        for index in range(2):
+            target, logit = share[index], logits[query]
+            one, zero = F.logsigmoid(logit), F.logsigmoid(-logit)
+            surprise = -(target * one + (counted - target) * zero).sum() / counted.sum()
+            covered = logit.sigmoid()
+            sizes = (covered * counted).sum() + target.sum()
+            dice = 1 - (2 * (covered * target).sum() + 1) / (sizes + 1)
+            likely = ours.classes[0, 0, query].softmax(-1)[index]
+            pairs[query, index] = (5 * surprise + 5 * dice - 2 * likely, surprise, dice)
+    first, second = min(
+        permutations(range(3), 2),
+        key=lambda q: float((pairs[q[0], 0][0] + pairs[q[1], 1][0]).detach()),
+    )
+    chosen = pairs[first, 0], pairs[second, 1]
+    torch.testing.assert_close(found["mask"], 5 * (chosen[0][1] + chosen[1][1]) / 2)
+    torch.testing.assert_close(found["dice"], 5 * (chosen[0][2] + chosen[1][2]) / 2)
+    costs = _criterion.costs(
+        ours.classes[0],
+        logits[None],
+        PointLabels.read(labels, points[None]),
+        share[None, :2],
+        WEIGHTS,
+    )
+    for (query, index), (cost, _, _) in pairs.items():
+        torch.testing.assert_close(costs[0, query, index], cost)
 
 
 def test_ignored_half_equals_the_other_half_alone() -> None:

@@ -16,6 +16,7 @@ from rsseg_cli.errors import RssegError
 from rsseg_cli.find import find, names
 from rsseg_cli.heads._criterion import Predictions
 from rsseg_cli.heads._pixel_decoder import positions
+from rsseg_cli.heads._query_decoder import _allowed
 from rsseg_cli.heads.linear import Linear
 from rsseg_cli.heads.mask2former import Mask2Former, MaskOutput
 
@@ -232,6 +233,13 @@ def test_decoders_equal_transformers() -> None:
     torch.testing.assert_close(mask_logits(found), expected, rtol=1e-3, atol=1e-3)
 
 
+def test_queries_look_inside_their_mask_or_anywhere_if_it_is_empty() -> None:
+    pixels = torch.tensor([[[1.0, -1.0, 0.0]]])
+    allowed = _allowed(torch.tensor([[[1.0], [-1.0]]]), pixels)
+    assert allowed.tolist() == [[[[True, False, True], [False, True, True]]]]
+    assert _allowed(torch.tensor([[[1.0]]]), -pixels.abs() - 1).all()
+
+
 def test_plain_maps_are_resized_to_strides_4_to_32() -> None:
     """Projecting, then resizing is the same as the other way round."""
     head, maps = mask_head(), plain()
@@ -361,6 +369,11 @@ def test_initial_values_are_set_and_seeded() -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert all(values.abs().amax() < 12 for values in first.values())  # nothing uninitialised
     head = make()
+    for level_embed in (
+        head.pixel_decoder.parts.level_embed,
+        head.query_decoder.parts.level_embed.weight,
+    ):
+        assert 0.8 < level_embed.std() < 1.2
     attention = head.pixel_decoder.parts.encoder.layers[0].self_attn
     offsets = attention.sampling_offsets.bias.view(8, 3, 4, 2)
     torch.testing.assert_close(

@@ -64,7 +64,7 @@ class PointLabels:
     corners: Tensor
     """(B, 4, P) labels of the four pixels around a point: an index, `IGNORE` or `NOWHERE`."""
     weights: Tensor
-    """(B, 4, P) bilinear weights, summing to 1; 0 for an ignored corner."""
+    """(B, 4, P) bilinear weights, summing to 1."""
     labelled: Tensor
     """(B, P) share that is not ignored: what the point counts."""
 
@@ -83,9 +83,8 @@ class PointLabels:
             corners.append(torch.where(inside, flat.gather(1, index.long()), NOWHERE))
             weights.append((1 - (x - column).abs()) * (1 - (y - row).abs()))
         stacked, shares = torch.stack(corners, 1), torch.stack(weights, 1)
-        ignored = stacked == IGNORE
-        labelled = 1 - (shares * ignored).sum(1).clamp(max=1)
-        return cls(stacked, shares.masked_fill(ignored, 0), labelled)
+        labelled = 1 - (shares * (stacked == IGNORE)).sum(1).clamp(max=1)
+        return cls(stacked, shares, labelled)
 
     def of_all(self, classes: int) -> Tensor:
         """Give the share of every class: (B, K, P)."""
