@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rsseg_cli.data.pair import Ground
+from rsseg_cli.data.pair import Part
 from rsseg_cli.raster.decode import Labels
 from rsseg_cli.raster.grid import Window, blocks
 
@@ -28,24 +28,24 @@ class ClassIndex:
 
     Attributes:
         counts: (K) labelled pixels per class.
-        positions: Per class (n, 3): number of the pair (over all grounds), x and y.
+        positions: Per class (n, 3): number of the pair (over all parts), x and y.
     """
 
     counts: NDArray[np.int64]
     positions: tuple[NDArray[np.int32], ...]
 
     @classmethod
-    def build(cls, grounds: Sequence[Ground]) -> ClassIndex:
+    def build(cls, parts: Sequence[Part]) -> ClassIndex:
         """Read every label of the usable ground once; all of it is checked on the way.
 
         Raises:
             RssegError: A label holds values that are no class, or does not fit its image.
         """
-        classes = len(grounds[0].opener.code.classes)
+        classes = len(parts[0][0].code.classes)
         counts = np.zeros(256, np.int64)
         kept: list[list[NDArray[np.int32]]] = [[] for _ in range(classes)]
         generator = np.random.default_rng(0)
-        for number, window, labels in _chunks(grounds):
+        for number, window, labels in _chunks(parts):
             counted = np.bincount(labels.ravel(), minlength=256)
             counts += counted
             for index in np.flatnonzero(counted[:classes]):
@@ -69,8 +69,8 @@ class ClassIndex:
         return int(which), int(x), int(y)
 
 
-def _chunks(grounds: Sequence[Ground]) -> Iterator[tuple[int, Window, Labels]]:
-    pairs = [(ground.opener, pair) for ground in grounds for pair in ground.pairs]
+def _chunks(parts: Sequence[Part]) -> Iterator[tuple[int, Window, Labels]]:
+    pairs = [(opener, pair) for opener, own in parts for pair in own]
     for number, (opener, pair) in enumerate(pairs):
         reader = opener.labels(pair)
         if reader is None:

@@ -8,7 +8,8 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from rsseg_cli.classes import IGNORE
-from rsseg_cli.data.pair import Ground, Pair
+from rsseg_cli.contract import Bands
+from rsseg_cli.data.pair import Opener, Pair, Part
 from rsseg_cli.data.tiles import Batch, Readers, Samples, require_alike, stack
 from rsseg_cli.raster.decode import Labels
 from rsseg_cli.raster.grid import Window
@@ -21,8 +22,8 @@ class CoveringTiles(Dataset[Batch]):
     with another tile, and what is not usable ground, is `IGNORE` in its label.
 
     Args:
-        grounds: What to cover.
-        fill: Value per band (C) of missing samples.
+        parts: What to cover.
+        bands: The channels; missing samples get the mean of theirs.
         tile: Side in pixels.
         batch: Tiles per item, the last one may have fewer.
         rank: Number of this process, which gets every `world`-th item.
@@ -31,20 +32,20 @@ class CoveringTiles(Dataset[Batch]):
 
     def __init__(
         self,
-        grounds: Sequence[Ground],
+        parts: Sequence[Part],
+        bands: Bands,
         *,
-        fill: Sequence[float],
         tile: int,
         batch: int,
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        require_alike(grounds)
-        self._fill, self._tile = tuple(fill), tile
+        require_alike(parts)
+        self._fill, self._tile = bands.mean, tile
         cells = [
-            (ground, pair, cell)
-            for ground in grounds
-            for pair in ground.pairs
+            (opener, pair, cell)
+            for opener, pairs in parts
+            for pair in pairs
             for cell in _cells(pair, tile)
         ]
         groups = [cells[start : start + batch] for start in range(0, len(cells), batch)]
@@ -63,12 +64,12 @@ class CoveringTiles(Dataset[Batch]):
         images, labels, pairs = zip(*tiles, strict=True)
         return stack(images, labels, pairs)
 
-    def _read(self, ground: Ground, pair: Pair, cell: Window) -> tuple[Samples, Labels, Pair]:
+    def _read(self, opener: Opener, pair: Pair, cell: Window) -> tuple[Samples, Labels, Pair]:
         x = min(cell.x, max(pair.place.width - self._tile, 0))
         y = min(cell.y, max(pair.place.height - self._tile, 0))
         window = Window(x, y, self._tile, self._tile)
         handles = self._readers.handles
-        image, label, _ = handles.read(ground.opener, pair, window, fill=self._fill)
+        image, label, _ = handles.read(opener, pair, window, fill=self._fill)
         own = np.full(label.shape, IGNORE, np.uint8)
         part = cell.shift(-x, -y)
         here = (slice(part.y, part.bottom), slice(part.x, part.right))

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import rasterio
@@ -132,19 +132,8 @@ def _count_bands(path: Path, wanted: int) -> int:
     return wanted if spare else count
 
 
-@dataclass(frozen=True)
-class Ground:
-    """Pairs of one source, with what is needed to read them.
-
-    Attributes:
-        name: Name of the source.
-        opener: How its files are opened.
-        pairs: Its images and labels, and the part of each that may be used.
-    """
-
-    name: str
-    opener: Opener
-    pairs: tuple[Pair, ...]
+Part: TypeAlias = tuple[Opener, Sequence[Pair]]
+"""Pairs of one source, with what is needed to open them."""
 
 
 @dataclass

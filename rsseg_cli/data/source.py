@@ -11,7 +11,7 @@ from rsseg_cli.classes import Class
 from rsseg_cli.contract import Bands
 from rsseg_cli.data.layout import Entry, find_entries, orphans, selects
 from rsseg_cli.data.locate import SPEC_FILE, find_dataset, take_apart
-from rsseg_cli.data.pair import Ground, Opener, Pair, Place
+from rsseg_cli.data.pair import Opener, Pair, Place
 from rsseg_cli.data.spec import DatasetSpec, Split
 from rsseg_cli.data.splits import Plan, cut_out, plan_blocks, restrict
 from rsseg_cli.data.statistics import measure
@@ -149,10 +149,6 @@ class Source:
             scale=spec.scale,
             gsd_m=spec.gsd_m,
         )
-
-    def ground(self, pairs: Sequence[Pair]) -> Ground:
-        """Give some of its pairs the form in which tiles are read from them."""
-        return Ground(self.spec.name, self.opener, tuple(pairs))
 
     def keep(self, fallback: Path) -> Path | None:
         """Write the spec of a folder that had none, for the user to name the classes.

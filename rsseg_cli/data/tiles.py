@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from rsseg_cli.classes import IGNORE
+from rsseg_cli.classes import IGNORE, Class
+from rsseg_cli.contract import Bands
 from rsseg_cli.data.class_index import ClassIndex
-from rsseg_cli.data.pair import Ground, Handles, Pair
+from rsseg_cli.data.pair import Handles, Pair, Part
 from rsseg_cli.errors import RssegError
 from rsseg_cli.raster.decode import Labels
 from rsseg_cli.raster.grid import Window
 
-Sampling = Literal["uniform", "balanced"]
 Samples: TypeAlias = NDArray[Any]
 
 TRIES = 10
@@ -82,15 +82,15 @@ class TileStream(Dataset[Batch]):
     of a step gets the r-th part of what one process would get with a `world` times larger batch.
 
     Args:
-        grounds: What to sample; a pixel of any of them has the same chance.
-        fill: Value per band (C) of missing samples: the bands' means.
+        parts: What to sample; a pixel of any of them has the same chance.
+        bands: The channels; missing samples get the mean of theirs.
         tile: Side in pixels of a tile after scaling.
         batch: Tiles per item.
         seed: Everything random follows from it.
         scale: Range of magnification, one for all tiles of an item: windows of `tile` / scale
             pixels are read, and resized later on the device (see `Augment`).
-        index: Where the classes are; with it tiles are drawn around a pixel of a class that is
-            drawn with equal chance (`sampling: balanced`).
+        index: Where the classes are: with it tiles lie around a pixel of a class that is drawn
+            with equal chance. Without it they lie anywhere.
         labelled: Draw again where a tile has no labelled pixel.
         rank: Number of this process.
         world: Number of processes.
@@ -98,9 +98,9 @@ class TileStream(Dataset[Batch]):
 
     def __init__(
         self,
-        grounds: Sequence[Ground],
+        parts: Sequence[Part],
+        bands: Bands,
         *,
-        fill: Sequence[float],
         tile: int,
         batch: int,
         seed: int,
@@ -110,14 +110,14 @@ class TileStream(Dataset[Batch]):
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        require_alike(grounds)
-        self._ground = [(ground, pair) for ground in grounds for pair in ground.pairs]
+        require_alike(parts)
+        self._ground = [(opener, pair) for opener, pairs in parts for pair in pairs]
         areas = np.array([pair.area for _, pair in self._ground], np.float64)
         if not areas.sum():
             raise RssegError("there is no ground to draw tiles from")
         self._chances = areas / areas.sum()
         self._striped = np.array([_is_striped(pair, tile) for _, pair in self._ground])
-        self._fill = tuple(fill)
+        self._fill = bands.mean
         self._tile, self._batch, self._seed = tile, batch, seed
         self._scale, self._index, self._labelled = scale, index, labelled
         self._rank, self._world = rank, world
@@ -138,10 +138,10 @@ class TileStream(Dataset[Batch]):
         generator = np.random.default_rng((self._seed, 1, number))
         for _ in range(TRIES):
             which, x, y = self._point(generator, number)
-            ground, pair = self._ground[which]
+            opener, pair = self._ground[which]
             window = place(pair, x, y, side, generator)
             handles = self._readers.handles
-            image, label, valid = handles.read(ground.opener, pair, window, fill=self._fill)
+            image, label, valid = handles.read(opener, pair, window, fill=self._fill)
             mask_outside(pair, window, image, label, valid, self._fill)
             useful = (label != IGNORE).any() if self._labelled else valid.any()
             if useful:
@@ -254,29 +254,34 @@ def stack(images: Sequence[Samples], labels: Sequence[Labels], pairs: Sequence[P
     )
 
 
-def require_alike(grounds: Sequence[Ground]) -> None:
+def require_alike(parts: Sequence[Part]) -> None:
     """Refuse sources whose tiles cannot stand in one batch.
 
     Raises:
-        RssegError: They differ in bands, type or classes.
+        RssegError: They differ in bands, type or classes, or there is no image at all.
     """
-    if not grounds or not any(ground.pairs for ground in grounds):
+    if not any(pairs for _, pairs in parts):
         raise RssegError("there is no image to read tiles from")
-    first = grounds[0]
-    for other in grounds[1:]:
-        where = f"{first.name}, {other.name}"
-        if len(other.opener.bands) != len(first.opener.bands):
-            raise RssegError(
-                f"sources differ in bands: {len(first.opener.bands)} and {len(other.opener.bands)}",
-                where=where,
-                fix="list the bands that both have in a YAML file of each",
-            )
-        if other.opener.code.classes != first.opener.code.classes:
-            raise RssegError("sources differ in classes", where=where, fix="the same `classes`")
-    dtypes = {pair.place.dtype: pair.name for ground in grounds for pair in ground.pairs}
-    if len(dtypes) > 1:
-        raise RssegError(
-            f"sources differ in type: {', '.join(sorted(dtypes))}",
-            where=", ".join(dtypes.values()),
-            fix="convert them to one type",
+    kinds = {
+        (len(opener.bands), pair.place.dtype, opener.code.classes): pair.place.path
+        for opener, pairs in parts
+        for pair in pairs
+    }
+    if len(kinds) > 1:
+        (bands, dtype, classes), (other_bands, other_dtype, other_classes) = list(kinds)[:2]
+        what = (
+            f"in bands: {bands} and {other_bands}"
+            if bands != other_bands
+            else f"in type: {dtype} and {other_dtype}"
+            if dtype != other_dtype
+            else f"in classes: {_names(classes)} and {_names(other_classes)}"
         )
+        raise RssegError(
+            f"the sources differ {what}",
+            where=", ".join(list(kinds.values())[:2]),
+            fix="describe both alike in a dataset.yaml of each, or convert one",
+        )
+
+
+def _names(classes: Sequence[Class]) -> str:
+    return " ".join(f"{one.id} {one.name}" for one in classes)
