@@ -306,7 +306,7 @@ def test_one_transfer_for_all_layers_and_images(monkeypatch: pytest.MonkeyPatch)
             self: Tensor, *args: object, _call: object = original, _name: str = name
         ) -> object:
             moved.append(_name)
-            return _call(self, *args)  # type: ignore[operator]
+            return _call(self, *args)
 
         monkeypatch.setattr(Tensor, name, count)
     losses(predict(layers=10, batch=3), blocks(3, 4, 32))

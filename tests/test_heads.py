@@ -100,7 +100,7 @@ def test_every_parameter_learns_and_images_do_not_mix(head: Head[Any]) -> None:
     labels[1] = IGNORE
     output = head.train()(Features(maps), (64, 96))
     total = torch.stack(list(head.losses(output, labels).values())).sum()
-    total.backward()  # type: ignore[no-untyped-call]
+    total.backward()
     for name, parameter in head.named_parameters():
         assert parameter.grad is not None, name
         assert torch.isfinite(parameter.grad).all(), name
@@ -145,7 +145,7 @@ def test_learns_a_small_map(name: str) -> None:
     for _ in range(60):
         adam.zero_grad()
         terms = head.losses(head(Features(maps), (64, 64)), labels)
-        torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
+        torch.stack(list(terms.values())).sum().backward()
         adam.step()
     with torch.no_grad():
         found = head.eval()(Features(maps), (64, 64)).probabilities().argmax(1)
@@ -168,9 +168,13 @@ def test_probe_is_linear_in_the_normalised_maps() -> None:
     torch.testing.assert_close(logits, fine + F.interpolate(coarse, (8, 8), mode="bilinear"))
 
 
-def test_decoder_refines_the_grid() -> None:
-    head = Linear(Linear.Config(width=32, doublings=2), dim=DIM, maps=4, classes=CLASSES)
-    assert head(Features(plain()), (64, 96)).logits.shape == (2, CLASSES, 16, 24)
+@pytest.mark.parametrize("width", [4, 40, 128])
+@pytest.mark.parametrize("doublings", [0, 1, 2])
+def test_decoder_refines_the_grid(width: int, doublings: int) -> None:
+    config = Linear.Config(width=width, doublings=doublings)
+    head = Linear(config, dim=DIM, maps=4, classes=CLASSES)
+    logits = head(Features(plain()), (64, 96)).logits
+    assert logits.shape == (2, CLASSES, 4 << doublings, 6 << doublings)
 
 
 def test_doublings_without_width_are_refused() -> None:

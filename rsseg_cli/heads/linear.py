@@ -99,7 +99,8 @@ class Linear(Head[LinearOutput]):
 def _decoder(config: Linear.Config, classes: int) -> Iterator[nn.Module]:
     width = config.width
     yield from (nn.Conv2d(width, width, 3, padding=1), nn.GroupNorm(1, width), nn.GELU())
-    channels = [max(width >> done, 16) for done in range(config.doublings + 1)]
+    narrowest = min(width, 16)
+    channels = [max(width >> done, narrowest) for done in range(config.doublings + 1)]
     for before, after in pairwise(channels):
         yield nn.ConvTranspose2d(before, after, kernel_size=2, stride=2)
         yield from (nn.GroupNorm(1, after), nn.GELU())
