@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -240,6 +240,7 @@ class _Run:
         self._batch = -(-self.plan.tiles // batches)  # batches alike: little padding in the last
         self._in_flight: deque[torch.cuda.Event] = deque()
         self._broken = torch.zeros((), dtype=torch.bool, device=self.device)
+        self._model_threads = torch.get_num_threads()
         self._done = 0
 
     @torch.inference_mode()
@@ -247,7 +248,7 @@ class _Run:
         """Map all that is not finished."""
         finished = set.intersection(*(writer.finished for writer in self.writers))
         cuda = self.device.type == "cuda"
-        with Behind(self._write, AHEAD) as writer:
+        with _threads(1), Behind(self._write, AHEAD) as writer:
             for region in self.plan.regions(finished):
                 blender = RowBlender(
                     self.plan.across, self.plan.down, region, self.products, self.device
@@ -324,8 +325,10 @@ class _Run:
             batch = tiles[: self._batch]
             padding = [batch[-1]] * (self._batch - len(batch))
             since = time.perf_counter()
+            stacked = _stack(batch + padding)
             try:
-                scores = self.infer(_stack(batch + padding))
+                with _threads(self._model_threads):
+                    scores = self.infer(stacked)
             except torch.OutOfMemoryError as error:
                 self._shrink(error)
                 continue
@@ -397,6 +400,21 @@ class _Run:
             if holes:
                 data[:, missing] = IGNORE
             writer.write(finished.x, finished.y, data)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Let PyTorch compute with so many threads of the CPU.
+
+    The engine's own steps are small. Spread over threads they would wait for each other while
+    readers and writer keep the cores busy, which makes them many times slower.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _stack(tiles: list[Tensor]) -> Tensor:
