@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from rsseg_cli.classes import IGNORE
-from rsseg_cli.metrics.saliency import NAMES, Saliency
+from rsseg_cli.metrics.saliency import Saliency
+from rsseg_cli.metrics.saliency_names import NAMES
 
 
 def image(seed: int, shape: tuple[int, int] = (48, 37)) -> tuple[NDArray[np.uint8], ...]:

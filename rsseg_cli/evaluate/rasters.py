@@ -24,6 +24,7 @@ from rsseg_cli.raster.decode import LabelCode, Labels
 from rsseg_cli.raster.grid import Window, blocks
 from rsseg_cli.raster.labels import Placed, open_quietly
 from rsseg_cli.raster.scene import Scene
+from rsseg_cli.report.report import Report
 
 BOUNDARY_PX = 3
 """Width of the outlines that the boundary scores compare, unless told otherwise."""
@@ -67,6 +68,10 @@ class Evaluation:
         groups = domains or (scenes if len(scenes) > 1 else {})
         found = replace(self.total.scores(), groups=groups, scenes=scenes, saliency=self.saliency)
         return self.boundary.add_to(found) if self.boundary else found
+
+    def report(self, title: str, **more: Any) -> Report:
+        """Make a report of the scores; `more` are further attributes of `Report`."""
+        return Report(title, self.scores(), remarks=tuple(self.remarks), **more)
 
 
 @dataclass(frozen=True)

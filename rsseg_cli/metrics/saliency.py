@@ -17,6 +17,7 @@ from py_sod_metrics import (
 )
 
 from rsseg_cli.classes import IGNORE
+from rsseg_cli.metrics.saliency_names import NAMES
 
 
 class Saliency:
@@ -102,23 +103,6 @@ class Saliency:
                 "miou_mean": float(overlap["iou"]["dynamic"].mean()),
             }
         return found | {"images": self.images, "empty": self.empty, "stretch": self.stretch}
-
-
-NAMES = {
-    "s_measure": "S-measure",
-    "f_adaptive": "F, adaptive threshold",
-    "f_mean": "F, mean",
-    "f_max": "F, max",
-    "e_measure": "E-measure, mean",
-    "e_adaptive": "E-measure, adaptive",
-    "e_max": "E-measure, max",
-    "mae": "Mean absolute error",
-    "mdice": "Dice, mean over thresholds",
-    "dice_05": "Dice at 0.5",
-    "miou_05": "IoU at 0.5",
-    "miou_mean": "IoU, mean over thresholds",
-}
-"""What the scores are called."""
 
 
 def _shares(soft: NDArray[Any], truth: NDArray[Any]) -> NDArray[np.float64]:

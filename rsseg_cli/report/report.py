@@ -1,0 +1,151 @@
+"""A report: one object that shows itself in a terminal and writes itself as files."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from rich.console import Console
+
+from rsseg_cli.metrics.scores import Scores
+from rsseg_cli.report import terminal
+from rsseg_cli.report.files import confusion_csv, to_csv, to_markdown
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass
+class Report:
+    """What there is to say about a map or a run.
+
+    Attributes:
+        title: Its heading.
+        scores: What was measured; None for a run that was not validated.
+        subtitle: What was compared with what.
+        remarks: What a reader should know about this comparison.
+        records: Lines of `metrics.jsonl`, for the curves.
+        pictures: Caption to PNG bytes or a matplotlib figure.
+        config: Settings of the run.
+        about: Versions, hardware, speed: what to value.
+    """
+
+    title: str
+    scores: Scores | None
+    subtitle: str = ""
+    remarks: Sequence[str] = ()
+    records: Sequence[Mapping[str, Any]] = ()
+    pictures: Mapping[str, bytes | Figure] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Give what `--json` prints: the score object, with the title and the remarks."""
+        scored = self.scores.to_json() if self.scores else {}
+        return {"title": self.title, **scored, "remarks": list(self.remarks)}
+
+    def show(self, console: Console | None = None) -> None:
+        """Print the report to a terminal, stdout by default."""
+        console = console or Console()
+        if self.scores is None:
+            console.print(f"{self.title}: nothing was validated, there are no scores")
+            return
+        terminal.show(console, self.title, self.scores, remarks=list(self.remarks))
+
+    def write(self, folder: str | Path) -> list[Path]:
+        """Write report.html, .md, .json and .csv, confusion.csv, and the pictures.
+
+        Files of an earlier report in the folder are replaced.
+
+        Returns:
+            What was written, the page first.
+        """
+        from rsseg_cli.report.page import to_html  # jinja2 only where a page is made
+        from rsseg_cli.report.pictures import to_png
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        pngs = {
+            name: one if isinstance(one, bytes) else to_png(one)
+            for name, one in self.pictures.items()
+        }
+        files = _file_names(pngs)
+        config = yaml.safe_dump(dict(self.config), sort_keys=False) if self.config else ""
+        about = {name: _text(value) for name, value in self.about.items()}
+        texts = {
+            "report.html": to_html(
+                self.title,
+                self.scores,
+                subtitle=self.subtitle,
+                remarks=self.remarks,
+                records=self.records,
+                pictures=pngs,
+                about=about,
+                config=config,
+            ),
+            "report.md": to_markdown(
+                self.title,
+                self.scores,
+                remarks=self.remarks,
+                about=about,
+                config=config,
+                pictures=files,
+            ),
+            "report.json": _json(self._document()),
+        }
+        if self.scores:
+            texts |= {
+                "report.csv": to_csv(self.scores),
+                "confusion.csv": confusion_csv(self.scores),
+            }
+        contents = {name: text.encode("utf-8") for name, text in texts.items()}
+        contents |= {files[name]: png for name, png in pngs.items()}
+        for name, content in contents.items():
+            _replace(folder / name, content)
+        return [folder / name for name in contents]
+
+    def _document(self) -> dict[str, Any]:
+        """Collect all that report.json holds: the score object and the run around it."""
+        return self.to_json() | {
+            "subtitle": self.subtitle,
+            "about": dict(self.about),
+            "config": dict(self.config),
+            "records": [dict(record) for record in self.records],
+        }
+
+
+def _file_names(pictures: Mapping[str, bytes]) -> dict[str, str]:
+    """Give each caption a file name of its own."""
+    names: dict[str, str] = {}
+    for caption in pictures:
+        stem = re.sub(r"[^a-z0-9]+", "-", caption.lower()).strip("-")[:60] or "picture"
+        number, name = 1, f"pictures/{stem}.png"
+        while name in names.values():
+            number, name = number + 1, f"pictures/{stem}-{number + 1}.png"
+        names[caption] = name
+    return names
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file whole, or leave what was there."""
+    path.parent.mkdir(exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.write_bytes(content)
+    part.replace(path)
+
+
+def _json(document: Mapping[str, Any]) -> str:
+    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

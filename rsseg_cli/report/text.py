@@ -1,0 +1,146 @@
+"""The words and numbers that all forms of a report share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rsseg_cli.metrics.saliency_names import NAMES
+from rsseg_cli.metrics.scores import ClassScore, Scores
+
+NOTHING = "-"
+"""Shown where nothing defines a score."""
+
+
+def percent(value: float | None) -> str:
+    """Write a share 0..1 as percent with one decimal."""
+    return NOTHING if value is None else f"{100 * value:.1f}"
+
+
+def count(value: int) -> str:
+    """Write a number of pixels, thousands apart."""
+    return f"{value:,}"
+
+
+def share(part: int, whole: int) -> float | None:
+    """Divide two counts; None where there is nothing to divide by."""
+    return part / whole if whole else None
+
+
+def headline(scores: Scores) -> list[tuple[str, str]]:
+    """List the scores that sum a comparison up, best known first, in percent."""
+    found = [
+        ("mIoU", percent(scores.miou)),
+        ("mAcc", percent(scores.macc)),
+        ("Accuracy", percent(scores.accuracy)),
+        ("F1", percent(scores.f1)),
+    ]
+    if scores.boundary_px is not None:
+        found.append(("Boundary mIoU", percent(scores.boundary_miou)))
+    return found
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """A class as tables show it.
+
+    Attributes:
+        score: Its numbers.
+        truth_share: Share of the labelled ground that is the class.
+        map_share: Share of the labelled ground that the map gives to the class.
+        mark: "absent", "not in truth" or nothing.
+    """
+
+    score: ClassScore
+    truth_share: float | None
+    map_share: float | None
+    mark: str
+
+
+def class_rows(scores: Scores) -> list[ClassRow]:
+    """List the classes with their shares of the ground."""
+    return [
+        ClassRow(
+            score=row,
+            truth_share=share(row.pixels, scores.pixels),
+            map_share=share(row.predicted, scores.pixels),
+            mark="absent" if row.absent else "not in truth" if row.stray else "",
+        )
+        for row in scores.classes
+    ]
+
+
+def notes(scores: Scores) -> list[str]:
+    """Say how the numbers are meant, as far as it matters for these scores."""
+    found = [
+        f"Scores in percent, over {count(scores.pixels)} pixels with a class in the truth. Means "
+        f"run over the {len(scores.present)} of {len(scores.classes)} classes that occur in it."
+    ]
+    absent = [row.name for row in scores.classes if row.absent]
+    strays = [row.name for row in scores.classes if row.stray]
+    if absent:
+        found.append(f"Absent from truth and map, so without scores: {', '.join(absent)}.")
+    if strays:
+        found.append(
+            f"In the map but not in the truth: {', '.join(strays)}. Their IoU of 0 is outside the "
+            f"means; counted in, as torchmetrics and MMSegmentation do, mIoU is "
+            f"{percent(scores.miou_with_strays)}."
+        )
+    if scores.unmapped:
+        empty = percent(share(scores.unmapped, scores.pixels))
+        found.append(
+            f"The map is empty on {count(scores.unmapped)} labelled pixels ({empty} %): misses."
+        )
+    if scores.boundary_px is not None:
+        found.append(
+            f"Boundary IoU compares outlines {scores.boundary_px} pixels wide (Cheng et al. 2021)."
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """Pixels of one class that the map gives to another.
+
+    Attributes:
+        true: Name of the class that it is.
+        taken_for: Name of the class that the map says.
+        pixels: How many.
+        of_class: Their share of the true class.
+    """
+
+    true: str
+    taken_for: str
+    pixels: int
+    of_class: float
+
+
+def mistakes(scores: Scores, most: int = 6) -> list[Mistake]:
+    """List what is most often taken for what, by pixels."""
+    found = [
+        Mistake(true.name, guess.name, pixels, pixels / true.pixels)
+        for true, row in zip(scores.classes, scores.confusion, strict=True)
+        for guess, pixels in zip(scores.classes, row, strict=True)
+        if true.id != guess.id and pixels
+    ]
+    return sorted(found, key=lambda one: -one.pixels)[:most]
+
+
+def saliency_rows(scores: Scores) -> list[tuple[str, str]]:
+    """List the scores of a soft map, four decimals as papers print them."""
+    known = scores.saliency or {}
+    rows = [
+        (title, NOTHING if known[name] is None else f"{known[name]:.4f}")
+        for name, title in NAMES.items()
+        if name in known
+    ]
+    if rows:
+        rows.append(("Images", f"{known['images']:,} ({known['empty']:,} without an object)"))
+    return rows
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Write a Markdown table; the first column is text, the others are numbers."""
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    lines = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in escaped)])
