@@ -54,7 +54,7 @@ def fit(
     Example: rsseg fit --method lora --src my_city/
     """
     from rsseg_cli import config as configs
-    from rsseg_cli import run as runs
+    from rsseg_cli.run import fit as runs
 
     changes = list(settings or ())
     short = {"training.steps": steps, "training.batch": batch, "data.tile": tile}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,13 @@ def build(config: RunConfig, bands: Bands, classes: int) -> Segmenter:
     """Make the model that the settings name, seeded by them, on the default device."""
     torch.manual_seed(config.training.seed)
     name = str(getattr(config.backbone, "name", ""))
-    backbone = find("backbones", family(name), Backbone)(config.backbone, bands)
-    method = find("methods", config.method.name, Method)(config.method.config, backbone)
-    head = find("heads", config.head.name, Head)(
-        config.head.config, dim=backbone.dim, maps=method.maps(backbone), classes=classes
-    )
+    new_backbone: Callable[..., Backbone] = find("backbones", family(name), Backbone)
+    new_method: Callable[..., Method[Any]] = find("methods", config.method.name, Method)
+    new_head: Callable[..., Head[Any]] = find("heads", config.head.name, Head)
+    backbone = new_backbone(config.backbone, bands)
+    method = new_method(config.method.config, backbone)
+    maps = method.maps(backbone)
+    head = new_head(config.head.config, dim=backbone.dim, maps=maps, classes=classes)
     return Segmenter(backbone, method, head, bands, restorable=backbone.published)
 
 
@@ -70,9 +72,22 @@ class Fitted:
         """What the terminal calls it: its run folder."""
         return str(self.path.parent)
 
+    def describe(self) -> str:
+        """Say in a line what it is."""
+        bands = self.model.bands
+        score = self.about.get("score") or {}
+        miou = score.get("miou")
+        shown = "" if miou is None else f" (mIoU {100 * miou:.1f} on val)"
+        gsd = "" if bands.gsd_m is None else f", trained at {bands.gsd_m:g} m"
+        return f"{self.name}{shown}, bands {' '.join(bands.names)}{gsd}"
 
-def open_model(path: Path | None) -> Fitted:
+
+def open_model(path: Path | None, *, weights: Path | None = None) -> Fitted:
     """Open a model file, a run folder, or the newest finished run below ./runs.
+
+    Args:
+        path: The file or folder; None for the newest run.
+        weights: Where the backbone's weights file is now, if it has moved since the fit.
 
     Raises:
         RssegError: There is none, it is damaged or newer, or its backbone is not the one that it
@@ -80,6 +95,8 @@ def open_model(path: Path | None) -> Fitted:
     """
     file = newest() if path is None else path / "model.safetensors" if path.is_dir() else path
     tensors, about = load_model(file)
+    if weights is not None:
+        about["config"]["backbone"]["weights"] = str(weights)
     config = parse(Document(file, about["config"]))
     classes = [Class(c["id"], c["name"], tuple(c["color"])) for c in about["classes"]]
     model = build(config, Bands.model_validate(about["bands"]), len(classes))
@@ -102,9 +119,7 @@ def newest(runs: Path = Path("runs")) -> Path:
         RssegError: There is none.
     """
     finished = [
-        folder.model
-        for folder in map(RunFolder, sorted(runs.glob("*/")))
-        if folder.finished
+        folder.model for folder in map(RunFolder, sorted(runs.glob("*/"))) if folder.finished
     ]
     if not finished:
         raise RssegError(

@@ -55,6 +55,11 @@ class Progress:
         """Stop the live line."""
         self.bar.stop()
 
+    def say(self, *lines: str) -> None:
+        """Print lines, unless told to be quiet."""
+        for line in lines:
+            self.console.print(line, highlight=False, soft_wrap=True, markup=False)
+
     def step(self, done: int) -> None:
         """Move the bar."""
         self.bar.update(self.task, completed=done)

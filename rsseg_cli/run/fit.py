@@ -1,0 +1,268 @@
+"""`fit`: settings and sources in, a run folder with a model and a report out."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rsseg_cli.config import RunConfig
+from rsseg_cli.data.augment import Augment
+from rsseg_cli.data.class_index import ClassIndex
+from rsseg_cli.data.covering import CoveringTiles
+from rsseg_cli.data.tiles import Batch, TileStream
+from rsseg_cli.errors import OutputExistsError, RssegError
+from rsseg_cli.run import plan
+from rsseg_cli.run.model import build, metadata, pick_device
+from rsseg_cli.run.reports import write_report
+from rsseg_cli.run.sources import Sources
+from rsseg_cli.run.validation import Validation
+from rsseg_cli.training import distributed
+from rsseg_cli.training.checkpoint import load_resume
+from rsseg_cli.training.folder import RunFolder
+from rsseg_cli.training.loop import Job, Outcome, Training, train
+from rsseg_cli.training.objectives import Objective, Supervised
+from rsseg_cli.training.precision import Precision
+from rsseg_cli.training.prefetch import Indexed
+from rsseg_cli.training.progress import Progress
+
+PROBE_SEED = 0x9E0BE
+"""Added to the seed of the tiles that probes see, so that they are not the training's."""
+MAX_CLASS_WEIGHT = 10.0
+"""Cap on balanced class weights: a handful of pixels must not rule the loss."""
+
+
+@dataclass
+class FitResult:
+    """What `fit --json` prints."""
+
+    run: str
+    model: str
+    outcome: Outcome
+
+    def document(self) -> dict[str, Any]:
+        """Give the machine-readable form."""
+        return {
+            "run": self.run,
+            "model": self.model,
+            "steps": self.outcome.steps,
+            "seconds": self.outcome.seconds,
+            "images_per_s": self.outcome.images_per_s,
+            "peak_memory_mb": self.outcome.peak_memory_mb,
+            "best": self.outcome.best,
+            "last": self.outcome.last,
+        }
+
+
+class Fit:
+    """One fit, prepared: data found and checked, model built; `run` trains.
+
+    Args:
+        config: The resolved settings.
+        data_root: Where dataset presets lie.
+        folder: Folder of the run; named after method and source when None.
+        device: auto, cpu, cuda or cuda:N.
+        resume: Go on with an interrupted run in `folder`.
+        overwrite: Replace a run that is there.
+        quiet: No progress.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        data_root: Path | None = None,
+        folder: Path | None = None,
+        device: str = "auto",
+        resume: bool = False,
+        overwrite: bool = False,
+        quiet: bool = False,
+    ) -> None:
+        self.config, self.quiet, self.resume = config, quiet, resume
+        self.device = pick_device(device)
+        self.sources = Sources.open(config.data, data_root=data_root)
+        self.path = folder or Path("runs") / f"{config.method.name}-{self.sources.name}"
+        self.overwrite = overwrite
+        self._check_folder()
+        # Reads every label once, so that a wrong id is found now and not in the night.
+        self.index = ClassIndex.build(self.sources.train)
+        self.model = build(config, self.sources.bands, len(self.sources.classes))
+
+    def _check_folder(self) -> None:
+        """Refuse early what would fail late: a folder in use, or one that cannot be written."""
+        if self.resume:
+            return
+        if self.path.exists() and any(self.path.iterdir()) and not self.overwrite:
+            unfinished = (self.path / "resume.pt").exists()
+            raise OutputExistsError(
+                f"{self.path} is there already" + (", unfinished" if unfinished else ""),
+                where=str(self.path),
+                fix="--resume to go on, " * unfinished + "--overwrite, or another --run",
+            )
+        above = self.path.absolute()
+        while not above.exists():
+            above = above.parent
+        if not os.access(above, os.W_OK):
+            raise RssegError(
+                f"{above} cannot be written to", where=str(self.path), fix="another --run"
+            )
+
+    def plan(self) -> plan.Plan:
+        """Say what would be done, without doing it."""
+        counts = plan.count_parameters(self.model)
+        return plan.Plan(
+            source=plan.describe_source(self.sources),
+            model=plan.describe_model(self.config, counts),
+            training=plan.describe_training(self.config, self._device_name(), self._precision()),
+            pairs={
+                "train": sum(len(pairs) for _, pairs in self.sources.train),
+                "validation": sum(len(pairs) for _, pairs in self.sources.validation),
+            },
+            classes=[
+                {"id": one.id, "name": one.name, "share": float(share)}
+                for one, share in zip(self.sources.classes, self.index.shares, strict=True)
+            ],
+            parameters=counts,
+            memory_mb=plan.estimate_memory_mb(self.config, self.model, counts),
+            warnings=self._warnings(),
+        )
+
+    def _warnings(self) -> list[str]:
+        found = []
+        shares = zip(self.sources.classes, self.index.shares, strict=True)
+        missing = [one.name for one, share in shares if not share]
+        if missing:
+            found.append(f"no training pixel of: {', '.join(missing)}")
+        if not self.sources.validation:
+            found.append("nothing to validate on: the last step is kept")
+        tile, places = (
+            self.config.data.tile,
+            [p.place for _, pairs in self.sources.train for p in pairs],
+        )
+        small = min(min(place.width, place.height) for place in places)
+        if small < tile:
+            found.append(f"scenes of {small} px are padded to tiles of {tile} px")
+        return found
+
+    def _device_name(self) -> str:
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return platform.processor() or "CPU"
+
+    def _precision(self) -> str:
+        dtype = Precision.choose(self.config.training.precision, self.device).dtype
+        return {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "fp32")
+
+    def run(self) -> FitResult:
+        """Train, and leave the model and the report in the run's folder."""
+        folder, resumed = self._open_folder()
+        job = self.job(folder, Supervised(Augment(self.config.augment, tile=self.config.data.tile)))
+        shown, start = self.plan(), 0 if resumed is None else resumed["step"]
+        with Progress(self.config.training.steps, start=start, quiet=self.quiet) as progress:
+            progress.say(
+                f"source   {shown.source}",
+                f"model    {shown.model}",
+                f"training {shown.training}, about {shown.memory_mb:,.0f} MB",
+                f"run      {folder.path}",
+                *(f"warning: {text}" for text in shown.warnings),
+            )
+            for source in self.sources.sources:
+                written = source.keep(folder.path)
+                if written is not None:
+                    progress.say(f"classes  were found by looking: name them in {written}")
+            outcome = train(job, progress, resumed)
+        write_report(folder, self.config, shown, outcome)
+        return FitResult(str(folder.path), str(folder.model), outcome)
+
+    def _open_folder(self) -> tuple[RunFolder, dict[str, Any] | None]:
+        """Make the folder, or read the state in it."""
+        about = metadata(self.config, self.model, self.sources.classes, self.sources.fingerprints())
+        folder = RunFolder(self.path, about)
+        if self.resume:
+            return folder, load_resume(folder.resume)
+        if distributed.rank() == 0:
+            if self.path.exists():
+                shutil.rmtree(self.path)
+            self.path.mkdir(parents=True)
+            (self.path / "config.yaml").write_text(self.config.text(), encoding="utf-8")
+        return folder, None
+
+    def job(self, folder: RunFolder, objective: Objective) -> Job:
+        """Put together what the loop needs."""
+        config, sources = self.config, self.sources
+        if config.data.class_weights == "balanced":
+            self.model.head.class_weights.copy_(balanced_weights(self.index))
+        validate = None
+        if sources.validation:
+            tiles = CoveringTiles(
+                sources.validation,
+                sources.bands,
+                tile=config.data.tile,
+                batch=max(1, config.training.batch // config.training.accumulate),
+                rank=distributed.rank(),
+                world=distributed.world(),
+            )
+            precision = Precision.choose(config.training.precision, self.device)
+            validate = Validation(tiles, sources.classes, precision, config.training.threads)
+        return Job(
+            model=self.model.to(self.device),
+            objective=objective,
+            batches=self.stream(per_pass(config.training)),
+            open_probes=partial(self.stream, seed=PROBE_SEED),
+            validate=validate,
+            folder=folder,
+            settings=config.training,
+            optimization=config.optimizer,
+            device=self.device,
+        )
+
+    def stream(self, batch: int, *, seed: int = 0) -> Indexed[Batch]:
+        """Open training tiles; item i is a pure function of i.
+
+        Args:
+            batch: Tiles per item.
+            seed: Added to the run's, for a stream apart from the training.
+        """
+        data = self.config.data
+        return TileStream(
+            self.sources.train,
+            self.sources.bands,
+            tile=data.tile,
+            batch=batch,
+            seed=self.config.training.seed + seed,
+            scale=self.config.augment.scale,
+            index=self.index if data.sampling == "balanced" else None,
+            rank=distributed.rank(),
+            world=distributed.world(),
+        )
+
+
+def per_pass(training: Training) -> int:
+    """Count the tiles of one pass in this process.
+
+    Raises:
+        RssegError: The batch cannot be shared out evenly.
+    """
+    parts = training.accumulate * distributed.world()
+    if training.batch % parts:
+        raise RssegError(
+            f"a batch of {training.batch} cannot be cut into {parts} equal parts",
+            where="training.batch, training.accumulate",
+            fix=f"training.batch={parts * max(1, training.batch // parts)}",
+        )
+    return training.batch // parts
+
+
+def balanced_weights(index: ClassIndex) -> Tensor:
+    """Weigh classes (K) by the inverse square root of their share, mean 1, capped."""
+    shares = torch.tensor(index.shares, dtype=torch.float32)
+    weights = torch.where(shares > 0, shares.clamp(min=1e-8).rsqrt(), 0.0)
+    weights = weights / weights[shares > 0].mean()
+    return weights.clamp(max=MAX_CLASS_WEIGHT)

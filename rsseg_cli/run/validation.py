@@ -1,0 +1,48 @@
+"""Scores a model on held-back ground while it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from rsseg_cli.classes import Class
+from rsseg_cli.contract import Json
+from rsseg_cli.data.covering import CoveringTiles
+from rsseg_cli.metrics.confusion import ConfusionMatrix
+from rsseg_cli.segmenter import Segmenter
+from rsseg_cli.training import distributed
+from rsseg_cli.training.precision import Precision
+from rsseg_cli.training.prefetch import Prefetch
+
+
+@dataclass
+class Validation:
+    """Runs a model over tiles that cover the ground, and counts.
+
+    Attributes:
+        tiles: This process' share of the tiles.
+        classes: What the indices mean.
+        precision: Autocast of the forward pass.
+        threads: Readers.
+    """
+
+    tiles: CoveringTiles
+    classes: Sequence[Class]
+    precision: Precision
+    threads: int
+
+    @torch.inference_mode()
+    def __call__(self, model: Segmenter) -> dict[str, Json]:
+        """Give the score object; the model is left in eval mode."""
+        model.eval()
+        matrix = ConfusionMatrix(self.classes)
+        for batch in Prefetch(self.tiles, range(len(self.tiles)), threads=self.threads):
+            moved = batch.to(self.precision.device)
+            with self.precision.autocast():
+                scores = model.infer(moved.image)
+            matrix.update(scores.argmax(1), moved.label)
+        counts = torch.from_numpy(matrix.counts).to(self.precision.device)
+        summed = distributed.total(counts).cpu().numpy()
+        return ConfusionMatrix(self.classes, summed).scores().to_json()
