@@ -1,0 +1,376 @@
+"""From `--src` to pairs: what is found, what is discovered, and what is refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import geopandas
+import numpy as np
+import pytest
+import rasterio
+from conftest import NORTH_UP, random_samples, write_raster
+from shapely.geometry import box
+
+from rsseg_cli import presets
+from rsseg_cli.data.layout import expand_braces, glob_regex
+from rsseg_cli.data.locate import take_apart
+from rsseg_cli.data.source import Source
+from rsseg_cli.data.spec import DatasetSpec
+from rsseg_cli.errors import RssegError, RssegWarning, UnreadableError
+from rsseg_cli.raster.grid import Window
+
+PNG = {
+    "driver": "PNG", "tiled": None, "blockxsize": None, "blockysize": None, "compress": None,
+    "photometric": None, "alpha": None, "crs": None, "transform": None,
+}  # fmt: skip
+
+
+def folder(root: Path, count: int = 2, bands: int = 3, dtype: str = "uint8") -> Path:
+    """Images a, b, ... of 96 x 64 pixels with labels of the classes 1 and 2."""
+    for name in "abcdefgh"[:count]:
+        image(root, f"images/{name}.tif", bands, dtype)
+        label(root, f"labels/{name}.tif")
+    return root
+
+
+def image(root: Path, path: str, bands: int = 3, dtype: str = "uint8", **profile: Any) -> Path:
+    (root / path).parent.mkdir(parents=True, exist_ok=True)
+    return write_raster(root / path, random_samples(bands, 64, 96, dtype), **profile)
+
+
+def label(root: Path, path: str, values: tuple[int, ...] = (1, 2), **profile: Any) -> Path:
+    (root / path).parent.mkdir(parents=True, exist_ok=True)
+    ids = np.resize(np.array(values, np.uint8), (8, 12)).repeat(8, 0).repeat(8, 1)
+    return write_raster(root / path, ids[None], **profile)
+
+
+def polygons(root: Path, path: str, **columns: list[Any]) -> Path:
+    (root / path).parent.mkdir(parents=True, exist_ok=True)
+    x, y = NORTH_UP.c, NORTH_UP.f
+    count = len(next(iter(columns.values())))
+    shapes = [box(x + 100 * i, y - 300, x + 100 * i + 90, y - 20) for i in range(count)]
+    geopandas.GeoDataFrame(columns, geometry=shapes, crs="EPSG:32633").to_file(root / path)
+    return root / path
+
+
+def test_a_folder_is_discovered_and_written_down(tmp_path: Path) -> None:
+    source = Source.locate(str(folder(tmp_path)))
+    assert [band.name for band in source.spec.bands] == ["red", "green", "blue"]
+    assert [(one.id, one.name) for one in source.classes] == [(1, "class 1"), (2, "class 2")]
+    pairs = source.pairs()
+    assert [pair.name for pair in pairs] == ["a", "b"]
+    assert [pair.label and pair.label.name for pair in pairs] == ["a.tif", "b.tif"]
+    assert source.spec.gsd_m == 10.0
+    written = source.keep(tmp_path / "run")
+    assert written == tmp_path / "dataset.yaml"
+    again = Source.locate(str(tmp_path))
+    assert again.spec == source.spec
+    assert again.keep(tmp_path) is None
+
+
+def test_bands_take_their_names_from_the_file(tmp_path: Path) -> None:
+    path = image(tmp_path, "images/a.tif", 3, "uint16")
+    label(tmp_path, "labels/a.tif")
+    with rasterio.open(path, "r+") as file:
+        file.descriptions = ("SWIR_16", "nir", "depth")
+    bands = Source.locate(str(tmp_path)).spec.bands
+    assert [(band.name, band.wavelength_nm) for band in bands] == [
+        ("swir_16", 1610.0), ("nir", 830.0), ("depth", None),
+    ]  # fmt: skip
+
+
+def test_four_bands_are_red_green_blue_nir_and_six_are_numbered(tmp_path: Path) -> None:
+    four = Source.locate(str(folder(tmp_path / "four", bands=4))).spec
+    assert [band.wavelength_nm for band in four.bands] == [660, 560, 485, 830]
+    six = Source.locate(str(folder(tmp_path / "six", bands=6, dtype="float32"))).spec
+    assert [band.name for band in six.bands] == [f"band {n}" for n in range(1, 7)]
+
+
+@pytest.mark.parametrize(
+    ("values", "ids", "ignore", "encoding"),
+    [
+        ((0, 1, 5), [0, 1, 5], (), "index"),
+        ((0, 1, 255), [0, 1], (255,), "index"),
+        ((0, 255), [0, 1], (), "threshold"),
+    ],
+)
+def test_ids_are_found(
+    tmp_path: Path, values: tuple[int, ...], ids: list[int], ignore: Any, encoding: str
+) -> None:
+    image(tmp_path, "images/a.tif")
+    label(tmp_path, "labels/a.tif", values)
+    spec = Source.locate(str(tmp_path)).spec
+    assert ([one.id for one in spec.classes], spec.ignore, spec.encoding) == (ids, ignore, encoding)
+
+
+def test_the_nodata_tag_of_a_label_is_no_class(tmp_path: Path) -> None:
+    image(tmp_path, "images/a.tif")
+    label(tmp_path, "labels/a.tif", (0, 1, 2), nodata=0)
+    source = Source.locate(str(tmp_path))
+    assert [one.id for one in source.classes] == [1, 2]
+
+
+def test_palettes_keep_their_colours(tmp_path: Path) -> None:
+    image(tmp_path, "images/a.tif")
+    path = label(tmp_path, "labels/a.tif")
+    with rasterio.open(path, "r+") as file:
+        file.write_colormap(1, {1: (10, 20, 30, 255), 2: (200, 0, 0, 255)})
+    assert [one.color for one in Source.locate(str(tmp_path)).classes] == [
+        (10, 20, 30),
+        (200, 0, 0),
+    ]
+
+
+def test_colours_become_classes(tmp_path: Path) -> None:
+    image(tmp_path, "images/a.tif")
+    rgb = np.zeros((3, 64, 96), np.uint8)
+    rgb[0, :, 40:] = 250
+    write_raster(folder_of(tmp_path / "labels") / "a.tif", rgb)
+    source = Source.locate(str(tmp_path))
+    assert source.spec.encoding == "rgb"
+    assert [one.name for one in source.classes] == ["#000000", "#fa0000"]
+    reader = source.opener.labels(source.pairs()[0])
+    assert reader is not None
+    np.testing.assert_array_equal(reader.read(Window(0, 0, 96, 64)), (rgb[0] > 0).astype(np.uint8))
+
+
+def folder_of(path: Path) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def test_measurements_are_no_labels(tmp_path: Path) -> None:
+    image(tmp_path, "images/a.tif")
+    values = np.arange(64 * 96, dtype=np.float32).reshape(1, 64, 96)
+    write_raster(folder_of(tmp_path / "labels") / "a.tif", values)
+    with pytest.raises(RssegError, match="more than 64 distinct values"):
+        Source.locate(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("columns", "classes", "field"),
+    [
+        ({"Class": ["b", "a", "b"]}, [(1, "a"), (2, "b")], "Class"),
+        ({"class": [3, 0, 3]}, [(0, "class 0"), (3, "class 3")], "class"),
+        ({"class": [3, 0, 3], "name": ["x", "y", "x"]}, [(0, "y"), (3, "x")], "class"),
+        ({"class": [3, 0, 3], "name": ["x", "y", "z"]}, [(0, "class 0"), (3, "class 3")], "class"),
+        ({"Quatreclasses": ["1", "255", "4"]}, [(1, "class 1"), (4, "class 4")], "Quatreclasses"),
+        ({"Id": [5, 6, 7]}, [(0, "background"), (1, "object")], None),
+        ({"building": ["yes"] * 3}, [(0, "background"), (1, "building")], None),
+        ({"class": [1] * 3, "name": ["pool"] * 3}, [(0, "background"), (1, "pool")], None),
+    ],
+)
+def test_attributes_become_classes(
+    tmp_path: Path, columns: Any, classes: Any, field: str | None
+) -> None:
+    image(tmp_path, "images/a.tif")
+    polygons(tmp_path, "labels/a.gpkg", **columns)
+    source = Source.locate(str(tmp_path))
+    assert [(one.id, one.name) for one in source.classes] == classes
+    assert source.spec.field == field
+    source.keep(tmp_path)
+    assert Source.locate(str(tmp_path)).spec == source.spec
+    reader = source.opener.labels(source.pairs()[0])
+    assert reader is not None
+    found = set(np.unique(reader.read(Window(0, 0, 96, 64))))
+    assert found == ({0, 1} if field is None else {0, 1, 255})
+
+
+def test_rasters_and_polygons_side_by_side(tmp_path: Path) -> None:
+    folder(tmp_path, 1)
+    image(tmp_path, "images/b.tif")
+    polygons(tmp_path, "labels/b.geojson", **{"class": [2, 4]})
+    source = Source.locate(str(tmp_path))
+    assert [one.id for one in source.classes] == [1, 2, 4]
+    polygons(tmp_path, "labels/b.geojson", **{"class": ["x", "y"]})
+    with pytest.raises(RssegError, match="cannot be matched"):
+        Source.locate(str(tmp_path))
+
+
+def test_one_label_serves_several_dates(tmp_path: Path) -> None:
+    image(tmp_path, "images/spring.gtif", 4, "int16", nodata=-99)
+    image(tmp_path, "images/summer.gtif", 4, "int16")
+    label(tmp_path, "labels/truth.gtif")
+    polygons(tmp_path, "labels/truth.shp", kind=["a", "b"])
+    with pytest.warns(RssegWarning, match=r"truth\.gtif is taken"):
+        source = Source.locate(str(tmp_path))
+    assert {pair.label.name for pair in source.pairs() if pair.label} == {"truth.gtif"}
+    assert source.spec.reader.nodata == -99
+
+
+def test_pairs_that_do_not_match_are_named(tmp_path: Path) -> None:
+    folder(tmp_path)
+    image(tmp_path, "images/lonely.tif")
+    with pytest.raises(RssegError, match=r"1 images have no label: lonely\.tif"):
+        Source.locate(str(tmp_path)).pairs()
+    (tmp_path / "images/lonely.tif").unlink()
+    label(tmp_path, "labels/extra.tif")
+    with pytest.raises(RssegError, match=r"1 labels have no image: extra\.tif"):
+        Source.locate(str(tmp_path)).pairs()
+    (tmp_path / "labels/extra.tif").unlink()
+    label(tmp_path, "labels/a.png", **PNG)
+    with pytest.raises(RssegError, match=r"a\.tif has 2 labels"):
+        Source.locate(str(tmp_path)).pairs()
+    (tmp_path / "labels/a.png").unlink()
+    image(tmp_path, "images/a.png", **PNG)
+    with pytest.raises(RssegError, match="two images are called"):
+        Source.locate(str(tmp_path)).pairs()
+
+
+def test_bands_and_types_that_differ_are_named(tmp_path: Path) -> None:
+    folder(tmp_path)
+    image(tmp_path, "images/b.tif", 4)
+    with pytest.raises(RssegError, match=r"a\.tif has 3, b\.tif has 4"):
+        Source.locate(str(tmp_path)).pairs()
+    image(tmp_path, "images/b.tif", 3, "uint16")
+    with pytest.raises(RssegError, match=r"b\.tif holds uint16, not uint8"):
+        Source.locate(str(tmp_path)).pairs()
+
+
+def test_empty_and_missing_folders(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableError, match="no images in images/"):
+        Source.locate(str(tmp_path))
+    image(tmp_path, "images/a.tif")
+    with pytest.raises(UnreadableError, match="images but no labels"):
+        Source.locate(str(tmp_path))
+    with pytest.raises(UnreadableError, match="no such folder"):
+        Source.locate(str(tmp_path / "none"))
+    with pytest.raises(RssegError, match="lovedaa is not a known dataset preset"):
+        Source.locate("lovedaa")
+    (tmp_path / "images/a.tif").write_bytes(b"no raster")
+    label(tmp_path, "labels/a.tif")
+    with pytest.raises(UnreadableError, match="cannot be read"):
+        Source.locate(str(tmp_path))
+
+
+# --- YAML, splits and domains ---------------------------------------------------------------------
+
+SPLIT = """\
+name: tiny
+root: files
+bands: [{name: red}, {name: green}, {name: blue}]
+classes: [{id: 1, name: one, color: [1, 1, 1]}, {id: 2, name: two, color: [2, 2, 2]}]
+images: 'img/*/*.tif'
+pattern: 'img/(?P<domain>\\w+)/(?P<stem>\\w+)\\.tif$'
+labels: 'ann/{domain}_{stem:0>3}.tif'
+splits:
+  test: {listed_in: lists/test.txt}
+  left: {box: [0, 0, 0.3, 1], exclude: test}
+  rest: {exclude: [left, test]}
+  blank: {glob: 'img/{y,z}/*', labelled: false}
+"""
+
+
+@pytest.fixture
+def described(tmp_path: Path) -> Path:
+    for name in ("x/1", "x/2", "Y/1"):
+        image(tmp_path, f"files/img/{name}.tif")
+    for name in ("x_001", "x_002", "Y_001"):
+        label(tmp_path, f"files/ann/{name}.tif")
+    (tmp_path / "files/lists").mkdir()
+    (tmp_path / "files/lists/test.txt").write_text("img/x/2.tif  more\n\n")
+    (tmp_path / "set.yaml").write_text(SPLIT)
+    return tmp_path / "set.yaml"
+
+
+def test_a_yaml_says_where_and_what(described: Path) -> None:
+    source = Source.locate(f"{described}:test")
+    assert [pair.name for pair in source.pairs()] == ["img/x/2"]
+    assert source.domains() == ["x", "y"]
+    everything = Source.locate(f"{described}::y")
+    (only,) = everything.pairs()
+    assert (only.name, only.domain, only.label) == (
+        "img/Y/1", "y", described.parent / "files/ann/Y_001.tif",
+    )  # fmt: skip
+    moved = described.rename(described.parent / "files" / "here.yml")
+    again = Source.locate(f"{moved}", data_root=described.parent)
+    assert len(again.pairs()) == 3
+
+
+def test_boxes_share_no_pixel(described: Path) -> None:
+    source = Source.locate(str(described))
+    left, rest = source.pairs("left"), source.pairs("rest")
+    assert [pair.regions for pair in left] == [(Window(0, 0, 29, 64),)] * 2
+    assert [pair.regions for pair in rest] == [(Window(29, 0, 67, 64),)] * 2
+
+
+def test_unknown_splits_and_domains_are_named(described: Path) -> None:
+    with pytest.raises(RssegError) as caught:
+        Source.locate(f"{described}:tst").pairs()
+    assert caught.value.fix.startswith("test")
+    with pytest.raises(RssegError, match="xx is not a known domain"):
+        Source.locate(f"{described}:test:xx").pairs()
+    with pytest.raises(RssegError, match="belongs to test y"):
+        Source.locate(f"{described}:test:y").pairs()
+
+
+def test_text_is_taken_apart(tmp_path: Path) -> None:
+    assert take_apart("loveda") == ("loveda", None, None)
+    assert take_apart("loveda:val") == ("loveda", "val", None)
+    assert take_apart("casid::sub") == ("casid", None, "sub")
+    odd = tmp_path / "a:b"
+    odd.mkdir()
+    assert take_apart(str(odd)) == (str(odd), None, None)
+
+
+def test_globs() -> None:
+    assert sorted(expand_braces("a{b,c}{d,e}")) == ["abd", "abe", "acd", "ace"]
+    assert glob_regex("x/**/*.tif").fullmatch("x/y/z/a.tif")
+    assert glob_regex("x/**/*.tif").fullmatch("x/a.tif")
+    assert not glob_regex("x/*.tif").fullmatch("x/y/a.tif")
+    assert not glob_regex("x/*.tif").fullmatch("x/a.tiff")
+
+
+def test_loveda_as_it_unpacks(tmp_path: Path) -> None:
+    for part in ("Train/Rural", "Train/Urban", "Val/Rural", "Test/Urban"):
+        image(tmp_path, f"LoveDA/{part}/images_png/7.png", **PNG)
+        if "Test" not in part:
+            label(tmp_path, f"LoveDA/{part}/masks_png/7.png", (0, 1, 7), **PNG)
+    train, val = Source.locate("loveda", data_root=tmp_path).training_and_validation()
+    assert [pair.name for pair in train] == ["Train/Rural/images_png/7", "Train/Urban/images_png/7"]
+    assert [(pair.domain, pair.regions) for pair in val] == [("rural", None)]
+    assert len(Source.locate("loveda:train:urban", data_root=tmp_path).pairs()) == 1
+    assert Source.locate("loveda:test", data_root=tmp_path).pairs()[0].label is None
+    opener = Source.locate("loveda", data_root=tmp_path).opener
+    reader = opener.labels(train[0])
+    assert reader is not None
+    assert set(np.unique(reader.read(Window(0, 0, 96, 64)))) == {0, 6, 255}
+
+
+def test_where_a_preset_was_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RSSEG_DATA", raising=False)
+    with pytest.raises(UnreadableError, match="where the data lie is not known"):
+        Source.locate("loveda")
+    monkeypatch.setenv("RSSEG_DATA", str(tmp_path))
+    with pytest.raises(UnreadableError) as caught:
+        Source.locate("loveda")
+    assert str(tmp_path / "LoveDA") in caught.value.where
+    assert "zenodo" in caught.value.fix
+
+
+def test_five_billion_pixels_reads_four_bands_of_cmyk_without_margin(tmp_path: Path) -> None:
+    spec = presets.read(presets.find("datasets", "fbp_gf2")).parse(DatasetSpec)
+    assert spec.reader.box == (60, 54, 7260, 6854)
+    small = spec.model_copy(
+        update={"reader": spec.reader.model_copy(update={"box": (6, 5, 92, 60)})}
+    )
+    names = ("GF2_PMS1__L1A0001064454-MSS1", "GF2_PMS2__L1A0000564539-MSS2")
+    samples = random_samples(4, 64, 96)
+    for name in names:
+        path = folder_of(tmp_path / "Image__8bit_NirRGB") / f"{name}.tif"
+        write_raster(path, samples, photometric="cmyk", crs=None, transform=None)
+        label(tmp_path, f"Annotation__index/{name}_24label.png", (0, 1, 24), **PNG)
+    source = Source(small, tmp_path)
+    train, test = source.training_and_validation()
+    assert [pair.name for pair in train] == [names[1]]
+    assert [pair.name for pair in test] == [names[0]]
+    assert (train[0].place.width, train[0].place.height) == (86, 55)
+    with source.opener.scene(train[0].image) as scene:
+        got, valid = scene.read(Window(0, 0, 86, 55))
+    np.testing.assert_array_equal(got, samples[:, 5:60, 6:92])
+    assert valid.all()
+    reader = source.opener.labels(train[0])
+    assert reader is not None
+    ids = np.resize(np.array([255, 0, 23], np.uint8), (8, 12)).repeat(8, 0).repeat(8, 1)
+    np.testing.assert_array_equal(reader.read(Window(0, 0, 86, 55)), ids[5:60, 6:92])
