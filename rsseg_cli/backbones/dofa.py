@@ -82,9 +82,11 @@ class Dofa(Vit):
     def translate(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Make the kernels from the file's maker, and leave out what is behind the blocks."""
         stem = "patch_embed."
-        self.maker.load_state_dict(
-            {name.removeprefix(stem): t for name, t in tensors.items() if name.startswith(stem)}
-        )
+        own = {n.removeprefix(stem): t for n, t in tensors.items() if n.startswith(stem)}
+        try:
+            self.maker.load_state_dict(own)
+        except RuntimeError as error:  # torch writes a line per tensor
+            raise ValueError(" ".join(str(error).split())) from error
         trunk = {name: t for name, t in tensors.items() if not name.startswith((stem, *HEAD))}
         made = {f"{stem}proj.{name}": tensor for name, tensor in self._kernels().items()}
         return super().translate(trunk | made)

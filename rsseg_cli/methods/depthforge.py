@@ -33,8 +33,8 @@ class DepthForge(DepthMethod[DepthState]):
         refine: bool = True
         """Refine the finest map by all maps, as the authors' head does before its pixel decoder."""
         refine_at: Literal["grid", "stride4"] = "grid"
-        """Where: on the tokens' grid, or on four times as fine a one as released (64 times the
-        memory of a map at 512 pixels)."""
+        """Where: on the tokens' grid, or as released on one four times as fine, for 16 times the
+        memory."""
         refine_init: Literal["zero", "released"] = "zero"
         """Start from the maps as they are, or from random weights as released."""
         query_link: bool = True

@@ -9,13 +9,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from rsseg_cli import presets
 from rsseg_cli.contract import IGNORE, Backbone, Bands, Head, Method
 from rsseg_cli.find import find, names
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training import optimizer
 
 # Settings that make a method small enough for the tiny backbone; all others keep their defaults.
-TINY: dict[str, dict[str, Any]] = {"lora": {"rank": 4}}
+TINY: dict[str, dict[str, Any]] = {
+    "depthforge": {"depth": "random", "rank": 4},
+    "lora": {"rank": 4},
+    "rein": {"rank": 4},
+    "spectralmoe": {"depth": "random", "rank": 4, "experts": 3},
+    "vpt": {"prompts": 5},
+}
 BANDS = Bands(
     names=("blue", "green", "red", "nir"),
     wavelengths_nm=(490.0, 560.0, 665.0, 842.0),
@@ -36,9 +43,17 @@ def make(method: str, head: str = "linear", seed: int = 0) -> Segmenter:
     kind = find("methods", method, Method)
     built = kind(kind.Config.model_validate(TINY.get(method, {})), backbone)
     scorer = find("heads", head, Head)
-    config = scorer.Config.model_validate(HEADS[head])
+    config = scorer.Config.model_validate(HEADS[head] | head_settings(method, head))
     made = scorer(config, dim=backbone.dim, maps=built.maps(backbone), classes=3)
     return Segmenter(backbone, built, made, BANDS)
+
+
+def head_settings(method: str, head: str) -> dict[str, Any]:
+    """A method that brings queries says in its preset that the head takes them."""
+    preset = presets.read(presets.find("methods", method)).values["head"]
+    if preset["name"] == head and preset.get("query_position") == "method":
+        return {"query_position": "method", "width": 256, "queries": preset["queries"]}
+    return {}
 
 
 def batch(height: int = 48, width: int = 64, seed: int = 1) -> tuple[Tensor, Tensor]:
@@ -60,7 +75,7 @@ def steps(model: Segmenter, count: int = 3) -> list[float]:
         torch.autograd.backward(loss)
         adam.step()
         adam.zero_grad(set_to_none=True)
-        losses.append(float(loss))
+        losses.append(loss.item())
     return losses
 
 

@@ -1,0 +1,96 @@
+"""DepthForge: its attention and its refinement written out, and what remains without depth."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rsseg_cli.backbones.dinov2 import Dinov2
+from rsseg_cli.backbones.vit import Vit
+from rsseg_cli.contract import Bands, Grid
+from rsseg_cli.methods._depth import DepthState
+from rsseg_cli.methods.depthforge import DepthForge
+from rsseg_cli.methods.rein import Rein
+
+RGB = Bands(
+    names=("red", "green", "blue"),
+    wavelengths_nm=(660.0, 560.0, 485.0),
+    mean=(100.0, 90.0, 80.0),
+    std=(50.0, 40.0, 30.0),
+    dtype="uint8",
+)
+
+
+def tiny() -> Vit:
+    return Vit(Vit.Config(name="vit_tiny"), RGB)
+
+
+def build(backbone: Vit, **settings: Any) -> Any:
+    torch.manual_seed(0)
+    small = {"tokens": 8, "rank": 4, "depth": "random"}
+    return DepthForge(DepthForge.Config.model_validate(small | settings), backbone)
+
+
+def test_depth_changes_the_attention_and_nothing_else() -> None:
+    backbone = tiny()
+    method = build(backbone)
+    for parameter in method.adapter.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    tokens, depth = torch.randn(2, backbone.prefix + 6, 64), torch.randn(2, 6, 64)
+    method.view.advance = lambda index, state: depth
+    adapter, block = method.adapter, method.adapter.block(3)
+    x, own = tokens[:, backbone.prefix :], block.rows[0] @ block.basis[0]
+    attention = ((x @ own.T + depth @ own.T) / 8).softmax(-1)[..., 1:]
+    expected = x + adapter.scale * adapter.mlp(x + attention @ adapter.value(own[1:]))
+    out = method.after_block(3, tokens, DepthState(Grid(2, 3)))
+    assert torch.allclose(out[:, backbone.prefix :], expected, atol=1e-5)
+
+
+def test_without_depth_and_refinement_it_is_rein() -> None:
+    backbone = tiny()
+    method = build(backbone, depth="off", refine=False)
+    rein = Rein(Rein.Config(tokens=8, rank=4), backbone)
+    rein.load_state_dict(method.state_dict())
+    image = torch.randn(2, 3, 40, 56)
+    ours, theirs = backbone(image, method), backbone(image, rein)
+    assert all(torch.equal(a, b) for a, b in zip(ours.maps, theirs.maps, strict=True))
+    assert torch.equal(ours.queries, theirs.queries)
+
+
+def refined(method: Any, maps: list[Tensor], size: tuple[int, int]) -> Tensor:
+    """The refinement written out."""
+    squeeze, _, widen, _ = method.refinement.channels
+    place, merge = method.refinement.places[0], method.refinement.merge
+    gated = []
+    for one in maps:
+        x = F.interpolate(one, size, mode="bilinear", align_corners=False)
+        hidden = F.conv2d(x, squeeze.weight, squeeze.bias).relu()
+        y = x * F.conv2d(hidden, widen.weight, widen.bias).sigmoid()
+        gated.append(y * F.conv2d(y, place.weight, place.bias, padding=1).sigmoid())
+    finest = F.interpolate(maps[0], size, mode="bilinear", align_corners=False)
+    return finest + F.conv2d(torch.cat(gated, 1), merge.weight, merge.bias)
+
+
+@pytest.mark.parametrize(("at", "finer"), [("grid", 1), ("stride4", 4)])
+def test_refinement(at: str, finer: int) -> None:
+    method = build(tiny(), refine_at=at, refine_init="released")
+    maps = [torch.randn(2, 64, 3, 5) for _ in range(4)]
+    out = method.finish(maps, DepthState(Grid(3, 5))).maps
+    assert torch.allclose(out[0], refined(method, maps, (3 * finer, 5 * finer)), atol=1e-5)
+    assert all(torch.equal(a, b) for a, b in zip(out[1:], maps[1:], strict=True))
+    untouched = build(tiny(), refine_at="grid").finish(maps, DepthState(Grid(3, 5))).maps
+    assert torch.equal(untouched[0], maps[0])
+
+
+def test_counts_at_vit_large() -> None:
+    with torch.device("meta"):
+        backbone = Dinov2(Dinov2.Config(name="dinov2_large", pretrained=False), RGB)
+        method = DepthForge(DepthForge.Config(depth="random"), backbone)
+    assert method.refinement is not None
+    refinement = sum(p.numel() for p in method.refinement.parameters())
+    assert refinement == 4_336_705
+    assert sum(p.numel() for _, p in method.tuned(backbone)) - refinement == 2_990_081
