@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 460, 240
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 30
+LEFT, RIGHT, TOP, BOTTOM = 52, 22, 12, 30
 DASHES = ("", "6 3", "2 3", "9 3 2 3", "1 3", "12 4")
 """Lines differ by dash as well as by colour."""
 
@@ -42,7 +42,9 @@ def line_chart(title: str, lines: Sequence[Line], *, log: bool = False) -> Marku
         return Markup()
     values = [y for _, points in drawn for _, y in points]
     log = log and min(values) > 0
-    across = _Axis.over([x for _, points in drawn for x, _ in points], LEFT, WIDTH - RIGHT)
+    across = _Axis.over(
+        [x for _, points in drawn for x, _ in points], LEFT, WIDTH - RIGHT, tight=True
+    )
     up = _Axis.over(values, HEIGHT - BOTTOM, TOP, log=log)
     parts = [_grid(across, up)]
     for index, (name, points) in enumerate(drawn):
@@ -73,8 +75,15 @@ class _Axis:
 
     @classmethod
     def over(
-        cls, values: Sequence[float], start: float, stop: float, *, log: bool = False
+        cls,
+        values: Sequence[float],
+        start: float,
+        stop: float,
+        *,
+        log: bool = False,
+        tight: bool = False,
     ) -> _Axis:
+        """Lay an axis; a tight one ends at the values, another one at the ticks around them."""
         low, high = min(values), max(values)
         if log:
             decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
@@ -84,10 +93,13 @@ class _Axis:
         if low == high:
             low, high = low - (abs(low) or 1) / 10, high + (abs(high) or 1) / 10
         step = _nice((high - low) / 4)
-        first = math.ceil(low / step - 1e-9)
-        last = math.floor(high / step + 1e-9)
+        below, above = low / step, high / step
+        if tight:
+            first, last = math.ceil(below - 1e-9), math.floor(above + 1e-9)
+        else:
+            first, last = math.floor(below + 1e-9), math.ceil(above - 1e-9)
         ticks = tuple(number * step for number in range(first, last + 1))
-        return cls(low, high, start, stop, ticks, log)
+        return cls(min(low, ticks[0]), max(high, ticks[-1]), start, stop, ticks, log)
 
     def place(self, value: float) -> float:
         low, high = self.low, self.high

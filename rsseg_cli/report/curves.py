@@ -11,7 +11,7 @@ from rsseg_cli.report.charts import Line, line_chart
 
 
 def curves(records: Sequence[Mapping[str, Any]]) -> list[Markup]:
-    """Chart validation scores, losses, learning rate, speed and memory; what is there of them."""
+    """Chart validation scores, losses, learning rate and speed; what is there of them."""
     steps = [record for record in records if "loss" in record]
     scored = [record for record in records if isinstance(record.get("val"), Mapping)]
     parts = sorted({name for record in steps for name in record.get("losses", {})})
@@ -29,7 +29,6 @@ def curves(records: Sequence[Mapping[str, Any]]) -> list[Markup]:
         line_chart("Loss", losses, log=True),
         line_chart("Learning rate", [_line("learning rate", steps, "lr")]),
         line_chart("Images per second", [_line("images/s", steps, "images_per_s")]),
-        line_chart("Peak memory, MB", [_line("memory", steps, "memory_mb")]),
     ]
     return [chart for chart in found if chart]
 

@@ -109,7 +109,7 @@ def draw(panels: Sequence[Panel], classes: Sequence[Class] = (), *, title: str =
     across = max(1, min(len(entries), round(2.2 * columns)))
     legend = 0.26 * math.ceil(len(entries) / across) + 0.15 if entries else 0.0
     cell = 3.6 if columns > 1 else 5.4
-    top = 0.45 if title else 0.08
+    top = 0.34 if title else 0.06
     down = rows * (cell * height / width + 0.32)
     figure = Figure(figsize=(columns * cell, down + legend + top), dpi=130, facecolor="white")
     whole = down + legend + top

@@ -53,7 +53,7 @@ class Report:
         """Print the report to a terminal, stdout by default."""
         console = console or Console()
         if self.scores is None:
-            console.print(f"{self.title}: nothing was validated, there are no scores")
+            console.print(f"{self.title}: nothing was validated, there are no scores", markup=False)
             return
         terminal.show(console, self.title, self.scores, remarks=list(self.remarks))
 

@@ -41,9 +41,9 @@ def classes(scores: Scores) -> Table:
     """Lay the classes out as a table, each beside its colour."""
     bounded = scores.boundary_px is not None
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("class")
+    table.add_column("class", no_wrap=True, overflow="ellipsis")
     names = ("IoU", "F1", "precision", "recall", *(["boundary"] if bounded else []))
-    for name in (*names, "% of truth", "% of map"):
+    for name in (*names, "truth %", "map %"):
         table.add_column(name, justify="right")
     for row in text.class_rows(scores):
         one = row.score
@@ -65,12 +65,14 @@ def confusion(scores: Scores) -> Table:
     table.add_column("")
     empty = bool(scores.unmapped)
     for name in [*(row.name for row in scores.classes), *(["unmapped"] if empty else [])]:
-        table.add_column(name, justify="right", max_width=12, overflow="ellipsis", no_wrap=True)
+        table.add_column(
+            Text(name), justify="right", max_width=12, overflow="ellipsis", no_wrap=True
+        )
     for index, (row, counts) in enumerate(zip(scores.classes, scores.confusion, strict=True)):
         cells = [*counts, *([row.unmapped] if empty else [])]
         shown = [Text(text.percent(text.share(pixels, row.pixels))) for pixels in cells]
         shown[index].stylize("bold")
-        table.add_row(row.name, *shown)
+        table.add_row(Text(row.name), *shown)
     return table
 
 

@@ -141,6 +141,6 @@ def saliency_rows(scores: Scores) -> list[tuple[str, str]]:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Write a Markdown table; the first column is text, the others are numbers."""
-    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    lines = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in escaped)])
+    lines = [[cell.replace("|", "\\|") for cell in row] for row in (header, *rows)]
+    joined = ["| " + " | ".join(line) + " |" for line in lines]
+    return "\n".join([joined[0], "|---|" + "---:|" * (len(header) - 1), *joined[1:]])
