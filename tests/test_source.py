@@ -295,6 +295,19 @@ def test_boxes_share_no_pixel(described: Path) -> None:
     assert [pair.regions for pair in rest] == [(Window(29, 0, 67, 64),)] * 2
 
 
+@pytest.mark.parametrize(("nodata", "share"), [("", 0.5), ("none", 1.0), ("7", 0.5)])
+def test_nodata_may_be_overruled(tmp_path: Path, nodata: str, share: float) -> None:
+    samples = np.full((3, 64, 96), 255, np.uint8)
+    samples[:, :32] = 7
+    write_raster(folder_of(tmp_path / "images") / "a.tif", samples, nodata=255)
+    label(tmp_path, "labels/a.tif")
+    text = Source.locate(str(tmp_path)).spec.to_yaml()
+    (tmp_path / "dataset.yaml").write_text(text + f"reader: {{nodata: {nodata}}}\n" * bool(nodata))
+    source = Source.locate(str(tmp_path))
+    with source.opener.scene(source.pairs()[0].image) as scene:
+        assert scene.read(Window(0, 0, 96, 64))[1].mean() == share
+
+
 def test_unknown_splits_and_domains_are_named(described: Path) -> None:
     with pytest.raises(RssegError) as caught:
         Source.locate(f"{described}:tst").pairs()

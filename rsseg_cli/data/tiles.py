@@ -23,7 +23,7 @@ from rsseg_cli.raster.grid import Window
 
 Samples: TypeAlias = NDArray[Any]
 
-TRIES = 10
+TRIES = 24
 """How often a tile without any use is drawn again."""
 PLACEMENTS = 16
 """How often a window that leaves the usable ground is placed again, before it is masked."""
