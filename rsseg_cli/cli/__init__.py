@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from typing import TextIO
 
 import typer
 
@@ -45,7 +46,14 @@ def _root(
     pass
 
 
-def _warn(message: Warning | str, category: type[Warning], *rest: object) -> None:
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     if issubclass(category, RssegWarning):
         typer.echo(f"warning: {message}", err=True)
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+if TYPE_CHECKING:
+    from rsseg_cli.presets import Kind
 
-def _complete(kind: str) -> Callable[[str], list[str]]:
+
+def _complete(kind: Kind) -> Callable[[str], list[str]]:
     def choices(typed: str) -> list[str]:
         from rsseg_cli import presets
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -76,7 +77,7 @@ def predict(
         written=None if as_json else typer.echo,
     )
     if as_json:
-        options.answer({"scenes": [result.document() for result in results]})
+        options.answer({"scenes": [asdict(result) for result in results]})
     failure = runs.failure(results)
     if failure is not None:
         raise failure

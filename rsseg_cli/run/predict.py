@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from glob import glob
+from dataclasses import replace
+from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +34,17 @@ class ModelInfer:
     Args:
         fitted: The opened model.
         device: Where it runs.
+        gain: Factor that brings stored values to the scale that the model knows.
     """
 
-    def __init__(self, fitted: Fitted, device: torch.device) -> None:
-        self.model = fitted.model.to(device).eval()
+    def __init__(self, fitted: Fitted, device: torch.device, *, gain: float = 1.0) -> None:
+        self.model, self.gain = fitted.model.to(device).eval(), gain
         self.precision = Precision.choose(fitted.config.training.precision, device)
 
     def __call__(self, tiles: Tensor) -> Tensor:
         """Score tiles (B, C, T, T) of stored values: (B, K, T, T)."""
         with torch.inference_mode(), self.precision.autocast():
-            return self.model.infer(tiles)
+            return self.model.infer(tiles if self.gain == 1.0 else tiles * self.gain)
 
 
 def predict(
@@ -93,14 +95,8 @@ def predict(
     where = pick_device(device)
     fitted = open_model(model, weights=weights)
     chosen = None if bands is None else _numbers(bands)
-    side = tile or fitted.config.data.tile
-    tiling = Tiling(
-        tile=-(-side // fitted.model.multiple) * fitted.model.multiple,
-        overlap=overlap,
-        batch=batch or max(1, TILES_PX[where.type] // side**2),
-        readers=threads,
-        memory_mb=memory_mb,
-    )
+    tiling = tiling_for(fitted, where, tile=tile, overlap=overlap, batch=batch)
+    tiling = replace(tiling, readers=threads, memory_mb=memory_mb)
     infer, results = ModelInfer(fitted, where), []
     line = Line(quiet=quiet)
     line.say(f"model    {fitted.describe()}")
@@ -127,6 +123,22 @@ def predict(
         if result.output is not None and written is not None:
             written(result.output)
     return results
+
+
+def tiling_for(
+    fitted: Fitted,
+    device: torch.device,
+    *,
+    tile: int | None,
+    overlap: float,
+    batch: int | None,
+) -> Tiling:
+    """Choose how scenes are cut: by default into tiles as large as those of the training."""
+    wanted, multiple = tile or fitted.config.data.tile, fitted.model.multiple
+    side = -(-wanted // multiple) * multiple
+    return Tiling(
+        tile=side, overlap=overlap, batch=batch or max(1, TILES_PX[device.type] // side**2)
+    )
 
 
 def failure(results: Iterable[SceneResult]) -> PartialFailure | None:
@@ -159,8 +171,9 @@ def expand(texts: Sequence[str]) -> list[str]:
                 for path in inside
                 if path.suffix.lower() in RASTER_SUFFIXES and not path.name.endswith(SUFFIX)
             ]
-        elif any(sign in text for sign in "*?[") and not Path(text).exists():
-            found += sorted(path for path in glob(text) if not path.endswith(SUFFIX))  # noqa: PTH207 - absolute patterns
+        elif has_magic(text) and not Path(text).exists():
+            matches = glob(text)  # noqa: PTH207 - Path.glob refuses absolute patterns
+            found += sorted(path for path in matches if not path.endswith(SUFFIX))
         else:
             found.append(text)
     if not found:

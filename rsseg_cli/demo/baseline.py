@@ -1,0 +1,40 @@
+"""The simplest classifier there is: each pixel gets the class whose mean spectrum is nearest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rsseg_cli.classes import IGNORE, Class
+from rsseg_cli.data.covering import CoveringTiles
+from rsseg_cli.metrics.confusion import ConfusionMatrix
+
+
+def nearest_mean(train: CoveringTiles, test: CoveringTiles, classes: Sequence[Class]) -> float:
+    """Learn the means on one ground, classify another, and give the mIoU there."""
+    means = _means(train, len(classes))
+    matrix = ConfusionMatrix(classes)
+    for number in range(len(test)):
+        batch = test[number]
+        image = batch.image.numpy().astype(np.float64)  # (B, C, H, W)
+        apart = ((image[:, None] - means[None, :, :, None, None]) ** 2).sum(2)
+        matrix.update(apart.argmin(1), batch.label.numpy())
+    return matrix.scores().miou or 0.0
+
+
+def _means(tiles: CoveringTiles, classes: int) -> NDArray[np.float64]:
+    """Average the spectrum of each class: (K, C)."""
+    sums: NDArray[np.float64] | float = 0.0
+    counts = np.zeros(classes)
+    for number in range(len(tiles)):
+        batch = tiles[number]
+        pixels = batch.image.numpy().astype(np.float64).transpose(0, 2, 3, 1)
+        label = batch.label.numpy()
+        known = label != IGNORE
+        one_hot = np.eye(classes)[label[known]]
+        sums = sums + one_hot.T @ pixels[known]
+        counts += one_hot.sum(0)
+    means: NDArray[np.float64] = sums / counts[:, None]
+    return means

@@ -1,0 +1,173 @@
+"""`evaluate`: a map against its truth, or a model on labelled data."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from rsseg_cli.contract import Bands
+from rsseg_cli.data.pair import Opener, Pair
+from rsseg_cli.data.source import Source
+from rsseg_cli.errors import RssegError
+from rsseg_cli.evaluate.rasters import Comparison, evaluate_rasters, evaluate_scenes
+from rsseg_cli.predict.engine import Outputs, predict_scene
+from rsseg_cli.predict.plan import Tiling
+from rsseg_cli.raster.labels import LabelReader, Placed
+from rsseg_cli.report.report import Report
+from rsseg_cli.run.live import Line
+from rsseg_cli.run.model import Fitted, open_model, pick_device
+from rsseg_cli.run.predict import ModelInfer, tiling_for
+from rsseg_cli.run.reports import versions
+
+NEAR_NM = 60.0
+"""Bands of two sensors count as the same band up to this distance of their centres."""
+
+
+def rasters(
+    prediction: Path, truth: Path, *, field: str | None, align: bool, ignore: Sequence[int]
+) -> Report:
+    """Score one map; see `evaluate.rasters.evaluate_rasters`."""
+    found = evaluate_rasters(prediction, truth, align=align, attribute=field, ignore=ignore)
+    return found.report(str(prediction), subtitle=f"against {truth}", about=versions())
+
+
+def model(
+    path: Path | None,
+    on: Sequence[str],
+    *,
+    data_root: Path | None = None,
+    weights: Path | None = None,
+    overlap: float = 0.25,
+    device: str = "auto",
+    quiet: bool = False,
+) -> Report:
+    """Map every scene of some datasets with a model, and score the maps where there is truth.
+
+    Args:
+        path: Run folder or model file; the newest finished run when None.
+        on: `DATASET[:split[:domain]]`, one or more.
+        data_root: Where dataset presets lie.
+        weights: Weights file of the backbone, if it has moved.
+        overlap: Share of a tile that overlaps its neighbour.
+        device: auto, cpu, cuda or cuda:N.
+        quiet: No progress.
+
+    Raises:
+        RssegError: The dataset's classes or bands are not the model's.
+    """
+    where = pick_device(device)
+    sources = [Source.locate(text, data_root=data_root) for text in on]
+    fitted = open_model(path, weights=weights)
+    for source in sources:
+        _check_classes(fitted, source)
+    tiling = tiling_for(fitted, where, tile=None, overlap=overlap, batch=None)
+    line = Line(quiet=quiet)
+    line.say(f"model    {fitted.describe()}")
+    with tempfile.TemporaryDirectory(prefix="rsseg-") as folder:
+        maps = _Maps(fitted, tiling, where, Path(folder), line)
+        comparisons = (one for source in sources for one in maps.of(source))
+        found = evaluate_scenes(comparisons, fitted.classes)
+    title = f"{fitted.name} on {', '.join(on)}"
+    return found.report(title, subtitle=fitted.describe(), about=versions())
+
+
+@dataclass
+class _Maps:
+    """Makes the maps of datasets, one at a time and for as long as it is compared.
+
+    Attributes:
+        fitted: The model.
+        tiling: How scenes are cut.
+        device: Where the model runs.
+        folder: Where maps lie for the time being.
+        line: Told which scene it is at.
+    """
+
+    fitted: Fitted
+    tiling: Tiling
+    device: torch.device
+    folder: Path
+    line: Line
+
+    def of(self, source: Source) -> Iterator[Comparison]:
+        """Map every pair that has a label, and say how it is compared."""
+        opener = matched(self.fitted.model.bands, source)
+        gain = rescaling(self.fitted.model.bands.scale, source.spec.scale)
+        infer = ModelInfer(self.fitted, self.device, gain=gain)
+        for number, pair in enumerate(source.pairs()):
+            if pair.label is None:
+                continue
+            target = self.folder / f"{number}.tif"
+            fill = [value / gain for value in self.fitted.model.bands.mean]
+            made = Outputs(target, self.fitted.classes, driver="GTiff", overwrite=True)
+            with (
+                opener.scene(pair.image, fill=fill) as scene,
+                self.line.scene(scene.width * scene.height) as progress,
+            ):
+                predict_scene(
+                    scene, infer, made, tiling=self.tiling, device=self.device, progress=progress
+                )
+            labels = partial(_open_labels, opener, pair)
+            yield Comparison(pair.name, target, labels, pair.domain, pair.regions)
+            target.unlink()
+
+
+def _open_labels(opener: Opener, pair: Pair, on: Placed) -> LabelReader:
+    labels = opener.labels(pair)
+    assert labels is not None
+    return labels
+
+
+def _check_classes(fitted: Fitted, source: Source) -> None:
+    """Refuse a dataset whose classes are not the model's."""
+    ours = [(one.id, one.name) for one in fitted.classes]
+    theirs = [(one.id, one.name) for one in source.classes]
+    if ours != theirs:
+        raise RssegError(
+            "the classes of model and dataset differ: "
+            + " / ".join(", ".join(f"{i} {name}" for i, name in one) for one in (ours, theirs)),
+            where=f"{fitted.name}, {source.spec.name}",
+            fix="the same ids and names, in the same order, in dataset.yaml (`remap` changes ids)",
+        )
+
+
+def matched(wanted: Bands, source: Source) -> Opener:
+    """Open a dataset's files with the bands of a model, matched by name, else by wavelength.
+
+    Raises:
+        RssegError: The dataset lacks one of the bands.
+    """
+    opener, chosen = source.opener, []
+    for name, centre in zip(wanted.names, wanted.wavelengths_nm, strict=True):
+        found = [
+            file_band
+            for band, file_band in zip(source.spec.bands, opener.bands, strict=True)
+            if band.name == name
+            or (
+                centre is not None
+                and band.wavelength_nm is not None
+                and abs(band.wavelength_nm - centre) < NEAR_NM
+            )
+        ]
+        same = [
+            b for b, spec in zip(opener.bands, source.spec.bands, strict=True) if spec.name == name
+        ]
+        if not found:
+            theirs = " ".join(band.name for band in source.spec.bands)
+            raise RssegError(
+                f"{source.spec.name} has no band {name} ({theirs})",
+                where=f"{source.spec.name}, bands of the model: {' '.join(wanted.names)}",
+                fix="name the bands alike in both dataset.yaml, or give their wavelength_nm",
+            )
+        chosen.append((same or found)[0])
+    return replace(opener, bands=tuple(chosen))
+
+
+def rescaling(model: float | None, data: float | None) -> float:
+    """Give the factor that brings stored values of a dataset to the scale that a model knows."""
+    return 1.0 if model is None or data is None else data / model
