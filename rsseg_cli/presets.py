@@ -8,17 +8,19 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
 
 from rsseg_cli.errors import RssegError, UnreadableError, unknown
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel, ValidationError
 
 Kind = Literal["methods", "datasets", "experiments"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Key: TypeAlias = tuple[str | int, ...]
-M = TypeVar("M", bound=BaseModel)
+M = TypeVar("M", bound="BaseModel")
 
 
 @cache
@@ -80,6 +82,8 @@ class Document:
         Raises:
             RssegError: Names the key, its line, and the nearest known key.
         """
+        from pydantic import ValidationError  # `--help` lists presets and must stay quick
+
         try:
             return model.model_validate(self.values)
         except ValidationError as error:
@@ -210,6 +214,8 @@ def fields(model: type[BaseModel], key: Key) -> set[str]:
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    from pydantic import BaseModel
+
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for argument in get_args(annotation):
