@@ -3,22 +3,63 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+_again: ContextVar[bool] = ContextVar("again", default=False)
+"""Whether a forward pass is the second one, inside backward."""
+
+
+def recomputed(module: nn.Module, *inputs: Any) -> Tensor:
+    """Call a module, drop its activations, and compute them again in backward.
+
+    Results, gradients and running statistics are those of a plain call.
+    """
+    result: Tensor
+    if not (module.training and torch.is_grad_enabled()):
+        result = module(*inputs)
+    else:
+        result = checkpoint(module, *inputs, use_reentrant=False, context_fn=_contexts)
+    return result
+
+
+def _contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    return nullcontext(), _second_pass()
+
+
+@contextmanager
+def _second_pass() -> Iterator[None]:
+    token = _again.set(True)
+    try:
+        yield
+    finally:
+        _again.reset(token)
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch norm that uses its running statistics when a batch has one value per channel."""
+    """Batch norm that counts each batch once, also where activations are computed again.
+
+    It uses its running statistics when a batch has one value per channel.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (B, C, h, w)."""
-        if self.training and x.numel() == x.shape[1]:
-            return F.batch_norm(
-                x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
-            )
-        return super().forward(x)
+        single = x.numel() == x.shape[1]
+        if not self.training or not (single or _again.get()):
+            return super().forward(x)
+        mean, var = self.running_mean, self.running_var
+        if mean is not None and var is not None and _again.get():
+            mean, var = mean.clone(), var.clone()
+        return F.batch_norm(
+            x, mean, var, self.weight, self.bias, training=not single, eps=self.eps
+        )
 
 
 class Cascade(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
-from rsseg_cli.methods._convolution import BatchNorm, Cascade, initialise
+from rsseg_cli.methods._convolution import BatchNorm, Cascade, initialise, recomputed
 from rsseg_cli.methods._wavelets import WaveletConvolution
 
 Shares = Literal["proportional", "softmax"]
@@ -56,6 +56,7 @@ class Experts(nn.Module):
 
     An expert that is not chosen is not computed. The exceptions are in training: `trained` =
     "all", and several processes, whose gradients can only be averaged if all have the same.
+    Activations of experts are not kept for backward; the choice is, so that it cannot differ.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ def _add(
 ) -> Tensor:
     """Add an expert's weighted answer for some of the images to the sum for all."""
     whole = len(images) == len(features)
-    answer = expert(features if whole else features[images])
+    answer = recomputed(expert, features if whole else features[images])
     weighted = (shares[images, None, None, None] * answer).to(total.dtype)
     return total + weighted if whole else total.index_add(0, images, weighted)
 

@@ -2,7 +2,8 @@
 
 A small pyramid with wavelet experts reads the image; before each of four stages of frozen blocks
 it is injected into the backbone's tokens; after each stage it is enhanced by itself; in the end
-both streams are added to four maps. Written from the paper's equations.
+both streams are added to four maps. Written from the paper's equations. Activations of experts,
+injectors and enhancers are computed again in backward: they would outweigh the backbone's.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from torch.nn import functional as F
 
 from rsseg_cli.contract import Backbone, Features, Grid, Json, Method, State
 from rsseg_cli.errors import RssegError
-from rsseg_cli.methods._convolution import BatchNorm, Cascade
+from rsseg_cli.methods._convolution import BatchNorm, Cascade, recomputed
 from rsseg_cli.methods._deformable import DeformableAttention, centres
 from rsseg_cli.methods._esto import Similarity, Statistics, TokenOptimizer
 from rsseg_cli.methods._see import (
     Enhancer,
     Laplacian,
     Pool,
+    Sizes,
     SpatialExpert,
     join,
     split,
@@ -70,17 +72,23 @@ class Injector(nn.Module):
         self.optimizer = optimizer
         self.gamma = nn.Parameter(torch.zeros(dim))
 
-    def forward(self, tokens: Tensor, grid: Grid, state: WeftState) -> Tensor:
-        """Compute what is added to patch tokens (B, N, D).
+    def forward(self, tokens: Tensor, grid: Grid, values: Tensor, sizes: Sizes) -> Tensor:
+        """Compute what is added to patch tokens.
 
         The token groups of one place ask together, with their mean, and get the same answer.
+
+        Args:
+            tokens: (B, N, D), the backbone's.
+            grid: Their layout.
+            values: (B, N', D), the pyramid's.
+            sizes: (rows, columns) of its levels.
         """
         per_place = _mean_over_groups(tokens, grid)
         found = self.attention(
             self.query_norm(per_place),
             centres([(grid.h, grid.w)], tokens.device),
-            self.value_norm(state.tokens),
-            state.sizes,
+            self.value_norm(values),
+            sizes,
         )
         if self.optimizer is not None:
             found = self.optimizer(found)
@@ -191,7 +199,8 @@ class Weft(Method[WeftState]):
         if index not in self.first:
             return tokens
         prefix, patches = tokens[:, : self.prefix], tokens[:, self.prefix :]
-        added = self.injectors[self.first[index]](patches, state.grid, state)
+        injector = self.injectors[self.first[index]]
+        added = recomputed(injector, patches, state.grid, state.tokens, state.sizes)
         return torch.cat((prefix, patches + added), dim=1)
 
     def after_block(self, index: int, tokens: Tensor, state: WeftState) -> Tensor:
@@ -202,7 +211,7 @@ class Weft(Method[WeftState]):
         seen = _mean_over_groups(tokens[:, self.prefix :], grid)
         final = stage == STAGES - 1
         for enhancer in self.enhancers[stage : None if final else stage + 1]:
-            state.tokens = enhancer(state.tokens, state.sizes, seen, (grid.h, grid.w))
+            state.tokens = recomputed(enhancer, state.tokens, state.sizes, seen, (grid.h, grid.w))
         state.stages += split(seen, [(grid.h, grid.w)])
         return tokens
 

@@ -14,7 +14,7 @@ from transformers import DeformableDetrConfig
 from transformers.models.deformable_detr import modeling_deformable_detr as detr
 
 from rsseg_cli.errors import RssegError
-from rsseg_cli.methods._convolution import BatchNorm, Cascade
+from rsseg_cli.methods._convolution import BatchNorm, Cascade, recomputed
 from rsseg_cli.methods._deformable import DeformableAttention, centres
 from rsseg_cli.methods._esto import TokenOptimizer
 from rsseg_cli.methods._see import Edges, Enhancer, SpatialExpert, join, split
@@ -96,6 +96,32 @@ def test_batch_norm_of_a_single_value() -> None:
     plain = nn.BatchNorm2d(3).train()
     x = torch.randn(2, 3, 1, 2)
     assert torch.equal(BatchNorm(3).train()(x), plain(x))
+
+
+def test_recomputing_changes_neither_gradients_nor_statistics() -> None:
+    gradients, states = [], []
+    for call in (lambda module, x: module(x), recomputed):
+        torch.manual_seed(0)
+        module = nn.Sequential(Cascade(8, nn.Conv2d(2, 2, 3, padding=1)), nn.Dropout(0.5)).train()
+        x = torch.randn(2, 8, 5, 4, requires_grad=True)
+        kept: list[int] = []
+
+        def keep(tensor: Tensor, kept: list[int] = kept) -> Tensor:
+            kept.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            result = call(module, x)
+        result.square().sum().backward()
+        gradients.append([x.grad, *(parameter.grad for parameter in module.parameters())])
+        states.append(module.state_dict())
+        if call is recomputed:
+            assert sum(kept) < 4 * x.numel()
+    for plain, again in zip(*gradients, strict=True):
+        assert plain is not None
+        assert torch.equal(plain, again)
+    for name, tensor in states[0].items():
+        assert torch.equal(tensor, states[1][name]), name
 
 
 # --- experts --------------------------------------------------------------------------------------
