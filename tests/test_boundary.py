@@ -42,7 +42,7 @@ def test_equals_erosion_class_by_class(distance: int) -> None:
         expected = (of_truth & of_guess).sum() / (of_truth | of_guess).sum()
         assert found == pytest.approx(expected)
         np.testing.assert_array_equal(
-            outline(truth.astype(np.int16), distance) & (truth == index), of_truth
+            outline(truth, distance) & (truth == index), of_truth
         )
 
 

@@ -150,9 +150,10 @@ def test_many_pixels_do_not_overflow() -> None:
 @pytest.mark.parametrize(
     ("predicted", "truth", "message"),
     [
-        ([0, 3], [0, 1], "prediction holds indices 0..3"),
-        ([0, 1], [0, 2], "truth holds indices 0..2"),
-        ([0, -1], [0, 1], "prediction holds indices -1..0"),
+        ([0, 3], [0, 1], r"prediction holds \[3\]"),
+        ([0, 1], [0, 2], r"truth holds \[2\]"),
+        ([0, -1], [0, 1], r"prediction holds -1\.\.0"),
+        ([0, 1], [0, 256], r"truth holds 0\.\.256"),
         ([0, 1, 1], [0, 1], "shapes differ"),
     ],
 )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rasterio
 from numpy.typing import NDArray
 
 from rsseg_cli.classes import IGNORE, Class
@@ -30,6 +31,8 @@ BOUNDARY_PX = 3
 """Width of the outlines that the boundary scores compare, unless told otherwise."""
 _STEP = (1024, 4096)
 """Rows and columns that are compared at a time: memory does not grow with the map."""
+_CACHE = 2**28
+"""Bytes of blocks that GDAL keeps; by default a share of the machine's memory."""
 _UNKNOWN = -1
 
 
@@ -154,7 +157,7 @@ def evaluate_scenes(
     grids = []
     for one in comparisons:
         counts = ConfusionMatrix(classes)
-        with _Map.open(one.prediction, classes) as scene:
+        with rasterio.Env(GDAL_CACHEMAX=_CACHE), _Map.open(one.prediction, classes) as scene:
             grids.append(f"{one.name}: {describe_grid(scene.place)}")
             _compare(scene, one, counts, total.boundary)
         total.total += counts

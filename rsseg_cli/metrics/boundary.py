@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from rsseg_cli.classes import IGNORE, Class
 from rsseg_cli.metrics.scores import Scores
 
-_OUTSIDE = -1
-
 
 def outline_px(width: int, height: int) -> int:
     """Give the outline width of the paper for an image: 2 % of its diagonal, at least 1 pixel."""
@@ -60,8 +58,8 @@ class BoundaryIoU:
         if predicted.shape != truth.shape or truth.ndim != 2:
             raise ValueError(f"shapes differ: {predicted.shape}, {truth.shape}")
         there = truth != IGNORE
-        true = np.where(there, truth, IGNORE).astype(np.int16)
-        guess = np.where(there, predicted, IGNORE).astype(np.int16)
+        true = np.where(there, truth, IGNORE).astype(np.uint8)
+        guess = np.where(there, predicted, IGNORE).astype(np.uint8)
         of_truth = outline(true, self.distance)[inside]
         of_guess = outline(guess, self.distance)[inside]
         true, guess = true[inside], guess[inside]
@@ -94,27 +92,26 @@ class BoundaryIoU:
         return replace(scores, classes=rows, boundary_miou=mean, boundary_px=self.distance)
 
 
-def outline(labels: NDArray[np.int16], distance: int) -> NDArray[np.bool_]:
+def outline(labels: NDArray[np.uint8], distance: int) -> NDArray[np.bool_]:
     """Find the pixels (h, w) with another label, or the border, within `distance` pixels.
 
     All classes at once: a pixel is inside its class exactly where the smallest and the largest
     label in the square of side 2 * distance + 1 around it are the same.
     """
-    padded = np.pad(labels, distance, constant_values=_OUTSIDE)
+    padded = np.pad(labels, distance, constant_values=IGNORE)
     side = 2 * distance + 1
     found: NDArray[np.bool_] = _slide(padded, side, np.minimum) != _slide(padded, side, np.maximum)
     return found
 
 
 def _slide(
-    labels: NDArray[np.int16], side: int, extreme: Callable[..., NDArray[np.int16]]
-) -> NDArray[np.int16]:
+    labels: NDArray[np.uint8], side: int, extreme: Callable[..., NDArray[np.uint8]]
+) -> NDArray[np.uint8]:
     """Take the extreme of every `side` x `side` square that fits, in O(log side) passes."""
-    for _ in range(2):  # down the rows, then, transposed, down what were the columns
-        reach = 1
-        while reach < side:
-            step = min(reach, side - reach)
-            labels = extreme(labels[:-step], labels[step:])
-            reach += step
-        labels = labels.T
+    reach = 1
+    while reach < side:
+        step = min(reach, side - reach)
+        labels = extreme(labels[:-step], labels[step:])
+        labels = extreme(labels[:, :-step], labels[:, step:])
+        reach += step
     return labels

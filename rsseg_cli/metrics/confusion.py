@@ -71,23 +71,19 @@ class ConfusionMatrix:
 
     def _count(self, predicted: Indices, truth: Indices) -> NDArray[np.int64]:
         """Count flat indices where they lie (numpy, or torch on its device)."""
-        known = truth != IGNORE
-        truth, predicted = truth[known], predicted[known]
-        if len(truth) == 0:
-            return np.zeros_like(self.counts)
-        number = len(self.classes)
-        rows, columns = _widened(truth), _widened(predicted)
-        columns[columns == IGNORE] = number
-        for name, indices, top in (("truth", rows, number), ("prediction", columns, number + 1)):
-            low, high = int(indices.min()), int(indices.max())
-            if low < 0 or high >= top:
-                raise ValueError(f"the {name} holds indices {low}..{high} of {number} classes")
-        code = rows * (number + 1) + columns
+        code = _bytes("truth", truth) * 256 + _bytes("prediction", predicted)
         if isinstance(code, np.ndarray):
-            flat = np.bincount(code, minlength=self.counts.size)
+            flat = np.bincount(code, minlength=2**16)
         else:
-            flat = code.bincount(minlength=self.counts.size).cpu().numpy()
-        return flat.reshape(self.counts.shape).astype(np.int64)
+            flat = code.bincount(minlength=2**16).cpu().numpy()
+        pairs = flat.reshape(256, 256)[:IGNORE]  # what has no truth ends here
+        number = len(self.classes)
+        for name, seen in (("truth", pairs.sum(1)), ("prediction", pairs.sum(0)[:IGNORE])):
+            if seen[number:].any():
+                odd = number + np.flatnonzero(seen[number:])
+                raise ValueError(f"the {name} holds {odd[:5]}, but there are {number} classes")
+        found: NDArray[np.int64] = pairs[:number, [*range(number), IGNORE]].astype(np.int64)
+        return found
 
     def __add__(self, other: ConfusionMatrix) -> ConfusionMatrix:
         if self.classes != other.classes:
@@ -135,9 +131,12 @@ class ConfusionMatrix:
         )
 
 
-def _widened(indices: Any) -> Any:
-    """Copy indices into a type that holds the product of two."""
-    return indices.astype(np.int64) if isinstance(indices, np.ndarray) else indices.long()
+def _bytes(name: str, indices: Any) -> Any:
+    """Widen flat indices so that pairs of them can be coded; refuse what is no byte."""
+    wide = indices.astype(np.int64) if isinstance(indices, np.ndarray) else indices.long()
+    if len(wide) and (int(wide.min()) < 0 or int(wide.max()) > IGNORE):
+        raise ValueError(f"the {name} holds {int(wide.min())}..{int(wide.max())}, no class indices")
+    return wide
 
 
 def _ratio(part: NDArray[np.int64], whole: NDArray[np.int64]) -> list[float | None]:
