@@ -19,8 +19,9 @@ from torch import Tensor
 from rsseg_cli.classes import Class, default_color
 from rsseg_cli.errors import OutputExistsError, RssegError, RssegWarning, UnreadableError
 from rsseg_cli.predict import engine
-from rsseg_cli.predict.engine import Outputs, SceneResult, predict_scene
-from rsseg_cli.predict.plan import Plan, Tiling, plan_scene
+from rsseg_cli.predict.engine import predict_scene
+from rsseg_cli.predict.outputs import Outputs, SceneResult
+from rsseg_cli.predict.plan import Plan, Tiling, peak_rss_mb, plan_scene
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.scene import Scene
 
@@ -448,7 +449,7 @@ def test_memory_bound_cuts_swaths(write_scene: WriteScene) -> None:
     path = write_scene(np.zeros((1, 20, 60_000), "uint8"))
     with Scene.open(path) as scene:
         free = plan_scene(scene, Tiling(64, batch=1), classes=8)
-        least = int(engine.peak_rss_mb())
+        least = int(peak_rss_mb())
         bound = Tiling(64, batch=1, memory_mb=least + 170)
         tight = plan_scene(scene, bound, classes=8)
         with pytest.raises(RssegError, match="not even in narrow swaths") as caught:

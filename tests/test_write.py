@@ -19,7 +19,8 @@ from rsseg_cli.classes import Class
 from rsseg_cli.errors import RssegError
 from rsseg_cli.raster import style
 from rsseg_cli.raster.grid import Window
-from rsseg_cli.raster.write import Look, MapGrid, MapWriter
+from rsseg_cli.raster.parts import Look, MapGrid
+from rsseg_cli.raster.write import MapWriter
 
 CLASSES = (Class(0, "open water", (0, 0, 255)), Class(3, "wood & scrub <5 m", (10, 120, 30)))
 GRID = MapGrid(600, 1100, rasterio.CRS.from_epsg(32633), NORTH_UP)

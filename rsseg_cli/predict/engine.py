@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
@@ -23,16 +22,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rsseg_cli.classes import IGNORE, Class
+from rsseg_cli.classes import IGNORE
 from rsseg_cli.errors import RssegError
-from rsseg_cli.predict import products
+from rsseg_cli.predict.outputs import Outputs, Progress, SceneResult, Wait
 from rsseg_cli.predict.plan import AHEAD, CACHE_MB, MIB, Plan, Tiling, peak_rss_mb, plan_scene
 from rsseg_cli.predict.strips import Strip, read_strips
 from rsseg_cli.predict.threads import Ahead, Behind
 from rsseg_cli.raster.blend import Product, RowBlender, Rows
 from rsseg_cli.raster.grid import Window
+from rsseg_cli.raster.parts import MapGrid
 from rsseg_cli.raster.scene import Scene
-from rsseg_cli.raster.write import Look, MapGrid, MapWriter
+from rsseg_cli.raster.write import MapWriter
 
 
 class Infer(Protocol):
@@ -49,84 +49,6 @@ class Infer(Protocol):
             (B, K, T, T) non-negative and summing to 1 over K, on the device. The engine writes
             into it and is done with it before the next call.
         """
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """The maps to make of a scene, all in one pass.
-
-    Attributes:
-        map: The class map.
-        classes: What the K channels of the model are, in order.
-        reject: Pixels whose highest probability is below this become nodata.
-        probabilities: Where to put one band per class, in steps of 1/254.
-        confidence: Where to put one band that says how sure the model is.
-        measure: What sure means there.
-        driver: `COG` or `GTiff`.
-        options: Creation options of the driver.
-        overwrite: Replace what is there.
-        tags: How the maps were made; written into them.
-    """
-
-    map: Path
-    classes: Sequence[Class]
-    reject: float | None = None
-    probabilities: Path | None = None
-    confidence: Path | None = None
-    measure: products.Confidence = "max"
-    driver: str = "COG"
-    options: Mapping[str, str] = field(default_factory=dict)
-    overwrite: bool = False
-    tags: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def bands(self) -> int:
-        """Bands of all maps together."""
-        shares = len(self.classes) if self.probabilities else 0
-        return 1 + shares + (1 if self.confidence else 0)
-
-    def made(self) -> Iterator[tuple[Path, Look, Product]]:
-        """List the maps: where each goes, what it shows, how it is made."""
-        classes = tuple(self.classes)
-        made = products.class_map([one.id for one in classes], reject=self.reject)
-        yield self.map, Look(("class",), classes, tags=self.tags), made
-        scale = 1 / products.STEPS
-        if self.probabilities is not None:
-            names = tuple(one.name for one in classes)
-            look = Look(names, scale=scale, tags=self.tags)
-            yield self.probabilities, look, products.probabilities(len(classes))
-        if self.confidence is not None:
-            look = Look((f"confidence ({self.measure})",), scale=scale, tags=self.tags)
-            yield self.confidence, look, products.confidence(self.measure)
-
-
-@dataclass(frozen=True)
-class Wait:
-    """Share of the time for which the caller's thread had to wait, 0 to 1."""
-
-    disk: float = 0.0
-    device: float = 0.0
-    writer: float = 0.0
-
-
-@dataclass(frozen=True)
-class SceneResult:
-    """What became of one scene; the keys of `predict --json`."""
-
-    input: str
-    output: str | None
-    width: int = 0
-    height: int = 0
-    seconds: float = 0.0
-    mpx_per_s: float = 0.0
-    peak_rss_mb: float = 0.0
-    wait: Wait = Wait()
-    status: Literal["done", "failed"] = "done"
-    error: str | None = None
-
-
-Progress = Callable[[int, int, Wait], None]
-"""Called with finished pixels, all pixels, and the waiting so far."""
 
 
 def predict_scene(

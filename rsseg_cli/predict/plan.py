@@ -11,8 +11,8 @@ import numpy as np
 
 from rsseg_cli.errors import RssegError
 from rsseg_cli.raster.grid import Axis, Window
+from rsseg_cli.raster.parts import BLOCK
 from rsseg_cli.raster.scene import Scene
-from rsseg_cli.raster.write import BLOCK
 
 MIB = 2**20
 PART_PIXELS = 16 * MIB
@@ -27,7 +27,7 @@ READ_ROWS = 256
 AHEAD = 2
 """Strips that are read ahead, and rows that the writer may be behind."""
 
-CACHE_MB = 64
+CACHE_MB = 32
 """GDAL's block cache: each block is read once, so that it need not hold more than is in use."""
 
 

@@ -10,56 +10,29 @@ from __future__ import annotations
 
 import json
 import shutil
-import warnings
-import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import rasterio
 import rasterio.shutil
 from numpy.typing import NDArray
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
-from rasterio.io import MemoryFile
+from rasterio.errors import RasterioError
 from rasterio.windows import Window as FileWindow
 
-from rsseg_cli.classes import IGNORE, Class
 from rsseg_cli.errors import OutputExistsError, RssegError
 from rsseg_cli.raster import style
 from rsseg_cli.raster.grid import Window
-
-BLOCK = 512
-"""Side of the blocks of a map; parts begin at multiples of it."""
-
-
-@dataclass(frozen=True)
-class MapGrid:
-    """The grid of a map: that of its scene, bit for bit."""
-
-    width: int
-    height: int
-    crs: rasterio.CRS | None
-    transform: rasterio.Affine
-
-
-@dataclass(frozen=True)
-class Look:
-    """What the numbers of a map mean.
-
-    Attributes:
-        bands: What each band is called.
-        classes: Classes of a class map; empty for maps of quantities.
-        scale: Quantity = stored value * scale; for maps of quantities.
-        tags: How the map was made, kept in the file.
-    """
-
-    bands: tuple[str, ...]
-    classes: tuple[Class, ...] = ()
-    scale: float = 1.0
-    tags: Mapping[str, str] = field(default_factory=dict)
+from rsseg_cli.raster.parts import (
+    BLOCK,
+    Look,
+    MapGrid,
+    anywhere,
+    compression,
+    require_whole,
+    virtual_map,
+)
 
 
 class MapWriter:
@@ -167,7 +140,7 @@ class MapWriter:
         self._part, self._filled = number, 0
         if self._buffer.shape[2] != part.width:
             self._buffer = np.empty((len(self.look.bands), BLOCK, part.width), np.uint8)
-        with _anywhere():
+        with anywhere():
             self._file = rasterio.open(
                 self._part_path(number).with_suffix(".tmp"),
                 "w",
@@ -181,7 +154,7 @@ class MapWriter:
                 blockysize=BLOCK,
                 interleave="band",
                 bigtiff="IF_SAFER",
-                **_compression("GTiff"),
+                **compression("GTiff"),
             )
 
     def _flush(self, y: int) -> None:
@@ -196,7 +169,7 @@ class MapWriter:
         self._file = None
         final = self._part_path(self._part)
         draft = final.with_suffix(".tmp")
-        _require_whole(draft)
+        require_whole(draft)
         draft.replace(final)
         self.finished.add(self._part)
 
@@ -211,10 +184,11 @@ class MapWriter:
             raise ValueError(f"{missing} parts of {self.path} were never written")
         with _writable(self.path):
             source, draft = self._folder / "map.vrt", self._folder / "map.tif"
-            source.write_text(self._virtual())
-            with _anywhere(), rasterio.Env(GDAL_NUM_THREADS="ALL_CPUS"):
+            pieces = [(self._part_path(n).name, part) for n, part in enumerate(self.parts)]
+            source.write_text(virtual_map(self.grid, self.look, pieces))
+            with anywhere(), rasterio.Env(GDAL_NUM_THREADS="ALL_CPUS"):
                 rasterio.shutil.copy(source, draft, driver=self._driver, **self._creation())
-            _require_whole(draft)
+            require_whole(draft)
             beside = self._describe(draft)
             for name, text in beside.items():
                 (self._folder / name).write_text(text)
@@ -225,7 +199,7 @@ class MapWriter:
         return [self.path, *(self.path.parent / name for name in beside)]
 
     def _creation(self) -> dict[str, str]:
-        options = {"BIGTIFF": "IF_SAFER", **_compression(self._driver)}
+        options = {"BIGTIFF": "IF_SAFER", **compression(self._driver)}
         if self._driver == "COG":
             # A mean of class numbers is no class.
             resampling = "NEAREST" if self.look.classes else "AVERAGE"
@@ -255,44 +229,6 @@ class MapWriter:
             f"{self.path.stem}.qml": style.qgis_style(classes),
             f"{self.path.stem}.json": json.dumps(item, indent=2),
         }
-
-    def _virtual(self) -> str:
-        """Write the virtual raster that shows the parts as one map with all its metadata."""
-        grid, look = self.grid, self.look
-        root = ET.Element("VRTDataset", rasterXSize=str(grid.width), rasterYSize=str(grid.height))
-        if grid.crs is not None:
-            style.child(root, "SRS", grid.crs.to_wkt(version="WKT2_2019"))
-        if grid.transform != rasterio.Affine.identity():
-            numbers = ", ".join(repr(float(v)) for v in grid.transform.to_gdal())
-            style.child(root, "GeoTransform", numbers)
-        metadata = style.child(root, "Metadata")
-        for key, value in look.tags.items():
-            style.child(metadata, "MDI", value, key=f"rsseg_{key}")
-        for index, name in enumerate(look.bands, 1):
-            band = style.child(root, "VRTRasterBand", dataType="Byte", band=index)
-            style.child(band, "Description", name)
-            style.child(band, "NoDataValue", IGNORE)
-            if look.classes:
-                style.child(band, "ColorInterp", "Palette")
-                style.add_color_table(band, look.classes)
-            elif look.scale != 1:
-                style.child(band, "Offset", 0)
-                style.child(band, "Scale", repr(look.scale))
-            for number, part in enumerate(self.parts):
-                self._add_source(band, index, number, part)
-        return ET.tostring(root, encoding="unicode")
-
-    def _add_source(self, band: ET.Element, index: int, number: int, part: Window) -> None:
-        source = style.child(band, "SimpleSource")
-        style.child(source, "SourceFilename", self._part_path(number).name, relativeToVRT=1)
-        style.child(source, "SourceBand", index)
-        size = {"xSize": part.width, "ySize": part.height}
-        style.child(
-            source, "SourceProperties", RasterXSize=part.width, RasterYSize=part.height,
-            DataType="Byte", BlockXSize=BLOCK, BlockYSize=BLOCK,
-        )  # fmt: skip
-        style.child(source, "SrcRect", xOff=0, yOff=0, **size)
-        style.child(source, "DstRect", xOff=part.x, yOff=part.y, **size)
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
@@ -332,41 +268,3 @@ def _writable(path: Path) -> Iterator[None]:
             where=str(path),
             fix="free space, or write permission, in that folder",
         ) from error
-
-
-@contextmanager
-def _anywhere() -> Iterator[None]:
-    """Let rasters without a place on the ground pass: a part needs none."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        yield
-
-
-def _require_whole(path: Path) -> None:
-    """Make sure that each block of a TIFF lies inside the file.
-
-    GDAL writes blocks late and may lose the error when the disk is full.
-    """
-    size = path.stat().st_size
-    with _anywhere(), rasterio.open(path) as file:
-        high, wide = file.block_shapes[0]
-        for band in file.indexes:
-            for y in range(-(-file.height // high)):
-                for x in range(-(-file.width // wide)):
-                    at = file.get_tag_item(f"BLOCK_OFFSET_{x}_{y}", "TIFF", bidx=band)
-                    length = file.get_tag_item(f"BLOCK_SIZE_{x}_{y}", "TIFF", bidx=band)
-                    if at is None or length is None or int(at) + int(length) > size:
-                        raise OSError(f"block {x}, {y} did not reach the disk")
-
-
-@cache
-def _compression(driver: str) -> dict[str, str]:
-    """Choose ZSTD, or DEFLATE where this GDAL has none. Level 1: maps gain nothing from more."""
-    try:
-        with MemoryFile() as memory, _anywhere():
-            memory.open(
-                driver="GTiff", width=1, height=1, count=1, dtype="uint8", compress="zstd"
-            ).close()
-    except RasterioError:
-        return {"COMPRESS": "DEFLATE"}
-    return {"COMPRESS": "ZSTD", "LEVEL" if driver == "COG" else "ZSTD_LEVEL": "1"}

@@ -1,0 +1,136 @@
+"""The parts of a map: what they are as GeoTIFFs, and how they are shown as one raster."""
+
+from __future__ import annotations
+
+import warnings
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import rasterio
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.io import MemoryFile
+
+from rsseg_cli.classes import IGNORE, Class
+from rsseg_cli.raster import style
+from rsseg_cli.raster.grid import Window
+
+BLOCK = 512
+"""Side of the blocks of a map; parts begin at multiples of it."""
+
+
+@dataclass(frozen=True)
+class MapGrid:
+    """The grid of a map: that of its scene, bit for bit."""
+
+    width: int
+    height: int
+    crs: rasterio.CRS | None
+    transform: rasterio.Affine
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the numbers of a map mean.
+
+    Attributes:
+        bands: What each band is called.
+        classes: Classes of a class map; empty for maps of quantities.
+        scale: Quantity = stored value * scale; for maps of quantities.
+        tags: How the map was made, kept in the file.
+    """
+
+    bands: tuple[str, ...]
+    classes: tuple[Class, ...] = ()
+    scale: float = 1.0
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+def virtual_map(grid: MapGrid, look: Look, parts: Sequence[tuple[str, Window]]) -> str:
+    """Write the virtual raster that shows parts as one map with all its metadata.
+
+    Args:
+        grid: The grid of the map.
+        look: What it shows.
+        parts: File name, beside the virtual raster, and place of each part.
+    """
+    root = ET.Element("VRTDataset", rasterXSize=str(grid.width), rasterYSize=str(grid.height))
+    if grid.crs is not None:
+        style.child(root, "SRS", grid.crs.to_wkt(version="WKT2_2019"))
+    if grid.transform != rasterio.Affine.identity():
+        numbers = ", ".join(repr(float(number)) for number in grid.transform.to_gdal())
+        style.child(root, "GeoTransform", numbers)
+    metadata = style.child(root, "Metadata")
+    for key, value in look.tags.items():
+        style.child(metadata, "MDI", value, key=f"rsseg_{key}")
+    for index, name in enumerate(look.bands, 1):
+        band = style.child(root, "VRTRasterBand", dataType="Byte", band=index)
+        style.child(band, "Description", name)
+        style.child(band, "NoDataValue", IGNORE)
+        if look.classes:
+            style.child(band, "ColorInterp", "Palette")
+            style.add_color_table(band, look.classes)
+        else:
+            style.child(band, "Offset", 0)
+            style.child(band, "Scale", repr(look.scale))
+        for file, part in parts:
+            _add_source(band, index, file, part)
+    return ET.tostring(root, encoding="unicode")
+
+
+def _add_source(band: ET.Element, index: int, file: str, part: Window) -> None:
+    source = style.child(band, "SimpleSource")
+    style.child(source, "SourceFilename", file, relativeToVRT=1)
+    style.child(source, "SourceBand", index)
+    # With its properties known a source is opened only when its pixels are asked for.
+    style.child(
+        source, "SourceProperties", RasterXSize=part.width, RasterYSize=part.height,
+        DataType="Byte", BlockXSize=BLOCK, BlockYSize=BLOCK,
+    )  # fmt: skip
+    size = {"xSize": part.width, "ySize": part.height}
+    style.child(source, "SrcRect", xOff=0, yOff=0, **size)
+    style.child(source, "DstRect", xOff=part.x, yOff=part.y, **size)
+
+
+@contextmanager
+def anywhere() -> Iterator[None]:
+    """Let rasters without a place on the ground pass: a part needs none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        yield
+
+
+def require_whole(path: Path) -> None:
+    """Make sure that each block of a TIFF lies inside the file.
+
+    GDAL writes blocks late and may lose the error when the disk is full.
+
+    Raises:
+        OSError: A block is missing.
+    """
+    size = path.stat().st_size
+    with anywhere(), rasterio.open(path) as file:
+        high, wide = file.block_shapes[0]
+        across, down = -(-file.width // wide), -(-file.height // high)
+        blocks = [(x, y, band) for band in file.indexes for y in range(down) for x in range(across)]
+        for x, y, band in blocks:
+            start = file.get_tag_item(f"BLOCK_OFFSET_{x}_{y}", "TIFF", bidx=band)
+            length = file.get_tag_item(f"BLOCK_SIZE_{x}_{y}", "TIFF", bidx=band)
+            if start is None or length is None or int(start) + int(length) > size:
+                raise OSError(f"block {x}, {y} did not reach the disk")
+
+
+@cache
+def compression(driver: str) -> dict[str, str]:
+    """Choose ZSTD, or DEFLATE where this GDAL has none. Level 1: maps gain nothing from more."""
+    try:
+        with MemoryFile() as memory, anywhere():
+            memory.open(
+                driver="GTiff", width=1, height=1, count=1, dtype="uint8", compress="zstd"
+            ).close()
+    except RasterioError:
+        return {"COMPRESS": "DEFLATE"}
+    return {"COMPRESS": "ZSTD", "LEVEL" if driver == "COG" else "ZSTD_LEVEL": "1"}
