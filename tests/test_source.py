@@ -1,202 +1,21 @@
-"""From `--src` to pairs: what is found, what is discovered, and what is refused by name."""
+"""From `--src` to pairs: what is found, how it is split, and what is refused by name."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import geopandas
 import numpy as np
 import pytest
-import rasterio
-from conftest import NORTH_UP, random_samples, write_raster
-from shapely.geometry import box
+from conftest import random_samples, write_raster
+from folders import PNG, folder, folder_of, image, label
 
 from rsseg_cli import presets
 from rsseg_cli.data.layout import expand_braces, glob_regex
 from rsseg_cli.data.locate import take_apart
 from rsseg_cli.data.source import Source
 from rsseg_cli.data.spec import DatasetSpec
-from rsseg_cli.errors import RssegError, RssegWarning, UnreadableError
+from rsseg_cli.errors import RssegError, UnreadableError
 from rsseg_cli.raster.grid import Window
-
-PNG = {
-    "driver": "PNG", "tiled": None, "blockxsize": None, "blockysize": None, "compress": None,
-    "photometric": None, "alpha": None, "crs": None, "transform": None,
-}  # fmt: skip
-
-
-def folder(root: Path, count: int = 2, bands: int = 3, dtype: str = "uint8") -> Path:
-    """Images a, b, ... of 96 x 64 pixels with labels of the classes 1 and 2."""
-    for name in "abcdefgh"[:count]:
-        image(root, f"images/{name}.tif", bands, dtype)
-        label(root, f"labels/{name}.tif")
-    return root
-
-
-def image(root: Path, path: str, bands: int = 3, dtype: str = "uint8", **profile: Any) -> Path:
-    (root / path).parent.mkdir(parents=True, exist_ok=True)
-    return write_raster(root / path, random_samples(bands, 64, 96, dtype), **profile)
-
-
-def label(root: Path, path: str, values: tuple[int, ...] = (1, 2), **profile: Any) -> Path:
-    (root / path).parent.mkdir(parents=True, exist_ok=True)
-    ids = np.resize(np.array(values, np.uint8), (8, 12)).repeat(8, 0).repeat(8, 1)
-    return write_raster(root / path, ids[None], **profile)
-
-
-def polygons(root: Path, path: str, **columns: list[Any]) -> Path:
-    (root / path).parent.mkdir(parents=True, exist_ok=True)
-    x, y = NORTH_UP.c, NORTH_UP.f
-    count = len(next(iter(columns.values())))
-    shapes = [box(x + 100 * i, y - 300, x + 100 * i + 90, y - 20) for i in range(count)]
-    geopandas.GeoDataFrame(columns, geometry=shapes, crs="EPSG:32633").to_file(root / path)
-    return root / path
-
-
-def test_a_folder_is_discovered_and_written_down(tmp_path: Path) -> None:
-    source = Source.locate(str(folder(tmp_path)))
-    assert [band.name for band in source.spec.bands] == ["red", "green", "blue"]
-    assert [(one.id, one.name) for one in source.classes] == [(1, "class 1"), (2, "class 2")]
-    pairs = source.pairs()
-    assert [pair.name for pair in pairs] == ["a", "b"]
-    assert [pair.label and pair.label.name for pair in pairs] == ["a.tif", "b.tif"]
-    assert source.spec.gsd_m == 10.0
-    written = source.keep(tmp_path / "run")
-    assert written == tmp_path / "dataset.yaml"
-    again = Source.locate(str(tmp_path))
-    assert again.spec == source.spec
-    assert again.keep(tmp_path) is None
-
-
-def test_bands_take_their_names_from_the_file(tmp_path: Path) -> None:
-    path = image(tmp_path, "images/a.tif", 3, "uint16")
-    label(tmp_path, "labels/a.tif")
-    with rasterio.open(path, "r+") as file:
-        file.descriptions = ("SWIR_16", "nir", "depth")
-    bands = Source.locate(str(tmp_path)).spec.bands
-    assert [(band.name, band.wavelength_nm) for band in bands] == [
-        ("swir_16", 1610.0), ("nir", 830.0), ("depth", None),
-    ]  # fmt: skip
-
-
-def test_four_bands_are_red_green_blue_nir_and_six_are_numbered(tmp_path: Path) -> None:
-    four = Source.locate(str(folder(tmp_path / "four", bands=4))).spec
-    assert [band.wavelength_nm for band in four.bands] == [660, 560, 485, 830]
-    six = Source.locate(str(folder(tmp_path / "six", bands=6, dtype="float32"))).spec
-    assert [band.name for band in six.bands] == [f"band {n}" for n in range(1, 7)]
-
-
-@pytest.mark.parametrize(
-    ("values", "ids", "ignore", "encoding"),
-    [
-        ((0, 1, 5), [0, 1, 5], (), "index"),
-        ((0, 1, 255), [0, 1], (255,), "index"),
-        ((0, 255), [0, 1], (), "threshold"),
-    ],
-)
-def test_ids_are_found(
-    tmp_path: Path, values: tuple[int, ...], ids: list[int], ignore: Any, encoding: str
-) -> None:
-    image(tmp_path, "images/a.tif")
-    label(tmp_path, "labels/a.tif", values)
-    spec = Source.locate(str(tmp_path)).spec
-    assert ([one.id for one in spec.classes], spec.ignore, spec.encoding) == (ids, ignore, encoding)
-
-
-def test_the_nodata_tag_of_a_label_is_no_class(tmp_path: Path) -> None:
-    image(tmp_path, "images/a.tif")
-    label(tmp_path, "labels/a.tif", (0, 1, 2), nodata=0)
-    source = Source.locate(str(tmp_path))
-    assert [one.id for one in source.classes] == [1, 2]
-
-
-def test_palettes_keep_their_colours(tmp_path: Path) -> None:
-    image(tmp_path, "images/a.tif")
-    path = label(tmp_path, "labels/a.tif")
-    with rasterio.open(path, "r+") as file:
-        file.write_colormap(1, {1: (10, 20, 30, 255), 2: (200, 0, 0, 255)})
-    assert [one.color for one in Source.locate(str(tmp_path)).classes] == [
-        (10, 20, 30),
-        (200, 0, 0),
-    ]
-
-
-def test_colours_become_classes(tmp_path: Path) -> None:
-    image(tmp_path, "images/a.tif")
-    rgb = np.zeros((3, 64, 96), np.uint8)
-    rgb[0, :, 40:] = 250
-    write_raster(folder_of(tmp_path / "labels") / "a.tif", rgb)
-    source = Source.locate(str(tmp_path))
-    assert source.spec.encoding == "rgb"
-    assert [one.name for one in source.classes] == ["#000000", "#fa0000"]
-    reader = source.opener.labels(source.pairs()[0])
-    assert reader is not None
-    np.testing.assert_array_equal(reader.read(Window(0, 0, 96, 64)), (rgb[0] > 0).astype(np.uint8))
-
-
-def folder_of(path: Path) -> Path:
-    path.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-def test_measurements_are_no_labels(tmp_path: Path) -> None:
-    image(tmp_path, "images/a.tif")
-    values = np.arange(64 * 96, dtype=np.float32).reshape(1, 64, 96)
-    write_raster(folder_of(tmp_path / "labels") / "a.tif", values)
-    with pytest.raises(RssegError, match="more than 64 distinct values"):
-        Source.locate(str(tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("columns", "classes", "field"),
-    [
-        ({"Class": ["b", "a", "b"]}, [(1, "a"), (2, "b")], "Class"),
-        ({"class": [3, 0, 3]}, [(0, "class 0"), (3, "class 3")], "class"),
-        ({"class": [3, 0, 3], "name": ["x", "y", "x"]}, [(0, "y"), (3, "x")], "class"),
-        ({"class": [3, 0, 3], "name": ["x", "y", "z"]}, [(0, "class 0"), (3, "class 3")], "class"),
-        ({"Quatreclasses": ["1", "255", "4"]}, [(1, "class 1"), (4, "class 4")], "Quatreclasses"),
-        ({"Id": [5, 6, 7]}, [(0, "background"), (1, "object")], None),
-        ({"building": ["yes"] * 3}, [(0, "background"), (1, "building")], None),
-        ({"class": [1] * 3, "name": ["pool"] * 3}, [(0, "background"), (1, "pool")], None),
-    ],
-)
-def test_attributes_become_classes(
-    tmp_path: Path, columns: Any, classes: Any, field: str | None
-) -> None:
-    image(tmp_path, "images/a.tif")
-    polygons(tmp_path, "labels/a.gpkg", **columns)
-    source = Source.locate(str(tmp_path))
-    assert [(one.id, one.name) for one in source.classes] == classes
-    assert source.spec.field == field
-    source.keep(tmp_path)
-    assert Source.locate(str(tmp_path)).spec == source.spec
-    reader = source.opener.labels(source.pairs()[0])
-    assert reader is not None
-    found = set(np.unique(reader.read(Window(0, 0, 96, 64))))
-    assert found == ({0, 1} if field is None else {0, 1, 255})
-
-
-def test_rasters_and_polygons_side_by_side(tmp_path: Path) -> None:
-    folder(tmp_path, 1)
-    image(tmp_path, "images/b.tif")
-    polygons(tmp_path, "labels/b.geojson", **{"class": [2, 4]})
-    source = Source.locate(str(tmp_path))
-    assert [one.id for one in source.classes] == [1, 2, 4]
-    polygons(tmp_path, "labels/b.geojson", **{"class": ["x", "y"]})
-    with pytest.raises(RssegError, match="cannot be matched"):
-        Source.locate(str(tmp_path))
-
-
-def test_one_label_serves_several_dates(tmp_path: Path) -> None:
-    image(tmp_path, "images/spring.gtif", 4, "int16", nodata=-99)
-    image(tmp_path, "images/summer.gtif", 4, "int16")
-    label(tmp_path, "labels/truth.gtif")
-    polygons(tmp_path, "labels/truth.shp", kind=["a", "b"])
-    with pytest.warns(RssegWarning, match=r"truth\.gtif is taken"):
-        source = Source.locate(str(tmp_path))
-    assert {pair.label.name for pair in source.pairs() if pair.label} == {"truth.gtif"}
-    assert source.spec.reader.nodata == -99
 
 
 def test_pairs_that_do_not_match_are_named(tmp_path: Path) -> None:
