@@ -90,13 +90,18 @@ class _Matrix:
 
 
 def _matrices(scores: Scores) -> list[_Matrix]:
-    """Lay the confusion out by true class, by mapped class and in pixels."""
+    """Lay the confusion out by true class, by mapped class and in pixels; unmapped comes last."""
+    empty = bool(scores.unmapped)
     counts = [
-        [*row, one.unmapped] for row, one in zip(scores.confusion, scores.classes, strict=True)
+        [*row, one.unmapped] if empty else row
+        for row, one in zip(scores.confusion, scores.classes, strict=True)
     ]
     columns = [sum(column) for column in zip(*counts, strict=True)]
     most = max(max(row) for row in counts) or 1
-    of_truth = [[text.share(n, sum(row)) for n in row] for row in counts]
+    of_truth = [
+        [text.share(n, one.pixels) for n in row]
+        for row, one in zip(counts, scores.classes, strict=True)
+    ]
     of_map = [
         [text.share(n, whole) for n, whole in zip(row, columns, strict=True)] for row in counts
     ]

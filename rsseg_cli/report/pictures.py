@@ -181,9 +181,8 @@ def errors(labels: Labels, truth: Labels) -> Panel:
     wrong = known & (labels != truth)
     pixels[known] = RIGHT
     pixels[wrong] = WRONG
-    of_known = wrong.sum() / max(1, known.sum())
     key = (("right", RIGHT), ("wrong", WRONG), ("no truth", EMPTY))
-    return Panel(f"errors ({of_known:.1%})", pixels, key if not known.all() else key[:2])
+    return Panel("errors", pixels, key if not known.all() else key[:2])
 
 
 @dataclass(frozen=True)
