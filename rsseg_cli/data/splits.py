@@ -174,7 +174,8 @@ def restrict(
     """
     regions = pair.ground if split.box is None else (fraction_box(split.box, pair.place),)
     for other in others.values():
-        if other.box is not None:
+        # One with blocks too owns only these of its box; they are taken out below.
+        if other.box is not None and other.blocks is None:
             regions = subtract(regions, fraction_box(other.box, pair.place))
     if plan is not None:
         if split.blocks is not None:
