@@ -61,8 +61,10 @@ def model(
         RssegError: The dataset's classes or bands are not the model's.
     """
     where = pick_device(device)
-    sources = [Source.locate(text, data_root=data_root) for text in on]
     fitted = open_model(path, weights=weights)
+    # The same share is held back as in the fit, so that `DIR:val` is the same ground.
+    held_back = fitted.config.data.validation
+    sources = [Source.locate(text, data_root=data_root, held_back=held_back) for text in on]
     for source in sources:
         _check_classes(fitted, source)
     tiling = tiling_for(fitted, where, tile=None, overlap=overlap, batch=None)
