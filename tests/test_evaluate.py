@@ -17,7 +17,13 @@ from shapely.geometry import box
 
 from rsseg_cli.classes import IGNORE, Class
 from rsseg_cli.errors import RssegError, RssegWarning, UnreadableError
-from rsseg_cli.evaluate import Comparison, evaluate_rasters, evaluate_scenes, rasters
+from rsseg_cli.evaluate import (
+    Comparison,
+    evaluate_rasters,
+    evaluate_scenes,
+    rasters,
+    read_class_list,
+)
 from rsseg_cli.evaluate.soft import evaluate_soft
 from rsseg_cli.evaluate.truth import open_truth
 from rsseg_cli.metrics.boundary import BoundaryIoU
@@ -338,6 +344,29 @@ def test_category_names_and_colour_table_of_gdal(write_scene: WriteScene) -> Non
     Path(f"{path}.aux.xml").write_text("<PAMDataset>")
     with pytest.raises(UnreadableError, match="class names"):
         read_classes(path)
+
+
+def test_class_lists_come_from_yaml_or_from_a_map(tmp_path: Path, write_scene: WriteScene) -> None:
+    (tmp_path / "dataset.yaml").write_text(
+        "name: d\nbands: [{name: a}]\nencoding: threshold\nclasses:\n"
+        "- {id: 0, name: land, color: [1, 2, 3]}\n- {id: 1, name: house, color: [4, 5, 6]}\n"
+    )
+    code = read_class_list(tmp_path / "dataset.yaml")
+    assert isinstance(code, LabelCode)
+    assert code.classes == (Class(0, "land", (1, 2, 3)), Class(1, "house", (4, 5, 6)))
+    labels = indices(1)
+    made = write_scene((labels == 1)[None].astype(np.uint8), "map.tif")
+    mask = np.where(labels == 1, 255, np.where(labels == 2, 7, 0))[None].astype(np.uint8)
+    truth = write_scene(mask, "mask.tif")
+    assert evaluate_rasters(made, truth, code).scores().miou == 1
+    ignored = evaluate_rasters(made, truth, code, ignore=[7]).scores()
+    assert ignored.pixels == (labels != 2).sum()
+    with pytest.raises(RssegError, match="names no classes"):
+        read_class_list(made)
+    Path(f"{made}.aux.xml").write_text(style.pam_sidecar(CLASSES))
+    assert read_class_list(made) == CLASSES
+    with pytest.raises(UnreadableError):
+        read_class_list(tmp_path / "none.yaml")
 
 
 def test_ids_in_use(write_scene: WriteScene) -> None:

@@ -7,6 +7,7 @@ from rsseg_cli.evaluate.rasters import (
     evaluate_rasters,
     evaluate_scenes,
 )
+from rsseg_cli.evaluate.truth import read_class_list
 
 __all__ = [
     "BOUNDARY_PX",
@@ -14,4 +15,5 @@ __all__ = [
     "Evaluation",
     "evaluate_rasters",
     "evaluate_scenes",
+    "read_class_list",
 ]

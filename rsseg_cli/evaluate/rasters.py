@@ -126,7 +126,7 @@ def evaluate_rasters(
     prediction, truth = Path(prediction), Path(truth)
     remarks: list[str] = []
     if isinstance(classes, LabelCode):
-        code = classes
+        code = replace(classes, field=attribute or classes.field, ignore=(*classes.ignore, *ignore))
     else:
         known = list(classes or ()) or classes_of(prediction, truth, remarks)
         code = code_of(truth, known, attribute, ignore)

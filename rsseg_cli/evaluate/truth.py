@@ -8,8 +8,10 @@ from os import fspath
 from pathlib import Path
 from typing import Protocol
 
+from rsseg_cli import presets
 from rsseg_cli.classes import IGNORE, Class
 from rsseg_cli.data.discover_classes import FIELDS
+from rsseg_cli.data.spec import DatasetSpec
 from rsseg_cli.errors import RssegError
 from rsseg_cli.raster.align import AlignedLabels, describe_grid, same_grid
 from rsseg_cli.raster.decode import LabelCode, Labels, as_text
@@ -45,6 +47,25 @@ def open_truth(path: Path, code: LabelCode, on: Placed, *, align: bool) -> Truth
                 fix="--align resamples the truth to the grid of the map (nearest neighbour)",
             )
     return AlignedLabels.open(path, code, on)
+
+
+def read_class_list(path: Path) -> LabelCode | list[Class]:
+    """Read classes from a dataset.yaml (and how its labels are written) or from a named map.
+
+    Raises:
+        UnreadableError: There is no such YAML file, or it is broken.
+        RssegError: The file names no classes, or has unknown settings.
+    """
+    if path.suffix.lower() in (".yaml", ".yml"):
+        return presets.read(path).parse(DatasetSpec).code()
+    found = read_classes(path)
+    if not found:
+        raise RssegError(
+            "the file names no classes",
+            where=str(path),
+            fix="a dataset.yaml, or a map with its .aux.xml beside it",
+        )
+    return found
 
 
 def classes_of(prediction: Path, truth: Path, remarks: list[str]) -> list[Class]:
