@@ -117,8 +117,9 @@ def test_blended_tiles_equal_the_untiled_scene(write_scene: WriteScene) -> None:
         return torch.nn.functional.conv2d(tiles.float() / 99, kernel, padding="same").softmax(1)
 
     rng = np.random.default_rng(0)
-    samples = rng.integers(1, 99, (2, 104, 128), "uint8")  # tiles fit: nothing hangs over
-    result = predict(write_scene(samples), model, classes=CLASSES[:5])
+    samples = rng.integers(1, 99, (2, 224, 320), "uint8")  # tiles fit: nothing hangs over
+    tiling = Tiling(128, 0.25, batch=2)
+    result = predict(write_scene(samples), model, tiling=tiling, classes=CLASSES[:5])
     whole = model(torch.from_numpy(samples)[None])[0]
     first, second = whole.topk(2, 0).values
     clear = (first - second).numpy() > 1e-5
