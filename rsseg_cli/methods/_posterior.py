@@ -1,0 +1,214 @@
+"""Diagonal Gaussian posteriors over weights whose precision tells the Fisher information.
+
+With q = N(theta, 1/precision) and the prior N(theta, tau^2) the objective of FisherTune's
+equations 10 to 13 is, per element, E_q loss + gamma/2 (1/(tau^2 precision) + ln precision). The
+mean theta stays at the pretrained weight. Its stationary point is equation 14,
+precision = F/gamma + tau^-2 with the Fisher information F.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+from torch.optim import Adam
+
+from rsseg_cli.contract import Probe
+
+Average = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Widths of the prior and weights of the divergence.
+
+    Attributes:
+        tau: Standard deviation of the prior per weight tensor, in units of the weights.
+        kappa: gamma / tau^2, the same for all tensors: the Fisher information (loss^2 per
+            weight^2) below which the prior rules.
+    """
+
+    tau: tuple[float, ...]
+    kappa: float
+
+    def gamma(self, index: int) -> float:
+        """Weight of the divergence for one tensor."""
+        return self.kappa * self.tau[index] ** 2
+
+
+class Posterior(Protocol):
+    """Estimates precisions from gradients at samples of itself."""
+
+    def sample(self, weights: Sequence[Tensor], centre: Sequence[Tensor], seed: int) -> None:
+        """Write a sample around `centre` into the weights; the same seed draws the same noise."""
+
+    def update(self, gradients: Sequence[Tensor | None], weight: float) -> None:
+        """Learn from the gradients at the last sample; None counts as 0."""
+
+    def merge(self, average: Average) -> None:
+        """Merge with the posteriors of the other processes."""
+
+    def fisher(self) -> list[Tensor]:
+        """Give F = gamma (precision - tau^-2), never negative; ends the estimation."""
+
+
+class MeanSquares:
+    """The empirical Fisher information: running means of squared gradients, in float32.
+
+    Args:
+        like: Tensors of the shapes, on the device.
+    """
+
+    def __init__(self, like: Sequence[Tensor]) -> None:
+        self.squares = [torch.zeros_like(tensor, dtype=torch.float32) for tensor in like]
+        self.total = 0.0
+
+    def update(self, gradients: Sequence[Tensor | None], weight: float = 1.0) -> None:
+        """Move to the mean of all squares so far, each counted with its weight."""
+        self.total += weight
+        step = weight / self.total
+        for mean, gradient in zip(self.squares, gradients, strict=True):
+            mean.mul_(1 - step)
+            if gradient is not None:
+                gradient = gradient.float()
+                mean.addcmul_(gradient, gradient, value=step)
+
+    def merge(self, average: Average) -> None:
+        """Average over processes; one that saw nothing counts nothing."""
+        for mean in self.squares:
+            mean.copy_(_merged(mean, self.total, average))
+
+    def fisher(self) -> list[Tensor]:
+        """Give the mean squares."""
+        return self.squares
+
+
+class Natural(MeanSquares):
+    """Natural-gradient steps on the precision: the running mean of squared gradients is F.
+
+    What is kept is F itself, not the precision, whose digits the prior would eat up. It takes one
+    float per element; the precision is never below the prior's.
+    """
+
+    def __init__(self, prior: Prior, like: Sequence[Tensor], *, noise: bool = True) -> None:
+        super().__init__(like)
+        self.prior, self.noise = prior, noise
+
+    def precision(self, index: int) -> Tensor:
+        """Give the precision of one tensor's elements."""
+        return self.squares[index] / self.prior.gamma(index) + self.prior.tau[index] ** -2
+
+    def sample(self, weights: Sequence[Tensor], centre: Sequence[Tensor], seed: int) -> None:
+        """Write a sample around `centre` into the weights."""
+        if not self.noise:
+            return
+        for index, noise in enumerate(_noise(weights, seed)):
+            # tau / sqrt(1 + F/kappa) is precision^-1/2 in one step less.
+            deviation = (self.squares[index] / self.prior.kappa).add_(1).rsqrt_()
+            noise.mul_(deviation).mul_(self.prior.tau[index])
+            torch.add(centre[index], noise, out=weights[index])
+
+
+class Reparameterised:
+    """Stochastic gradients on ln precision through the samples, as the paper words it.
+
+    Its signal is the product of gradient and noise, so it needs many more iterations than
+    `Natural`, and three floats per element. The objective is divided by gamma, so that Adam's
+    epsilon is small beside its gradients whatever the scale of the loss.
+    """
+
+    def __init__(self, prior: Prior, like: Sequence[Tensor], *, lr: float) -> None:
+        self.prior = prior
+        pairs = zip(like, prior.tau, strict=True)
+        self.logs = [
+            torch.full_like(one, tau**-2, dtype=torch.float32).log_() for one, tau in pairs
+        ]
+        self.optimizers = [Adam([log], lr=lr) for log in self.logs]
+        self.total, self.seed = 0.0, 0
+
+    def precision(self, index: int) -> Tensor:
+        """Give the precision of one tensor's elements."""
+        return self.logs[index].exp()
+
+    def sample(self, weights: Sequence[Tensor], centre: Sequence[Tensor], seed: int) -> None:
+        """Write a sample around `centre` into the weights."""
+        self.seed = seed
+        for index, noise in enumerate(_noise(weights, seed)):
+            noise.mul_((self.logs[index] * -0.5).exp_())
+            torch.add(centre[index], noise, out=weights[index])
+
+    def update(self, gradients: Sequence[Tensor | None], weight: float) -> None:
+        """Step down the gradient -1/2 g s xi / gamma + 1/2 (1 - 1/(tau^2 precision))."""
+        self.total += weight
+        for index, noise in enumerate(_noise(self.logs, self.seed)):
+            log, gradient = self.logs[index], gradients[index]
+            slope = 1 - (-log).exp_().mul_(self.prior.tau[index] ** -2)
+            if gradient is not None:
+                noise.mul_((log * -0.5).exp_()).mul_(gradient.float())
+                slope.sub_(noise, alpha=1 / self.prior.gamma(index))
+            log.grad = slope.mul_(0.5 * weight)
+            self.optimizers[index].step()
+            log.grad = None
+
+    def merge(self, average: Average) -> None:
+        """Average ln precision over processes; one that saw nothing counts nothing."""
+        for log in self.logs:
+            log.copy_(_merged(log, self.total, average))
+
+    def fisher(self) -> list[Tensor]:
+        """Turn ln precision into F in place; what fell below the prior is 0."""
+        for index, log in enumerate(self.logs):
+            log.exp_().sub_(self.prior.tau[index] ** -2).clamp_(min=0)
+            log.mul_(self.prior.gamma(index))
+        return self.logs
+
+
+Kind = Literal["natural", "reparameterised", "none"]
+
+
+def make(kind: Kind, prior: Prior, like: Sequence[Tensor], *, lr: float) -> Posterior:
+    """Make a posterior that starts as the prior; `none` draws no samples."""
+    if kind == "reparameterised":
+        return Reparameterised(prior, like, lr=lr)
+    return Natural(prior, like, noise=kind == "natural")
+
+
+def sample(prior: Prior, weights: Sequence[Tensor], centre: Sequence[Tensor], seed: int) -> None:
+    """Write a sample of the prior around `centre` into the weights."""
+    for index, noise in enumerate(_noise(weights, seed)):
+        torch.add(centre[index], noise, alpha=prior.tau[index], out=weights[index])
+
+
+def mean_squares(
+    probes: Iterable[Probe],
+    weights: Sequence[Tensor],
+    average: Average,
+    *,
+    max_norm: float | None = None,
+) -> list[Tensor]:
+    """Average the squared gradients of probes; `max_norm` clips each weight's gradient first."""
+    means = MeanSquares(weights)
+    for probe in probes:
+        probe.backward()
+        if max_norm is not None:
+            for weight in weights:
+                torch.nn.utils.clip_grad_norm_(weight, max_norm)
+        means.update([weight.grad for weight in weights])
+    means.merge(average)
+    return means.fisher()
+
+
+def _noise(like: Sequence[Tensor], seed: int) -> Iterator[Tensor]:
+    """Draw standard normal float32 numbers shaped like each tensor."""
+    device = like[0].device
+    generator = torch.Generator(device).manual_seed(seed)
+    for tensor in like:
+        yield torch.randn(tensor.shape, generator=generator, device=device)
+
+
+def _merged(tensor: Tensor, total: float, average: Average) -> Tensor:
+    weight = average(torch.tensor(total, dtype=torch.float32, device=tensor.device))
+    return average(tensor * total) / weight
