@@ -16,7 +16,7 @@ from rasterio.features import rasterize
 from shapely.geometry import box
 
 from rsseg_cli.classes import IGNORE, Class
-from rsseg_cli.errors import RssegError, RssegWarning, UnreadableError
+from rsseg_cli.errors import RssegError, UnreadableError
 from rsseg_cli.evaluate import (
     Comparison,
     evaluate_rasters,
@@ -204,6 +204,9 @@ def test_alignment_needs_a_crs(write_scene: WriteScene) -> None:
     with pytest.raises(RssegError, match="without a CRS") as caught:
         evaluate_rasters(made, homeless, CLASSES, align=True)
     assert "truth.tif" in caught.value.where
+    with pytest.raises(RssegError, match="different grids") as caught:
+        evaluate_rasters(made, homeless, CLASSES)
+    assert "missing CRS" in caught.value.fix
     same_size = write_scene(labels, "same.tif", crs=None, transform=None)
     assert evaluate_rasters(made, same_size, CLASSES).scores().miou == 1
 
@@ -216,14 +219,15 @@ def test_names_come_from_the_map_then_the_truth_then_the_ids(
     assert evaluate_rasters(made, true).classes == tuple(CLASSES)
     others = [CLASSES[0], Class(4, "river", (0, 0, 0)), CLASSES[2]]
     Path(f"{made}.aux.xml").write_text(style.pam_sidecar(others))
-    with pytest.warns(RssegWarning, match="id 4 is river in the map but water in the truth"):
-        assert evaluate_rasters(made, true).classes == tuple(others)
+    clash = evaluate_rasters(made, true)
+    assert clash.classes == tuple(others)
+    assert clash.remarks == ["id 4 is river in the map but water in the truth"]
     for path in (made, true):
         Path(f"{path}.aux.xml").unlink()
-    with pytest.warns(RssegWarning, match="names its classes"):
-        found = evaluate_rasters(made, true)
+    found = evaluate_rasters(made, true)
     assert [one.id for one in found.classes] == [0, 4, 9]
-    assert found.remarks
+    assert "names its classes" in found.remarks[0]
+    assert found.report("t").to_json()["remarks"] == found.remarks
 
 
 def test_unnamed_map_against_polygons_needs_classes(
@@ -259,14 +263,13 @@ def test_doubts_are_spoken(write_scene: WriteScene) -> None:
     two = [Class(0, "background", (0, 0, 0)), Class(1, "building", (255, 0, 0))]
     mask = np.where(indices(1) == 1, 255, 0)[None].astype(np.uint8)
     made = write_scene((mask > 0).astype(np.uint8), "map.tif")
-    with pytest.warns(RssegWarning, match="nothing but background"):
-        evaluate_rasters(made, write_scene(mask, "mask.tif"), two)
+    found = evaluate_rasters(made, write_scene(mask, "mask.tif"), two)
+    assert "nothing but background" in found.remarks[0]
     whole = LabelCode(tuple(two), encoding="threshold")
     assert evaluate_rasters(made, write_scene(mask, "mask.tif"), whole).scores().miou == 1
     empty = np.full_like(mask, 255)
     empty[:, :10] = 0
-    with pytest.warns(RssegWarning, match="is empty on"):
-        evaluate_rasters(write_scene(empty, "empty.tif"), made, two)
+    assert "is empty on" in evaluate_rasters(write_scene(empty, "e.tif"), made, two).remarks[0]
 
 
 @pytest.mark.parametrize(
@@ -313,6 +316,8 @@ def test_scenes_and_domains_add_up(write_scene: WriteScene) -> None:
     np.testing.assert_array_equal(
         found.total.counts, sum(one.counts for one in found.scenes.values())
     )
+    twice = evaluate_scenes([comparisons[0], comparisons[0]], CLASSES)
+    assert twice.scenes["scene 0"].pixels == twice.total.pixels == 2 * 71 * 93
     no_domains = [Comparison(one.name, one.prediction, one.open_truth) for one in comparisons]
     assert list(evaluate_scenes(no_domains, CLASSES).scores().groups) == list(scores.scenes)
 

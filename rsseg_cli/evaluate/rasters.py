@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,7 +14,7 @@ import rasterio
 from numpy.typing import NDArray
 
 from rsseg_cli.classes import IGNORE, Class
-from rsseg_cli.errors import RssegError, RssegWarning
+from rsseg_cli.errors import RssegError
 from rsseg_cli.evaluate.truth import Truth, classes_of, code_of, open_truth
 from rsseg_cli.metrics.boundary import BoundaryIoU
 from rsseg_cli.metrics.confusion import ConfusionMatrix
@@ -134,8 +133,6 @@ def evaluate_rasters(
     one = Comparison(prediction.name, prediction, opened)
     found = evaluate_scenes([one], code.classes, boundary_px=boundary_px)
     found.remarks += remarks + _doubts(found.total)
-    for remark in found.remarks:
-        warnings.warn(remark, RssegWarning, stacklevel=2)
     return found
 
 
@@ -147,7 +144,8 @@ def evaluate_scenes(
 ) -> Evaluation:
     """Score maps against their truth, over all, per scene and per domain.
 
-    Maps are opened one after the other, so that an iterator may make them on the way.
+    Maps are opened one after the other, so that an iterator may make them on the way. Scenes of
+    one name count as one.
 
     Raises:
         UnreadableError: A file is missing or broken.
@@ -161,10 +159,9 @@ def evaluate_scenes(
             grids.append(f"{one.name}: {describe_grid(scene.place)}")
             _compare(scene, one, counts, total.boundary)
         total.total += counts
-        total.scenes[one.name] = counts
-        if one.domain is not None:
-            before = total.domains.get(one.domain, ConfusionMatrix(classes))
-            total.domains[one.domain] = before + counts
+        for parts, name in ((total.scenes, one.name), (total.domains, one.domain)):
+            if name is not None:
+                parts[name] = parts.get(name, ConfusionMatrix(classes)) + counts
     if total.total.pixels == 0:
         raise RssegError(
             "no pixel of the map has a class in the truth",

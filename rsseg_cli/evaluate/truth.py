@@ -44,7 +44,9 @@ def open_truth(path: Path, code: LabelCode, on: Placed, *, align: bool) -> Truth
                 f"       map   {describe_grid(on)}\n"
                 f"       truth {describe_grid(scene)}",
                 where=f"{on.path}, {path}",
-                fix="--align resamples the truth to the grid of the map (nearest neighbour)",
+                fix="--align resamples the truth to the grid of the map (nearest neighbour)"
+                if on.crs and scene.crs
+                else "write the missing CRS into the file, then --align resamples the truth",
             )
     return AlignedLabels.open(path, code, on)
 

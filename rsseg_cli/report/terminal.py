@@ -40,7 +40,7 @@ def show(
 def classes(scores: Scores) -> Table:
     """Lay the classes out as a table, each beside its colour."""
     bounded = scores.boundary_px is not None
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("class", no_wrap=True, overflow="ellipsis")
     names = ("IoU", "F1", "precision", "recall", *(["boundary"] if bounded else []))
     for name in (*names, "truth %", "map %"):
@@ -60,7 +60,12 @@ def classes(scores: Scores) -> Table:
 
 def confusion(scores: Scores) -> Table:
     """Lay out where the pixels of every true class went, in percent of the class."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, title="truth in rows, map in columns, %")
+    table = Table(
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        title="truth in rows, map in columns, %",
+    )
     table.title_justify, table.title_style = "left", "dim"
     table.add_column("")
     empty = bool(scores.unmapped)
@@ -78,7 +83,7 @@ def confusion(scores: Scores) -> Table:
 
 def groups(parts: Mapping[str, Scores]) -> Table:
     """Lay the scores of domains or scenes out as a table."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("group")
     for name in ("mIoU", "mAcc", "accuracy", "F1", "pixels"):
         table.add_column(name, justify="right")
@@ -89,7 +94,7 @@ def groups(parts: Mapping[str, Scores]) -> Table:
 
 
 def _pairs(rows: list[tuple[str, str]]) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_header=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_header=False)
     table.add_column("")
     table.add_column("", justify="right")
     for row in rows:
