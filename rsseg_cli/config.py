@@ -105,9 +105,7 @@ def parse(document: Document) -> RunConfig:
     Raises:
         RssegError: A key or name is unknown or missing, or a value is out of range.
     """
-    for key in document.values:
-        if key not in ("title", *SECTIONS):
-            raise unknown("setting", str(key), SECTIONS, where=document.where((key,)))
+    _check_sections(document)
     named = {key: _name(document, key) for key in ("backbone", "method", "head")}
     kind = family(named["backbone"])
     if kind not in names("backbones"):
@@ -128,9 +126,22 @@ def parse(document: Document) -> RunConfig:
     )
 
 
+def _check_sections(document: Document) -> None:
+    """Refuse sections that are unknown or hold no settings."""
+    for key, values in document.values.items():
+        if key not in ("title", *SECTIONS):
+            raise unknown("setting", str(key), SECTIONS, where=document.where((key,)))
+        if key != "title" and not isinstance(values, dict):
+            raise RssegError(
+                f"{document.path.name}: {key} is no section",
+                where=document.where((key,)),
+                fix=f"a line `{key}:` and below it, indented, lines `setting: value`",
+            )
+
+
 def _name(document: Document, section: str) -> str:
-    values = document.values.get(section)
-    if not isinstance(values, dict) or "name" not in values:
+    values = document.values.get(section, {})
+    if "name" not in values:
         raise RssegError(
             f"{document.path.name}: {section}.name is missing",
             where=document.where((section,)),
@@ -141,11 +152,7 @@ def _name(document: Document, section: str) -> str:
 
 def _section(document: Document, name: str, model: type[C], *, drop: str = "") -> C:
     """Check one section; its errors name the whole key."""
-    values = document.values.get(name) or {}
-    if not isinstance(values, dict):
-        raise RssegError(
-            f"{document.path.name}: {name} is no section", where=document.where((name,))
-        )
+    values = document.values.get(name, {})
     try:
         return model.model_validate({key: value for key, value in values.items() if key != drop})
     except ValidationError as error:
@@ -183,6 +190,7 @@ def resolve(
     path = presets.find("methods", method) if method is not None else file
     assert path is not None
     document = presets.read(path)
+    _check_sections(document)
     values = document.values
     if backbone is not None:
         values["backbone"] = {"name": backbone}
@@ -195,13 +203,13 @@ def resolve(
         section |= {"pretrained": False, "weights": None}
     if sources:
         values.setdefault("data", {})["src"] = list(sources)
-    for change in changes:
-        _change(values, change)
+    for change in sorted(changes, key=lambda text: ".name=" not in text):
+        _change(document, change)
     return parse(document)
 
 
-def _change(values: dict[str, Any], change: str) -> None:
-    """Apply one `section.key=value`."""
+def _change(document: Document, change: str) -> None:
+    """Apply one `section.key=value`; another method or head starts from its own defaults."""
     key, sign, text = change.partition("=")
     section, dot, name = key.strip().partition(".")
     if not sign or not dot or section not in SECTIONS:
@@ -211,4 +219,8 @@ def _change(values: dict[str, Any], change: str) -> None:
             fix="e.g. --set method.rank=8; sections: " + ", ".join(SECTIONS),
         )
     value = presets.read_text(f"value: {text}", Path("--set")).values["value"]
-    values.setdefault(section, {})[name] = value
+    values = document.values.setdefault(section, {})
+    if name == "name" and section in ("method", "head") and values.get("name") != value:
+        values.clear()
+    values[name] = value
+    document.elsewhere[section, name] = f"--set {change}"

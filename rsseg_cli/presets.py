@@ -68,10 +68,14 @@ class Document:
     path: Path
     values: dict[str, Any]
     lines: dict[Key, int] = field(repr=False, default_factory=dict)
+    elsewhere: dict[Key, str] = field(repr=False, default_factory=dict)
+    """Where keys come from that the file does not say."""
 
     def where(self, key: Key = ()) -> str:
         """Name the file and the line (from 1) of a key, or of its nearest parent with a line."""
         for end in range(len(key), 0, -1):
+            if key[:end] in self.elsewhere:
+                return self.elsewhere[key[:end]]
             if key[:end] in self.lines:
                 return f"{self.path}, line {self.lines[key[:end]]}"
         return str(self.path)

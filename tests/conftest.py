@@ -62,3 +62,26 @@ def write_scene(tmp_path: Path) -> WriteScene:
         return write_raster(tmp_path / name, samples, **profile)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder of two labelled scenes that no test may change."""
+    from runs import write_city
+
+    return write_city(tmp_path_factory.mktemp("data") / "city")
+
+
+@pytest.fixture(scope="session")
+def fitted(tmp_path_factory: pytest.TempPathFactory, city: Path) -> Path:
+    """Give a finished run on `city` that has learnt its classes; no test may change it."""
+    from runs import SMALL, rsseg
+
+    run = tmp_path_factory.mktemp("runs") / "full-city"
+    call = rsseg(
+        "fit", "-m", "full", "--src", city, "--run", run, *SMALL, "--steps", "30",
+        "--set", "optimizer.lr=3e-3", "--set", "optimizer.backbone_lr=null",
+        "--set", "training.log_every=10", "--set", "training.validate_every=15",
+    )  # fmt: skip
+    assert call.code == 0, call.err
+    return run
