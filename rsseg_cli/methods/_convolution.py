@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
@@ -17,16 +17,15 @@ _again: ContextVar[bool] = ContextVar("again", default=False)
 """Whether a forward pass is the second one, inside backward."""
 
 
-def recomputed(module: nn.Module, *inputs: Any) -> Tensor:
-    """Call a module, drop its activations, and compute them again in backward.
+def recomputed(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """Call a function or module, drop its activations, and compute them again in backward.
 
-    Results, gradients and running statistics are those of a plain call.
+    Results, gradients and running statistics are those of a plain call. Worth it where many
+    activations stand against little work: small convolutions, not matrix products.
     """
-    result: Tensor
-    if not (module.training and torch.is_grad_enabled()):
-        result = module(*inputs)
-    else:
-        result = checkpoint(module, *inputs, use_reentrant=False, context_fn=_contexts)
+    if not torch.is_grad_enabled():
+        return function(*inputs)
+    result: Tensor = checkpoint(function, *inputs, use_reentrant=False, context_fn=_contexts)
     return result
 
 
@@ -57,9 +56,7 @@ class BatchNorm(nn.BatchNorm2d):
         mean, var = self.running_mean, self.running_var
         if mean is not None and var is not None and _again.get():
             mean, var = mean.clone(), var.clone()
-        return F.batch_norm(
-            x, mean, var, self.weight, self.bias, training=not single, eps=self.eps
-        )
+        return F.batch_norm(x, mean, var, self.weight, self.bias, training=not single, eps=self.eps)
 
 
 class Cascade(nn.Module):

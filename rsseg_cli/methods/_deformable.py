@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rsseg_cli.errors import RssegError
+from rsseg_cli.methods._convolution import recomputed
 
 
 def centres(sizes: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
@@ -90,24 +91,40 @@ class DeformableAttention(nn.Module):
         # Places need more digits than bf16 has.
         offsets = self.offsets(queries).float().view(*shape, 2)
         weights = self.weights(queries).view(batch, count, self.heads, -1).softmax(-1).view(shape)
-        levels = self.value(values).split([height * width for height, width in sizes], dim=1)
-        total: Tensor | None = None
-        for number, (level, (height, width)) in enumerate(zip(levels, sizes, strict=True)):
-            cells = offsets.new_tensor((width, height))
-            at = places[:, None, None] + offsets[:, :, :, number] / cells
-            seen = F.grid_sample(  # (B * heads, D / heads, Q, points); outside there are zeros
-                self._per_head(level, height, width),
-                (2 * at - 1).transpose(1, 2).flatten(0, 1),
-                align_corners=False,
-            )
-            share = weights[:, :, :, number].transpose(1, 2).flatten(0, 1)
-            part = (seen * share[:, None]).sum(-1)
-            total = part if total is None else total + part
-        assert total is not None
-        result: Tensor = self.out(total.view(batch, -1, count).mT)
+        projected = self.value(values)
+        result: Tensor = self.out(recomputed(sample, projected, sizes, places, offsets, weights))
         return result
 
-    def _per_head(self, level: Tensor, height: int, width: int) -> Tensor:
-        """Lay values (B, h * w, inner) out as (B * heads, inner / heads, h, w)."""
-        batch, _, inner = level.shape
-        return level.mT.reshape(batch * self.heads, inner // self.heads, height, width)
+
+def sample(
+    values: Tensor,
+    sizes: Sequence[tuple[int, int]],
+    places: Tensor,
+    offsets: Tensor,
+    weights: Tensor,
+) -> Tensor:
+    """Read values bilinearly near the queries' places and add what is found.
+
+    Args:
+        values: (B, sum of h * w, D), the levels one after the other.
+        sizes: (h, w) of each level.
+        places: (Q, 2), x and y as shares of the image.
+        offsets: (B, Q, heads, levels, points, 2) in cells of the level; outside there are zeros.
+        weights: (B, Q, heads, levels, points).
+
+    Returns:
+        (B, Q, D), head after head.
+    """
+    batch, count, heads = weights.shape[:3]
+    parts = []
+    levels = torch.split(values, [height * width for height, width in sizes], dim=1)
+    for number, (level, (height, width)) in enumerate(zip(levels, sizes, strict=True)):
+        at = places[:, None, None] + offsets[:, :, :, number] / offsets.new_tensor((width, height))
+        seen = F.grid_sample(  # (B * heads, D / heads, Q, points)
+            level.mT.reshape(batch * heads, -1, height, width),
+            (2 * at - 1).transpose(1, 2).flatten(0, 1),
+            align_corners=False,
+        )
+        share = weights[:, :, :, number].transpose(1, 2).flatten(0, 1)
+        parts.append((seen * share[:, None]).sum(-1))
+    return torch.stack(parts).sum(0).view(batch, -1, count).mT

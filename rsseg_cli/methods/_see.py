@@ -10,7 +10,7 @@ from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rsseg_cli.methods._convolution import Cascade, initialise
+from rsseg_cli.methods._convolution import Cascade, initialise, recomputed
 from rsseg_cli.methods._deformable import DeformableAttention, centres
 
 Laplacian = Literal["directional", "free"]
@@ -164,6 +164,6 @@ class Enhancer(nn.Module):
                 self.query_norm(tokens), places, self.value_norm(seen), [seen_size]
             )
         maps = split(self.narrow(self.norm(tokens)), sizes)
-        enhanced = join([self.expert(image, level) for level, image in enumerate(maps)])
+        enhanced = join([recomputed(self.expert, z, level) for level, z in enumerate(maps)])
         added: Tensor = self.drop(self.widen(F.gelu(enhanced)))
         return tokens + added

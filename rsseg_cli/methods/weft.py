@@ -2,8 +2,9 @@
 
 A small pyramid with wavelet experts reads the image; before each of four stages of frozen blocks
 it is injected into the backbone's tokens; after each stage it is enhanced by itself; in the end
-both streams are added to four maps. Written from the paper's equations. Activations of experts,
-injectors and enhancers are computed again in backward: they would outweigh the backbone's.
+both streams are added to four maps. Written from the paper's equations. What small convolutions
+and the attention's samples leave behind is computed again in backward: it would weigh as much as
+the activations of the backbone.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch.nn import functional as F
 
 from rsseg_cli.contract import Backbone, Features, Grid, Json, Method, State
 from rsseg_cli.errors import RssegError
-from rsseg_cli.methods._convolution import BatchNorm, Cascade, recomputed
+from rsseg_cli.methods._convolution import BatchNorm, Cascade
 from rsseg_cli.methods._deformable import DeformableAttention, centres
 from rsseg_cli.methods._esto import Similarity, Statistics, TokenOptimizer
 from rsseg_cli.methods._see import (
@@ -200,7 +201,7 @@ class Weft(Method[WeftState]):
             return tokens
         prefix, patches = tokens[:, : self.prefix], tokens[:, self.prefix :]
         injector = self.injectors[self.first[index]]
-        added = recomputed(injector, patches, state.grid, state.tokens, state.sizes)
+        added = injector(patches, state.grid, state.tokens, state.sizes)
         return torch.cat((prefix, patches + added), dim=1)
 
     def after_block(self, index: int, tokens: Tensor, state: WeftState) -> Tensor:
@@ -211,7 +212,7 @@ class Weft(Method[WeftState]):
         seen = _mean_over_groups(tokens[:, self.prefix :], grid)
         final = stage == STAGES - 1
         for enhancer in self.enhancers[stage : None if final else stage + 1]:
-            state.tokens = recomputed(enhancer, state.tokens, state.sizes, seen, (grid.h, grid.w))
+            state.tokens = enhancer(state.tokens, state.sizes, seen, (grid.h, grid.w))
         state.stages += split(seen, [(grid.h, grid.w)])
         return tokens
 
