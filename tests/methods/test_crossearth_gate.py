@@ -103,6 +103,18 @@ def test_starts_as_the_frozen_backbone_bit_for_bit() -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
+def test_the_settings_reach_the_modules() -> None:
+    _, method = gated(rank=3, alpha=6.0, bottleneck=5, scale=0.3, frequency_bottleneck=7, rho=0.9)
+    assert method.spatial and method.semantic and method.frequency
+    assert [(u.scale, u.down.shape[1]) for u in method.spatial.updates] == [(2.0, 3)] * 8
+    for block in method.semantic.blocks:
+        branch = block.branch
+        assert (block.scale, branch.down.out_features) == (0.3, 5)
+        assert (branch.activation, branch.dropout) == ("gelu", 0.0)
+    assert [block.hidden for block in method.frequency.blocks] == [7] * BLOCKS
+    assert method.frequency.rho == 0.9
+
+
 def test_a_pathway_can_be_left_out() -> None:
     model, method = gated(pathways=("frequency", "semantic"))
     assert method.spatial is None
@@ -232,6 +244,17 @@ def test_when_modules_are_selected() -> None:
         model, method = gated(selection=selection)
         assert train(model, range(7)) == expected
         assert int(method.active.sum()) == (12 if selection == "all" else 3)
+
+
+def test_a_later_selection_measures_every_module_again() -> None:
+    model, method = gated()
+    shake(model)
+    train(model, range(5))
+    first = method.scores.clone()
+    train(model, range(5, 6))
+    assert int(method.selected) == 5
+    assert (method.scores > 0).all()
+    assert not torch.equal(method.scores, first)
 
 
 def test_random_selections_change_and_repeat() -> None:
