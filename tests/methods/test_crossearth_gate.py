@@ -105,7 +105,9 @@ def test_starts_as_the_frozen_backbone_bit_for_bit() -> None:
 
 def test_the_settings_reach_the_modules() -> None:
     _, method = gated(rank=3, alpha=6.0, bottleneck=5, scale=0.3, frequency_bottleneck=7, rho=0.9)
-    assert method.spatial and method.semantic and method.frequency
+    assert method.spatial is not None
+    assert method.semantic is not None
+    assert method.frequency is not None
     assert [(u.scale, u.down.shape[1]) for u in method.spatial.updates] == [(2.0, 3)] * 8
     for block in method.semantic.blocks:
         branch = block.branch
