@@ -98,7 +98,7 @@ class Shift:
     def start(self, seed: int, device: torch.device) -> None:
         """Begin a pass; the same seed shifts the same way."""
         self._generator = torch.Generator(device).manual_seed(seed)
-        chance = torch.rand((), generator=torch.Generator().manual_seed(seed)).item()
+        chance = torch.rand((), generator=self._generator, device=device).item()
         low, high = self.amplitude
         self._factor = low + (high - low) * chance
         self._weights = []

@@ -82,7 +82,7 @@ class Sparse(Method[State]):
         self._levels: list[Tensor] = []
         self._held: list[Tensor] = []
         self._level = -1
-        self._told = False
+        self._told = -1
         self._selection_s = 0.0
 
     def _require(self, count: int) -> None:
@@ -134,8 +134,8 @@ class Sparse(Method[State]):
             return
         if not len(self.index):
             self._select(step)
-        done = (step.index - start) / (step.total - start)
-        self._admit(self.timetable[int(done * len(self.timetable))])
+        parts, done = len(self.timetable), step.index - start + 1
+        self._admit(self.timetable[-(-done * parts // (step.total - start)) - 1])
 
     def _select(self, step: Step) -> None:
         started = time.perf_counter()
@@ -160,7 +160,7 @@ class Sparse(Method[State]):
         self.sensitivity.copy_(totals / sizes / overall.clamp(min=torch.finfo().tiny))
         if scores.domain is not None:
             self.domain_share.copy_(self._chosen(scores.domain) / self._chosen(scores.values))
-        self._told = False
+        self._told = -1
         self._selection_s = time.perf_counter() - started
 
     def _chosen(self, tensors: Sequence[Tensor]) -> Tensor:
@@ -246,7 +246,7 @@ class Sparse(Method[State]):
         value = rest.pop("method.value")
         self.index = rest["method.index"].to(self.index.device)  # its length was not known
         super().unpack(rest, backbone)
-        self._levels, self._held, self._level, self._told = [], [], -1, False
+        self._levels, self._held, self._level, self._told = [], [], -1, -1
         weights = [weight.detach() for weight in self.candidates.weights]
         values = torch.split(value.to(weights[0]), self.counts.sum(1).tolist())
         parts = zip(self._places(), values, self.candidates.split(weights), strict=True)
@@ -254,7 +254,7 @@ class Sparse(Method[State]):
             part[places] = values_here
 
     def record(self) -> dict[str, Json]:
-        """Return how much trains and, once after the selection, what was found."""
+        """Return how much trains; what the selection found, once; the parts when they change."""
         if self._level < 0:
             return {"phase": "warmup", "tuned": 0, "tuned_share": 0.0}
         admitted = self.sizes[self._level]
@@ -262,16 +262,17 @@ class Sparse(Method[State]):
             "phase": "tuning",
             "tuned": admitted,
             "tuned_share": admitted / self.candidates.total,
-            "tuned_by_part": self._table(self._shares()),
         }
-        if not self._told:
+        if self._told != self._level:
+            line["tuned_by_part"] = self._table(self._shares())
+        if self._told < 0:
             domain: Any = float(self.domain_share)
             line |= {
                 "sensitivity": self._table(self.sensitivity),
                 "domain_share": domain if domain == domain else None,
                 "selection_s": self._selection_s,
             }
-            self._told = True
+        self._told = self._level
         return line
 
     def _shares(self) -> Tensor:

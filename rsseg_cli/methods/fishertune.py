@@ -207,7 +207,7 @@ class FisherTune(Sparse):
         return prior
 
     def _loss(self, step: Step, centre: Sequence[Tensor], prior: Prior | None) -> float:
-        """Average the loss at the pretrained weights, or at samples of the prior; the scale is free."""
+        """Average a few losses, at the pretrained weights or at samples of the prior."""
         weights = [weight.detach() for weight in self.candidates.weights]
         self.candidates.open(False)
         total, seed = 0.0, int(self.draws)
@@ -241,7 +241,7 @@ class FisherTune(Sparse):
             counted = 1.0
             if shift and shifted:
                 shifted.sample(weights, centre, seed + number)
-                shift.start(seed + number, centre[0].device)
+                shift.start(seed + config.estimation + number, centre[0].device)
                 self._feature = shift
                 probe.backward()
                 self._feature = None

@@ -1,0 +1,74 @@
+"""What the tests of sparse methods share: a loop with all hooks, and weights to compare."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from fakes import FakeProbe, FakeStep, build, sample
+from torch import Tensor
+from torch.optim import AdamW
+
+from rsseg_cli.methods._sparse import Sparse
+from rsseg_cli.segmenter import Segmenter
+from rsseg_cli.training import optimizer
+
+SETTINGS = optimizer.Optimization(lr=1e-2, weight_decay=0.3)
+
+
+class SeededProbe(FakeProbe):
+    """Uses the same random numbers each time, as the contract says."""
+
+    def backward(self) -> float:
+        torch.manual_seed(7)
+        return super().backward()
+
+
+@dataclass
+class SeededStep(FakeStep):
+    first: int = 0
+    """Number of the first probe: processes draw different ones."""
+
+    def probes(self, count: int, *, samples: int = 1) -> Any:
+        for number in range(self.first, self.first + count):
+            self.probed += 1
+            image, label = sample(1000 * self.index + number, samples, self.side)
+            yield SeededProbe(self.model, image, label, self.factor)
+        self.model.zero_grad(set_to_none=True)
+
+
+def made(name: str, *, seed: int = 0, **settings: Any) -> tuple[Segmenter, Sparse]:
+    model = build(name, seed=seed, **settings)
+    assert isinstance(model.method, Sparse)
+    return model.train(), model.method
+
+
+def weights(model: Segmenter) -> list[Tensor]:
+    """Copy the candidates."""
+    assert isinstance(model.method, Sparse)
+    return [weight.detach().clone() for weight in model.method.candidates.weights]
+
+
+def train(
+    model: Segmenter, steps: range, *, total: int, adam: AdamW | None = None, **step: Any
+) -> AdamW:
+    """Run the loop with all hooks of the method."""
+    method = model.method
+    adam = adam or optimizer.build(SETTINGS, model)
+    for index in steps:
+        now = SeededStep(model, index, total, **step)
+        method.before_step(now)
+        torch.manual_seed(index)
+        torch.autograd.backward(torch.stack(list(model(*sample(index, 2)).values())).sum())
+        method.before_update(now)
+        adam.step()
+        adam.zero_grad(set_to_none=True)
+        method.after_step(now)
+    return adam
+
+
+def chosen(method: Sparse) -> list[Tensor]:
+    """Mark the chosen elements of each weight."""
+    method._unfold()
+    return [levels != 255 for levels in method._levels]
