@@ -1,0 +1,235 @@
+"""Pairs of a source to learn from and a target on other ground, as dataset files of rsseg.
+
+A pair is two texts as `--src` and `evaluate --on` take them. The YAML files are written into a work
+folder and point to the imagery with `root`. Centres of Sentinel-2's and Landsat-7's bands are the
+sensors' own; those of 8-bit photographs are nominal.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import rasterio
+from rasterio.enums import Resampling
+from rasterio.warp import transform
+
+from rsseg_cli.demo.sample import write_sample
+
+WHITE = 0.3
+"""Reflectance that 255 of an 8-bit photograph stands for. Such images are stretched so that bright
+ground is nearly white; with 0.3 the means of the three cities come to 0.06 to 0.13, where the
+published statistics of Galileo's visible bands have 0.13 +- 0.1."""
+GSD_M = 1.0
+"""Size of a pixel on the ground to which all cities are brought."""
+
+Bands = dict[str, float]
+SENTINEL2: Bands = {
+    "blue": 490, "green": 560, "red": 665, "nir": 842, "swir16": 1610, "swir22": 2190,
+}  # fmt: skip
+LANDSAT7: Bands = {
+    "blue": 485, "green": 560, "red": 660, "nir": 835, "swir16": 1650, "swir22": 2220,
+}  # fmt: skip
+RGB: Bands = {"red": 650, "green": 560, "blue": 480}
+
+CLOUD = """classes:
+- {id: 0, name: shadow, color: [40, 40, 60]}
+- {id: 1, name: water, color: [40, 110, 190]}
+- {id: 2, name: snow, color: [150, 230, 240]}
+- {id: 3, name: land, color: [120, 170, 80]}
+- {id: 4, name: cloud, color: [245, 245, 245]}
+splits:
+  left: {box: [0, 0, 0.5, 1]}
+  right: {box: [0.5, 0, 1, 1]}
+"""
+SEASONS = r"""images: images/*.gtif
+pattern: images/(?P<stem>.+)\.gtif$
+labels: labels/training_data.gtif
+reader: {nodata: -9999}
+ignore: [0]
+classes:
+- {id: 1, name: forest, color: [30, 110, 50]}
+- {id: 2, name: water, color: [40, 110, 190]}
+- {id: 3, name: herbaceous, color: [170, 210, 90]}
+- {id: 4, name: barren, color: [200, 170, 120]}
+- {id: 5, name: urban, color: [200, 60, 60]}
+splits:
+  lush: {glob: images/*1999*, box: [0.5, 0, 1, 1]}
+  dry: {glob: images/*2002*, box: [0, 0, 0.5, 1]}
+"""
+BUILDING = """background: background
+reader: {nodata: none}
+classes:
+- {id: 0, name: background, color: [200, 200, 190]}
+- {id: 1, name: building, color: [200, 60, 60]}
+"""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Where to learn and where to be tested.
+
+    Attributes:
+        source: What `--src` gets.
+        target: What `evaluate --on` gets.
+        tile: Side of a training tile in pixels: about as many tokens in every pair.
+    """
+
+    source: str
+    target: str
+    tile: int = 32
+
+
+Maker = Callable[[Path, Path], Pair]
+
+
+def make(name: str, *, data: Path, work: Path) -> Pair:
+    """Write the dataset files of a pair, and what else it needs.
+
+    Args:
+        name: One of `PAIRS`.
+        data: Folder with the shared imagery.
+        work: Folder to write into; what is there already is used again.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    return PAIRS[name](data.resolve(), work.resolve())
+
+
+def _write(
+    work: Path,
+    name: str,
+    root: Path,
+    bands: Bands,
+    rest: str,
+    *,
+    scale: float,
+    gsd_m: float,
+    first: int | None = None,
+) -> str:
+    """Write a dataset file and return its path.
+
+    Args:
+        work: Folder to write into.
+        name: Name of the dataset and of the file.
+        root: Folder of its imagery.
+        bands: Names and centres in nm.
+        rest: Further keys: classes and splits.
+        scale: Reflectance per stored unit.
+        gsd_m: Size of a pixel on the ground.
+        first: Number of the first band in files that hold more; None: they hold just these.
+    """
+    lines = [f"name: {name}", f"root: {root}", f"scale: {scale!r}", f"gsd_m: {gsd_m}", "bands:"]
+    for number, (band, centre) in enumerate(bands.items(), start=first or 1):
+        place = "" if first is None else f", band: {number}"
+        lines.append(f"- {{name: {band}, wavelength_nm: {centre}{place}}}")
+    path = work / f"{name}.yaml"
+    path.write_text("\n".join(lines) + "\n" + rest, encoding="utf-8")
+    return str(path)
+
+
+def _sensors(data: Path, work: Path) -> tuple[str, str]:
+    folder = data / "cloud"
+    return (
+        _write(work, "sentinel2", folder / "sentinel2", SENTINEL2, CLOUD, scale=1.0, gsd_m=10.0),
+        _write(work, "landsat7", folder / "landsat7", LANDSAT7, CLOUD, scale=1.0, gsd_m=30.0),
+    )
+
+
+def _sentinel_to_landsat(data: Path, work: Path) -> Pair:
+    return Pair(*_sensors(data, work))
+
+
+def _landsat_to_sentinel(data: Path, work: Path) -> Pair:
+    sentinel, landsat = _sensors(data, work)
+    return Pair(landsat, sentinel)
+
+
+def _halves(sensor: int, data: Path, work: Path) -> Pair:
+    dataset = _sensors(data, work)[sensor]
+    return Pair(f"{dataset}:left", f"{dataset}:right")
+
+
+def _seasons(data: Path, work: Path) -> Pair:
+    """Learn in one year and test in another, on other ground: both dates have the same labels.
+
+    There are few: the source's half has all five classes, the target's no urban and little water.
+    """
+    root = data / "seasons" / "chiapas"
+    dataset = _write(
+        work, "chiapas", root, LANDSAT7, SEASONS, scale=1.0e-4, gsd_m=30.0, first=1
+    )  # fmt: skip
+    return Pair(f"{dataset}:lush", f"{dataset}:dry")
+
+
+def _cities(target: str, data: Path, work: Path) -> Pair:
+    return Pair(_city("banepa", data, work), _city(target, data, work), tile=64)
+
+
+def _city(name: str, data: Path, work: Path) -> str:
+    """Bring the photograph of a city to the common pixel size, in a folder with its labels."""
+    folder = work / name
+    for part in ("images", "labels"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    for image in (data / "buildings" / name / "images").glob("*.tif"):
+        resampled = folder / "images" / image.name
+        if not resampled.exists():
+            resample(image, resampled, bands=len(RGB))
+    for label in (data / "buildings" / name / "labels").iterdir():
+        shutil.copy(label, folder / "labels" / label.name)
+    return _write(work, name, folder, RGB, BUILDING, scale=WHITE / 255, gsd_m=GSD_M)
+
+
+def resample(image: Path, target: Path, *, bands: int) -> None:
+    """Average the first bands of an image into pixels of about `GSD_M`, on the same ground.
+
+    Metres of the web's Mercator projection shrink with the cosine of the latitude.
+    """
+    with rasterio.open(image) as file:
+        middle = [[(low + high) / 2] for low, high in _edges(file.bounds)]
+        _, (latitude,) = transform(file.crs, "EPSG:4326", *middle)
+        shrinks = file.crs.to_epsg() == 3857
+        true = math.cos(math.radians(latitude)) if shrinks else 1.0
+        width = round(file.width * file.res[0] * true / GSD_M)
+        height = round(file.height * file.res[1] * true / GSD_M)
+        samples = file.read(
+            list(range(1, bands + 1)),
+            out_shape=(bands, height, width),
+            resampling=Resampling.average,
+        )
+        scaled = file.transform * rasterio.Affine.scale(file.width / width, file.height / height)
+        profile = {
+            "driver": "GTiff", "width": width, "height": height, "count": bands,
+            "dtype": samples.dtype, "crs": file.crs, "transform": scaled, "compress": "deflate",
+        }  # fmt: skip
+    unfinished = target.with_suffix(".part")
+    with rasterio.open(unfinished, "w", **profile) as written:
+        written.write(samples)
+    unfinished.replace(target)
+
+
+def _edges(bounds: rasterio.coords.BoundingBox) -> tuple[tuple[float, float], tuple[float, float]]:
+    return (bounds.left, bounds.right), (bounds.bottom, bounds.top)
+
+
+def _sample(data: Path, work: Path) -> Pair:
+    folder = work / "sample"
+    north, south = folder / "north", folder / "south"
+    if not (south / "dataset.yaml").exists():
+        write_sample(folder, side=192)
+    return Pair(str(north), str(south))
+
+
+PAIRS: dict[str, Maker] = {
+    "cloud_s2_to_l7": _sentinel_to_landsat,
+    "cloud_l7_to_s2": _landsat_to_sentinel,
+    "cloud_s2_halves": partial(_halves, 0),
+    "cloud_l7_halves": partial(_halves, 1),
+    "chiapas_1999_to_2002": _seasons,
+    "banepa_to_boston": partial(_cities, "boston"),
+    "banepa_to_atlanta": partial(_cities, "atlanta"),
+    "sample_north_to_south": _sample,
+}
