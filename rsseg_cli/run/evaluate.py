@@ -15,7 +15,8 @@ from rsseg_cli.data.pair import Opener, Pair
 from rsseg_cli.data.source import Source
 from rsseg_cli.errors import RssegError
 from rsseg_cli.evaluate.rasters import Comparison, evaluate_rasters, evaluate_scenes
-from rsseg_cli.predict.engine import Outputs, predict_scene
+from rsseg_cli.predict.engine import predict_scene
+from rsseg_cli.predict.outputs import Outputs
 from rsseg_cli.predict.plan import Tiling
 from rsseg_cli.raster.labels import LabelReader, Placed
 from rsseg_cli.report.report import Report
