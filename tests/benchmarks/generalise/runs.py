@@ -154,16 +154,3 @@ def _write(path: Path, record: Record) -> None:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def known_methods(wanted: Iterable[str]) -> list[str]:
-    """Check names of methods and variants.
-
-    Raises:
-        SystemExit: There is no such method.
-    """
-    chosen = list(wanted)
-    lost = [name for name in chosen if name not in settings.names()]
-    if lost:
-        raise SystemExit(f"no method {', '.join(lost)}; known: {', '.join(settings.names())}")
-    return chosen

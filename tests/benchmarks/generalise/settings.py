@@ -116,7 +116,7 @@ class Budget:
     batch: int
 
 
-FULL = Budget(steps=100, batch=4)
+FULL = Budget(steps=80, batch=4)
 QUICK = Budget(steps=40, batch=4)
 
 
