@@ -11,7 +11,8 @@ from glob import escape
 from pathlib import Path
 from string import Formatter
 
-from rsseg_cli.data.spec import DatasetSpec, Selection
+from rsseg_cli.data.spec import DatasetSpec, Listing, Selection, Table
+from rsseg_cli.data.tables import column, first_words, read_lines
 from rsseg_cli.errors import RssegError, UnreadableError
 from rsseg_cli.raster.labels import VECTOR_SUFFIXES
 
@@ -83,13 +84,9 @@ def find_entries(spec: DatasetSpec, root: Path) -> list[Entry]:
     Raises:
         RssegError: No images at all, two images of one name, two labels for an image.
     """
-    pattern = re.compile(spec.pattern)
-    found: dict[str, tuple[Path, dict[str, str]]] = {}
-    for image in _listed(root, spec.images):
-        path = image.relative_to(root).as_posix()
-        match = pattern.search(path)
-        if match and image.suffix.lower() in RASTER_SUFFIXES:
-            found[path] = (image, {"stem": image.stem} | match.groupdict(default=""))
+    if spec.listing is not None:
+        return read_listing(spec, spec.listing, root)
+    found = _images(spec, root)
     if not found:
         raise UnreadableError(
             f"no images of {spec.name} are here: {' or '.join(spec.images)}",
@@ -102,6 +99,55 @@ def find_entries(spec: DatasetSpec, root: Path) -> list[Entry]:
         Entry(names[path], path, image, labels.of(image, groups), groups)
         for path, (image, groups) in sorted(found.items())
     ]
+
+
+def _images(spec: DatasetSpec, root: Path) -> dict[str, tuple[Path, dict[str, str]]]:
+    """Find the images: path below the root to the file and what the groups caught."""
+    pattern = re.compile(spec.pattern)
+    found: dict[str, tuple[Path, dict[str, str]]] = {}
+    for image in _listed(root, spec.images):
+        path = image.relative_to(root).as_posix()
+        match = pattern.search(path)
+        if match and image.suffix.lower() in RASTER_SUFFIXES:
+            found[path] = (image, {"stem": image.stem} | match.groupdict(default=""))
+    return found
+
+
+def read_listing(spec: DatasetSpec, listing: Listing, root: Path) -> list[Entry]:
+    """Read the lines that name images and labels; images that are not on disk are left out.
+
+    Raises:
+        UnreadableError: There is no list, a line is of another form, or no image is there.
+    """
+    line_regex = re.compile(listing.line)
+    entries: dict[str, Entry] = {}
+    for split, file in listing.files.items():
+        if not (root / file).is_file():
+            continue
+        for number, line in enumerate(read_lines(root / file), start=1):
+            match = line_regex.search(line)
+            if match is None:
+                raise UnreadableError(
+                    f"the line names no image: {line[:80]}",
+                    where=f"{root / file}, line {number}",
+                    fix=f"lines like {listing.line}",
+                )
+            groups = {"split": split} | match.groupdict(default="")
+            path = listing.image.format_map(groups).lstrip("/")
+            label = root / listing.label.format_map(groups).lstrip("/")
+            image = root / path
+            if image.is_file():
+                groups = {"stem": image.stem} | groups
+                name = path.removesuffix(image.suffix)
+                found = label if label.is_file() else None
+                entries[path] = Entry(name, path, image, found, groups)
+    if not entries:
+        raise UnreadableError(
+            f"no listed images of {spec.name} are here",
+            where=", ".join(str(root / file) for file in listing.files.values()),
+            fix=f"the lists and the images they name{f' (see {spec.url})' if spec.url else ''}",
+        )
+    return [entries[path] for path in sorted(entries)]
 
 
 def _listed(root: Path, patterns: Iterable[str]) -> Iterator[Path]:
@@ -152,6 +198,15 @@ class _Labels:
                 return hits[0]
         return None
 
+    def all_of(self, groups: dict[str, str]) -> set[Path]:
+        """List every file that any template leads to for an image."""
+        found: set[Path] = set()
+        for template in self._templates:
+            escaped = {name: escape(value) for name, value in groups.items()}
+            plain, pattern = template.format_map(groups), template.format_map(escaped)
+            found.update(self._hits(plain, pattern) if "*" in template else self._one(plain))
+        return found
+
     def _one(self, path: str) -> list[Path]:
         label = self._root / path
         return [label] if label.name in self._names(label.parent) else []
@@ -181,9 +236,12 @@ def is_label(path: Path) -> bool:
 
 
 def orphans(spec: DatasetSpec, root: Path, entries: Iterable[Entry]) -> list[Path]:
-    """List label files that no image uses."""
-    used = {entry.label for entry in entries}
-    return sorted(path for path in label_files(spec, root) if path not in used)
+    """List label files that belong to no image."""
+    if spec.listing is not None or spec.spare_labels:
+        return []
+    labels = _Labels(root, spec.labels)
+    used = {path for entry in entries for path in labels.all_of(entry.groups)}
+    return sorted(label_files(spec, root) - used)
 
 
 def label_files(spec: DatasetSpec, root: Path) -> set[Path]:
@@ -195,7 +253,10 @@ def label_files(spec: DatasetSpec, root: Path) -> set[Path]:
             continue
         fixed = parts[0][0].rpartition("/")[0]
         regex = re.compile(
-            "".join(_glob_source(text) + ("" if name is None else ".+") for text, name, *_ in parts)
+            "".join(
+                _glob_source(text) + ("" if name is None else group_source(spec.pattern, name))
+                for text, name, *_ in parts
+            )
         )
         found |= {
             path
@@ -203,6 +264,21 @@ def label_files(spec: DatasetSpec, root: Path) -> set[Path]:
             if is_label(path) and regex.fullmatch(path.relative_to(root).as_posix())
         }
     return found
+
+
+def group_source(pattern: str, name: str) -> str:
+    """Give what a group of `pattern` catches as an expression without names; `.+` if unknown."""
+    _, opening, rest = pattern.partition(f"(?P<{name}>")
+    if not opening:
+        return ".+"
+    depth, end = 1, 0
+    for end, letter in enumerate(rest):
+        escaped = end > 0 and rest[end - 1] == "\\" and rest[end - 2 : end] != "\\\\"
+        depth += 0 if escaped else {"(": 1, ")": -1}.get(letter, 0)
+        if depth == 0:
+            break
+    inner = re.sub(r"\(\?P<\w+>", "(?:", rest[:end])
+    return ".+" if "(?P=" in inner else f"(?:{inner})"
 
 
 def selects(selection: Selection, entry: Entry, root: Path) -> bool:
@@ -214,16 +290,11 @@ def selects(selection: Selection, entry: Entry, root: Path) -> bool:
     called = {entry.name, entry.path, entry.groups["stem"], entry.image.stem, entry.image.name}
     if selection.names and not called & set(selection.names):
         return False
-    return not selection.listed_in or bool(called & _file_list(root / selection.listed_in))
+    if selection.table and not _in_table(selection.table, entry, root):
+        return False
+    return not selection.listed_in or bool(called & first_words(root / selection.listed_in))
 
 
-@cache
-def _file_list(path: Path) -> frozenset[str]:
-    """Read the first word of each line."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UnreadableError(
-            f"the list of files cannot be read: {error.strerror}", where=str(path)
-        ) from error
-    return frozenset(line.split()[0] for line in lines if line.strip())
+def _in_table(table: Table, entry: Entry, root: Path) -> bool:
+    rows = column(root / table.file, table.key, table.column)
+    return rows.get(table.name.format_map(entry.groups)) in table.value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -113,7 +113,8 @@ class Source:
         """
         name = self.split or ("train" if "train" in self.splits else "")
         training = self.pairs(name or None)
-        validation = self.pairs("val") if "val" in self.splits else []
+        whole = name in self.splits and not self.splits[name].holds_back
+        validation = self.pairs("val") if "val" in self.splits and not whole else []
         held: dict[Path, list[Window]] = {}
         for pair in validation:
             held.setdefault(pair.image, []).extend(pair.ground)
@@ -227,20 +228,25 @@ class Source:
 
     def domains(self) -> list[str]:
         """List the names of the domains found on disk."""
-        return sorted({name for entry in self.entries() if (name := self._domain(entry))})
+        return sorted({name for entry in self.entries() for name in self._domains(entry)})
 
     def _domain(self, entry: Entry) -> str | None:
+        return next(self._domains(entry), None)
+
+    def _domains(self, entry: Entry) -> Iterator[str]:
+        """Name the domains of an image: those of the spec first, then that in its path."""
         for name, selection in self.spec.domains.items():
             if selects(selection, entry, self.root):
-                return name
-        return entry.groups.get("domain", "").lower() or None
+                yield name
+        if entry.groups.get("domain"):
+            yield entry.groups["domain"].lower()
 
     def _in_domain(self, entry: Entry) -> bool:
         if self.domain is None:
             return True
         if self.domain not in {*self.spec.domains, *self.domains()}:
             raise unknown("domain", self.domain, self.domains(), where=self.spec.name)
-        return self._domain(entry) == self.domain
+        return self.domain in self._domains(entry)
 
     def _need_labels(self, entries: Sequence[Entry], split: Split) -> None:
         withheld = [each for each in self.splits.values() if not each.labelled]

@@ -62,6 +62,43 @@ class Reader(Strict):
     """Value of missing pixels instead of the file's tag; `none` when the tag is wrong."""
 
 
+class Table(Strict):
+    """Rows of a table that name images: those whose `column` holds one of some texts."""
+
+    file: str
+    """CSV or vector file below the root."""
+    key: str
+    """Column that names the image of a row."""
+    name: str
+    """What that column says of an image: a template of the groups of `pattern`."""
+    column: str
+    value: Texts
+
+
+class Listing(Strict):
+    """Text files whose lines name an image and its label, where names alone do not pair them."""
+
+    files: dict[str, str]
+    """Text of the group `split` to a file below the root."""
+    line: str
+    """Regular expression of a line; its named groups fill the templates."""
+    image: str
+    label: str
+
+    @field_validator("line")
+    @classmethod
+    def _compiles(cls, line: str) -> str:
+        return _regex(line)
+
+
+def _regex(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"not a regular expression: {error}") from error
+    return text
+
+
 class Selection(Strict):
     """Which images are meant: those that pass every condition given."""
 
@@ -73,6 +110,7 @@ class Selection(Strict):
     """Names of images: the `stem` group, or the file name without suffix."""
     listed_in: str | None = None
     """Text file below the root with one such name (or path) per line."""
+    table: Table | None = None
 
 
 class Split(Selection):
@@ -86,6 +124,10 @@ class Split(Selection):
     """Share of the labelled ground, drawn as spatial blocks that no other split touches."""
     labelled: bool = True
     """False where the labels are withheld."""
+    images: Annotated[int, Field(ge=1)] | None = None
+    """How many images were published."""
+    holds_back: bool = True
+    """Whether training on it leaves the ground of `val` out; False: it is all for training."""
 
 
 class Norm(Strict):
@@ -100,6 +142,8 @@ class DatasetSpec(Strict):
 
     name: str
     title: str = ""
+    size: str = ""
+    """How many images of how many pixels, in words."""
     sensor: str = ""
     bands: tuple[BandSpec, ...] = Field(min_length=1)
     gsd_m: float | None = None
@@ -116,6 +160,10 @@ class DatasetSpec(Strict):
     """Regular expression searched in the path of an image; its named groups fill `labels`."""
     labels: Texts = ("labels/{stem}.*",)
     """Templates of the label's path, `{group}` or `{group:0>2}` and `*`; the first hit counts."""
+    listing: Listing | None = None
+    """Files that pair images and labels, in place of `images`, `pattern` and `labels`."""
+    spare_labels: bool = False
+    """Labels without an image are no mistake: the images are published elsewhere."""
     reader: Reader = Reader()
 
     classes: tuple[ClassSpec, ...] = Field(min_length=1, max_length=255)
@@ -133,7 +181,8 @@ class DatasetSpec(Strict):
     threshold: float = 127.5
     """Labels of two classes with encoding `threshold`: values above it are the second class."""
     remap: dict[int, int] = Field(default_factory=dict)
-    """Id in a raster label to id of a class, where they differ."""
+    """Id in a raster label to id of a class, where they differ. It goes before `ignore`, and that
+    before the ids of the classes."""
 
     splits: dict[str, Split] = Field(default_factory=dict)
     domains: dict[str, Selection] = Field(default_factory=dict)
@@ -148,11 +197,7 @@ class DatasetSpec(Strict):
     @field_validator("pattern")
     @classmethod
     def _compiles(cls, pattern: str) -> str:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f"not a regular expression: {error}") from error
-        return pattern
+        return _regex(pattern)
 
     @model_validator(mode="after")
     def _fits_together(self) -> DatasetSpec:
@@ -167,7 +212,9 @@ class DatasetSpec(Strict):
         for what, given in (("id", [str(one) for one in ids]), ("name", names), ("band", bands)):
             twice = sorted({one for one in given if given.count(one) > 1})
             found += [f"{what} {', '.join(twice)} occurs twice"] if twice else []
-        both = sorted(set(ids) & {one for one in self.ignore if isinstance(one, int)})
+        # An id may be ignored in the files and yet be a class, if others are mapped to it.
+        unmapped = set(ids) - set(self.remap.values())
+        both = sorted(unmapped & {one for one in self.ignore if isinstance(one, int)})
         found += [f"id {both[0]} is both a class and ignored"] if both else []
         lost = sorted(set(self.remap.values()) - set(ids))
         found += [f"remap leads to id {lost[0]}, which is no class"] if lost else []
@@ -181,15 +228,14 @@ class DatasetSpec(Strict):
 
     def _layout_complaints(self) -> list[str]:
         groups = set(re.compile(self.pattern).groupindex) | {"stem"}
-        used = {
-            name.partition(".")[0]
-            for template in self.labels
-            for _, name, _, _ in Formatter().parse(template)
-            if name
-        }
+        used = {name for template in self.labels for name in template_groups(template)}
+        if self.listing:
+            groups = set(re.compile(self.listing.line).groupindex) | {"stem", "split"}
+            used = template_groups(self.listing.image) | template_groups(self.listing.label)
         found = [f"labels: no group {name} in pattern" for name in sorted(used - groups)]
         for name, selection in {**self.domains, **self.splits}.items():
-            lost = sorted(set(selection.groups) - groups)
+            named = template_groups(selection.table.name) if selection.table else set()
+            lost = sorted((set(selection.groups) | named) - groups)
             found += [f"{name}: no group {lost[0]} in pattern"] if lost else []
         for name, split in self.splits.items():
             lost = sorted(set(split.exclude) - set(self.splits) | (set(split.exclude) & {name}))
@@ -246,6 +292,11 @@ class DatasetSpec(Strict):
             else:
                 lines.append(f"{key}: {_flow(value)}")
         return "\n".join(lines) + "\n"
+
+
+def template_groups(template: str) -> set[str]:
+    """Name the groups that a path template asks for."""
+    return {name.partition(".")[0] for _, name, _, _ in Formatter().parse(template) if name}
 
 
 def _without_none(row: dict[str, Any]) -> dict[str, Any]:

@@ -56,13 +56,13 @@ class LabelCode:
     def ids(self) -> dict[int, int]:
         """Map ids in a file to class indices, `IGNORE` for ignored ids."""
         index_of = {one.id: index for index, one in enumerate(self.classes)}
-        found = {value: IGNORE for value in self.ignore if isinstance(value, int)}
+        ignored = {value: IGNORE for value in self.ignore if isinstance(value, int)}
         remapped = {theirs: index_of[ours] for theirs, ours in self.remap}
         own = {
             value if isinstance(value := self.value(index), int) else one.id: index
             for index, one in enumerate(self.classes)
         }
-        return found | own | remapped
+        return own | ignored | remapped
 
     def colors(self) -> dict[Color, int]:
         """Map colours in a file to class indices, `IGNORE` for ignored colours."""
@@ -110,16 +110,17 @@ def decode(
         labels = _decode_onehot(values, code)
     elif code.encoding in ("rgb", "palette"):
         labels = _decode_colors(values, valid, code, where)
+    elif code.encoding == "threshold":
+        # Masks are often stored as grey in three bands.
+        labels = (values[0] > code.threshold).astype(np.uint8)
+        for ignored in code.ignore:
+            labels[values[0] == ignored] = IGNORE
     elif len(values) != 1:
         raise RssegError(
             f"the label has {len(values)} bands where ids need one",
             where=where,
             fix="`encoding: rgb` or `encoding: onehot` in dataset.yaml",
         )
-    elif code.encoding == "threshold":
-        labels = (values[0] > code.threshold).astype(np.uint8)
-        for ignored in code.ignore:
-            labels[values[0] == ignored] = IGNORE
     else:
         labels = _decode_ids(values[0], valid, code, where)
     labels[~valid] = IGNORE
