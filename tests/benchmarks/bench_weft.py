@@ -1,6 +1,6 @@
 """Memory and time of a training step: weft against full fine-tuning, everything else the same.
 
-python tests/benchmarks/bench_weft.py --backbone vit_large --batch 2
+    python tests/benchmarks/bench_weft.py --backbone vit_large --batch 2
 
 The paper says 26.41 % less memory and 14.66 % faster. Each measurement is a process of its own, the
 methods take turns, and the fastest steps are compared. Memory is what the device's allocator held
@@ -16,28 +16,44 @@ import json
 import multiprocessing
 import resource
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch.nn import Parameter
 
+from rsseg_cli import presets
 from rsseg_cli.config import family
-from rsseg_cli.contract import Backbone, Bands, Head, Method
+from rsseg_cli.contract import Backbone, Bands, Method
 from rsseg_cli.find import find
+from rsseg_cli.heads.mask2former import Mask2Former
+from rsseg_cli.methods.full import Full
+from rsseg_cli.methods.weft import Weft
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training import optimizer
 from rsseg_cli.training.precision import Precision
 
 PAPER = {"memory": 26.41, "time": 14.66}
-RELEASED = {
-    "shares": "softmax", "trained_experts": "all", "similarity": "token", "statistics": "batch",
-    "laplacian": "free", "pool": "identity", "drop_path": 0.4,
-}  # fmt: skip
-METHODS: dict[str, tuple[str, dict[str, Any]]] = {
-    "full": ("full", {}),
-    "weft": ("weft", {}),
-    "weft_released": ("weft", RELEASED),
+PRESETS = {
+    name: presets.read(presets.find("methods", name)).values for name in ("weft", "weft_released")
 }
-HEAD = {"width": 96, "ffn": 768, "encoder_ffn": 320}
+
+
+class Unfrozen(Weft):
+    """The same model with the backbone tuned as well: what freezing alone is worth."""
+
+    def tuned(self, backbone: Backbone) -> Iterator[tuple[str, Parameter]]:
+        yield from super().tuned(backbone)
+        for name, parameter in backbone.named_parameters():
+            yield f"backbone.{name}", parameter
+
+
+METHODS: dict[str, tuple[type[Method[Any]], dict[str, Any]]] = {
+    "full": (Full, {}),
+    "weft": (Weft, PRESETS["weft"]["method"]),
+    "weft_released": (Weft, PRESETS["weft_released"]["method"]),
+    "weft_unfrozen": (Unfrozen, PRESETS["weft"]["method"]),
+}
 BANDS = Bands(
     names=("red", "green", "blue"),
     wavelengths_nm=(660.0, 560.0, 485.0),
@@ -52,16 +68,15 @@ def build(label: str, backbone_name: str) -> Segmenter:
     kind = find("backbones", family(backbone_name), Backbone)
     config: Any = kind.Config.model_validate({"name": backbone_name, "pretrained": False})
     backbone = kind(config, BANDS)  # type: ignore[call-arg,arg-type]
-    name, settings = METHODS[label]
-    method_kind, head_kind = find("methods", name, Method), find("heads", "mask2former", Head)
-    method = method_kind(method_kind.Config.model_validate(settings), backbone)
-    head = head_kind(
-        head_kind.Config.model_validate(HEAD),
-        dim=backbone.dim,
-        maps=method.maps(backbone),
-        classes=2,
-    )
+    method_kind, settings = METHODS[label]
+    method = method_kind(method_kind.Config.model_validate(_nameless(settings)), backbone)
+    scorer = Mask2Former.Config.model_validate(_nameless(PRESETS["weft"]["head"]))
+    head = Mask2Former(scorer, dim=backbone.dim, maps=method.maps(backbone), classes=2)
     return Segmenter(backbone, method, head, BANDS)
+
+
+def _nameless(section: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in section.items() if key != "name"}
 
 
 def resident_peak_mb() -> float:

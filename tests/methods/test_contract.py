@@ -22,6 +22,7 @@ TINY: dict[str, dict[str, Any]] = {
     "rein": {"rank": 4},
     "spectralmoe": {"depth": "random", "rank": 4, "experts": 3},
     "vpt": {"prompts": 5},
+    "weft": {"channels": 16, "kernels": [1, 3, 5], "active": 2},
 }
 BANDS = Bands(
     names=("blue", "green", "red", "nir"),

@@ -10,6 +10,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from rsseg_cli import config, presets
 from rsseg_cli.backbones.dinov2 import Dinov2
 from rsseg_cli.backbones.galileo import Galileo
 from rsseg_cli.backbones.uniperceiver import Uniperceiver
@@ -28,15 +29,13 @@ BANDS = Bands(
     std=(1.0,) * 3,
     dtype="uint8",
 )
+PRESET = presets.read(presets.find("methods", "weft_released")).values
 RELEASED: dict[str, Any] = {
-    "shares": "softmax",
-    "trained_experts": "all",
-    "similarity": "token",
-    "statistics": "batch",
-    "laplacian": "free",
-    "pool": "identity",
-    "drop_path": 0.4,
-}
+    key: PRESET["method"][key]
+    for key in (
+        "shares", "trained_experts", "similarity", "statistics", "laplacian", "pool", "drop_path",
+    )
+}  # fmt: skip
 SMALL: dict[str, Any] = {"channels": 8, "kernels": (1, 3, 5), "active": 2}
 
 
@@ -67,13 +66,11 @@ def count(module: nn.Module) -> int:
 
 # --- size -----------------------------------------------------------------------------------------
 def test_released_model_has_the_published_size() -> None:
+    run = config.resolve(method="weft_released", file=None, pretrained=False)
     with torch.device("meta"):
-        backbone = Uniperceiver(
-            Uniperceiver.Config(name="uniperceiver_large", pretrained=False), BANDS
-        )
-        method = Weft(Weft.Config(**RELEASED), backbone)
-        config = Mask2Former.Config(width=96, ffn=768, encoder_ffn=320)
-        head = Mask2Former(config, dim=1024, maps=method.maps(backbone), classes=2)
+        backbone = Uniperceiver(run.backbone, BANDS)  # type: ignore[arg-type]
+        method = Weft(run.method.config, backbone)  # type: ignore[arg-type]
+        head = Mask2Former(run.head.config, dim=1024, maps=method.maps(backbone), classes=2)  # type: ignore[arg-type]
     assert count(method.pyramid) == 173_303
     assert count(method.injectors) == 6_582_536
     assert count(method.enhancers) == 4_408_374
@@ -85,6 +82,15 @@ def test_released_model_has_the_published_size() -> None:
     # which is added to the positions.
     assert count(backbone) == 303_356_928 - 8_192 - 1_024
     assert f"{tuned / (count(backbone) + tuned):.3%}" == "4.524%"
+
+
+def test_presets_differ_only_where_the_release_is_odd() -> None:
+    ours, released = (config.resolve(method=name, file=None) for name in ("weft", "weft_released"))
+    first, second = ours.method.config.model_dump(), released.method.config.model_dump()
+    assert {key for key in first if first[key] != second[key]} == set(RELEASED)
+    assert first == Weft.Config().model_dump()
+    assert ours.head == released.head
+    assert ours.optimizer == released.optimizer
 
 
 # --- streams --------------------------------------------------------------------------------------
