@@ -229,10 +229,10 @@ class Weft(Method[WeftState]):
 
     def record(self) -> dict[str, Json]:
         """Say which experts the last batch chose, and how strong each injection is."""
-        strengths = [injector.get_parameter("gamma").abs().mean() for injector in self.injectors]
+        gammas = [injector.get_parameter("gamma").detach() for injector in self.injectors]
         return {
             "experts": [float(share) for share in self.pyramid.usage],
-            "injection": [float(strength) for strength in strengths],
+            "injection": [float(gamma.abs().mean()) for gamma in gammas],
         }
 
     @classmethod

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import platform
-import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,14 +16,13 @@ from rsseg_cli.data.augment import Augment
 from rsseg_cli.data.class_index import ClassIndex
 from rsseg_cli.data.covering import CoveringTiles
 from rsseg_cli.data.tiles import Batch, TileStream
-from rsseg_cli.errors import OutputExistsError, RssegError
-from rsseg_cli.run import plan
+from rsseg_cli.errors import RssegError
+from rsseg_cli.run import place, plan
 from rsseg_cli.run.model import build, metadata, pick_device
 from rsseg_cli.run.reports import write_report
 from rsseg_cli.run.sources import Sources
 from rsseg_cli.run.validation import Validation
 from rsseg_cli.training import distributed
-from rsseg_cli.training.checkpoint import load_resume
 from rsseg_cli.training.folder import RunFolder
 from rsseg_cli.training.loop import Job, Outcome, Training, train
 from rsseg_cli.training.objectives import Objective, Supervised
@@ -85,34 +82,16 @@ class Fit:
         overwrite: bool = False,
         quiet: bool = False,
     ) -> None:
-        self.config, self.quiet, self.resume = config, quiet, resume
+        self.config, self.quiet = config, quiet
         self.device = pick_device(device)
         self.sources = Sources.open(config.data, data_root=data_root)
         self.path = folder or Path("runs") / f"{config.method.name}-{self.sources.name}"
-        self.overwrite = overwrite
-        self._check_folder()
+        self.resumed = place.read_state(self.path, config) if resume else None
+        if not resume:
+            place.require_free(self.path, overwrite=overwrite)
         # Reads every label once, so that a wrong id is found now and not in the night.
         self.index = ClassIndex.build(self.sources.train)
         self.model = build(config, self.sources.bands, len(self.sources.classes))
-
-    def _check_folder(self) -> None:
-        """Refuse early what would fail late: a folder in use, or one that cannot be written."""
-        if self.resume:
-            return
-        if self.path.exists() and any(self.path.iterdir()) and not self.overwrite:
-            unfinished = (self.path / "resume.pt").exists()
-            raise OutputExistsError(
-                f"{self.path} is there already" + (", unfinished" if unfinished else ""),
-                where=str(self.path),
-                fix="--resume to go on, " * unfinished + "--overwrite, or another --run",
-            )
-        above = self.path.absolute()
-        while not above.exists():
-            above = above.parent
-        if not os.access(above, os.W_OK):
-            raise RssegError(
-                f"{above} cannot be written to", where=str(self.path), fix="another --run"
-            )
 
     def plan(self) -> plan.Plan:
         """Say what would be done, without doing it."""
@@ -162,7 +141,7 @@ class Fit:
 
     def run(self) -> FitResult:
         """Train, and leave the model and the report in the run's folder."""
-        folder, resumed = self._open_folder()
+        folder, resumed = self._open_folder(), self.resumed
         job = self.job(folder, Supervised(Augment(self.config.augment, tile=self.config.data.tile)))
         shown, start = self.plan(), 0 if resumed is None else resumed["step"]
         with Progress(self.config.training.steps, start=start, quiet=self.quiet) as progress:
@@ -181,18 +160,17 @@ class Fit:
         write_report(folder, self.config, shown, outcome)
         return FitResult(str(folder.path), str(folder.model), outcome)
 
-    def _open_folder(self) -> tuple[RunFolder, dict[str, Any] | None]:
-        """Make the folder, or read the state in it."""
+    def _open_folder(self) -> RunFolder:
+        """Make the folder anew, or take the one to go on in."""
         about = metadata(self.config, self.model, self.sources.classes, self.sources.fingerprints())
         folder = RunFolder(self.path, about)
-        if self.resume:
-            return folder, load_resume(folder.resume)
-        if distributed.rank() == 0:
-            if self.path.exists():
-                shutil.rmtree(self.path)
-            self.path.mkdir(parents=True)
-            (self.path / "config.yaml").write_text(self.config.text(), encoding="utf-8")
-        return folder, None
+        if self.resumed is not None:
+            place.require_same_data(self.resumed, about, self.path)
+        elif distributed.rank() == 0:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            folder.clear()
+            folder.config.write_text(self.config.text(), encoding="utf-8")
+        return folder
 
     def job(self, folder: RunFolder, objective: Objective) -> Job:
         """Put together what the loop needs."""

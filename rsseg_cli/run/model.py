@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,12 +137,11 @@ def pick_device(wanted: str) -> torch.device:
     """
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(wanted)
-    except RuntimeError as error:
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", wanted):
         raise RssegError(
             f"{wanted} is not a device", where="--device", fix="auto, cpu, cuda or cuda:0"
-        ) from error
+        )
+    device = torch.device(wanted)
     if device.type == "cuda" and (
         not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,11 @@ class RunFolder:
 
     path: Path
     metadata: dict[str, Json] = field(default_factory=dict)
+
+    @property
+    def config(self) -> Path:
+        """The resolved settings."""
+        return self.path / "config.yaml"
 
     @property
     def model(self) -> Path:
@@ -54,6 +60,12 @@ class RunFolder:
         """Say whether there is a model and nothing left to resume."""
         return self.model.is_file() and not self.resume.exists()
 
+    def clear(self) -> None:
+        """Remove the files of an earlier run, and no others."""
+        for file in (self.config, self.model, self.last, self.resume, self.metrics):
+            file.unlink(missing_ok=True)
+        shutil.rmtree(self.report, ignore_errors=True)
+
     def save_model(self, path: Path, model: Segmenter, score: Json, step: int) -> None:
         """Write a model file together with its validation score."""
         if distributed.rank() == 0:
@@ -63,7 +75,7 @@ class RunFolder:
     def save_resume(self, state: dict[str, Any]) -> None:
         """Write the state to resume from."""
         if distributed.rank() == 0:
-            checkpoint.save_resume(self.resume, state)
+            checkpoint.save_resume(self.resume, state | {"about": self.metadata})
 
     def add(self, record: dict[str, Json]) -> None:
         """Append a line to the metrics."""
