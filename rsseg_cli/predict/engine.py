@@ -12,9 +12,10 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import rasterio
@@ -23,16 +24,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rsseg_cli.classes import IGNORE
-from rsseg_cli.errors import RssegError
-from rsseg_cli.predict.outputs import Outputs, Progress, SceneResult, Wait
+from rsseg_cli.errors import RssegError, UnreadableError
+from rsseg_cli.predict.clock import Clock, computing_with
+from rsseg_cli.predict.outputs import Outputs, Progress, SceneResult
 from rsseg_cli.predict.plan import AHEAD, CACHE_MB, MIB, Plan, Tiling, peak_rss_mb, plan_scene
 from rsseg_cli.predict.strips import Strip, read_strips
 from rsseg_cli.predict.threads import Ahead, Behind
+from rsseg_cli.raster.area import Area
 from rsseg_cli.raster.blend import Product, RowBlender, Rows
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.parts import MapGrid
 from rsseg_cli.raster.scene import Scene
-from rsseg_cli.raster.write import MapWriter
+from rsseg_cli.raster.vectors import draw_polygons
+from rsseg_cli.raster.write import MapWriter, parts_begun
 
 
 class Infer(Protocol):
@@ -58,6 +62,7 @@ def predict_scene(
     *,
     tiling: Tiling | None = None,
     device: torch.device | None = None,
+    area: Area | None = None,
     journal: Mapping[str, str] | None = None,
     resume: bool = False,
     progress: Progress | None = None,
@@ -70,6 +75,7 @@ def predict_scene(
         outputs: The maps to make. None of them is there before all are whole.
         tiling: How the scene is cut.
         device: Where `infer` works; the CPU when None.
+        area: What is wanted of the scene; the rest is nodata and costs nothing.
         journal: What the result depends on, for `resume`. When given, the finished parts of a
             failed run stay on disk.
         resume: Continue what a run with the same journal has left.
@@ -82,28 +88,39 @@ def predict_scene(
     """
     started = time.perf_counter()
     tiling = tiling or Tiling()
-    plan = plan_scene(scene, tiling, classes=len(outputs.classes), bands=outputs.bands)
-    grid = MapGrid(scene.width, scene.height, scene.crs, scene.transform)
+    begun = parts_begun(outputs.map) if resume else None
+    plan = plan_scene(
+        scene, tiling, classes=len(outputs.classes), bands=outputs.bands,
+        box=None if area is None else area.box,
+        begun=begun,
+    )  # fmt: skip
+    grid = MapGrid(scene.width, scene.height, scene.crs, scene.transform, scene.control)
     made = list(outputs.made())
     with ExitStack() as stack:
         stack.enter_context(rasterio.Env(GDAL_CACHEMAX=CACHE_MB * MIB))
         writers = [
             stack.enter_context(
                 MapWriter(
-                    path, grid, look, plan.parts,
-                    driver=outputs.driver, options=outputs.options, overwrite=outputs.overwrite,
+                    one.path, grid, one.look, plan.parts,
+                    driver=outputs.driver, options=outputs.options,
+                    overwrite=outputs.overwrite or begun is not None,
                     journal=journal, resume=resume, keep=journal is not None,
                 )
             )
-            for path, look, _ in made
+            for one in made
         ]  # fmt: skip
         run = _Run(
-            scene, infer, [product for _, _, product in made], writers, plan, tiling,
-            device or torch.device("cpu"), progress,
+            scene, infer, [one.product for one in made], writers, plan, tiling,
+            device or torch.device("cpu"), area, progress,
         )  # fmt: skip
-        run.run()
-        for writer in writers:
-            writer.finish()
+        try:
+            run.run()
+        except UnreadableError:
+            if Path(scene.path).exists():  # else a server may be back later
+                for writer in writers:
+                    writer.forget()
+            raise
+        _appear(outputs, writers)
     seconds = time.perf_counter() - started
     return SceneResult(
         input=scene.path,
@@ -111,25 +128,28 @@ def predict_scene(
         width=scene.width,
         height=scene.height,
         seconds=seconds,
-        mpx_per_s=scene.width * scene.height / 1e6 / seconds,
+        mpx_per_s=run.done / 1e6 / seconds,
         peak_rss_mb=peak_rss_mb(),
         wait=run.clock.shares(),
     )
 
 
-class _Clock:
-    """Adds up what the caller's thread waits for."""
-
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
-        self._waited = {"disk": 0.0, "device": 0.0, "writer": 0.0}
-
-    def add(self, what: Literal["disk", "device", "writer"], since: float) -> None:
-        self._waited[what] += time.perf_counter() - since
-
-    def shares(self) -> Wait:
-        seconds = time.perf_counter() - self._start
-        return Wait(**{what: waited / seconds for what, waited in self._waited.items()})
+def _appear(outputs: Outputs, writers: Sequence[MapWriter]) -> None:
+    """Put all maps together, and only then let them appear, the class map last."""
+    made = list(outputs.made())
+    drafts = {one.kind: writer.assemble() for one, writer in zip(made, writers, strict=True)}
+    if outputs.polygons is not None:
+        draw_polygons(
+            drafts["map"],
+            outputs.polygons.path,
+            outputs.classes,
+            confidence=drafts["confidence"],
+            sieve=outputs.polygons.sieve,
+            simplify=outputs.polygons.simplify,
+        )
+    for one, writer in zip(made, writers, strict=True):
+        if one.shown:
+            writer.appear()
 
 
 @dataclass
@@ -154,30 +174,33 @@ class _Run:
     plan: Plan
     tiling: Tiling
     device: torch.device
+    area: Area | None
     progress: Progress | None
 
     def __post_init__(self) -> None:
-        self.clock = _Clock()
+        self.done = 0
+        self._total = sum(part.width * part.height for part in self.plan.parts)
+        self.clock = Clock()
         batches = -(-self.plan.tiles // self.tiling.batch)
         self._batch = -(-self.plan.tiles // batches)  # batches alike: little padding in the last
         self._in_flight: deque[torch.cuda.Event] = deque()
         self._broken = torch.zeros((), dtype=torch.bool, device=self.device)
         self._model_threads = torch.get_num_threads()
-        self._done = 0
 
     @torch.inference_mode()
     def run(self) -> None:
         """Map all that is not finished."""
         finished = set.intersection(*(writer.finished for writer in self.writers))
         cuda = self.device.type == "cuda"
-        with _threads(1), Behind(self._write, AHEAD) as writer:
+        with computing_with(1), Behind(self._write, AHEAD) as writer:
             for region in self.plan.regions(finished):
                 blender = RowBlender(
                     self.plan.across, self.plan.down, region, self.products, self.device
                 )
                 source = read_strips(
-                    self.scene, self.plan, region, readers=self.tiling.readers, pin=cuda
-                )
+                    self.scene, self.plan, region,
+                    readers=self.tiling.readers, pin=cuda, area=self.area,
+                )  # fmt: skip
                 with Ahead(source, AHEAD) as strips:
                     self._map(region, blender, iter(strips), writer)
                 blender.finish()
@@ -249,7 +272,7 @@ class _Run:
             since = time.perf_counter()
             stacked = _stack(batch + padding)
             try:
-                with _threads(self._model_threads):
+                with computing_with(self._model_threads):
                     scores = self.infer(stacked)
             except torch.OutOfMemoryError as error:
                 self._shrink(error)
@@ -306,9 +329,9 @@ class _Run:
         since = time.perf_counter()
         writer.put(_Finished(x, y, here, valid, ready))
         self.clock.add("writer", since)
-        self._done += valid.size
+        self.done += valid.size
         if self.progress is not None:
-            self.progress(self._done, self.scene.width * self.scene.height, self.clock.shares())
+            self.progress(self.done, self._total, self.clock.shares())
 
     def _write(self, finished: _Finished) -> None:
         """Write rows, nodata where no pixel is; runs in the writer's thread."""
@@ -322,21 +345,6 @@ class _Run:
             if holes:
                 data[:, missing] = IGNORE
             writer.write(finished.x, finished.y, data)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Let PyTorch compute with so many threads of the CPU.
-
-    The engine's own steps are small. Spread over threads they would wait for each other while
-    readers and writer keep the cores busy, which makes them many times slower.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _stack(tiles: list[Tensor]) -> Tensor:

@@ -9,8 +9,38 @@ from typing import Literal
 
 from rsseg_cli.classes import Class
 from rsseg_cli.predict import products
+from rsseg_cli.predict.clock import Wait
 from rsseg_cli.raster.blend import Product
 from rsseg_cli.raster.parts import Look
+
+SCALE = 1 / products.STEPS
+"""Share = stored value * scale."""
+
+
+@dataclass(frozen=True)
+class Polygons:
+    """How a class map becomes polygons; see `raster.vectors`.
+
+    Attributes:
+        path: The GeoPackage.
+        sieve: Patches of fewer pixels join a neighbour.
+        simplify: Tolerance in units of the map's CRS.
+    """
+
+    path: Path
+    sieve: int = 0
+    simplify: float = 0.0
+
+
+@dataclass(frozen=True)
+class Made:
+    """One map: what it is, where it goes, what it shows, how it is made, whether it appears."""
+
+    kind: Literal["map", "probabilities", "confidence"]
+    path: Path
+    look: Look
+    product: Product
+    shown: bool = True
 
 
 @dataclass(frozen=True)
@@ -24,6 +54,7 @@ class Outputs:
         probabilities: Where to put one band per class, in steps of 1/254.
         confidence: Where to put one band that says how sure the model is.
         measure: What sure means there.
+        polygons: Polygons to draw from the class map.
         driver: `COG` or `GTiff`.
         options: Creation options of the driver.
         overwrite: Replace what is there.
@@ -36,6 +67,7 @@ class Outputs:
     probabilities: Path | None = None
     confidence: Path | None = None
     measure: products.Confidence = "max"
+    polygons: Polygons | None = None
     driver: str = "COG"
     options: Mapping[str, str] = field(default_factory=dict)
     overwrite: bool = False
@@ -45,30 +77,27 @@ class Outputs:
     def bands(self) -> int:
         """Bands of all maps together."""
         shares = len(self.classes) if self.probabilities else 0
-        return 1 + shares + (1 if self.confidence else 0)
+        return 1 + shares + (1 if self.confidence or self.polygons else 0)
 
-    def made(self) -> Iterator[tuple[Path, Look, Product]]:
-        """List the maps: where each goes, what it shows, how it is made."""
+    def made(self) -> Iterator[Made]:
+        """List the maps; the class map is the last to appear."""
+        yield from self._shares()
+        if self.confidence is not None or self.polygons is not None:
+            look = Look((f"confidence ({self.measure})",), scale=SCALE, tags=self.tags)
+            # Polygons want to know it too; then it never appears.
+            path = self.confidence or self.map.with_name(f"{self.map.name}.confidence")
+            shown = self.confidence is not None
+            yield Made("confidence", path, look, products.confidence(self.measure), shown)
         classes = tuple(self.classes)
         made = products.class_map([one.id for one in classes], reject=self.reject)
-        yield self.map, Look(("class",), classes, tags=self.tags), made
-        scale = 1 / products.STEPS
+        yield Made("map", self.map, Look(("class",), classes, tags=self.tags), made)
+
+    def _shares(self) -> Iterator[Made]:
         if self.probabilities is not None:
-            names = tuple(one.name for one in classes)
-            look = Look(names, scale=scale, tags=self.tags)
-            yield self.probabilities, look, products.probabilities(len(classes))
-        if self.confidence is not None:
-            look = Look((f"confidence ({self.measure})",), scale=scale, tags=self.tags)
-            yield self.confidence, look, products.confidence(self.measure)
-
-
-@dataclass(frozen=True)
-class Wait:
-    """Share of the time for which the caller's thread had to wait, 0 to 1."""
-
-    disk: float = 0.0
-    device: float = 0.0
-    writer: float = 0.0
+            names = tuple(one.name for one in self.classes)
+            look = Look(names, scale=SCALE, tags=self.tags)
+            product = products.probabilities(len(names))
+            yield Made("probabilities", self.probabilities, look, product)
 
 
 @dataclass(frozen=True)
@@ -82,8 +111,9 @@ class SceneResult:
     seconds: float = 0.0
     mpx_per_s: float = 0.0
     peak_rss_mb: float = 0.0
-    wait: Wait = Wait()
-    status: Literal["done", "failed"] = "done"
+    wait: Wait = field(default_factory=Wait)
+    status: Literal["done", "there", "failed"] = "done"
+    """`there`: a run with `resume` found the whole map."""
     error: str | None = None
 
 

@@ -94,7 +94,15 @@ class Plan:
             yield region
 
 
-def plan_scene(scene: Scene, tiling: Tiling, *, classes: int, bands: int = 1) -> Plan:
+def plan_scene(
+    scene: Scene,
+    tiling: Tiling,
+    *,
+    classes: int,
+    bands: int = 1,
+    box: Window | None = None,
+    begun: Sequence[Window] | None = None,
+) -> Plan:
     """Plan the mapping of a scene.
 
     Args:
@@ -102,6 +110,8 @@ def plan_scene(scene: Scene, tiling: Tiling, *, classes: int, bands: int = 1) ->
         tiling: How it shall be cut.
         classes: Channels K that the model gives.
         bands: Bands of all maps together.
+        box: What is wanted of the scene; all when None.
+        begun: Parts in which an earlier run has begun it, which are kept.
 
     Raises:
         RssegError: Not even the narrowest swath fits into `memory_mb`.
@@ -109,27 +119,53 @@ def plan_scene(scene: Scene, tiling: Tiling, *, classes: int, bands: int = 1) ->
     across, down = tiling.axis(scene.width), tiling.axis(scene.height)
     read_rows = -(-READ_ROWS // scene.block[0]) * scene.block[0]
     column, fixed = _bytes(scene, tiling, down, read_rows, classes, bands)
+    box = _whole_blocks(box, scene)
+    if begun is not None and sum(p.width * p.height for p in begun) == box.width * box.height:
+        parts = list(begun)
+    else:
+        swath = _swath(scene, tiling, box, column, fixed)
+        xs = range(box.x, box.right, swath)
+        parts = [part for x in xs for part in _parts(x, min(swath, box.right - x), box)]
+    swaths = {(part.x, part.right) for part in parts}
+    columns = sum(len(across.touching(*swath)) for swath in swaths)
+    widest = max(right - left for left, right in swaths) + 2 * tiling.tile
+    used = fixed + column * min(scene.width, widest)
+    tiles = columns * len(down.touching(box.y, box.bottom))
+    return Plan(across, down, tuple(parts), tiles, used / MIB, read_rows)
+
+
+def _whole_blocks(box: Window | None, scene: Scene) -> Window:
+    """Widen a box to whole blocks of the map."""
+    if box is None:
+        return Window(0, 0, scene.width, scene.height)
+    x, y = box.x // BLOCK * BLOCK, box.y // BLOCK * BLOCK
+    right = min(scene.width, -(-box.right // BLOCK) * BLOCK)
+    return Window(x, y, right - x, min(scene.height, -(-box.bottom // BLOCK) * BLOCK) - y)
+
+
+def _swath(scene: Scene, tiling: Tiling, box: Window, column: float, fixed: float) -> int:
+    """Find the width of a swath that fits into the memory."""
     allowed = _allowed(tiling) - fixed
+    reach = min(box.width + 2 * tiling.tile, scene.width)
     widest = int(allowed / column) - 2 * tiling.tile
-    if widest < BLOCK and scene.width + 2 * tiling.tile > allowed / column:
+    if reach <= allowed / column:
+        return box.width
+    if widest < BLOCK:
         least = tiling.memory_mb or DEFAULT_MEMORY_MB
-        least += int((column * (BLOCK + 2 * tiling.tile) - allowed) / MIB) + 1
+        needed = min(reach, BLOCK + 2 * tiling.tile)
+        least += int((column * needed - allowed) / MIB) + 1
         raise RssegError(
             "the scene does not fit into the memory allowed, not even in narrow swaths",
             where=scene.path,
             fix=f"--memory-mb {least} or more, or a smaller --tile or --batch",
         )
-    swath = scene.width if widest >= scene.width else max(BLOCK, widest // BLOCK * BLOCK)
-    swaths = [(x, min(swath, scene.width - x)) for x in range(0, scene.width, swath)]
-    parts = [part for x, width in swaths for part in _parts(x, width, scene.height)]
-    columns = sum(len(across.touching(x, x + width)) for x, width in swaths)
-    used = fixed + column * min(scene.width, swath + 2 * tiling.tile)
-    return Plan(across, down, tuple(parts), columns * down.count, used / MIB, read_rows)
+    return widest // BLOCK * BLOCK
 
 
-def _parts(x: int, width: int, height: int) -> Sequence[Window]:
+def _parts(x: int, width: int, box: Window) -> Sequence[Window]:
     rows = max(BLOCK, PART_PIXELS // width // BLOCK * BLOCK)
-    return [Window(x, y, width, min(rows, height - y)) for y in range(0, height, rows)]
+    tops = range(box.y, box.bottom, rows)
+    return [Window(x, y, width, min(rows, box.bottom - y)) for y in tops]
 
 
 def _bytes(

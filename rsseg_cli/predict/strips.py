@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rsseg_cli.predict.plan import Plan
+from rsseg_cli.raster.area import Area
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.scene import Scene
 
@@ -41,7 +42,7 @@ class Strip:
 
 
 def read_strips(
-    scene: Scene, plan: Plan, region: Window, *, readers: int, pin: bool
+    scene: Scene, plan: Plan, region: Window, *, readers: int, pin: bool, area: Area | None = None
 ) -> Generator[Strip, None, None]:
     """Read the strips of a region from top to bottom; each row of the file is decoded once.
 
@@ -51,14 +52,16 @@ def read_strips(
         region: The part of the scene that is mapped.
         readers: Number of threads that read.
         pin: Put samples where a GPU can fetch them by itself.
+        area: What is wanted of the scene: other pixels count as missing, though tiles see them.
     """
     columns = plan.across.touching(region.x, region.right)
     rows = plan.down.touching(region.y, region.bottom)
     tile = plan.across.tile
     x, width = plan.across.start(columns[0]), (len(columns) - 1) * plan.across.stride + tile
-    inside = Window(x, 0, width, scene.height).intersect(Window(0, 0, scene.width, scene.height))
+    y, height = plan.down.start(rows[0]), (len(rows) - 1) * plan.down.stride + tile
+    inside = Window(x, y, width, height).intersect(Window(0, 0, scene.width, scene.height))
     assert inside is not None
-    with _Slabs(scene, plan.read_rows, inside, readers) as slabs:
+    with _Slabs(scene, plan.read_rows, inside, readers, area) as slabs:
         for row in rows:
             y = plan.down.start(row)
             samples = torch.empty(
@@ -74,8 +77,11 @@ def read_strips(
 class _Slabs:
     """Slabs of whole block rows, read by threads a few ahead of what is asked for."""
 
-    def __init__(self, scene: Scene, rows: int, inside: Window, readers: int) -> None:
+    def __init__(
+        self, scene: Scene, rows: int, inside: Window, readers: int, area: Area | None
+    ) -> None:
         self._scene, self._rows, self._inside, self._readers = scene, rows, inside, readers
+        self._area = area
         self._shift = scene.corner[1] % scene.block[0]
         self._slabs: dict[int, Future[Read]] = {}
         self._next: int | None = None
@@ -106,9 +112,12 @@ class _Slabs:
     def _read(self, number: int) -> Read:
         scene = self._handles.get()
         try:
-            return scene.read(self._window(number))
+            samples, valid = scene.read(self._window(number))
         finally:
             self._handles.put(scene)
+        if self._area is not None:
+            valid &= self._area.mask(self._window(number))
+        return samples, valid
 
     def _take(self, first: int, last: int) -> Iterator[tuple[Window, Read]]:
         """Give the slabs first..last, drop those before, have the next ones read."""

@@ -23,6 +23,19 @@ BLOCK = 512
 
 
 @dataclass(frozen=True)
+class ControlPoints:
+    """Points of a scene whose place on the ground is known, for want of a transform.
+
+    Attributes:
+        crs: Coordinate reference system of the places, None when unknown.
+        points: Column, row, x, y and z of each, the first two in pixels.
+    """
+
+    crs: rasterio.CRS | None
+    points: tuple[tuple[float, float, float, float, float], ...]
+
+
+@dataclass(frozen=True)
 class MapGrid:
     """The grid of a map: that of its scene, bit for bit."""
 
@@ -30,6 +43,7 @@ class MapGrid:
     height: int
     crs: rasterio.CRS | None
     transform: rasterio.Affine
+    control: ControlPoints | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +77,8 @@ def virtual_map(grid: MapGrid, look: Look, parts: Sequence[tuple[str, Window]]) 
     if grid.transform != rasterio.Affine.identity():
         numbers = ", ".join(repr(float(number)) for number in grid.transform.to_gdal())
         style.child(root, "GeoTransform", numbers)
+    if grid.control is not None:
+        _add_control(root, grid.control)
     metadata = style.child(root, "Metadata")
     for key, value in look.tags.items():
         style.child(metadata, "MDI", value, key=f"rsseg_{key}")
@@ -79,6 +95,14 @@ def virtual_map(grid: MapGrid, look: Look, parts: Sequence[tuple[str, Window]]) 
         for file, part in parts:
             _add_source(band, index, file, part)
     return ET.tostring(root, encoding="unicode")
+
+
+def _add_control(root: ET.Element, control: ControlPoints) -> None:
+    wkt = {} if control.crs is None else {"Projection": control.crs.to_wkt()}
+    listed = style.child(root, "GCPList", **wkt)
+    for number, point in enumerate(control.points, 1):
+        values = dict(zip(("Pixel", "Line", "X", "Y", "Z"), map(repr, point), strict=True))
+        style.child(listed, "GCP", Id=number, **values)
 
 
 def _add_source(band: ET.Element, index: int, file: str, part: Window) -> None:

@@ -19,6 +19,7 @@ from rasterio.windows import Window as FileWindow
 
 from rsseg_cli.errors import RssegError, RssegWarning, UnreadableError
 from rsseg_cli.raster.grid import Window
+from rsseg_cli.raster.parts import ControlPoints
 
 RAW = "GTIFF_RAW:"
 """Prefix that makes GDAL hand out a TIFF's samples as stored, without turning CMYK into RGBA."""
@@ -42,6 +43,7 @@ class Scene:
         descriptions: What the file calls its bands.
         block: (height, width) of the blocks that the file stores.
         corner: (x, y) of the scene's first pixel in the file; (0, 0) without a box.
+        control: Ground control points, where the file has these instead of a transform.
     """
 
     path: str
@@ -55,6 +57,7 @@ class Scene:
     descriptions: tuple[str | None, ...]
     block: tuple[int, int]
     corner: tuple[int, int]
+    control: ControlPoints | None
     _file: rasterio.DatasetReader
     _nodata: tuple[float | None, ...]
     _fill: NDArray[Any] | None
@@ -114,6 +117,7 @@ class Scene:
                 descriptions=tuple(file.descriptions[band - 1] for band in chosen),
                 block=file.block_shapes[chosen[0] - 1],
                 corner=(x0, y0),
+                control=_control(file, x0, y0),
                 _file=file,
                 _nodata=values,
                 _fill=values_fill,
@@ -310,6 +314,15 @@ def _dtype(file: rasterio.DatasetReader, bands: Sequence[int], name: str) -> np.
             fix="write amplitude and phase as bands",
         )
     return np.result_type(*kinds)
+
+
+def _control(file: rasterio.DatasetReader, x: int, y: int) -> ControlPoints | None:
+    """Find the ground control points of a file, counted from pixel (x, y)."""
+    points, crs = file.gcps
+    if not points:
+        return None
+    placed = [(p.col - x, p.row - y, p.x, p.y, p.z or 0.0) for p in points]
+    return ControlPoints(crs, tuple(tuple(map(float, point)) for point in placed))
 
 
 def _moved(transform: rasterio.Affine, x: int, y: int) -> rasterio.Affine:

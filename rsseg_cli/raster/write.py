@@ -12,6 +12,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,9 @@ from rsseg_cli.raster.parts import (
     require_whole,
     virtual_map,
 )
+
+JOURNAL, DRAFT = "journal.json", "map.tif"
+"""Files in the folder of a map's parts: what it depends on, and the whole map before it appears."""
 
 
 class MapWriter:
@@ -77,29 +81,29 @@ class MapWriter:
         self.finished: set[int] = set()
         """Numbers of the parts that are complete."""
         self._driver, self._options, self._keep = driver, dict(options or {}), keep
-        self._folder = path.parent / f".{path.name}.parts"
+        self._folder = _parts_folder(path)
         self._numbers = {(part.x, part.y): number for number, part in enumerate(parts)}
         self._file: rasterio.io.DatasetWriter | None = None
         self._part = 0
         self._buffer = np.empty((len(look.bands), BLOCK, 0), np.uint8)
         self._filled = 0
+        self._beside: dict[str, str] = {}
         with _writable(path):
             self._prepare(dict(journal or {}), resume)
 
     def _prepare(self, journal: dict[str, str], resume: bool) -> None:
-        parts = {str(number): str(part) for number, part in enumerate(self.parts)}
-        state = {"journal": journal, "parts": parts}
-        file = self._folder / "journal.json"
+        state = {"journal": journal, "parts": [astuple(part) for part in self.parts]}
+        file = self._folder / JOURNAL
         if resume and file.is_file():
             before = json.loads(file.read_text())
             _refuse_changes(before["journal"], journal, self.path)
-            if before["parts"] != parts:
+            if before["parts"] != [list(part) for part in state["parts"]]:
                 raise RssegError(
-                    "the map was begun in other parts",
+                    "cannot resume: the map was begun in other parts",
                     where=str(self.path),
-                    fix="the same --memory-mb as before, or leave --resume out to start anew",
+                    fix="leave --resume out to start anew",
                 )
-            self.finished = {n for n in range(len(parts)) if self._part_path(n).is_file()}
+            self.finished = {n for n in range(len(self.parts)) if self._part_path(n).is_file()}
             return
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(parents=True)
@@ -173,30 +177,52 @@ class MapWriter:
         draft.replace(final)
         self.finished.add(self._part)
 
+    def forget(self) -> None:
+        """Leave nothing to resume from, whatever happens."""
+        self._keep = False
+
     def finish(self) -> list[Path]:
         """Put the parts together and let the map appear, with what describes it.
 
         Returns:
             The map first, then the files beside it.
         """
+        self.assemble()
+        return self.appear()
+
+    def assemble(self) -> Path:
+        """Put the parts together; nothing appears yet.
+
+        Returns:
+            Where the whole map waits.
+        """
         missing = len(self.parts) - len(self.finished)
         if missing or self._file is not None:
             raise ValueError(f"{missing} parts of {self.path} were never written")
         with _writable(self.path):
-            source, draft = self._folder / "map.vrt", self._folder / "map.tif"
+            source, draft = self._folder / "map.vrt", self._folder / DRAFT
             pieces = [(self._part_path(n).name, part) for n, part in enumerate(self.parts)]
             source.write_text(virtual_map(self.grid, self.look, pieces))
             with anywhere(), rasterio.Env(GDAL_NUM_THREADS="ALL_CPUS"):
                 rasterio.shutil.copy(source, draft, driver=self._driver, **self._creation())
             require_whole(draft)
-            beside = self._describe(draft)
-            for name, text in beside.items():
+            self._beside = self._describe(draft)
+            for name, text in self._beside.items():
                 (self._folder / name).write_text(text)
-            for name in beside:
+        return draft
+
+    def appear(self) -> list[Path]:
+        """Give an assembled map and the files beside it their names.
+
+        Returns:
+            The map first, then the files beside it.
+        """
+        with _writable(self.path):
+            for name in self._beside:
                 (self._folder / name).replace(self.path.parent / name)
-            draft.replace(self.path)
+            (self._folder / DRAFT).replace(self.path)
         shutil.rmtree(self._folder, ignore_errors=True)
-        return [self.path, *(self.path.parent / name for name in beside)]
+        return [self.path, *(self.path.parent / name for name in self._beside)]
 
     def _creation(self) -> dict[str, str]:
         options = {"BIGTIFF": "IF_SAFER", **compression(self._driver)}
@@ -229,6 +255,18 @@ class MapWriter:
             f"{self.path.stem}.qml": style.qgis_style(classes),
             f"{self.path.stem}.json": json.dumps(item, indent=2),
         }
+
+
+def parts_begun(path: Path) -> tuple[Window, ...] | None:
+    """Tell in which parts an unfinished run has begun a map, None when there is none."""
+    file = _parts_folder(path) / JOURNAL
+    if not file.is_file():
+        return None
+    return tuple(Window(*numbers) for numbers in json.loads(file.read_text())["parts"])
+
+
+def _parts_folder(path: Path) -> Path:
+    return path.parent / f".{path.name}.parts"
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:

@@ -1,0 +1,135 @@
+"""The part of a scene that is wanted: a box or polygons, in any CRS."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.errors import CRSError
+from rasterio.features import geometry_mask
+from shapely import STRtree, box
+from shapely.geometry.base import BaseGeometry
+
+from rsseg_cli.errors import RssegError, RssegWarning
+from rsseg_cli.raster.grid import Window
+from rsseg_cli.raster.polygons import read_vector
+from rsseg_cli.raster.scene import Scene
+
+PIECES = 64
+"""Into how many pieces a side of a box is cut before it is bent into another CRS."""
+
+
+@dataclass(frozen=True)
+class Area:
+    """What is wanted of one scene; a pixel is wanted when its centre lies inside.
+
+    Attributes:
+        box: The smallest window that holds all that is wanted.
+        shapes: Polygons in pixels of the scene.
+        tree: Finds the shapes near a window.
+    """
+
+    box: Window
+    shapes: tuple[BaseGeometry, ...]
+    tree: STRtree
+
+    @classmethod
+    def from_file(cls, path: Path, scene: Scene) -> Area:
+        """Take the polygons of a vector file.
+
+        Raises:
+            RssegError: There are none, or none on the ground of the scene.
+        """
+        table = read_vector(path)
+        if table.crs is not None and scene.crs is None:
+            raise RssegError(
+                "the area has a CRS but the scene has none", where=f"{path}, {scene.path}",
+                fix="an area in pixels without a CRS, or a scene with one",
+            )  # fmt: skip
+        if table.crs is None and scene.crs is not None:
+            warnings.warn(f"{path} has no CRS: that of the scene is taken", RssegWarning, 2)
+        kept = table.geometry if table.crs is None else table.geometry.to_crs(scene.crs.to_wkt())
+        return cls._of(list(kept[kept.notna() & ~kept.is_empty]), scene, str(path))
+
+    @classmethod
+    def from_bounds(
+        cls, bounds: tuple[float, float, float, float], scene: Scene, crs: str | None = None
+    ) -> Area:
+        """Take a box: least x, least y, greatest x, greatest y.
+
+        Args:
+            bounds: The box.
+            scene: The scene.
+            crs: What the numbers are in; the CRS of the scene when None.
+
+        Raises:
+            RssegError: It is no box, an unknown CRS, or elsewhere.
+        """
+        where = f"--bbox {','.join(f'{number:g}' for number in bounds)}"
+        x0, y0, x1, y1 = bounds
+        if not (x0 < x1 and y0 < y1):
+            raise RssegError("the box holds nothing", where=where, fix="xmin,ymin,xmax,ymax")
+        shape = box(x0, y0, x1, y1)
+        if crs is not None:
+            if scene.crs is None:
+                raise RssegError(
+                    "the scene has no CRS to bring the box into", where=scene.path,
+                    fix="--bbox in pixels, without --bbox-crs",
+                )  # fmt: skip
+            shape = _bend(shape, crs, scene)
+        return cls._of([shape], scene, where)
+
+    @classmethod
+    def _of(cls, shapes: list[BaseGeometry], scene: Scene, where: str) -> Area:
+        from shapely.affinity import affine_transform
+
+        a, b, c, d, e, f = (~scene.transform)[:6]
+        placed = [affine_transform(shape, (a, b, d, e, c, f)) for shape in shapes]
+        bounds = np.array([shape.bounds for shape in placed if shape.area])
+        if len(bounds):
+            low, high = np.floor(bounds[:, :2].min(0)), np.ceil(bounds[:, 2:].max(0))
+            low, high = np.maximum(low, 0), np.minimum(high, (scene.width, scene.height))
+            if (low < high).all():
+                (x, y), (width, height) = low.astype(int), (high - low).astype(int)
+                window = Window(int(x), int(y), int(width), int(height))
+                return cls(window, tuple(placed), STRtree(placed))
+        raise RssegError(
+            "the area does not touch the scene",
+            where=f"{where}, {scene.path}",
+            fix="an area in the scene's CRS, or --bbox-crs EPSG:...",
+        )
+
+    def mask(self, window: Window) -> NDArray[np.bool_]:
+        """Tell which pixels (h, w) of a window are wanted."""
+        hits = self.tree.query(box(window.x, window.y, window.right, window.bottom))
+        if not hits.size:
+            return np.zeros((window.height, window.width), np.bool_)
+        inside: NDArray[np.bool_] = geometry_mask(
+            [self.shapes[hit] for hit in hits],
+            out_shape=(window.height, window.width),
+            transform=rasterio.Affine.translation(window.x, window.y),
+            invert=True,
+        )
+        return inside
+
+
+def _bend(shape: BaseGeometry, crs: str, scene: Scene) -> Any:
+    """Bring a box into the CRS of a scene, its sides bent as they are on the ground."""
+    import geopandas  # a second of import that few calls need
+
+    try:
+        known = rasterio.CRS.from_user_input(crs)
+    except CRSError as error:
+        raise RssegError(
+            f"{crs} is no known CRS", where="--bbox-crs", fix="e.g. EPSG:4326"
+        ) from error
+    x0, y0, x1, y1 = shape.bounds
+    fine = shape.segmentize(max(x1 - x0, y1 - y0) / PIECES)
+    there = geopandas.GeoSeries([fine], crs=known.to_wkt())
+    assert scene.crs is not None
+    return there.to_crs(scene.crs.to_wkt()).iloc[0]
