@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn import functional as F
 
-from rsseg_cli.contract import IGNORE, Backbone, Bands, Head, Method, Output
+from rsseg_cli.contract import IGNORE, Backbone, Bands, Features, Head, Method, Output
 
 
 class Segmenter(nn.Module):
@@ -78,26 +78,44 @@ class Segmenter(nn.Module):
         Returns:
             The head's output, and the method's own terms of the loss.
         """
+        features, size = self.features(image)
+        output: Output = self.head(features, size)
+        return output, features.losses
+
+    def features(self, image: Tensor) -> tuple[Features, tuple[int, int]]:
+        """Give what the head gets of a standardised image, and the size of the padded image."""
         height, width = image.shape[-2:]
         bottom, right = -height % self.multiple, -width % self.multiple
         if bottom or right:
             image = F.pad(image, (0, right, 0, bottom), mode="replicate")
-        features = self.backbone(image, self.method)
-        output: Output = self.head(features, (height + bottom, width + right))
-        return output, features.losses
+        return self.backbone(image, self.method), (height + bottom, width + right)
 
-    def forward(self, image: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, image: Tensor, labels: Tensor, groups: Sequence[int] | None = None
+    ) -> dict[str, Tensor]:
         """Name the weighted terms of the loss.
 
         Args:
             image: (B, C, H, W), standardised.
             labels: (B, H, W), class indices, `IGNORE` where there is none.
+            groups: Sizes of consecutive groups of the batch, summing to B. The head's terms are
+                then (G,), one per group; the method's own stay scalars of the whole batch.
         """
-        output, extra = self.score(image)
-        bottom, right = output.size[0] - labels.shape[1], output.size[1] - labels.shape[2]
+        features, size = self.features(image)
+        bottom, right = size[0] - labels.shape[1], size[1] - labels.shape[2]
         if bottom or right:
             labels = F.pad(labels, (0, right, 0, bottom), value=IGNORE)
-        return self.head.losses(output, labels) | extra
+        if groups is None:
+            return self.head.losses(self.head(features, size), labels) | features.losses
+        found, start = [], 0
+        for count in groups:
+            stop = start + count
+            output = self.head(features.part(start, stop), size)
+            found.append(self.head.losses(output, labels[start:stop]))
+            start = stop
+        return {
+            name: torch.stack([one[name] for one in found]) for name in found[0]
+        } | features.losses
 
     def probabilities(self, image: Tensor) -> Tensor:
         """Give class probabilities (B, K, H, W) for a standardised image."""
@@ -130,4 +148,3 @@ class Segmenter(nn.Module):
         self.head.load_state_dict(parts["head"])
         self.backbone.load_state_dict(parts["rest"], strict=False)
         self.method.unpack(parts["method"], self.backbone)
-

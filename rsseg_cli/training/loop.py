@@ -58,7 +58,10 @@ class Job:
         batches: Item i is the i-th pass' batch: a pure function of i.
         open_probes: Opens labelled batches of a given size, apart from the training stream.
         validate: Scores the model; its result has at least `miou`. None: nothing to validate on.
+            Of several scores the one with the highest `merit`, else `miou`, is the best; a score
+            with a `stop` ends the run, and says why.
         folder: Where files go.
+        rate_start: Validate before the first step too: the model as it starts may be the best.
     """
 
     model: Segmenter
@@ -70,6 +73,7 @@ class Job:
     settings: Training
     optimization: optimizer.Optimization
     device: torch.device
+    rate_start: bool = False
 
 
 @dataclass
@@ -103,7 +107,7 @@ def train(job: Job, progress: Progress, resumed: dict[str, Any] | None = None) -
         model.compile()
     adam = optimizer.build(job.optimization, model)
     scaler = torch.amp.GradScaler(job.device.type, enabled=precision.scaled)
-    best, start = _restore(job, adam, scaler, resumed)
+    best, start = _begin(job, adam, scaler, progress, resumed)
     tuned = [parameter for _, parameter in model.tuned()]
     unclipped = {id(parameter) for parameter in method.unclipped()}
     clipped = [parameter for parameter in tuned if id(parameter) not in unclipped]
@@ -154,30 +158,29 @@ def train(job: Job, progress: Progress, resumed: dict[str, Any] | None = None) -
             if done % settings.log_every == 0 or last:
                 # The only point where the host waits for the device.
                 record = meter.read(done, lr)
-                job.folder.add(record | {"method": method.record()})
+                job.folder.add(record | job.objective.record() | {"method": method.record()})
                 progress.log(record)
             if job.validate and (done % settings.validate_every == 0 or last):
                 meter.check(done)
-                score = job.validate(model)
+                score, best = _validate(job, job.validate, best, done, progress)
                 model.train()
-                best = _keep_best(job, best, score, done)
-                job.folder.add({"step": done, "val": score})
-                progress.scored(done, score, best)
-            if not last and (done % settings.save_every == 0 or stop.wanted):
+                last = last or "stop" in score
+            if last:
+                break
+            if done % settings.save_every == 0 or stop.wanted:
                 meter.check(done)
                 job.folder.save_resume(_state(done, job, adam, scaler, best))
-            if stop.wanted and not last:
+            if stop.wanted:
                 raise Interrupted(
                     f"stopped after step {done:,} of {settings.steps:,}",
                     where=str(job.folder.path),
                     fix="the same command with --resume",
                 )
 
-    job.folder.save_model(job.folder.last, model, score, settings.steps)
-    if best is None:
-        job.folder.save_model(job.folder.model, model, score, settings.steps)
+    for path in (job.folder.last,) if best else (job.folder.last, job.folder.model):
+        job.folder.save_model(path, model, score, done)
     job.folder.resume.unlink(missing_ok=True)
-    return meter.outcome(settings.steps, best, score)
+    return meter.outcome(done, best, score)
 
 
 class Meter:
@@ -241,18 +244,33 @@ class Meter:
         return Outcome(steps, seconds, images / seconds, memory, best, last)
 
 
+def _validate(
+    job: Job,
+    validate: Callable[[Segmenter], dict[str, Json]],
+    best: dict[str, Json] | None,
+    done: int,
+    progress: Progress,
+) -> tuple[dict[str, Json], dict[str, Json]]:
+    """Score the model and keep it if it is the best; return its score and the best one."""
+    score = validate(job.model)
+    best = _keep_best(job, best, score, done)
+    job.folder.add({"step": done, "val": score})
+    progress.scored(done, score, best)
+    return score, best
+
+
 def _keep_best(
     job: Job, best: dict[str, Json] | None, score: dict[str, Json], step: int
 ) -> dict[str, Json]:
-    """Write the model file if its mIoU is the best so far (a score without mIoU counts as 0)."""
-    if best is not None and _miou(score) <= _miou(best):
+    """Write the model file if it is the best so far (a score without numbers counts as 0)."""
+    if best is not None and _merit(score) <= _merit(best):
         return best
     job.folder.save_model(job.folder.model, job.model, score, step)
     return score | {"step": step}
 
 
-def _miou(score: dict[str, Json]) -> float:
-    value = score.get("miou")
+def _merit(score: dict[str, Json]) -> float:
+    value = score.get("merit", score.get("miou"))
     return float(value) if isinstance(value, (int, float)) else 0.0
 
 
@@ -273,11 +291,17 @@ def _state(
     }
 
 
-def _restore(
-    job: Job, adam: Optimizer, scaler: torch.amp.GradScaler, state: dict[str, Any] | None
+def _begin(
+    job: Job,
+    adam: Optimizer,
+    scaler: torch.amp.GradScaler,
+    progress: Progress,
+    state: dict[str, Any] | None,
 ) -> tuple[dict[str, Json] | None, int]:
-    """Put a saved state back; return the best score so far and the step to go on with."""
+    """Rate the start or put a saved state back; return the best score so far and the first step."""
     if state is None:
+        if job.validate and job.rate_start:
+            return _validate(job, job.validate, None, 0, progress)[1], 0
         return None, 0
     job.model.unpack(state["model"])
     adam.load_state_dict(state["optimizer"])

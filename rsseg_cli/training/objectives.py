@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from rsseg_cli.contract import Json
 from rsseg_cli.data.augment import Augment
 from rsseg_cli.data.tiles import Batch
 from rsseg_cli.segmenter import Segmenter
@@ -24,6 +25,9 @@ class Objective(Protocol):
 
     def after_step(self, model: Segmenter, step: int) -> None:
         """Follow an update of the model (a teacher's moving average)."""
+
+    def record(self) -> dict[str, Json]:
+        """Return what the objective adds to a line of `metrics.jsonl`."""
 
     def state(self) -> dict[str, Tensor]:
         """Collect what must survive a restart."""
@@ -52,6 +56,10 @@ class Supervised:
 
     def after_step(self, model: Segmenter, step: int) -> None:
         """Do nothing: there is nothing beside the model."""
+
+    def record(self) -> dict[str, Json]:
+        """Return nothing: the losses say it all."""
+        return {}
 
     def state(self) -> dict[str, Tensor]:
         """Return nothing: all state is in the model."""

@@ -1,0 +1,40 @@
+"""Draws tiles around rare classes more often (rare class sampling, Hoyer et al. 2022)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rsseg_cli.data.class_index import ClassIndex
+
+
+@dataclass(frozen=True)
+class RareClasses(ClassIndex):
+    """Draws class c with P(c) = softmax((1 - f_c) / T), f_c its share of the labelled pixels.
+
+    Attributes:
+        temperature: T; small ones leave the rarest class only, large ones draw evenly.
+    """
+
+    temperature: float = 0.01
+
+    @classmethod
+    def of(cls, index: ClassIndex, temperature: float) -> RareClasses:
+        """Draw by rarity from an index that is there."""
+        return cls(index.counts, index.positions, temperature)
+
+    @property
+    def chances(self) -> NDArray[np.float64]:
+        """(K) chance of each class; 0 for those without a pixel."""
+        scores = np.where(self.counts > 0, (1 - self.shares) / self.temperature, -np.inf)
+        weights: NDArray[np.float64] = np.exp(scores - scores.max())
+        return weights / weights.sum()
+
+    def draw(self, generator: np.random.Generator) -> tuple[int, int, int]:
+        """Draw a class by its rarity and one of its pixels: number of the pair, x, y."""
+        chances = self.chances
+        positions = self.positions[int(generator.choice(len(chances), p=chances))]
+        which, x, y = positions[int(generator.integers(len(positions)))]
+        return int(which), int(x), int(y)

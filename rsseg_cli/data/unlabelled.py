@@ -1,0 +1,115 @@
+"""Ground without labels: its tiles say where there is an image, and no label file is ever opened."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from rsseg_cli.classes import IGNORE
+from rsseg_cli.data.blocks import subtract
+from rsseg_cli.data.pair import Opener, Pair, Part
+from rsseg_cli.raster.decode import Labels
+from rsseg_cli.raster.grid import Window, blocks
+from rsseg_cli.raster.labels import LabelReader
+
+MOST_TILES = 256
+"""Tiles that are held back at most: enough to measure shares of classes."""
+
+
+class Everywhere(LabelReader):
+    """Stands where a label would: 0 at every pixel of the scene, `IGNORE` outside.
+
+    Whoever reads tiles turns what has no image into `IGNORE`. What is left is 0 where a teacher
+    may name a class.
+    """
+
+    def __init__(self, extent: Window) -> None:
+        self._whole = extent
+
+    def read(self, window: Window) -> Labels:
+        """Read a window (h, w)."""
+        labels = np.full((window.height, window.width), IGNORE, np.uint8)
+        inside = window.intersect(self._whole)
+        if inside is not None:
+            here = inside.shift(-window.x, -window.y)
+            labels[here.y : here.bottom, here.x : here.right] = 0
+        return labels
+
+    def close(self) -> None:
+        """Do nothing: there is no file."""
+
+
+@dataclass(frozen=True)
+class UnlabelledOpener(Opener):
+    """Opens images only."""
+
+    def labels(self, pair: Pair) -> LabelReader:
+        """Say where the scene is, whatever label the pair names."""
+        return Everywhere(pair.place.window)
+
+
+def without_labels(opener: Opener, pairs: Sequence[Pair]) -> Part:
+    """Forget the labels of some pairs."""
+    bare = UnlabelledOpener(opener.bands, opener.reader, opener.code)
+    return bare, [replace(pair, label=None) for pair in pairs]
+
+
+def has_image(opener: Opener, pair: Pair, side: int = 512) -> bool:
+    """Tell whether any pixel of the ground is there, looking at blocks in random order."""
+    windows = [
+        block.shift(region.x, region.y)
+        for region in pair.ground
+        for block in blocks(region.width, region.height, (side, side))
+    ]
+    order = np.random.default_rng(0).permutation(len(windows))
+    with opener.scene(pair.image) as scene:
+        return any(bool(scene.read(windows[index])[1].any()) for index in order)
+
+
+def hold_back(parts: Sequence[Part], share: float, tile: int) -> tuple[list[Part], list[Part]]:
+    """Cut some tiles out of the ground, the same ones in every run.
+
+    Args:
+        parts: The ground.
+        share: Part of the tiles that is held back, 0..1; none where there are fewer than four.
+        tile: Side of a tile in pixels.
+
+    Returns:
+        The ground that is left, and the tiles held back. With nothing held back both are all of
+        the ground.
+    """
+    places = [
+        (number, index, block.shift(region.x, region.y))
+        for number, (_, pairs) in enumerate(parts)
+        for index, pair in enumerate(pairs)
+        for region in pair.ground
+        for block in blocks(region.width, region.height, (tile, tile))
+    ]
+    whole = [place for place in places if min(place[2].width, place[2].height) >= tile // 2]
+    count = min(MOST_TILES, max(2, round(share * len(whole)))) if share else 0
+    if not count or len(whole) < 4:
+        return list(parts), list(parts)
+    order = np.random.default_rng(0).permutation(len(whole))[:count]
+    taken: dict[tuple[int, int], list[Window]] = {}
+    for number, index, window in (whole[i] for i in sorted(order)):
+        taken.setdefault((number, index), []).append(window)
+    left: list[Part] = []
+    held: list[Part] = []
+    for number, (opener, pairs) in enumerate(parts):
+        rest = []
+        for index, pair in enumerate(pairs):
+            ground = pair.ground
+            for window in taken.get((number, index), ()):
+                ground = subtract(ground, window)
+            if ground:
+                rest.append(replace(pair, regions=ground) if ground != pair.ground else pair)
+        chosen = [
+            replace(pair, regions=tuple(taken[number, index]))
+            for index, pair in enumerate(pairs)
+            if (number, index) in taken
+        ]
+        left += [(opener, rest)] if rest else []
+        held += [(opener, chosen)] if chosen else []
+    return left, held
