@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from rsseg_cli.metrics.area import AreaEstimate
+from rsseg_cli.metrics.bootstrap import Intervals
+from rsseg_cli.metrics.calibration import Reliability
+
 
 @dataclass(frozen=True)
 class ClassScore:
@@ -55,6 +59,9 @@ class Scores:
         boundary_miou: Mean boundary IoU over the classes in the truth.
         boundary_px: Width in pixels of the outlines that it compares.
         saliency: Scores of a soft map by name.
+        intervals: Bootstrap intervals of the scores above.
+        area: Area-adjusted accuracy of the whole map.
+        calibration: How sure the model was, and how often right.
         groups: Scores per domain, or per scene where there are no domains.
         scenes: Scores per scene.
     """
@@ -69,6 +76,9 @@ class Scores:
     boundary_miou: float | None = None
     boundary_px: int | None = None
     saliency: dict[str, Any] | None = None
+    intervals: Intervals | None = None
+    area: AreaEstimate | None = None
+    calibration: Reliability | None = None
     groups: Mapping[str, Scores] = field(default_factory=dict)
     scenes: Mapping[str, Scores] = field(default_factory=dict)
 
@@ -104,6 +114,10 @@ class Scores:
             found |= {"boundary_miou": self.boundary_miou, "boundary_px": self.boundary_px}
         if self.saliency is not None:
             found["saliency"] = self.saliency
+        for name in _PARTS:
+            part = getattr(self, name)
+            if part is not None:
+                found[name] = asdict(part)
         for name, parts in (("groups", self.groups), ("scenes", self.scenes)):
             if parts:
                 found[name] = {key: part.to_json() for key, part in parts.items()}
@@ -118,6 +132,8 @@ class Scores:
         ]
         for name in ("groups", "scenes"):
             known[name] = {key: cls.from_json(part) for key, part in found.get(name, {}).items()}
+        for name, kind in _PARTS.items():
+            known[name] = kind.from_json(found[name]) if name in found else None
         return cls(confusion=found["confusion"], **known)
 
 
@@ -125,3 +141,8 @@ _NUMBERS = (
     *("miou", "macc", "accuracy", "f1", "miou_with_strays"),
     *("boundary_miou", "boundary_px", "saliency"),
 )
+_PARTS: dict[str, Any] = {
+    "intervals": Intervals,
+    "area": AreaEstimate,
+    "calibration": Reliability,
+}
