@@ -17,7 +17,7 @@ from rsseg_cli.errors import RssegError, UnreadableError, unknown
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
 
-Kind = Literal["methods", "datasets", "experiments"]
+Kind = Literal["methods", "datasets", "experiments", "maps"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Key: TypeAlias = tuple[str | int, ...]
 M = TypeVar("M", bound="BaseModel")

@@ -41,7 +41,7 @@ class ClassIndex:
         Raises:
             RssegError: A label holds values that are no class, or does not fit its image.
         """
-        classes = len(parts[0][0].code.classes)
+        classes = len(parts[0][0].classes)
         counts = np.zeros(256, np.int64)
         kept: list[list[NDArray[np.int32]]] = [[] for _ in range(classes)]
         generator = np.random.default_rng(0)

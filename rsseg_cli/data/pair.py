@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning
 
-from rsseg_cli.classes import IGNORE
+from rsseg_cli.classes import IGNORE, Class
+from rsseg_cli.data.class_map import Merge
 from rsseg_cli.data.spec import Reader
 from rsseg_cli.raster.decode import LabelCode, Labels
 from rsseg_cli.raster.grid import Window
@@ -82,11 +83,18 @@ class Opener:
         bands: File bands from 1, in the order that models see.
         reader: Margins, CRS and nodata of image files.
         code: How labels say classes.
+        merge: What becomes of these classes; None: they stay.
     """
 
     bands: tuple[int, ...]
     reader: Reader
     code: LabelCode
+    merge: Merge | None = None
+
+    @property
+    def classes(self) -> tuple[Class, ...]:
+        """The classes that labels are read as."""
+        return self.code.classes if self.merge is None else self.merge.classes
 
     def scene(self, path: Path, *, fill: Sequence[float] | None = None) -> Scene:
         """Open an image; `fill` (C) takes the place of missing samples."""
@@ -119,7 +127,8 @@ class Opener:
         """Open the label of a pair, None where there is none."""
         if pair.label is None:
             return None
-        return LabelReader.open(pair.label, self.code, pair.place, box=self.reader.box)
+        table = None if self.merge is None else self.merge.table
+        return LabelReader.open(pair.label, self.code, pair.place, box=self.reader.box, table=table)
 
 
 def _count_bands(path: Path, wanted: int) -> int:

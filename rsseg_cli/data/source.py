@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rsseg_cli.classes import Class
 from rsseg_cli.contract import Bands
+from rsseg_cli.data.class_map import ClassMap, Merge
 from rsseg_cli.data.layout import Entry, find_entries, orphans, selects
 from rsseg_cli.data.locate import SPEC_FILE, find_dataset, take_apart
 from rsseg_cli.data.pair import Opener, Pair, Place
@@ -30,6 +31,7 @@ class Source:
         domain: Domain asked for, None: all.
         held_back: Share of the labelled ground for `val` where the spec has none; 0: no `val`.
         remark: For a spec made by looking at the files, what was found and assumed; else empty.
+        merge: What becomes of the spec's classes; None: they stay.
     """
 
     spec: DatasetSpec
@@ -38,12 +40,20 @@ class Source:
     domain: str | None = None
     remark: str = ""
     held_back: float = 0.2
+    merge: Merge | None = None
     _places: dict[Path, Place] = field(default_factory=dict, repr=False)
     _entries: list[Entry] | None = field(default=None, repr=False)
     _plan: Plan | None = field(default=None, repr=False)
 
     @classmethod
-    def locate(cls, text: str, *, data_root: Path | None = None, held_back: float = 0.2) -> Source:
+    def locate(
+        cls,
+        text: str,
+        *,
+        data_root: Path | None = None,
+        held_back: float = 0.2,
+        class_map: str | None = None,
+    ) -> Source:
         """Find the dataset that a user means.
 
         Args:
@@ -51,23 +61,27 @@ class Source:
                 `:domain` (`loveda::rural` is all splits of a domain).
             data_root: Folder that holds the datasets of presets; $RSSEG_DATA when None.
             held_back: Share of the ground for `val` where the dataset has none.
+            class_map: File or preset that turns its classes into others.
 
         Raises:
             RssegError: Nothing is there, with the places looked at.
         """
         name, split, domain = take_apart(text)
         spec, root, remark = find_dataset(name, data_root)
-        return cls(spec, root, split, domain, remark, held_back)
+        merge = None
+        if class_map is not None:
+            merge = ClassMap.read(class_map).fit(spec.class_list(), where=spec.name)
+        return cls(spec, root, split, domain, remark, held_back, merge)
 
     @property
     def classes(self) -> list[Class]:
         """The classes; a label index is a place in this list."""
-        return self.spec.class_list()
+        return list(self.opener.classes)
 
     @property
     def opener(self) -> Opener:
         """How its files are opened."""
-        return Opener(self.spec.file_bands, self.spec.reader, self.spec.code())
+        return Opener(self.spec.file_bands, self.spec.reader, self.spec.code(), self.merge)
 
     @property
     def splits(self) -> dict[str, Split]:
@@ -83,7 +97,7 @@ class Source:
         return {
             **own,
             "train": train.model_copy(update={"exclude": (*train.exclude, "val")}),
-            "val": train.model_copy(update={"blocks": self.held_back}),
+            "val": train.model_copy(update={"blocks": self.held_back, "images": None}),
         }
 
     def pairs(self, split: str | None = None) -> list[Pair]:

@@ -118,7 +118,7 @@ def _weigh(
     opener: Opener, pairs: Sequence[Pair], patches: Sequence[Patch]
 ) -> dict[Block, NDArray[np.float64]]:
     """Count labelled pixels per block and class; without labels, pixels."""
-    classes = len(opener.code.classes)
+    classes = len(opener.classes)
     weights: dict[Block, NDArray[np.float64]] = defaultdict(lambda: np.zeros(classes + 1))
     ground = sum(pair.place.width * pair.place.height for pair in pairs)
     share = min(1.0, sqrt(SCAN_PX / ground))

@@ -263,7 +263,7 @@ def require_alike(parts: Sequence[Part]) -> None:
     if not any(pairs for _, pairs in parts):
         raise RssegError("there is no image to read tiles from")
     kinds = {
-        (len(opener.bands), pair.place.dtype, opener.code.classes): pair.place.path
+        (len(opener.bands), pair.place.dtype, opener.classes): pair.place.path
         for opener, pairs in parts
         for pair in pairs
     }

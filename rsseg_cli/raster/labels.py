@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
@@ -58,8 +59,14 @@ def is_vector(path: str | PathLike[str]) -> bool:
 class LabelReader:
     """The labels of one scene. Use `LabelReader.open`; one reader is for one thread."""
 
-    def __init__(self, source: _RasterLabels | Polygons, on: Placed) -> None:
+    def __init__(
+        self, source: _RasterLabels | Polygons, on: Placed, table: Sequence[int] | None = None
+    ) -> None:
         self._source = source
+        self._table = None
+        if table is not None:
+            self._table = np.full(256, IGNORE, np.uint8)
+            self._table[: len(table)] = table
         self._place = on
         self._extent = Window(0, 0, on.width, on.height)
 
@@ -71,6 +78,7 @@ class LabelReader:
         on: Placed,
         *,
         box: tuple[int, int, int, int] | None = None,
+        table: Sequence[int] | None = None,
     ) -> LabelReader:
         """Open the labels of a scene.
 
@@ -79,6 +87,7 @@ class LabelReader:
             code: How the file says classes.
             on: The scene.
             box: What was cut out of the image's file; a label of the whole file is cut alike.
+            table: Per class of `code` the index to hand out instead.
 
         Raises:
             UnreadableError: No such file, or neither a raster nor a vector.
@@ -86,9 +95,10 @@ class LabelReader:
         """
         name = fspath(path)
         if not is_vector(name):
-            return cls(_RasterLabels.open(name, code, on, box), on)
+            return cls(_RasterLabels.open(name, code, on, box), on, table)
         modified = Path(name).stat().st_mtime_ns if Path(name).exists() else 0
-        return cls(load_polygons(name, modified, code, on.crs.to_wkt() if on.crs else None), on)
+        crs = on.crs.to_wkt() if on.crs else None
+        return cls(load_polygons(name, modified, code, crs), on, table)
 
     def read(self, window: Window) -> Labels:
         """Read class indices (h, w) of a window; `IGNORE` where there is none.
@@ -102,7 +112,7 @@ class LabelReader:
             rows = slice(inside.y - window.y, inside.bottom - window.y)
             columns = slice(inside.x - window.x, inside.right - window.x)
             labels[rows, columns] = self._source.read(inside, self._place.transform)
-        return labels
+        return labels if self._table is None else self._table[labels]
 
     def close(self) -> None:
         """Close the file."""
