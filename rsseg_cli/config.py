@@ -197,6 +197,12 @@ def resolve(
     if head is not None:
         values["head"] = {"name": head}
     section = values.setdefault("backbone", {})
+    if weights is not None and not pretrained:
+        raise RssegError(
+            "weights are given and refused at once",
+            where="--weights and --no-pretrained",
+            fix="one of the two",
+        )
     if weights is not None:
         section |= {"weights": str(weights.resolve()), "pretrained": True}
     if not pretrained:

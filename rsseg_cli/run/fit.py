@@ -83,6 +83,7 @@ class Fit:
         quiet: bool = False,
     ) -> None:
         self.config, self.quiet = config, quiet
+        self.batch = per_pass(config.training)
         self.device = pick_device(device)
         self.sources = Sources.open(config.data, data_root=data_root)
         self.path = folder or Path("runs") / f"{config.method.name}-{self.sources.name}"
@@ -167,9 +168,7 @@ class Fit:
         if self.resumed is not None:
             place.require_same_data(self.resumed, about, self.path)
         elif distributed.rank() == 0:
-            folder.path.mkdir(parents=True, exist_ok=True)
-            folder.clear()
-            folder.config.write_text(self.config.text(), encoding="utf-8")
+            folder.begin(self.config.text())
         return folder
 
     def job(self, folder: RunFolder, objective: Objective) -> Job:
@@ -183,7 +182,7 @@ class Fit:
                 sources.validation,
                 sources.bands,
                 tile=config.data.tile,
-                batch=max(1, config.training.batch // config.training.accumulate),
+                batch=self.batch,
                 rank=distributed.rank(),
                 world=distributed.world(),
             )
@@ -192,7 +191,7 @@ class Fit:
         return Job(
             model=self.model.to(self.device),
             objective=objective,
-            batches=self.stream(per_pass(config.training)),
+            batches=self.stream(self.batch),
             open_probes=partial(self.stream, seed=PROBE_SEED),
             validate=validate,
             folder=folder,

@@ -36,12 +36,13 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(stream.fileno())
         part.replace(path)
     except OSError as error:
-        raise _not_written(path, error) from error
+        raise not_written(path, error) from error
     finally:
         part.unlink(missing_ok=True)
 
 
-def _not_written(path: Path, error: OSError) -> RssegError:
+def not_written(path: Path, error: OSError) -> RssegError:
+    """Build the error for a file that cannot be written."""
     if error.errno == errno.ENOSPC:
         return RssegError(
             "the disk is full", where=str(path), fix="free some space, then run again with --resume"

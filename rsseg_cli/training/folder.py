@@ -60,11 +60,21 @@ class RunFolder:
         """Say whether there is a model and nothing left to resume."""
         return self.model.is_file() and not self.resume.exists()
 
-    def clear(self) -> None:
-        """Remove the files of an earlier run, and no others."""
+    def begin(self, config: str) -> None:
+        """Make the folder with its `config.yaml`; files of an earlier run go, and no others.
+
+        Raises:
+            RssegError: The folder cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise checkpoint.not_written(self.path, error) from error
         for file in (self.config, self.model, self.last, self.resume, self.metrics):
             file.unlink(missing_ok=True)
         shutil.rmtree(self.report, ignore_errors=True)
+        with checkpoint.replacing(self.config) as part:
+            part.write_text(config, encoding="utf-8")
 
     def save_model(self, path: Path, model: Segmenter, score: Json, step: int) -> None:
         """Write a model file together with its validation score."""
@@ -80,8 +90,11 @@ class RunFolder:
     def add(self, record: dict[str, Json]) -> None:
         """Append a line to the metrics."""
         if distributed.rank() == 0:
-            with self.metrics.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(record) + "\n")
+            try:
+                with self.metrics.open("a", encoding="utf-8") as stream:
+                    stream.write(json.dumps(record) + "\n")
+            except OSError as error:
+                raise checkpoint.not_written(self.metrics, error) from error
 
     def records(self) -> list[dict[str, Json]]:
         """Read the lines of the metrics; a line cut short by a crash is left out."""
