@@ -1,4 +1,4 @@
-"""Ground without labels: its tiles say where there is an image, and no label file is ever opened."""
+"""Ground without labels: tiles say where there is an image, and no label file is opened."""
 
 from __future__ import annotations
 

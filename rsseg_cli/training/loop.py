@@ -177,9 +177,7 @@ def train(job: Job, progress: Progress, resumed: dict[str, Any] | None = None) -
                     fix="the same command with --resume",
                 )
 
-    for path in (job.folder.last,) if best else (job.folder.last, job.folder.model):
-        job.folder.save_model(path, model, score, done)
-    job.folder.resume.unlink(missing_ok=True)
+    _finish(job, best, score, done)
     return meter.outcome(done, best, score)
 
 
@@ -257,6 +255,15 @@ def _validate(
     job.folder.add({"step": done, "val": score})
     progress.scored(done, score, best)
     return score, best
+
+
+def _finish(
+    job: Job, best: dict[str, Json] | None, score: dict[str, Json] | None, done: int
+) -> None:
+    """Write the last model, also as the model to use when nothing was validated."""
+    for path in (job.folder.last,) if best else (job.folder.last, job.folder.model):
+        job.folder.save_model(path, job.model, score, done)
+    job.folder.resume.unlink(missing_ok=True)
 
 
 def _keep_best(

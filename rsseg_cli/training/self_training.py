@@ -7,7 +7,7 @@ learns from it as far as the teacher is sure (DACS, Tranheden et al. 2021).
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -72,15 +72,16 @@ class SelfTraining:
         self.done = 0
         """Steps done."""
         self.classes = model.head.classes
-        still = {"gain": 0.0, "offset": 0.0, "band_gain": 0.0, "band_offset": 0.0}
-        self.strong = Augment(augment, tile=tile)
-        self.weak = Augment(
-            augment.model_copy(update=still | {"noise": 0.0, "blur": 0.0}), tile=tile
-        )
-        in_place = {"scale": (1.0, 1.0), "flips": False, "turns": False, "noise": 0.0}
-        changed = dict.fromkeys(still, settings.jitter)
-        self.jitter = Augment(Augment.Config(**in_place, **changed), tile=tile)
-        self.blur = Augment(Augment.Config(**in_place, **still, blur=settings.blur), tile=tile)
+        still = dict.fromkeys(("gain", "offset", "band_gain", "band_offset", "noise", "blur"), 0.0)
+        in_place = still | {"scale": (1.0, 1.0), "flips": False, "turns": False}
+        changed = dict.fromkeys(("gain", "offset", "band_gain", "band_offset"), settings.jitter)
+
+        def changing(update: dict[str, Any]) -> Augment:
+            return Augment(augment.model_copy(update=update), tile=tile)
+
+        self.strong, self.weak = changing({}), changing(still)
+        self.jitter = changing(in_place | changed)
+        self.blur = changing(in_place | {"blur": settings.blur})
         self._seen = _Seen(self.classes)
 
     @property
