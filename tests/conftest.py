@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,9 @@ import rasterio
 from hypothesis import settings
 from numpy.typing import NDArray
 from rasterio.errors import NotGeoreferencedWarning
+
+# Workers of pytest-xdist share the cores: torch, imported after this, takes one thread in each.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Same examples in every run, and no deadline: machines that run the suite are shared.
 settings.register_profile("suite", deadline=None, derandomize=True, database=None)
