@@ -1,4 +1,4 @@
-"""Area-adjusted accuracy, against the published example of Olofsson et al. (2014), tables 8 and 9."""
+"""Area-adjusted accuracy, against the published example of Olofsson et al. (2014)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rsseg_cli.classes import Class
-from rsseg_cli.metrics.area import Z, AreaEstimate, estimate_area, standard_errors, stratified
+from rsseg_cli.metrics.area import AreaEstimate, Z, estimate_area, standard_errors, stratified
 from rsseg_cli.metrics.bootstrap import Units
 
 NAMES = ["deforestation", "forest gain", "stable forest", "stable non-forest"]

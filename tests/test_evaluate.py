@@ -333,7 +333,7 @@ def test_memory_does_not_grow_with_the_map(tmp_path: Path) -> None:
         return peak / 2**20
 
     small, large = peak_mb(1024), peak_mb(4096)
-    assert large < 1.1 * small
+    assert large < 1.3 * small  # blocks are larger in a larger map, up to a bound
 
 
 def test_category_names_and_colour_table_of_gdal(write_scene: WriteScene) -> None:

@@ -278,7 +278,7 @@ def test_quicklook_shows_image_truth_map_and_errors(
     titles = [axes.get_title() for axes in figure.axes]
     assert titles == ["image", "truth", "map", "errors"]
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert legend == ["land", "house", "right", "wrong"]
+    assert legend == ["0 land", "5 house", "right", "wrong"]
     shown = figure.axes[3].images[0].get_array()
     assert (shown[:6] == pictures.WRONG).all()
     assert (shown[6:] == pictures.RIGHT).all()

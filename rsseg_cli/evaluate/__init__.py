@@ -1,9 +1,9 @@
 """Maps against the truth: `evaluate_rasters` for one, `evaluate_scenes` for many."""
 
+from rsseg_cli.evaluate.evaluation import Evaluation
 from rsseg_cli.evaluate.rasters import (
     BOUNDARY_PX,
     Comparison,
-    Evaluation,
     evaluate_rasters,
     evaluate_scenes,
 )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -15,16 +17,16 @@ from numpy.typing import NDArray
 
 from rsseg_cli.classes import IGNORE, Class
 from rsseg_cli.errors import RssegError
+from rsseg_cli.evaluate.evaluation import Evaluation
+from rsseg_cli.evaluate.ground import count_classes, hectares_per_pixel
 from rsseg_cli.evaluate.truth import Truth, classes_of, code_of, open_truth
-from rsseg_cli.metrics.boundary import BoundaryIoU
 from rsseg_cli.metrics.confusion import ConfusionMatrix
-from rsseg_cli.metrics.scores import Scores
 from rsseg_cli.raster.align import describe_grid
 from rsseg_cli.raster.decode import LabelCode, Labels
 from rsseg_cli.raster.grid import Window, blocks
 from rsseg_cli.raster.labels import Placed, open_quietly
 from rsseg_cli.raster.scene import Scene
-from rsseg_cli.report.report import Report
+from rsseg_cli.report.samples import Sample, shrink
 
 BOUNDARY_PX = 3
 """Width of the outlines that the boundary scores compare, unless told otherwise."""
@@ -33,47 +35,12 @@ _STEP = (1024, 4096)
 _CACHE = 2**28
 """Bytes of blocks that GDAL keeps; by default a share of the machine's memory."""
 _UNKNOWN = -1
-
-
-@dataclass
-class Evaluation:
-    """What comparisons add up to.
-
-    Attributes:
-        classes: The classes, in the order of the indices.
-        total: Counts over everything.
-        boundary: Outlines over everything; None when they were not asked for.
-        scenes: Counts per scene.
-        domains: Counts per domain.
-        saliency: Scores of a soft map, where there is one.
-        remarks: What a reader of the scores should know.
-    """
-
-    classes: Sequence[Class]
-    total: ConfusionMatrix
-    boundary: BoundaryIoU | None
-    scenes: dict[str, ConfusionMatrix] = field(default_factory=dict)
-    domains: dict[str, ConfusionMatrix] = field(default_factory=dict)
-    saliency: dict[str, float | None] | None = None
-    remarks: list[str] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, classes: Sequence[Class], *, boundary_px: int | None) -> Evaluation:
-        """Begin with nothing counted."""
-        boundary = BoundaryIoU(classes, distance=boundary_px) if boundary_px else None
-        return cls(classes, ConfusionMatrix(classes), boundary)
-
-    def scores(self) -> Scores:
-        """Give the scores, with those of the domains, or else of the scenes, as groups."""
-        scenes = {name: matrix.scores() for name, matrix in self.scenes.items()}
-        domains = {name: matrix.scores() for name, matrix in self.domains.items()}
-        groups = domains or (scenes if len(scenes) > 1 else {})
-        found = replace(self.total.scores(), groups=groups, scenes=scenes, saliency=self.saliency)
-        return self.boundary.add_to(found) if self.boundary else found
-
-    def report(self, title: str, **more: Any) -> Report:
-        """Make a report of the scores; `more` are further attributes of `Report`."""
-        return Report(title, self.scores(), remarks=tuple(self.remarks), **more)
+_BLOCKS, _LEAST_BLOCK = 8, 64
+"""A scene is cut into some 8 x 8 blocks, each at least 64 pixels wide, that are counted apart."""
+_CROP, _SHOWN, _LABELLED = 512, 256, 0.1
+"""Of a block the middle 512 pixels are shown, 256 of them, if 10 % of the block have a truth."""
+STEPS = 254
+"""A map of confidences holds shares times this."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +53,9 @@ class Comparison:
         open_truth: Opens the truth on the grid of the map.
         domain: Domain it counts for, if any.
         regions: Ground that counts, disjoint windows of the map; None: all of it.
+        open_image: Opens the scene that was mapped, to show tiles of it.
+        rgb: Bands of that scene, from 0, shown as red, green, blue, or one shown as grey.
+        confidence: How sure the model is, a map in steps of 1/254 on the same grid.
     """
 
     name: str
@@ -93,6 +63,9 @@ class Comparison:
     open_truth: Callable[[Placed], Truth]
     domain: str | None = None
     regions: tuple[Window, ...] | None = None
+    open_image: Callable[[], Scene] | None = None
+    rgb: tuple[int, ...] = (0,)
+    confidence: Path | None = None
 
 
 def evaluate_rasters(
@@ -154,14 +127,9 @@ def evaluate_scenes(
     total = Evaluation.of(classes, boundary_px=boundary_px)
     grids = []
     for one in comparisons:
-        counts = ConfusionMatrix(classes)
         with rasterio.Env(GDAL_CACHEMAX=_CACHE), _Map.open(one.prediction, classes) as scene:
             grids.append(f"{one.name}: {describe_grid(scene.place)}")
-            _compare(scene, one, counts, total.boundary)
-        total.total += counts
-        for parts, name in ((total.scenes, one.name), (total.domains, one.domain)):
-            if name is not None:
-                parts[name] = parts.get(name, ConfusionMatrix(classes)) + counts
+            _compare(scene, one, total)
     if total.total.pixels == 0:
         raise RssegError(
             "no pixel of the map has a class in the truth",
@@ -171,30 +139,94 @@ def evaluate_scenes(
     return total
 
 
-def _compare(
-    scene: _Map, one: Comparison, counts: ConfusionMatrix, boundary: BoundaryIoU | None
+def _compare(scene: _Map, one: Comparison, into: Evaluation) -> None:
+    """Count one scene, window by window, and every block of it on its own."""
+    place = scene.place
+    regions = one.regions or (Window(0, 0, place.width, place.height),)
+    side = max(_LEAST_BLOCK, math.ceil(math.sqrt(place.width * place.height) / _BLOCKS))
+    cells: dict[Window, ConfusionMatrix] = {}
+    with ExitStack() as stack:
+        truth = one.open_truth(place)
+        stack.callback(truth.close)
+        sure = None
+        if one.confidence is not None:
+            sure = stack.enter_context(open_quietly(one.confidence))
+        mapped = np.zeros(len(into.classes), np.int64)
+        for region in regions:
+            for window, true, predicted in _windows(scene, truth, region, into):
+                mapped += count_classes(predicted, len(mapped))
+                for cell, part in _parts(window, region, side):
+                    matrix = cells.setdefault(cell, ConfusionMatrix(into.classes))
+                    matrix.update(predicted[part], true[part])
+                if sure is not None:
+                    known = (true != IGNORE) & (predicted != IGNORE)
+                    share = sure.read(window)[0][0][known] / STEPS
+                    into.calibration.update(share, (true == predicted)[known])
+        into.add_mapped(mapped, hectares_per_pixel(place))
+        into.add(one.name, one.domain, list(cells.values()))
+        _show(scene, truth, one, cells, into)
+
+
+def _windows(
+    scene: _Map, truth: Truth, region: Window, into: Evaluation
+) -> Iterator[tuple[Window, Labels, Labels]]:
+    """Read truth and map (h, w) of a region window by window, and count outlines on the way."""
+    halo = into.boundary.distance if into.boundary else 0
+    for part in blocks(region.width, region.height, _STEP):
+        window = part.shift(region.x, region.y)
+        wide = Window(
+            window.x - halo, window.y - halo, window.width + 2 * halo, window.height + 2 * halo
+        )
+        true, predicted = truth.read(wide), scene.read(wide)
+        inside = (slice(halo, halo + window.height), slice(halo, halo + window.width))
+        if into.boundary:
+            into.boundary.update(predicted, true, inside)
+        yield window, true[inside], predicted[inside]
+
+
+def _parts(
+    window: Window, region: Window, side: int
+) -> Iterator[tuple[Window, tuple[slice, slice]]]:
+    """Cut a window along the blocks of its region: each block, and where in the window it lies."""
+    for part in blocks(region.width, region.height, (side, side)):
+        cell = part.shift(region.x, region.y)
+        both = cell.intersect(window)
+        if both is not None:
+            own = both.shift(-window.x, -window.y)
+            yield cell, (slice(own.y, own.bottom), slice(own.x, own.right))
+
+
+def _show(
+    scene: _Map,
+    truth: Truth,
+    one: Comparison,
+    cells: Mapping[Window, ConfusionMatrix],
+    into: Evaluation,
 ) -> None:
-    """Count one scene, window by window."""
-    width, height = scene.place.width, scene.place.height
-    halo = boundary.distance if boundary else 0
-    truth = one.open_truth(scene.place)
-    try:
-        for region in one.regions or (Window(0, 0, width, height),):
-            for part in blocks(region.width, region.height, _STEP):
-                window = part.shift(region.x, region.y)
-                wide = Window(
-                    window.x - halo,
-                    window.y - halo,
-                    window.width + 2 * halo,
-                    window.height + 2 * halo,
-                )
-                true, predicted = truth.read(wide), scene.read(wide)
-                inside = (slice(halo, halo + window.height), slice(halo, halo + window.width))
-                counts.update(predicted[inside], true[inside])
-                if boundary:
-                    boundary.update(predicted, true, inside)
-    finally:
-        truth.close()
+    """Offer the blocks of a scene to the gallery."""
+    if one.open_image is None:
+        return
+
+    def load(cell: Window, score: float) -> Sample:
+        width, height = min(cell.width, _CROP), min(cell.height, _CROP)
+        crop = Window(
+            cell.x + (cell.width - width) // 2, cell.y + (cell.height - height) // 2, width, height
+        )
+        samples, valid = image.read(crop)
+        return Sample(
+            f"{one.name} at {crop.x}, {crop.y}",
+            score,
+            shrink(truth.read(crop), _SHOWN),
+            shrink(scene.read(crop), _SHOWN),
+            shrink(samples[list(one.rgb)], _SHOWN),
+            shrink(valid, _SHOWN),
+        )
+
+    with one.open_image() as image:
+        for cell, matrix in cells.items():
+            miou = matrix.scores().miou
+            if miou is not None and matrix.pixels > cell.width * cell.height * _LABELLED:
+                into.gallery.consider(miou, partial(load, cell, miou))
 
 
 class _Map:

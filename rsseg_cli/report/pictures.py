@@ -25,12 +25,14 @@ from rsseg_cli.raster.decode import LabelCode, Labels, decode
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.labels import LabelReader, is_vector
 from rsseg_cli.raster.scene import RAW
+from rsseg_cli.report.marks import Mark, marks
 
 Pixels: TypeAlias = NDArray[np.uint8]
 """(h, w, 3) red, green, blue."""
 Source: TypeAlias = "str | PathLike[str]"
 
 INK, EDGE = "#16202a", "#9aa5ae"
+PLATE = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
 EMPTY, RIGHT, WRONG = (255, 255, 255), (214, 219, 221), (178, 24, 43)
 """Errors differ from hits in lightness as well, for eyes that do not tell red from green."""
 
@@ -43,11 +45,13 @@ class Panel:
         title: What it shows.
         pixels: (h, w, 3) uint8.
         key: What its colours mean, besides those of the classes.
+        marks: Ids of classes, each on a patch of its class.
     """
 
     title: str
     pixels: Pixels
     key: tuple[tuple[str, tuple[int, int, int]], ...] = ()
+    marks: tuple[Mark, ...] = ()
 
 
 def quicklook(
@@ -87,25 +91,34 @@ def quicklook(
     if image is not None:
         panels.append(Panel("image", stretch(*_Shrunk.open(image, side).read_image(rgb))))
     if truth is not None:
-        panels.append(Panel("truth", paint(true := _truth_on(made, truth, code), classes)))
-    panels.append(Panel("map", paint(labels, classes)))
+        true = _truth_on(made, truth, code)
+        panels.append(Panel("truth", paint(true, classes), marks=marks(true, classes)))
+    panels.append(Panel("map", paint(labels, classes), marks=marks(labels, classes)))
     shown = [labels]
     if truth is not None:
         panels.append(errors(labels, true))
         shown.append(true)
-    return draw(panels, _in_use(classes, shown), title=title)
+    return draw(panels, in_use(classes, shown), title=title)
 
 
-def draw(panels: Sequence[Panel], classes: Sequence[Class] = (), *, title: str = "") -> Figure:
+def draw(
+    panels: Sequence[Panel],
+    classes: Sequence[Class] = (),
+    *,
+    title: str = "",
+    columns: int | None = None,
+) -> Figure:
     """Lay panels of one size out in rows, with a legend of classes below.
 
-    Panels stand side by side, or in two rows where they are wider than high.
+    Panels stand side by side, or in two rows where they are wider than high. Patches and legend
+    carry the ids of the classes, so that the picture can be read without telling colours apart.
     """
     height, width = panels[0].pixels.shape[:2]
-    columns = len(panels) if width < 1.6 * height else min(2, len(panels))
+    if columns is None:
+        columns = len(panels) if width < 1.6 * height else min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
-    entries = [(one.name, one.color) for one in classes]
-    entries += [entry for panel in panels for entry in panel.key]
+    entries = [(f"{one.id} {one.name}", one.color) for one in classes]
+    entries += dict.fromkeys(entry for panel in panels for entry in panel.key)
     across = max(1, min(len(entries), round(2.2 * columns)))
     legend = 0.26 * math.ceil(len(entries) / across) + 0.15 if entries else 0.0
     cell = 3.6 if columns > 1 else 5.4
@@ -121,6 +134,8 @@ def draw(panels: Sequence[Panel], classes: Sequence[Class] = (), *, title: str =
         axes = figure.add_subplot(grid[index // columns, index % columns])
         axes.imshow(panel.pixels, interpolation="nearest", aspect="equal")
         axes.set_title(panel.title, fontsize=10, color=INK, pad=4)
+        for x, y, text in panel.marks:
+            axes.text(x, y, text, fontsize=6.5, color=INK, ha="center", va="center", bbox=PLATE)
         axes.set_xticks([])
         axes.set_yticks([])
         for spine in axes.spines.values():
@@ -261,6 +276,7 @@ def _truth_on(made: _Shrunk, truth: Source, code: LabelCode) -> Labels:
     return decode(*small.read(bands), code, where=fspath(truth))
 
 
-def _in_use(classes: Sequence[Class], shown: Sequence[Labels]) -> list[Class]:
+def in_use(classes: Sequence[Class], shown: Sequence[Labels]) -> list[Class]:
+    """List the classes that occur in some labels."""
     used = set().union(*(np.unique(labels).tolist() for labels in shown))
     return [one for index, one in enumerate(classes) if index in used]
