@@ -194,7 +194,7 @@ def resample(image: Path, target: Path, *, bands: int) -> None:
             out_shape=(bands, height, width),
             resampling=Resampling.average,
         )
-        scaled = file.transform * rasterio.Affine.scale(file.width / width, file.height / height)
+        scaled = file.transform @ rasterio.Affine.scale(file.width / width, file.height / height)
         profile = {
             "driver": "GTiff", "width": width, "height": height, "count": bands,
             "dtype": samples.dtype, "crs": file.crs, "transform": scaled, "compress": "deflate",

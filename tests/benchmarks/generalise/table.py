@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 BASELINE = "frozen"
+NOTE = (
+    "mIoU and IoU in percent; ± is the standard deviation over seeds, of differences paired by "
+    "seed. Trainable: what may train, the head included; methods that select train a part of it."
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Row:
         miou: On the target.
         gain: mIoU minus that of `frozen` with the same seed.
         ious: By class, the mean over the seeds.
-        trainable: Parameters of method and head that train.
+        trainable: Parameters, with the head's, that may train; of some methods only a part does.
         fit_s: Mean duration of a fit in seconds.
         fit_cpu_s: The same in the processor's own seconds.
         failed: Runs without a result.
@@ -127,7 +131,7 @@ def summarise(rows: Iterable[Row]) -> list[Summary]:
 
 def to_markdown(rows: Sequence[Row], title: str) -> str:
     """Write the table, a section per pair, and the summary."""
-    lines = [f"# {title}", ""]
+    lines = [f"# {title}", "", NOTE, ""]
     for pair in dict.fromkeys(row.pair for row in rows):
         own = [row for row in rows if row.pair == pair]
         classes = next((list(row.ious) for row in own if row.ious), [])
