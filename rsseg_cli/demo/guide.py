@@ -19,6 +19,7 @@ from rsseg_cli.report.pictures import quicklook, to_png
 from rsseg_cli.run import evaluate
 from rsseg_cli.run.fit import Fit
 from rsseg_cli.run.predict import predict
+from rsseg_cli.run.request import Request
 
 SETTINGS = {
     "training.steps": 300,
@@ -103,14 +104,8 @@ def run(
     scene = unseen / "images" / f"{REGIONS[1].name}_2.tif"
     truth = unseen / "labels" / scene.name
     target = folder / f"{scene.stem}.seg.tif"
-    predict(
-        [str(scene)],
-        model=Path(fitted.model),
-        output=target,
-        device=device,
-        overwrite=overwrite,
-        quiet=quiet,
-    )
+    request = Request(output=target, overwrite=overwrite)
+    predict([str(scene)], request, model=Path(fitted.model), device=device, quiet=quiet)
     report = evaluate.rasters(target, truth, field=None, align=False, ignore=(0,))
     picture = quicklook(target, CLASSES, image=scene, truth=truth, rgb=BANDS_SHOWN)
     look = folder / "quicklook.png"

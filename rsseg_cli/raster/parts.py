@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,10 +12,12 @@ from functools import cache
 from pathlib import Path
 
 import rasterio
+import rasterio.shutil
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import MemoryFile
 
 from rsseg_cli.classes import IGNORE, Class
+from rsseg_cli.errors import RssegError
 from rsseg_cli.raster import style
 from rsseg_cli.raster.grid import Window
 
@@ -158,3 +161,33 @@ def compression(driver: str) -> dict[str, str]:
     except RasterioError:
         return {"COMPRESS": "DEFLATE"}
     return {"COMPRESS": "ZSTD", "LEVEL" if driver == "COG" else "ZSTD_LEVEL": "1"}
+
+
+def refuse_options(driver: str, options: Mapping[str, str]) -> None:
+    """Refuse creation options that GDAL would leave out, by trying them on one pixel.
+
+    Raises:
+        RssegError: One is unknown, or its value is.
+    """
+    heard: list[str] = []
+    listener = logging.Handler(logging.WARNING)
+    listener.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
+    log = logging.getLogger("rasterio._env")
+    log.addHandler(listener)
+    try:
+        with MemoryFile() as memory, anywhere():
+            memory.open(
+                driver="GTiff", width=16, height=16, count=1, dtype="uint8", photometric="palette"
+            ).close()
+            with MemoryFile() as copy:
+                rasterio.shutil.copy(memory.name, copy.name, driver=driver, **options)
+    except RasterioError as error:
+        heard.append(str(error.__cause__ or error))
+    finally:
+        log.removeHandler(listener)
+    if heard:
+        raise RssegError(
+            f"{driver} does not take these creation options ({heard[0]})",
+            where="--co " + " --co ".join(f"{key}={value}" for key, value in options.items()),
+            fix=f"https://gdal.org/drivers/raster/{driver.lower()}.html lists them",
+        )

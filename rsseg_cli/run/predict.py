@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from glob import glob, has_magic
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from rsseg_cli import __version__
-from rsseg_cli.data.layout import RASTER_SUFFIXES
-from rsseg_cli.errors import OutputExistsError, PartialFailure, RssegError
-from rsseg_cli.predict.engine import Outputs, SceneResult, predict_scene
+from rsseg_cli.errors import PartialFailure, RssegError
+from rsseg_cli.predict.engine import Infer, predict_scene
+from rsseg_cli.predict.outputs import SceneResult
 from rsseg_cli.predict.plan import Tiling
+from rsseg_cli.predict.turns import Turned
 from rsseg_cli.raster.scene import Scene
+from rsseg_cli.run import scenes as names
+from rsseg_cli.run import survey
+from rsseg_cli.run.journal import file_digest, identity, journal_digest, made_before
 from rsseg_cli.run.live import Line
 from rsseg_cli.run.model import Fitted, open_model, pick_device
-from rsseg_cli.training.precision import Precision
+from rsseg_cli.run.request import Request
+from rsseg_cli.training.precision import Format, Precision
 
-SUFFIX = ".seg.tif"
-"""What a map's name ends with."""
 TILES_PX = {"cuda": 16 * 512 * 512, "cpu": 4 * 512 * 512}
 """Pixels of a batch where the user asks for none."""
 
@@ -35,11 +35,20 @@ class ModelInfer:
         fitted: The opened model.
         device: Where it runs.
         gain: Factor that brings stored values to the scale that the model knows.
+        precision: Format of matrix products; that of the training when None.
     """
 
-    def __init__(self, fitted: Fitted, device: torch.device, *, gain: float = 1.0) -> None:
+    def __init__(
+        self,
+        fitted: Fitted,
+        device: torch.device,
+        *,
+        gain: float = 1.0,
+        precision: Format | None = None,
+    ) -> None:
         self.model, self.gain = fitted.model.to(device).eval(), gain
-        self.precision = Precision.choose(fitted.config.training.precision, device)
+        wanted = precision or fitted.config.training.precision
+        self.precision = Precision.choose(wanted, device)
 
     def __call__(self, tiles: Tensor) -> Tensor:
         """Score tiles (B, C, T, T) of stored values: (B, K, T, T)."""
@@ -47,21 +56,113 @@ class ModelInfer:
             return self.model.infer(tiles if self.gain == 1.0 else tiles * self.gain)
 
 
+class Mapper:
+    """A model, made ready to map one scene after the other as was asked.
+
+    Args:
+        request: What is asked.
+        model: Run folder or model file; the newest finished run when None.
+        weights: Weights file of the backbone, if it has moved.
+        device: auto, cpu, cuda or cuda:N.
+        line: Told what happens.
+    """
+
+    def __init__(
+        self, request: Request, model: Path | None, weights: Path | None, device: str, line: Line
+    ) -> None:
+        self.request, self.line = request, line
+        self.device = pick_device(device)
+        self.fitted = open_model(model, weights=weights)
+        tiling = tiling_for(
+            self.fitted, self.device,
+            tile=request.tile, overlap=request.overlap, batch=request.batch,
+        )  # fmt: skip
+        self.tiling = replace(tiling, readers=request.threads, memory_mb=request.memory_mb)
+        infer = ModelInfer(self.fitted, self.device, precision=request.precision)
+        self.precision = infer.precision
+        self.infer: Infer = infer if request.tta is None else Turned(infer, request.tta)
+        line.say(f"model    {self.fitted.describe()}")
+
+    def open(self, path: str) -> Scene:
+        """Open a scene as the model wants it."""
+        request = self.request
+        return open_scene(path, self.fitted, bands=request.file_bands(), nodata=request.nodata)
+
+    def map(self, path: str, target: names.Target) -> SceneResult:
+        """Map a scene, unless an earlier run has done it all."""
+        with self.open(path) as scene:
+            self.line.say(f"scene    {_describe(scene)}")
+            journal = self.journal(scene)
+            if self.request.resume and made_before(target.map, journal, self.request.overwrite):
+                self.line.say(f"{target.map} is there already, of the same model and options")
+                return SceneResult(
+                    scene.path, str(target.map), scene.width, scene.height, status="there"
+                )
+            outputs = self.request.outputs(target, self.fitted, self.tags(scene, journal))
+            area = self.request.area(scene)
+            survey.warn_of_doubts(scene, self.fitted)
+            survey.require_disk(scene, outputs, area)
+            pixels = scene.width * scene.height
+            with self.line.scene(pixels) as progress:
+                return predict_scene(
+                    scene, self.infer, outputs, tiling=self.tiling, device=self.device, area=area,
+                    journal=journal, resume=self.request.resume, progress=progress,
+                )  # fmt: skip
+
+    def plan(self, path: str, target: names.Target) -> survey.Survey:
+        """Say what mapping a scene would take."""
+        with self.open(path) as scene:
+            outputs = self.request.outputs(target, self.fitted, {})
+            area = self.request.area(scene)
+            return survey.survey(
+                scene, self.fitted, self.infer, outputs, self.tiling, self.device, area
+            )
+
+    def journal(self, scene: Scene) -> dict[str, str]:
+        """Name all that the maps of a scene depend on."""
+        request, tiling = self.request, self.tiling
+        about = {
+            "the model": file_digest(self.fitted.path),
+            "the backbone": str(self.fitted.about["fingerprint"]),
+            "the input": identity(scene.path),
+            "--aoi": "" if request.aoi is None else identity(str(request.aoi)),
+            "--polygons": str(request.polygons is not None),
+            "--tile": tiling.tile,
+            "the precision": str(self.precision.dtype),
+            "the version": __version__,
+        }
+        same = ("overlap", "tta", "bands", "nodata", "bbox", "bbox_crs", "probabilities",
+                "confidence", "reject", "sieve", "simplify", "format")  # fmt: skip
+        about |= {f"--{name.replace('_', '-')}": getattr(request, name) for name in same}
+        about["--co"] = " ".join(request.options)
+        return {key: str(value) for key, value in about.items()}
+
+    def tags(self, scene: Scene, journal: dict[str, str]) -> dict[str, str]:
+        """Say in the files how they were made."""
+        about = {
+            "software": f"rsseg {__version__}",
+            "version": __version__,
+            "model": self.fitted.name,
+            "model_sha256": journal["the model"],
+            "backbone": getattr(self.fitted.config.backbone, "name", ""),
+            "backbone_fingerprint": journal["the backbone"],
+            "method": self.fitted.config.method.name,
+            "tile": self.tiling.tile,
+            "overlap": self.tiling.overlap,
+            "precision": journal["the precision"].removeprefix("torch."),
+            "input": scene.path,
+            "journal": journal_digest(journal),
+        }
+        return {key: str(value) for key, value in about.items()}
+
+
 def predict(
     scenes: Sequence[str],
+    request: Request | None = None,
     *,
     model: Path | None = None,
-    output: Path | None = None,
-    tile: int | None = None,
-    overlap: float = 0.25,
-    batch: int | None = None,
-    bands: str | None = None,
-    nodata: float | None = None,
-    memory_mb: int | None = None,
     weights: Path | None = None,
-    threads: int = 2,
     device: str = "auto",
-    overwrite: bool = False,
     quiet: bool = False,
     written: Callable[[str], object] | None = None,
 ) -> list[SceneResult]:
@@ -71,49 +172,24 @@ def predict(
 
     Args:
         scenes: Files, folders, patterns, GDAL names, or `-` for a list on stdin.
+        request: What is asked; a class map when None.
         model: Run folder or model file; the newest finished run when None.
-        output: A file for one scene, else a folder; beside the call when None.
-        tile: Side of a tile; that of the training when None.
-        overlap: Share of a tile that overlaps its neighbour.
-        batch: Tiles per pass.
-        bands: File bands in the model's order, from 1, comma separated.
-        nodata: Value of missing samples in place of the file's.
-        memory_mb: Bound on the memory of the process.
         weights: Weights file of the backbone, if it has moved.
-        threads: Readers.
         device: auto, cpu, cuda or cuda:N.
-        overwrite: Replace maps that are there.
         quiet: No progress.
         written: Told the path of every map, as soon as it is there.
 
     Raises:
         RssegError: Before anything is computed: no model, no scene, an output that is there.
     """
-    paths = expand(scenes)
-    outputs = [_output(path, output, single=len(paths) == 1) for path in paths]
-    _check_outputs(paths, outputs, overwrite)
-    where = pick_device(device)
-    fitted = open_model(model, weights=weights)
-    chosen = None if bands is None else _numbers(bands)
-    tiling = tiling_for(fitted, where, tile=tile, overlap=overlap, batch=batch)
-    tiling = replace(tiling, readers=threads, memory_mb=memory_mb)
-    infer, results = ModelInfer(fitted, where), []
+    request = request or Request()
+    paths, targets = _prepare(scenes, request)
     line = Line(quiet=quiet)
-    line.say(f"model    {fitted.describe()}")
-    for path, target in zip(paths, outputs, strict=True):
+    mapper = Mapper(request, model, weights, device, line)
+    results = []
+    for path, target in zip(paths, targets, strict=True):
         try:
-            with open_scene(path, fitted, bands=chosen, nodata=nodata) as scene:
-                line.say(f"scene    {_describe(scene)}")
-                made = Outputs(
-                    map=target,
-                    classes=fitted.classes,
-                    overwrite=overwrite,
-                    tags=_tags(fitted, scene, tiling),
-                )
-                with line.scene(scene.width * scene.height) as progress:
-                    result = predict_scene(
-                        scene, infer, made, tiling=tiling, device=where, progress=progress
-                    )
+            result = mapper.map(path, target)
         except RssegError as error:
             if len(paths) == 1:
                 raise
@@ -123,6 +199,35 @@ def predict(
         if result.output is not None and written is not None:
             written(result.output)
     return results
+
+
+def dry_run(
+    scenes: Sequence[str],
+    request: Request,
+    *,
+    model: Path | None = None,
+    weights: Path | None = None,
+    device: str = "auto",
+) -> list[survey.Survey]:
+    """Say what mapping scenes would take, from a few batches of each; writes nothing.
+
+    Raises:
+        RssegError: What `predict` would refuse at the start.
+    """
+    paths, targets = _prepare(scenes, request)
+    mapper = Mapper(request, model, weights, device, Line(quiet=True))
+    return [mapper.plan(path, target) for path, target in zip(paths, targets, strict=True)]
+
+
+def _prepare(scenes: Sequence[str], request: Request) -> tuple[list[str], list[names.Target]]:
+    """Do all checks that need no model."""
+    paths = names.expand(scenes)
+    request.creation()
+    request.file_bands()
+    targets = names.place_outputs(paths, request.output, request.polygons)
+    if not (request.overwrite or request.resume):
+        names.refuse_replacing(targets, request.suffixes())
+    return paths, targets
 
 
 def tiling_for(
@@ -154,79 +259,6 @@ def failure(results: Iterable[SceneResult]) -> PartialFailure | None:
     )
 
 
-def expand(texts: Sequence[str]) -> list[str]:
-    """List the scenes meant by files, folders, patterns and `-` (stdin).
-
-    Raises:
-        RssegError: Nothing is there.
-    """
-    found: list[str] = []
-    for text in texts:
-        if text == "-":
-            found += [line.strip() for line in sys.stdin if line.strip()]
-        elif Path(text).is_dir():
-            inside = sorted(Path(text).iterdir())
-            found += [
-                str(path)
-                for path in inside
-                if path.suffix.lower() in RASTER_SUFFIXES and not path.name.endswith(SUFFIX)
-            ]
-        elif has_magic(text) and not Path(text).exists():
-            matches = glob(text)  # noqa: PTH207 - Path.glob refuses absolute patterns
-            found += sorted(path for path in matches if not path.endswith(SUFFIX))
-        else:
-            found.append(text)
-    if not found:
-        raise RssegError(
-            "there is no scene", where=" ".join(texts), fix="a file, a folder, or a quoted pattern"
-        )
-    return found
-
-
-def _output(scene: str, output: Path | None, *, single: bool) -> Path:
-    name = f"{Path(scene).stem}{SUFFIX}"
-    if output is None:
-        return Path(name)
-    if single and not output.is_dir() and output.suffix:
-        return output
-    return output / name
-
-
-def _check_outputs(scenes: Sequence[str], outputs: Sequence[Path], overwrite: bool) -> None:
-    twice = {path for path in outputs if outputs.count(path) > 1}
-    if twice:
-        names = [s for s, path in zip(scenes, outputs, strict=True) if path in twice]
-        raise RssegError(
-            f"two scenes would become {min(twice)}",
-            where=", ".join(names),
-            fix="one call per folder, each with its own -o",
-        )
-    there = [path for path in outputs if path.exists()]
-    if there and not overwrite:
-        raise OutputExistsError(
-            f"{there[0]} is there already", where=str(there[0]), fix="--overwrite, or another -o"
-        )
-    for path in outputs:
-        if not path.parent.is_dir():
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise RssegError(
-                    f"the folder cannot be made: {error.strerror}",
-                    where=str(path.parent),
-                    fix="another -o",
-                ) from error
-
-
-def _numbers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise RssegError(
-            f"--bands {text} is no list of band numbers", where="--bands", fix="e.g. 4,3,2,1"
-        ) from error
-
-
 def open_scene(
     path: str, fitted: Fitted, *, bands: Sequence[int] | None = None, nodata: float | None = None
 ) -> Scene:
@@ -236,18 +268,17 @@ def open_scene(
         RssegError: Its bands are not the model's.
     """
     wanted = fitted.model.bands
-    scene = Scene.open(path, bands=bands, nodata=nodata, fill=wanted.mean)
-    if scene.count != len(wanted):
-        names = " ".join(name or "?" for name in scene.descriptions)
-        scene.close()
-        raise RssegError(
-            f"{Path(path).name} has {scene.count} bands ({names}), the model wants "
-            f"{len(wanted)} ({' '.join(wanted.names)})",
-            where=f"{path}, model {fitted.name}",
-            fix=f"a {len(wanted)}-band scene, or --bands if the order is known, or a model "
-            "fitted on these bands",
-        )
-    return scene
+    with Scene.open(path, bands=bands, nodata=nodata) as scene:
+        if scene.count != len(wanted):
+            names = " ".join(name or "?" for name in scene.descriptions)
+            raise RssegError(
+                f"{Path(path).name} has {scene.count} bands ({names}), the model wants "
+                f"{len(wanted)} ({' '.join(wanted.names)})",
+                where=f"{path}, model {fitted.name}",
+                fix=f"a {len(wanted)}-band scene, or --bands if the order is known, or a model "
+                "fitted on these bands",
+            )
+    return Scene.open(path, bands=bands, nodata=nodata, fill=wanted.mean)
 
 
 def _describe(scene: Scene) -> str:
@@ -258,17 +289,3 @@ def _describe(scene: Scene) -> str:
         f"{scene.path} {scene.width:,} x {scene.height:,}, {scene.count} bands {scene.dtype}, "
         f"{place}, {nodata}"
     )
-
-
-def _tags(fitted: Fitted, scene: Scene, tiling: Tiling) -> dict[str, str]:
-    about: dict[str, Any] = {
-        "SOFTWARE": f"rsseg {__version__}",
-        "MODEL": fitted.name,
-        "BACKBONE": getattr(fitted.config.backbone, "name", ""),
-        "BACKBONE_FINGERPRINT": fitted.about["fingerprint"],
-        "METHOD": fitted.config.method.name,
-        "TILE": tiling.tile,
-        "OVERLAP": tiling.overlap,
-        "INPUT": scene.path,
-    }
-    return {f"RSSEG_{key}": str(value) for key, value in about.items()}

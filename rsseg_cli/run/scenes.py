@@ -1,0 +1,134 @@
+"""Which scenes a prediction is asked for, and where their maps go."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from glob import glob, has_magic
+from pathlib import Path
+
+from rsseg_cli.data.layout import RASTER_SUFFIXES
+from rsseg_cli.errors import RssegError
+from rsseg_cli.raster.vectors import refuse_other_formats
+from rsseg_cli.raster.write import refuse_existing
+
+SUFFIX, SHARES, SURE = ".seg.tif", ".prob.tif", ".conf.tif"
+"""What the names of maps of classes, probabilities and confidence end with."""
+
+
+def expand(texts: Sequence[str]) -> list[str]:
+    """List the scenes meant by files, folders, patterns and `-` (stdin); maps are no scenes.
+
+    Raises:
+        RssegError: Nothing is there.
+    """
+    found: list[str] = []
+    for text in texts:
+        if text == "-":
+            found += [line.strip() for line in sys.stdin if line.strip()]
+        elif Path(text).is_dir():
+            inside = sorted(Path(text).iterdir())
+            suffixes = (path.suffix.lower() for path in inside)
+            images = zip(inside, suffixes, strict=True)
+            found += [str(path) for path, suffix in images if suffix in RASTER_SUFFIXES]
+        elif has_magic(text) and not Path(text).exists():
+            found += sorted(glob(text))  # noqa: PTH207 - Path.glob refuses absolute patterns
+        else:
+            found.append(text)
+            continue
+        found = [path for path in found if not path.endswith((SUFFIX, SHARES, SURE))]
+    if not found:
+        raise RssegError(
+            "there is no scene", where=" ".join(texts), fix="a file, a folder, or a quoted pattern"
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where the products of one scene go.
+
+    Attributes:
+        map: The class map.
+        polygons: The GeoPackage, None when none is wanted.
+    """
+
+    map: Path
+    polygons: Path | None = None
+
+    @property
+    def stem(self) -> Path:
+        """The map's path without its suffix, to which those of other maps are added."""
+        cut = SUFFIX if self.map.name.endswith(SUFFIX) else self.map.suffix
+        return self.map.with_name(self.map.name.removesuffix(cut))
+
+    def beside(self, suffix: str) -> Path:
+        """Name another map of the same scene."""
+        return self.stem.with_name(self.stem.name + suffix)
+
+
+def place_outputs(
+    scenes: Sequence[str], output: Path | None, polygons: Path | None
+) -> list[Target]:
+    """Say where the map of each scene goes, and make the folders.
+
+    Args:
+        scenes: The scenes.
+        output: A file for one scene, else a folder; where the call is made when None.
+        polygons: Likewise for polygons; none when None.
+
+    Raises:
+        RssegError: Two scenes would have one map, or a folder cannot be made.
+    """
+    single = len(scenes) == 1
+    targets = [
+        Target(
+            _place(scene, output or Path(), SUFFIX, single),
+            None if polygons is None else _place(scene, polygons, ".gpkg", single),
+        )
+        for scene in scenes
+    ]
+    maps = [target.map for target in targets]
+    twice = {path for path in maps if maps.count(path) > 1}
+    if twice:
+        names = [s for s, path in zip(scenes, maps, strict=True) if path in twice]
+        raise RssegError(
+            f"two scenes would become {min(twice)}",
+            where=", ".join(names),
+            fix="one call per folder, each with its own -o",
+        )
+    for target in targets:
+        if target.polygons is not None:
+            refuse_other_formats(target.polygons)
+        for path in (target.map, target.polygons):
+            if path is not None:
+                _make_folder(path.parent)
+    return targets
+
+
+def refuse_replacing(targets: Sequence[Target], suffixes: Sequence[str]) -> None:
+    """Refuse to replace anything that is there.
+
+    Raises:
+        OutputExistsError: Something is.
+    """
+    for target in targets:
+        for path in (target.map, target.polygons, *map(target.beside, suffixes)):
+            if path is not None:
+                refuse_existing(path, overwrite=False)
+
+
+def _place(scene: str, output: Path, suffix: str, single: bool) -> Path:
+    if single and output.suffix and not output.is_dir():
+        return output
+    return output / f"{Path(scene).stem}{suffix}"
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RssegError(
+            f"the folder cannot be made: {error.strerror}", where=str(folder), fix="another -o"
+        ) from error
