@@ -60,11 +60,19 @@ splits:
   lush: {glob: images/*1999*, box: [0.5, 0, 1, 1]}
   dry: {glob: images/*2002*, box: [0, 0, 0.5, 1]}
 """
+OBJECT = """classes:
+- {id: 0, name: clear, color: [120, 170, 80]}
+- {id: 1, name: cloud, color: [245, 245, 245]}
+remap: {0: 0, 1: 0, 2: 0, 3: 0, 4: 1}
+"""
 BUILDING = """background: background
 reader: {nodata: none}
 classes:
 - {id: 0, name: background, color: [200, 200, 190]}
 - {id: 1, name: building, color: [200, 60, 60]}
+splits:
+  north: {box: [0, 0, 1, 0.7]}
+  south: {box: [0, 0.7, 1, 1]}
 """
 
 
@@ -130,18 +138,22 @@ def _write(
     return str(path)
 
 
-def _sensor(name: str, half: str, data: Path, work: Path) -> str:
+def _sensor(name: str, half: str, data: Path, work: Path, *, classes: str = CLOUD) -> str:
     """Describe the scene of a sensor, or half of it: then nothing outside is read or mapped."""
     bands, gsd_m = {"sentinel2": (SENTINEL2, 10.0), "landsat7": (LANDSAT7, 30.0)}[name]
     box = f"reader: {{box: {HALVES[half]}}}\n" if half else ""
-    called = f"{name}_{half}" if half else name
+    parts = [name, half, "object" if classes == OBJECT else ""]
+    called = "_".join(part for part in parts if part)
     root = data / "cloud" / name
-    return _write(work, called, root, bands, CLOUD + box, scale=1.0, gsd_m=gsd_m)
+    return _write(work, called, root, bands, classes + box, scale=1.0, gsd_m=gsd_m)
 
 
-def _clouds(source: str, target: str, data: Path, work: Path) -> Pair:
+def _clouds(source: str, target: str, data: Path, work: Path, *, classes: str = CLOUD) -> Pair:
     """Learn on all of a sensor's scene; half of the other's is enough for a test, and quicker."""
-    return Pair(_sensor(source, "", data, work), _sensor(target, "left", data, work))
+    return Pair(
+        _sensor(source, "", data, work, classes=classes),
+        _sensor(target, "left", data, work, classes=classes),
+    )
 
 
 def _halves(name: str, data: Path, work: Path) -> Pair:
@@ -161,6 +173,11 @@ def _seasons(data: Path, work: Path) -> Pair:
 
 def _cities(target: str, data: Path, work: Path) -> Pair:
     return Pair(_city("banepa", data, work), _city(target, data, work), tile=64)
+
+
+def _parts_of_a_city(data: Path, work: Path) -> Pair:
+    dataset = _city("banepa", data, work)
+    return Pair(f"{dataset}:north", f"{dataset}:south", tile=64)
 
 
 def _city(name: str, data: Path, work: Path) -> str:
@@ -222,7 +239,10 @@ PAIRS: dict[str, Maker] = {
     "cloud_l7_to_s2": partial(_clouds, "landsat7", "sentinel2"),
     "cloud_s2_halves": partial(_halves, "sentinel2"),
     "cloud_l7_halves": partial(_halves, "landsat7"),
+    "cloud_object_s2_to_l7": partial(_clouds, "sentinel2", "landsat7", classes=OBJECT),
+    "cloud_object_l7_to_s2": partial(_clouds, "landsat7", "sentinel2", classes=OBJECT),
     "chiapas_1999_to_2002": _seasons,
+    "banepa_north_to_south": _parts_of_a_city,
     "banepa_to_boston": partial(_cities, "boston"),
     "banepa_to_atlanta": partial(_cities, "atlanta"),
     "sample_north_to_south": _sample,
