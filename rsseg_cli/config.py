@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -18,6 +18,7 @@ from rsseg_cli.find import find, names
 from rsseg_cli.presets import Document
 from rsseg_cli.training.loop import Training
 from rsseg_cli.training.optimizer import Optimization
+from rsseg_cli.training.self_training import SelfTraining
 
 C = TypeVar("C", bound=Strict)
 
@@ -35,6 +36,32 @@ class Data(Strict):
     """Share of the ground held out for validation when the dataset has no split."""
     class_weights: Literal["none", "balanced"] = "none"
     """`balanced` weighs classes by the inverse square root of their share, capped at 10."""
+
+
+class Adapt(SelfTraining.Config):
+    """Settings of `rsseg adapt`; other commands leave them alone."""
+
+    tgt: tuple[str, ...] = ()
+    """What `--tgt` named."""
+    model: str | None = None
+    """Model file that the run starts from; null: from the backbone as published."""
+    source_free: bool = False
+    """Learn from the target alone."""
+    rare: float | None = Field(None, gt=0)
+    """Temperature of rare class sampling on the source (DAFormer .01); null: as `data.sampling`."""
+    held_back: float = Field(0.1, ge=0, lt=1)
+    """Share of the target's tiles by which the model is chosen."""
+    patience: int | None = Field(None, ge=1)
+    """Validations without a better model after which the run ends; null: never."""
+    collapse: float = Field(0.3, gt=0, le=1)
+    """The run ends when this part of the target has changed class, compared with the start, and
+    the shares of the classes are as far from the source's."""
+    bands: tuple[int, ...] | None = None
+    """File bands of target scenes, from 1, in the model's order; null: found by their names."""
+    nodata: float | None = None
+    """Value of missing pixels in target scenes, in place of the file's own."""
+    gsd_m: float | None = Field(None, gt=0)
+    """Size of a pixel in metres that target scenes are resampled to; null: read as they are."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +88,7 @@ class RunConfig:
     augment: Augment.Config
     optimizer: Optimization
     training: Training
+    adapt: Adapt = field(default_factory=Adapt)
 
     def document(self) -> dict[str, Any]:
         """Give the YAML document that says the same."""
@@ -73,6 +101,7 @@ class RunConfig:
             "augment": self.augment.model_dump(mode="json"),
             "optimizer": self.optimizer.model_dump(mode="json"),
             "training": self.training.model_dump(mode="json"),
+            "adapt": self.adapt.model_dump(mode="json"),
         }
 
     def text(self) -> str:
@@ -80,7 +109,7 @@ class RunConfig:
         return yaml.safe_dump(self.document(), sort_keys=False)
 
 
-SECTIONS = ("backbone", "method", "head", "data", "augment", "optimizer", "training")
+SECTIONS = ("backbone", "method", "head", "data", "augment", "optimizer", "training", "adapt")
 
 
 def family(name: str) -> str:
@@ -123,6 +152,7 @@ def parse(document: Document) -> RunConfig:
         augment=_section(document, "augment", Augment.Config),
         optimizer=_section(document, "optimizer", Optimization),
         training=_section(document, "training", Training),
+        adapt=_section(document, "adapt", Adapt),
     )
 
 
@@ -207,8 +237,26 @@ def resolve(
         section |= {"weights": str(weights.resolve()), "pretrained": True}
     if not pretrained:
         section |= {"pretrained": False, "weights": None}
+    return _changed(document, sources, changes)
+
+
+def revise(
+    config: RunConfig, path: Path, *, sources: Sequence[str] = (), changes: Sequence[str] = ()
+) -> RunConfig:
+    """Change the settings that a model was fitted with.
+
+    Args:
+        config: The settings.
+        path: The model, for errors.
+        sources: Datasets; they replace those of the fit.
+        changes: `section.key=value`, the value in YAML.
+    """
+    return _changed(Document(path, config.document()), sources, changes)
+
+
+def _changed(document: Document, sources: Sequence[str], changes: Sequence[str]) -> RunConfig:
     if sources:
-        values.setdefault("data", {})["src"] = list(sources)
+        document.values.setdefault("data", {})["src"] = list(sources)
     for change in sorted(changes, key=lambda text: ".name=" not in text):
         _change(document, change)
     return parse(document)
