@@ -118,9 +118,9 @@ class Scores:
             part = getattr(self, name)
             if part is not None:
                 found[name] = asdict(part)
-        for name, parts in (("groups", self.groups), ("scenes", self.scenes)):
-            if parts:
-                found[name] = {key: part.to_json() for key, part in parts.items()}
+        found["groups"] = {key: part.to_json() for key, part in self.groups.items()}
+        if self.scenes:
+            found["scenes"] = {key: part.to_json() for key, part in self.scenes.items()}
         return found
 
     @classmethod
