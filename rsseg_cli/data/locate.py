@@ -71,12 +71,13 @@ def _root_of_preset(spec: DatasetSpec, data_root: Path | None) -> Path:
             f"{spec.name} is a preset, but where the data lie is not known",
             fix=f"--data-root FOLDER or ${DATA_VARIABLE}, where FOLDER holds {spec.root}{page}",
         )
-    places = [given / spec.root, given / spec.name, given]
+    places = list(dict.fromkeys((given / spec.root, given / spec.name, given)))
+    wanted = tuple(spec.listing.files.values()) if spec.listing else spec.images
     for place in places:
-        if any(next(place.glob(p), None) for one in spec.images for p in expand_braces(one)):
+        if any(next(place.glob(p), None) for one in wanted for p in expand_braces(one)):
             return place
     raise UnreadableError(
-        f"{spec.name} was not found: no {' or '.join(spec.images)}",
+        f"{spec.name} was not found: no {' or '.join(wanted)}",
         where=" or ".join(str(place) for place in places),
         fix=f"unpack it there as published{page}",
     )
