@@ -23,7 +23,10 @@ from shapely.geometry import box
 
 from rsseg_cli.classes import IGNORE, Class
 from rsseg_cli.errors import UnreadableError
+from rsseg_cli.metrics.area import estimate_area
+from rsseg_cli.metrics.bootstrap import Units, intervals
 from rsseg_cli.metrics.boundary import BoundaryIoU
+from rsseg_cli.metrics.calibration import Calibration
 from rsseg_cli.metrics.confusion import ConfusionMatrix
 from rsseg_cli.metrics.scores import Scores
 from rsseg_cli.raster.decode import LabelCode
@@ -64,7 +67,20 @@ def scores() -> Scores:
     boundary.update(labels, labels)
     parts = {"north": north.scores(), "south": south.scores()}
     soft = {"s_measure": 0.91234, "f_max": None, "images": 3, "empty": 1, "stretch": False}
-    total = replace((north + south).scores(), groups=parts, scenes=parts, saliency=soft)
+    tenths = np.stack([north.counts, south.counts] * 5)
+    units = Units("blocks", tenths)
+    sums = tenths.sum(0)[:, :-1]
+    calibration = Calibration()
+    calibration.update(np.array([0.35, 0.72, 0.95]), np.array([False, True, True]))
+    total = replace(
+        (north + south).scores(),
+        groups=parts,
+        scenes=parts,
+        saliency=soft,
+        intervals=intervals(units),
+        area=estimate_area(CLASSES, sums, sums.sum(0) * 3, units=units, hectares=12.5),
+        calibration=calibration.reliability(),
+    )
     return boundary.add_to(total)
 
 
@@ -107,6 +123,9 @@ def test_csv_has_a_row_per_class_and_part(report: Report, tmp_path: Path) -> Non
     assert of_all["absent"]["iou"] == ""
     assert float(of_all["mean"]["iou"]) == report.scores.miou
     assert float(of_all["mean"]["recall"]) == report.scores.macc
+    spread = report.scores.intervals.iou[1]
+    assert float(of_all["pipe|water"]["iou_low"]) == spread.low
+    assert float(of_all["pipe|water"]["iou_high"]) == spread.high
     matrix = list(csv.reader(io.StringIO((tmp_path / "confusion.csv").read_text())))
     assert [list(map(int, row[1:-1])) for row in matrix[1:]] == report.scores.confusion
     assert sum(int(row[-1]) for row in matrix[1:]) == report.scores.unmapped == 160
@@ -124,7 +143,8 @@ def test_markdown_is_whole_and_escaped(report: Report, tmp_path: Path) -> None:
     for path in re.findall(r"!\[.*?\]\((.*?)\)", found):
         assert (tmp_path / path).read_bytes().startswith(b"\x89PNG")
     tables = re.findall(r"(?:^\|.*\n?)+", found, flags=re.MULTILINE)
-    assert len(tables) >= 4
+    assert len(tables) >= 5
+    assert "Olofsson et al. (2014)" in found
     for table in tables:
         bars = {line.replace("\\|", "").count("|") for line in table.strip().splitlines()}
         assert len(bars) == 1, table
@@ -145,7 +165,14 @@ def test_page_stands_alone_and_shows_what_json_says(report: Report, tmp_path: Pa
     assert "In the map but not in the truth: stray" in text
     assert "prefers-color-scheme: dark" in page
     assert "@media print" in page
-    assert page.count('<figure class="chart">') == 4
+    assert page.count('<figure class="chart">') == 5
+    spread = report.scores.intervals.scores["miou"]
+    assert f"95 %: {100 * spread.low:.1f}\u2009\u2013\u2009{100 * spread.high:.1f}" in text
+    area = report.scores.area.classes[0]
+    assert f"{area.area.value * 12.5:.4g} \u00b1" in text
+    assert "bootstrap over 10 blocks" in text
+    assert f"calibration error {100 * report.scores.calibration.ece:.1f}" in text
+    assert page.count('class="striped"') >= 3
     assert "11.93" in text
     assert "1, 2" in text
 

@@ -34,6 +34,16 @@ def evaluate(
     ignore: Annotated[
         list[int] | None, typer.Option(help="Id in the truth that is no class. May be repeated.")
     ] = None,
+    classes: Annotated[
+        Path | None,
+        typer.Option("--classes", help="What names the classes: a dataset.yaml or another map."),
+    ] = None,
+    boundary: Annotated[
+        int, typer.Option(help="Width in pixels of the outlines to compare; 0: none.", min=0)
+    ] = 3,
+    image: Annotated[
+        Path | None, typer.Option(help="The scene that was mapped, shown in the report.")
+    ] = None,
     report: Annotated[
         Path | None, typer.Option("--report", help="Folder for report.json, .csv, .md and .html.")
     ] = None,
@@ -63,11 +73,22 @@ def evaluate(
             data_root=data_root,
             weights=weights,
             overlap=overlap,
+            boundary_px=boundary or None,
             device=device,
             quiet=quiet or as_json,
         )
     elif prediction is not None and truth is not None and not on:
-        result = runs.rasters(prediction, truth, field=field, align=align, ignore=ignore or ())
+        result = runs.rasters(
+            prediction,
+            truth,
+            field=field,
+            align=align,
+            ignore=ignore or (),
+            classes=classes,
+            boundary_px=boundary or None,
+            image=image,
+            pictures=report is not None,
+        )
     else:
         raise RssegError(
             "there is nothing to compare",

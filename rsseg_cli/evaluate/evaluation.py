@@ -16,6 +16,7 @@ from rsseg_cli.metrics.boundary import BoundaryIoU
 from rsseg_cli.metrics.calibration import Calibration
 from rsseg_cli.metrics.confusion import ConfusionMatrix
 from rsseg_cli.metrics.scores import Scores
+from rsseg_cli.raster.decode import LabelCode
 from rsseg_cli.report.report import Report
 from rsseg_cli.report.samples import Sample, draw_samples
 
@@ -80,6 +81,7 @@ class Evaluation:
         calibration: How sure the model was, and how often right.
         gallery: The best and the worst tiles.
         saliency: Scores of a soft map, where there is one.
+        code: How the truth of a single map is written.
         remarks: What a reader of the scores should know.
     """
 
@@ -95,6 +97,7 @@ class Evaluation:
     calibration: Calibration = field(default_factory=Calibration)
     gallery: Gallery = field(default_factory=Gallery)
     saliency: dict[str, float | None] | None = None
+    code: LabelCode | None = None
     remarks: list[str] = field(default_factory=list)
 
     @classmethod

@@ -21,7 +21,7 @@ from rsseg_cli.evaluate.evaluation import Evaluation
 from rsseg_cli.evaluate.ground import count_classes, hectares_per_pixel
 from rsseg_cli.evaluate.truth import Truth, classes_of, code_of, open_truth
 from rsseg_cli.metrics.confusion import ConfusionMatrix
-from rsseg_cli.raster.align import describe_grid
+from rsseg_cli.raster.align import describe_grid, same_grid
 from rsseg_cli.raster.decode import LabelCode, Labels
 from rsseg_cli.raster.grid import Window, blocks
 from rsseg_cli.raster.labels import Placed, open_quietly
@@ -77,6 +77,7 @@ def evaluate_rasters(
     attribute: str | None = None,
     ignore: Sequence[int] = (),
     boundary_px: int | None = BOUNDARY_PX,
+    image: str | PathLike[str] | None = None,
 ) -> Evaluation:
     """Score one map against its truth.
 
@@ -90,6 +91,7 @@ def evaluate_rasters(
         attribute: Attribute of polygons that says the class; found by its values when None.
         ignore: Ids in the truth that are no class, besides 255.
         boundary_px: Width of the outlines to compare; None leaves boundary scores out.
+        image: The scene that was mapped, to show tiles of it.
 
     Raises:
         UnreadableError: A file is missing or broken.
@@ -104,9 +106,26 @@ def evaluate_rasters(
         code = code_of(truth, known, attribute, ignore)
     opened = partial(open_truth, truth, code, align=align)
     one = Comparison(prediction.name, prediction, opened)
+    if image is not None:
+        rgb = _bands_of(Path(image), prediction)
+        one = replace(one, open_image=partial(open_quietly, image), rgb=rgb)
     found = evaluate_scenes([one], code.classes, boundary_px=boundary_px)
+    found.code = code
     found.remarks += remarks + _doubts(found.total)
     return found
+
+
+def _bands_of(image: Path, prediction: Path) -> tuple[int, ...]:
+    """Choose the bands of an image to show, once it is known to be on the grid of the map."""
+    with open_quietly(image) as scene, open_quietly(prediction) as made:
+        if not same_grid(scene, made):
+            raise RssegError(
+                f"image ({describe_grid(scene)}) and map ({describe_grid(made)}) are on "
+                "different grids",
+                where=f"{image}, {prediction}",
+                fix="the scene that the map was made of",
+            )
+        return (0, 1, 2) if scene.count >= 3 else (0,)
 
 
 def evaluate_scenes(

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
 
+from rsseg_cli.metrics.interval import Estimate
 from rsseg_cli.metrics.scores import Scores
 from rsseg_cli.report import text
 
@@ -13,6 +14,7 @@ COLUMNS = (
     *("part", "id", "name", "iou", "f1", "precision", "recall", "boundary_iou"),
     *("pixels", "predicted", "unmapped"),
 )
+SPAN = ("iou_low", "iou_high")
 MATRIX_MOST = 16
 """More classes than this make a Markdown table that no page shows well."""
 
@@ -25,14 +27,20 @@ def to_csv(scores: Scores) -> str:
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    writer.writerow([*COLUMNS, *SPAN])
     for part, one in _parts(scores):
-        for row in one.classes:
-            writer.writerow([part, *(getattr(row, name) for name in COLUMNS[1:])])
+        for index, row in enumerate(one.classes):
+            span = _span(one.intervals.iou[index] if one.intervals else None)
+            writer.writerow([part, *(getattr(row, name) for name in COLUMNS[1:]), *span])
         means = (one.miou, one.f1, None, one.macc, one.boundary_miou)
         predicted = sum(row.predicted for row in one.classes)
-        writer.writerow([part, "", "mean", *means, one.pixels, predicted, one.unmapped])
+        span = _span(one.intervals.scores.get("miou") if one.intervals else None)
+        writer.writerow([part, "", "mean", *means, one.pixels, predicted, one.unmapped, *span])
     return out.getvalue()
+
+
+def _span(estimate: Estimate | None) -> tuple[float | None, float | None]:
+    return (None, None) if estimate is None else (estimate.low, estimate.high)
 
 
 def _parts(scores: Scores) -> Iterator[tuple[str, Scores]]:
@@ -89,13 +97,24 @@ def to_markdown(
 
 
 def _scored(scores: Scores) -> list[str]:
-    parts = [" · ".join(f"{name} **{value}**" for name, value in text.headline(scores))]
+    spans = text.headline_spans(scores)
+    shown = [
+        f"{name} **{value}**" + (f" ({span})" if span != text.NOTHING else "")
+        for (name, value), span in zip(text.headline(scores), spans, strict=False)
+    ]
+    parts = [" · ".join(shown)]
     parts += ["## Classes", _classes(scores)]
     parts.append("\n".join(f"- {note}" for note in text.notes(scores)))
     if scores.groups:
         parts += ["## Groups", _groups(scores.groups)]
     if len(scores.scenes) > 1 and scores.scenes.keys() != scores.groups.keys():
         parts += ["## Scenes", _groups(scores.scenes)]
+    if scores.area:
+        parts += ["## Area", text.table(text.area_header(scores.area), text.area_rows(scores.area))]
+        parts.append("\n".join(f"- {note}" for note in text.area_notes(scores.area)))
+    if scores.calibration:
+        error = text.percent(scores.calibration.ece)
+        parts.append(f"Expected calibration error **{error}** % (Guo et al. 2017).")
     if scores.saliency:
         parts += ["## Soft map", text.table(["score", ""], text.saliency_rows(scores))]
     if 1 < len(scores.classes) <= MATRIX_MOST:

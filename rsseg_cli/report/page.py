@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from markupsafe import Markup
 from rsseg_cli import __version__
 from rsseg_cli.metrics.scores import Scores
 from rsseg_cli.report import text
+from rsseg_cli.report.charts import Line, line_chart
 from rsseg_cli.report.curves import curves
 
 _FOLDER = Path(__file__).parent
@@ -45,6 +47,23 @@ def to_html(
         config: Settings of the run as YAML.
         when: When it was made; now when None.
     """
+    return render(
+        "page.html.j2",
+        when=when,
+        title=title,
+        subtitle=subtitle,
+        scores=scores,
+        **(_scored(scores) if scores else {}),
+        charts=curves(records),
+        pictures={name: _data_uri(png) for name, png in (pictures or {}).items()},
+        remarks=remarks,
+        about=about or {},
+        config=config,
+    )
+
+
+def render(template: str, *, when: datetime | None = None, **values: Any) -> str:
+    """Fill a template that extends `base.html.j2`."""
     environment = Environment(
         loader=FileSystemLoader(_FOLDER),
         autoescape=select_autoescape(default=True),
@@ -52,28 +71,62 @@ def to_html(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": text.percent, "count": text.count, "share": text.share}
-    return environment.get_template("page.html.j2").render(
-        title=title,
-        subtitle=subtitle,
-        scores=scores,
-        headline=text.headline(scores) if scores else [],
-        rows=text.class_rows(scores) if scores else [],
-        notes=text.notes(scores) if scores else [],
-        mistakes=text.mistakes(scores) if scores else [],
-        soft=text.saliency_rows(scores) if scores else [],
-        matrices=_matrices(scores) if scores and len(scores.classes) > 1 else [],
-        tables=_tables(scores) if scores else [],
-        charts=curves(records),
-        pictures={name: _data_uri(png) for name, png in (pictures or {}).items()},
-        remarks=remarks,
-        about=about or {},
-        config=config,
+    environment.filters |= {
+        "percent": text.percent,
+        "count": text.count,
+        "share": text.share,
+        "span": text.span,
+        "score_span": text.score_span,
+        "number": _number,
+    }
+    return environment.get_template(template).render(
+        **values,
         version=__version__,
         when=(when or datetime.now().astimezone()).strftime("%Y-%m-%d %H:%M %Z"),
-        style=Markup((_FOLDER / "page.css").read_text(encoding="utf-8")),
-        script=Markup((_FOLDER / "page.js").read_text(encoding="utf-8")),
     )
+
+
+def _scored(scores: Scores) -> dict[str, Any]:
+    """Collect what the page says about scores."""
+    rows = text.class_rows(scores)
+    shares = [share or 0.0 for row in rows for share in (row.truth_share, row.map_share)]
+    area = scores.area
+    return {
+        "headline": text.headline(scores),
+        "spans": text.headline_spans(scores),
+        "rows": rows,
+        "widest": max(shares) or 1.0,
+        "notes": text.notes(scores),
+        "mistakes": text.mistakes(scores),
+        "soft": text.saliency_rows(scores),
+        "matrices": _matrices(scores) if len(scores.classes) > 1 else [],
+        "tables": _tables(scores),
+        "calibration": _calibration(scores),
+        "area_header": text.area_header(area) if area else [],
+        "area_rows": text.area_rows(area) if area else [],
+        "area_notes": text.area_notes(area) if area else [],
+    }
+
+
+def _calibration(scores: Scores) -> Markup:
+    """Chart how often the model is right against how sure it is."""
+    if scores.calibration is None:
+        return Markup()
+    bins = scores.calibration.bins
+    sure = [100 * one.confidence for one in bins]
+    return line_chart(
+        "Right, %, by how sure the model is, %",
+        [
+            Line("model", sure, [100 * one.accuracy for one in bins]),
+            Line("as it should be", [min(sure), 100.0], [min(sure), 100.0]),
+        ],
+    )
+
+
+def _number(cell: str) -> str:
+    """Find the number that a cell begins with, for sorting."""
+    found = re.match(r"[\d.,]+", cell)
+    return found[0].replace(",", "") if found else "-1"
 
 
 def _data_uri(png: bytes) -> str:
@@ -116,9 +169,13 @@ def _shares(rows: list[list[float | None]]) -> list[list[tuple[str, float]]]:
     return [[(text.percent(value), value or 0.0) for value in row] for row in rows]
 
 
-def _tables(scores: Scores) -> list[tuple[str, Mapping[str, Scores]]]:
+def _tables(scores: Scores) -> list[tuple[str, Mapping[str, Scores], bool]]:
     """List the tables of parts: groups, and scenes where they are not the same."""
     found = [("Domains" if scores.scenes != scores.groups else "Scenes", scores.groups)]
     if len(scores.scenes) > 1 and scores.scenes.keys() != scores.groups.keys():
         found.append(("Scenes", scores.scenes))
-    return [(title, parts) for title, parts in found if parts]
+    return [
+        (title, parts, any(part.intervals for part in parts.values()))
+        for title, parts in found
+        if parts
+    ]

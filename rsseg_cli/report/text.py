@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rsseg_cli.metrics.area import AreaEstimate
+from rsseg_cli.metrics.interval import Estimate
 from rsseg_cli.metrics.saliency_names import NAMES
 from rsseg_cli.metrics.scores import ClassScore, Scores
 
@@ -22,9 +24,35 @@ def count(value: int) -> str:
     return f"{value:,}"
 
 
+def span(estimate: Estimate | None) -> str:
+    """Write the ends of an interval in percent."""
+    if estimate is None or estimate.low is None or estimate.high is None:
+        return NOTHING
+    return f"{100 * estimate.low:.1f}\u2009\u2013\u2009{100 * estimate.high:.1f}"
+
+
+def both(estimate: Estimate | None) -> str:
+    """Write a value in percent, with its interval where there is one."""
+    if estimate is None:
+        return NOTHING
+    ends = span(estimate)
+    return percent(estimate.value) + (f" ({ends})" if ends != NOTHING else "")
+
+
+def score_span(scores: Scores, name: str) -> str:
+    """Write the interval of `miou`, `macc`, `accuracy` or `f1`."""
+    return span(scores.intervals.scores.get(name)) if scores.intervals else NOTHING
+
+
 def share(part: int, whole: int) -> float | None:
     """Divide two counts; None where there is nothing to divide by."""
     return part / whole if whole else None
+
+
+def headline_spans(scores: Scores) -> list[str]:
+    """List the intervals of the headline, in its order."""
+    found = [score_span(scores, name) for name in ("miou", "macc", "accuracy", "f1")]
+    return [*found, NOTHING]
 
 
 def headline(scores: Scores) -> list[tuple[str, str]]:
@@ -49,12 +77,14 @@ class ClassRow:
         truth_share: Share of the labelled ground that is the class.
         map_share: Share of the labelled ground that the map gives to the class.
         mark: "absent", "not in truth" or nothing.
+        iou: Its IoU with an interval, where there is one.
     """
 
     score: ClassScore
     truth_share: float | None
     map_share: float | None
     mark: str
+    iou: Estimate | None = None
 
 
 def class_rows(scores: Scores) -> list[ClassRow]:
@@ -65,8 +95,9 @@ def class_rows(scores: Scores) -> list[ClassRow]:
             truth_share=share(row.pixels, scores.pixels),
             map_share=share(row.predicted, scores.pixels),
             mark="absent" if row.absent else "not in truth" if row.stray else "",
+            iou=scores.intervals.iou[index] if scores.intervals else None,
         )
-        for row in scores.classes
+        for index, row in enumerate(scores.classes)
     ]
 
 
@@ -95,7 +126,51 @@ def notes(scores: Scores) -> list[str]:
         found.append(
             f"Boundary IoU compares outlines {scores.boundary_px} pixels wide (Cheng et al. 2021)."
         )
+    if scores.intervals is not None:
+        found.append(
+            f"Intervals hold with 95 %: bootstrap over {scores.intervals.units} "
+            f"{scores.intervals.kind} of ground."
+        )
     return found
+
+
+def area_rows(area: AreaEstimate) -> list[list[str]]:
+    """List what is known about the area of each class; see `area_header`."""
+    rows = []
+    for one in area.classes:
+        cells = [one.name, percent(one.mapped), both(one.area)]
+        if area.hectares is not None:
+            cells.append(_hectares(one.area, area.hectares))
+        rows.append([*cells, both(one.users), both(one.producers)])
+    return rows
+
+
+def area_header(area: AreaEstimate) -> list[str]:
+    """Name the columns of `area_rows`."""
+    ground = ["hectares"] if area.hectares is not None else []
+    return ["class", "% of map", "% of ground", *ground, "user's accuracy", "producer's accuracy"]
+
+
+def area_notes(area: AreaEstimate) -> list[str]:
+    """Say how the areas were estimated."""
+    found = [
+        f"Stratified estimator of Olofsson et al. (2014), for the whole map: its accuracy is "
+        f"{both(area.accuracy)} %. In brackets the 95 % interval, "
+        + {
+            "sample": "by the paper's formulas: labelled pixels count as drawn at random.",
+        }.get(area.interval, f"by a bootstrap over {area.interval}: labels come in patches.")
+    ]
+    if area.unsampled:
+        found.append(f"Mapped, but nowhere labelled, and so left out: {', '.join(area.unsampled)}.")
+    return found
+
+
+def _hectares(estimate: Estimate, whole: float) -> str:
+    shown = f"{estimate.value * whole:,.4g}" if whole < 100 else f"{estimate.value * whole:,.0f}"
+    if estimate.low is None or estimate.high is None:
+        return shown
+    half = (estimate.high - estimate.low) / 2 * whole
+    return f"{shown} \u00b1 " + (f"{half:,.3g}" if whole < 100 else f"{half:,.0f}")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,11 +15,18 @@ from rsseg_cli.contract import Bands
 from rsseg_cli.data.pair import Opener, Pair
 from rsseg_cli.data.source import Source
 from rsseg_cli.errors import RssegError
-from rsseg_cli.evaluate.rasters import Comparison, evaluate_rasters, evaluate_scenes
+from rsseg_cli.evaluate.rasters import (
+    BOUNDARY_PX,
+    Comparison,
+    evaluate_rasters,
+    evaluate_scenes,
+)
+from rsseg_cli.evaluate.truth import read_class_list
 from rsseg_cli.predict.engine import predict_scene
 from rsseg_cli.predict.outputs import Outputs
 from rsseg_cli.predict.plan import Tiling
 from rsseg_cli.raster.labels import LabelReader, Placed
+from rsseg_cli.report.pictures import quicklook
 from rsseg_cli.report.report import Report
 from rsseg_cli.run.live import Line
 from rsseg_cli.run.model import Fitted, open_model, pick_device
@@ -30,11 +38,48 @@ NEAR_NM = 60.0
 
 
 def rasters(
-    prediction: Path, truth: Path, *, field: str | None, align: bool, ignore: Sequence[int]
+    prediction: Path,
+    truth: Path,
+    *,
+    field: str | None,
+    align: bool,
+    ignore: Sequence[int],
+    classes: Path | None = None,
+    boundary_px: int | None = BOUNDARY_PX,
+    image: Path | None = None,
+    pictures: bool = False,
 ) -> Report:
-    """Score one map; see `evaluate.rasters.evaluate_rasters`."""
-    found = evaluate_rasters(prediction, truth, align=align, attribute=field, ignore=ignore)
-    return found.report(str(prediction), subtitle=f"against {truth}", about=versions())
+    """Score one map; see `evaluate.rasters.evaluate_rasters`.
+
+    Args:
+        prediction: The map.
+        truth: Its truth.
+        field: Attribute of polygons that says the class.
+        align: Resample a truth on another grid.
+        ignore: Ids in the truth that are no class.
+        classes: A dataset.yaml, or another map, that names the classes.
+        boundary_px: Width of the outlines to compare; None leaves them out.
+        image: The scene that was mapped, shown beside the map.
+        pictures: Draw map, truth and errors.
+    """
+    known = None if classes is None else read_class_list(classes)
+    found = evaluate_rasters(
+        prediction,
+        truth,
+        known,
+        align=align,
+        attribute=field,
+        ignore=ignore,
+        boundary_px=boundary_px,
+        image=image,
+    )
+    drawn: dict[str, Any] = {}
+    if pictures or image is not None:
+        drawn["Map against truth"] = quicklook(
+            prediction, found.classes, image=image, truth=truth, code=found.code
+        )
+    subtitle = f"against {truth}"
+    return found.report(str(prediction), subtitle=subtitle, about=versions(), pictures=drawn)
 
 
 def model(
@@ -44,6 +89,7 @@ def model(
     data_root: Path | None = None,
     weights: Path | None = None,
     overlap: float = 0.25,
+    boundary_px: int | None = BOUNDARY_PX,
     device: str = "auto",
     quiet: bool = False,
 ) -> Report:
@@ -55,6 +101,7 @@ def model(
         data_root: Where dataset presets lie.
         weights: Weights file of the backbone, if it has moved.
         overlap: Share of a tile that overlaps its neighbour.
+        boundary_px: Width of the outlines to compare; None leaves them out.
         device: auto, cpu, cuda or cuda:N.
         quiet: No progress.
 
@@ -74,9 +121,11 @@ def model(
     with tempfile.TemporaryDirectory(prefix="rsseg-") as folder:
         maps = _Maps(fitted, tiling, where, Path(folder), line)
         comparisons = (one for source in sources for one in maps.of(source))
-        found = evaluate_scenes(comparisons, fitted.classes)
+        found = evaluate_scenes(comparisons, fitted.classes, boundary_px=boundary_px)
     title = f"{fitted.name} on {', '.join(on)}"
-    return found.report(title, subtitle=fitted.describe(), about=versions())
+    return found.report(
+        title, subtitle=fitted.describe(), about=versions(), config=fitted.config.document()
+    )
 
 
 @dataclass
@@ -105,9 +154,11 @@ class _Maps:
         for number, pair in enumerate(source.pairs()):
             if pair.label is None:
                 continue
-            target = self.folder / f"{number}.tif"
+            target, sure = (self.folder / f"{number}{end}.tif" for end in ("", "-sure"))
             fill = [value / gain for value in self.fitted.model.bands.mean]
-            made = Outputs(target, self.fitted.classes, driver="GTiff", overwrite=True)
+            made = Outputs(
+                target, self.fitted.classes, confidence=sure, driver="GTiff", overwrite=True
+            )
             with (
                 opener.scene(pair.image, fill=fill) as scene,
                 self.line.scene(scene.width * scene.height) as progress,
@@ -116,8 +167,23 @@ class _Maps:
                     scene, infer, made, tiling=self.tiling, device=self.device, progress=progress
                 )
             labels = partial(_open_labels, opener, pair)
-            yield Comparison(pair.name, target, labels, pair.domain, pair.regions)
-            target.unlink()
+            yield Comparison(
+                pair.name,
+                target,
+                labels,
+                pair.domain,
+                pair.regions,
+                open_image=partial(opener.scene, pair.image, fill=fill),
+                rgb=shown(self.fitted.model.bands),
+                confidence=sure,
+            )
+            for file in (target, sure):
+                file.unlink()
+
+
+def shown(bands: Bands) -> tuple[int, ...]:
+    """Choose the bands to show, from 0: red, green and blue, else the first three, else one."""
+    return bands.rgb() or ((0, 1, 2) if len(bands) >= 3 else (0,))
 
 
 def _open_labels(opener: Opener, pair: Pair, on: Placed) -> LabelReader:
