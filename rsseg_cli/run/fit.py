@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,9 +13,11 @@ import torch
 from torch import Tensor
 
 from rsseg_cli.config import RunConfig
+from rsseg_cli.contract import Bands, Json
 from rsseg_cli.data.augment import Augment
 from rsseg_cli.data.class_index import ClassIndex
 from rsseg_cli.data.covering import CoveringTiles
+from rsseg_cli.data.pair import Part
 from rsseg_cli.data.tiles import Batch, TileStream
 from rsseg_cli.errors import RssegError
 from rsseg_cli.run import place, plan
@@ -22,6 +25,7 @@ from rsseg_cli.run.model import build, metadata, pick_device
 from rsseg_cli.run.reports import write_report
 from rsseg_cli.run.sources import Sources
 from rsseg_cli.run.validation import Validation
+from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training import distributed
 from rsseg_cli.training.folder import RunFolder
 from rsseg_cli.training.loop import Job, Outcome, Training, train
@@ -85,14 +89,35 @@ class Fit:
         self.config, self.quiet = config, quiet
         self.batch = per_pass(config.training)
         self.device = pick_device(device)
-        self.sources = Sources.open(config.data, data_root=data_root)
-        self.path = folder or Path("runs") / f"{config.method.name}-{self.sources.name}"
+        self.sources = self.open_sources(data_root)
+        self.path = folder or Path("runs") / self.name
         self.resumed = place.read_state(self.path, config) if resume else None
         if not resume:
             place.require_free(self.path, overwrite=overwrite)
         # Reads every label once, so that a wrong id is found now and not in the night.
-        self.index = ClassIndex.build(self.sources.train)
-        self.model = build(config, self.sources.bands, len(self.sources.classes))
+        self.index = ClassIndex.build(self.sources.train) if self.sources.train else None
+        self.model = self.first_model()
+
+    def open_sources(self, data_root: Path | None) -> Sources:
+        """Find what is learned from."""
+        return Sources.open(self.config.data, data_root=data_root)
+
+    @property
+    def name(self) -> str:
+        """Name of the run's folder, unless the user gives another."""
+        return f"{self.config.method.name}-{self.sources.name}"
+
+    def first_model(self) -> Segmenter:
+        """Make the model that the run starts with."""
+        return build(self.config, self.sources.bands, len(self.sources.classes))
+
+    def about(self) -> dict[str, Json]:
+        """Say what model files tell about themselves."""
+        return metadata(self.config, self.model, self.sources.classes, self.sources.fingerprints())
+
+    def objective(self) -> Objective:
+        """Say what a step minimises; the model is on its device."""
+        return Supervised(Augment(self.config.augment, tile=self.config.data.tile))
 
     def plan(self) -> plan.Plan:
         """Say what would be done, without doing it."""
@@ -106,18 +131,24 @@ class Fit:
                 "validation": sum(len(pairs) for _, pairs in self.sources.validation),
             },
             classes=[
-                {"id": one.id, "name": one.name, "share": float(share)}
-                for one, share in zip(self.sources.classes, self.index.shares, strict=True)
+                {"id": one.id, "name": one.name, "share": share}
+                for one, share in zip(self.sources.classes, self._shares(), strict=True)
             ],
             parameters=counts,
             memory_mb=plan.estimate_memory_mb(self.config, self.model, counts),
             warnings=self._warnings(),
         )
 
+    def _shares(self) -> list[float | None]:
+        """List the share of each class in the labels (K); None without labels."""
+        if self.index is None:
+            return [None] * len(self.sources.classes)
+        return [float(share) for share in self.index.shares]
+
     def _warnings(self) -> list[str]:
         found = []
-        shares = zip(self.sources.classes, self.index.shares, strict=True)
-        missing = [one.name for one, share in shares if not share]
+        shares = zip(self.sources.classes, self._shares(), strict=True)
+        missing = [one.name for one, share in shares if share == 0]
         if missing:
             found.append(f"no training pixel of: {', '.join(missing)}")
         if not self.sources.validation:
@@ -126,7 +157,7 @@ class Fit:
             self.config.data.tile,
             [p.place for _, pairs in self.sources.train for p in pairs],
         )
-        small = min(min(place.width, place.height) for place in places)
+        small = min((min(place.width, place.height) for place in places), default=tile)
         if small < tile:
             found.append(f"scenes of {small} px are padded to tiles of {tile} px")
         return found
@@ -137,13 +168,13 @@ class Fit:
         return platform.processor() or "CPU"
 
     def _precision(self) -> str:
-        dtype = Precision.choose(self.config.training.precision, self.device).dtype
+        dtype = self.precision.dtype
         return {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "fp32")
 
     def run(self) -> FitResult:
         """Train, and leave the model and the report in the run's folder."""
         folder, resumed = self._open_folder(), self.resumed
-        job = self.job(folder, Supervised(Augment(self.config.augment, tile=self.config.data.tile)))
+        job = self.job(folder)
         shown, start = self.plan(), 0 if resumed is None else resumed["step"]
         with Progress(self.config.training.steps, start=start, quiet=self.quiet) as progress:
             progress.say(
@@ -158,12 +189,16 @@ class Fit:
                 if written is not None:
                     progress.say(f"classes  were found by looking: name them in {written}")
             outcome = train(job, progress, resumed)
-        write_report(folder, self.config, shown, outcome)
+        self.report(folder, shown, outcome)
         return FitResult(str(folder.path), str(folder.model), outcome)
+
+    def report(self, folder: RunFolder, shown: plan.Plan, outcome: Outcome) -> None:
+        """Write the run's report."""
+        write_report(folder, self.config, shown, outcome)
 
     def _open_folder(self) -> RunFolder:
         """Make the folder anew, or take the one to go on in."""
-        about = metadata(self.config, self.model, self.sources.classes, self.sources.fingerprints())
+        about = self.about()
         folder = RunFolder(self.path, about)
         if self.resumed is not None:
             place.require_same_data(self.resumed, about, self.path)
@@ -171,33 +206,44 @@ class Fit:
             folder.begin(self.config.text())
         return folder
 
-    def job(self, folder: RunFolder, objective: Objective) -> Job:
+    def job(self, folder: RunFolder) -> Job:
         """Put together what the loop needs."""
-        config, sources = self.config, self.sources
-        if config.data.class_weights == "balanced":
+        config = self.config
+        if config.data.class_weights == "balanced" and self.index is not None:
             self.model.head.class_weights.copy_(balanced_weights(self.index))
-        validate = None
-        if sources.validation:
-            tiles = CoveringTiles(
-                sources.validation,
-                sources.bands,
-                tile=config.data.tile,
-                batch=self.batch,
-                rank=distributed.rank(),
-                world=distributed.world(),
-            )
-            precision = Precision.choose(config.training.precision, self.device)
-            validate = Validation(tiles, sources.classes, precision, config.training.threads)
         return Job(
             model=self.model.to(self.device),
-            objective=objective,
+            objective=self.objective(),
             batches=self.stream(self.batch),
             open_probes=partial(self.stream, seed=PROBE_SEED),
-            validate=validate,
+            validate=self.validation(),
             folder=folder,
             settings=config.training,
             optimization=config.optimizer,
             device=self.device,
+        )
+
+    def validation(self) -> Validation | None:
+        """Say how the model is scored on the held-back ground; None where there is none."""
+        if not self.sources.validation:
+            return None
+        tiles = self.covering(self.sources.validation)
+        return Validation(tiles, self.sources.classes, self.precision, self.config.training.threads)
+
+    @property
+    def precision(self) -> Precision:
+        """The number format of the forward pass."""
+        return Precision.choose(self.config.training.precision, self.device)
+
+    def covering(self, parts: Sequence[Part], bands: Bands | None = None) -> CoveringTiles:
+        """Open this process' share of the tiles that cover some ground."""
+        return CoveringTiles(
+            parts,
+            bands or self.sources.bands,
+            tile=self.config.data.tile,
+            batch=self.batch,
+            rank=distributed.rank(),
+            world=distributed.world(),
         )
 
     def stream(self, batch: int, *, seed: int = 0) -> Indexed[Batch]:
@@ -207,15 +253,27 @@ class Fit:
             batch: Tiles per item.
             seed: Added to the run's, for a stream apart from the training.
         """
-        data = self.config.data
+        index = self.index if self.config.data.sampling == "balanced" else None
+        return self.tiles(self.sources.train, self.sources.bands, batch, seed=seed, index=index)
+
+    def tiles(
+        self,
+        parts: Sequence[Part],
+        bands: Bands,
+        batch: int,
+        *,
+        seed: int = 0,
+        index: ClassIndex | None = None,
+    ) -> TileStream:
+        """Open this process' share of random tiles of some ground."""
         return TileStream(
-            self.sources.train,
-            self.sources.bands,
-            tile=data.tile,
+            parts,
+            bands,
+            tile=self.config.data.tile,
             batch=batch,
             seed=self.config.training.seed + seed,
             scale=self.config.augment.scale,
-            index=self.index if data.sampling == "balanced" else None,
+            index=index,
             rank=distributed.rank(),
             world=distributed.world(),
         )

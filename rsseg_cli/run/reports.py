@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rasterio.env import GDALVersion
@@ -20,9 +21,29 @@ from rsseg_cli.training import distributed
 from rsseg_cli.training.folder import RunFolder
 from rsseg_cli.training.loop import Outcome
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def write_report(folder: RunFolder, config: RunConfig, plan: Plan, outcome: Outcome) -> None:
-    """Write the run's report: scores of the kept model, curves, the method's own pictures."""
+
+def write_report(
+    folder: RunFolder,
+    config: RunConfig,
+    plan: Plan,
+    outcome: Outcome,
+    *,
+    pictures: Mapping[str, Figure] | None = None,
+    remarks: Sequence[str] = (),
+) -> None:
+    """Write the run's report: scores of the kept model, curves, the method's own pictures.
+
+    Args:
+        folder: The run.
+        config: Its settings.
+        plan: What was to be done.
+        outcome: What was done.
+        pictures: More pictures, before the method's.
+        remarks: More to know.
+    """
     if distributed.rank() != 0:
         return
     records = folder.records()
@@ -32,18 +53,18 @@ def write_report(folder: RunFolder, config: RunConfig, plan: Plan, outcome: Outc
     about |= {
         name: value for name, value in asdict(outcome).items() if name not in ("best", "last")
     }
-    remarks = list(plan.warnings)
+    said = [*plan.warnings, *remarks]
     if best is not None:
-        remarks.append(f"scores of step {best['step']}, the best on the held-back ground")
+        said.append(f"scores of step {best['step']}, the best on the held-back ground")
     if getattr(config.backbone, "pretrained", True) is False:
-        remarks.append("the backbone started at random (--no-pretrained)")
+        said.append("the backbone started at random (--no-pretrained)")
     Report(
         title=str(folder.path),
-        scores=None if best is None else Scores.from_json(best),
+        scores=None if best is None or "miou" not in best else Scores.from_json(best),
         subtitle="validation on held-back ground",
-        remarks=remarks,
+        remarks=said,
         records=records,
-        pictures=dict(method.draw(records)),
+        pictures={**(pictures or {}), **dict(method.draw(records))},
         config=config.document(),
         about=about | versions(),
     ).write(folder.report)
