@@ -12,7 +12,7 @@ from typing import TextIO
 import typer
 
 from rsseg_cli import __version__
-from rsseg_cli.cli import demo, doctor, evaluate, fit, predict, presets
+from rsseg_cli.cli import data, demo, doctor, evaluate, fit, predict, presets
 from rsseg_cli.errors import RssegError, RssegWarning
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command("demo")(demo.demo)
 app.command("fit")(fit.fit)
 app.command("predict")(predict.predict)
 app.command("evaluate")(evaluate.evaluate)
+app.add_typer(data.app, name="data")
 app.add_typer(presets.app, name="presets")
 app.command("doctor")(doctor.doctor)
 

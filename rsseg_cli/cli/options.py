@@ -41,6 +41,14 @@ Sources = Annotated[
         autocompletion=_complete_source,
     ),
 ]
+ClassMap = Annotated[
+    str | None,
+    typer.Option(
+        "--map",
+        help="Turns classes into others: a preset or a file (see presets/maps).",
+        autocompletion=_complete("maps"),
+    ),
+]
 DataRoot = Annotated[
     Path | None,
     typer.Option("--data-root", envvar="RSSEG_DATA", help="Where dataset presets lie."),

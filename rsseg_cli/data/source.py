@@ -202,7 +202,7 @@ class Source:
         entries = [
             entry
             for entry in self.entries()
-            if self._admits(split, entry) and self._in_domain(entry)
+            if self.admits(split, entry) and self._in_domain(entry)
         ]
         if not entries:
             asked = " ".join(part for part in (name, self.domain) if part)
@@ -220,7 +220,7 @@ class Source:
         cut = [restrict(pair, split, name, ground, plan) for pair in pairs]
         return [pair for pair in cut if pair is not None]
 
-    def _admits(self, split: Split, entry: Entry) -> bool:
+    def admits(self, split: Split, entry: Entry) -> bool:
         """Tell whether an image is in a split, whatever ground of it."""
         whole = [self.splits[other] for other in split.exclude if not _cuts(self.splits[other])]
         return selects(split, entry, self.root) and not any(
@@ -232,7 +232,7 @@ class Source:
         if self._plan is None:
             asking = {name: each for name, each in self.splits.items() if each.blocks}
             counted = [
-                any(self._admits(split, entry) for split in asking.values())
+                any(self.admits(split, entry) for split in asking.values())
                 for entry in self.entries()
             ]
             pairs = [self._pair(entry) for entry in self.entries()]
@@ -244,7 +244,8 @@ class Source:
         """List the names of the domains found on disk."""
         return sorted({name for entry in self.entries() for name in self._domains(entry)})
 
-    def _domain(self, entry: Entry) -> str | None:
+    def domain_of(self, entry: Entry) -> str | None:
+        """Name the domain that an image counts for."""
         return next(self._domains(entry), None)
 
     def _domains(self, entry: Entry) -> Iterator[str]:
@@ -283,7 +284,7 @@ class Source:
             name=entry.name,
             image=entry.image,
             label=entry.label,
-            domain=self._domain(entry),
+            domain=self.domain_of(entry),
             regions=None,
             place=self._places[entry.image],
         )

@@ -51,17 +51,20 @@ class Moments:
         self.count = total
 
 
-def measure(opener: Opener, pairs: Sequence[Pair]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def measure(
+    opener: Opener, pairs: Sequence[Pair], *, most: int | None = WINDOWS
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Measure mean and standard deviation per band, in stored units.
 
-    Reads at most `WINDOWS` windows, spread evenly over the usable ground; the same ground gives
-    the same numbers. Missing samples do not count. A constant band gets the deviation 1.
+    Reads at most `most` windows (all when None), spread evenly over the usable ground; the same
+    ground gives the same numbers. Missing samples do not count. A constant band gets the
+    deviation 1.
 
     Raises:
         RssegError: Not a single valid pixel.
     """
     moments = Moments.none(len(opener.bands))
-    for pair, windows in _sampled(pairs):
+    for pair, windows in _sampled(pairs, most):
         floating = np.dtype(pair.place.dtype).kind == "f"
         with opener.scene(pair.image) as scene:
             nodata = scene.nodata
@@ -90,10 +93,10 @@ def measure(opener: Opener, pairs: Sequence[Pair]) -> tuple[tuple[float, ...], t
     return tuple(map(float, moments.mean)), tuple(map(float, std))
 
 
-def _sampled(pairs: Sequence[Pair]) -> list[tuple[Pair, list[Window]]]:
+def _sampled(pairs: Sequence[Pair], most: int | None) -> list[tuple[Pair, list[Window]]]:
     """Choose every n-th window of a covering of the usable ground."""
     covering = [(pair, window) for pair in pairs for window in _windows(pair)]
-    step = max(1, ceil(len(covering) / WINDOWS))
+    step = 1 if most is None else max(1, ceil(len(covering) / most))
     # One at random of every `step` neighbours: a fixed stride could walk down a single column.
     generator = np.random.default_rng(0)
     starts = range(0, len(covering), step)

@@ -1,0 +1,69 @@
+"""`rsseg data`: which datasets are known, whether one is whole, what its numbers are."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from rsseg_cli.cli import options
+
+app = typer.Typer(help="List, check and measure datasets.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(help="A dataset preset, a folder, or a dataset.yaml.")]
+
+
+@app.command("list")
+def list_(as_json: options.AsJson = False) -> None:
+    """List the known datasets with size, licence and page."""
+    from rsseg_cli.run import data
+
+    rows = data.known()
+    options.answer(rows) if as_json else data.show_known(rows)
+
+
+@app.command("check")
+def check(
+    name: Name,
+    data_root: options.DataRoot = None,
+    sample: Annotated[int, typer.Option(help="Images and labels to open.", min=1)] = 24,
+    as_json: options.AsJson = False,
+) -> None:
+    """Compare what is on disk with what is known about a dataset.
+
+    Counts pairs per split and domain, looks at bands, types, sizes and label values, and says
+    what to change where they do not fit. The exit code is 1 where something does not.
+
+    Example: rsseg data check loveda --data-root /data
+    """
+    from rsseg_cli.errors import FAILED
+    from rsseg_cli.run import data
+
+    found = data.examine(name, data_root=data_root, sample=sample)
+    options.answer(found.document()) if as_json else data.show_check(found)
+    if not found.fits:
+        raise typer.Exit(FAILED)
+
+
+@app.command("stats")
+def stats(
+    name: Annotated[
+        str, typer.Argument(help="A dataset, perhaps with `:split` and `:split:domain`.")
+    ],
+    data_root: options.DataRoot = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Read every pixel of the images, not a sample.")
+    ] = False,
+    class_map: options.ClassMap = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Measure mean and deviation of the bands and the shares of the classes.
+
+    Missing pixels do not count. Memory does not grow with the dataset.
+
+    Example: rsseg data stats my_city/
+    """
+    from rsseg_cli.run import data
+
+    found = data.measure_source(name, data_root=data_root, every=every, class_map=class_map)
+    options.answer(found.document()) if as_json else found.show()

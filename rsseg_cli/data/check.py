@@ -1,0 +1,237 @@
+"""Compares what lies on disk with what is known about a dataset, without stopping at a mistake."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rsseg_cli.data.check_labels import Finding, check_labels
+from rsseg_cli.data.layout import Entry, find_entries, orphans, selects
+from rsseg_cli.data.pair import Pair, Place
+from rsseg_cli.data.source import Source
+from rsseg_cli.data.spec import Split
+from rsseg_cli.errors import RssegError
+
+
+@dataclass(frozen=True)
+class Count:
+    """Images of a split and domain.
+
+    Attributes:
+        split: Name of the split; empty for images that are in none.
+        domain: Name of the domain, None where there is none.
+        images: Images on disk.
+        labelled: Those with a label.
+    """
+
+    split: str
+    domain: str | None
+    images: int
+    labelled: int
+
+
+@dataclass
+class Check:
+    """What `rsseg data check` says."""
+
+    name: str
+    title: str
+    root: Path
+    counts: list[Count] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    notes: str = ""
+
+    @property
+    def fits(self) -> bool:
+        """Nothing is wrong."""
+        return all(finding.fits is not False for finding in self.findings)
+
+    def document(self) -> dict[str, Any]:
+        """Give the machine-readable form."""
+        return asdict(self) | {"root": str(self.root), "fits": self.fits}
+
+
+def check(source: Source, *, sample: int) -> Check:
+    """Look at a dataset.
+
+    Args:
+        source: Where it lies.
+        sample: How many images and labels are opened, spread evenly over all of them.
+    """
+    found = Check(source.spec.name, source.spec.title, source.root, notes=source.spec.notes)
+    try:
+        entries = find_entries(source.spec, source.root)
+    except RssegError as error:
+        found.findings.append(Finding("files", "readable", _said(error), False, error.fix))
+        return found
+    found.findings += _partners(source, entries)
+    found.counts, doubts = _count(source, entries)
+    found.findings += doubts
+    chosen = entries[:: max(1, len(entries) // sample)][:sample]
+    places, unreadable = _places(source, chosen)
+    found.findings += unreadable + _images(source, list(places.values()))
+    pairs = [
+        Pair(entry.name, entry.image, entry.label, None, None, places[entry.path])
+        for entry in chosen
+        if entry.path in places
+    ]
+    found.findings += check_labels(source.opener, pairs)
+    return found
+
+
+def _said(error: RssegError) -> str:
+    return error.what + (f" ({error.where})" if error.where else "")
+
+
+def _partners(source: Source, entries: Sequence[Entry]) -> list[Finding]:
+    """Look for images without label and labels without image: a half-downloaded set."""
+    withheld = [split for split in source.spec.splits.values() if not split.labelled]
+    bare = [
+        entry.path
+        for entry in entries
+        if entry.label is None and not any(_selects(w, entry, source.root) for w in withheld)
+    ]
+    lost = [path.name for path in orphans(source.spec, source.root, entries)]
+    findings = []
+    if bare:
+        fix = "fetch the rest of the labels, or move these images away"
+        findings.append(Finding("labels", "one per image", _missing(bare, "label"), False, fix))
+    if lost:
+        fix = "fetch the rest of the images, or move these labels away"
+        findings.append(Finding("images", "one per label", _missing(lost, "image"), False, fix))
+    if not findings:
+        findings.append(Finding("pairs", "image and label", f"{len(entries)} images", True))
+    return findings
+
+
+def _missing(names: Sequence[str], what: str) -> str:
+    shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+    return f"{len(names)} without {what}: {shown}"
+
+
+def _selects(split: Split, entry: Entry, root: Path) -> bool:
+    try:
+        return selects(split, entry, root)
+    except RssegError:
+        return False
+
+
+def _count(source: Source, entries: Sequence[Entry]) -> tuple[list[Count], list[Finding]]:
+    """Count images per split and domain, and compare with what was published."""
+    counts: list[Count] = []
+    findings: list[Finding] = []
+    members: dict[str, set[str]] = {}
+    for name, split in source.spec.splits.items():
+        try:
+            own = [entry for entry in entries if source.admits(split, entry)]
+        except RssegError as error:
+            findings.append(Finding(f"split {name}", "listed", _said(error), False, error.fix))
+            continue
+        members[name] = {entry.path for entry in own}
+        counts += _by_domain(source, name, own)
+        findings += _published(name, split, own)
+    rest = [entry for entry in entries if not any(entry.path in own for own in members.values())]
+    counts += _by_domain(source, "", rest)
+    shared = members.get("train", set()) & (members.get("val", set()) | members.get("test", set()))
+    if shared and not _cut(source):
+        fix = "`exclude` one split in the other"
+        findings.append(Finding("splits", "disjoint", f"{len(shared)} images in two", False, fix))
+    return counts, findings + _swapped(source, counts)
+
+
+def _cut(source: Source) -> bool:
+    """Tell whether splits share images and divide their ground."""
+    return any(split.box or split.blocks for split in source.spec.splits.values())
+
+
+def _by_domain(source: Source, split: str, entries: Sequence[Entry]) -> list[Count]:
+    images = Counter(source.domain_of(entry) for entry in entries)
+    labelled = Counter(source.domain_of(entry) for entry in entries if entry.label)
+    return [
+        Count(split, domain, images[domain], labelled[domain])
+        for domain in sorted(images, key=lambda name: name or "")
+    ]
+
+
+def _published(name: str, split: Split, own: Sequence[Entry]) -> list[Finding]:
+    if split.images is None or not own:
+        return []
+    fits = True if len(own) == split.images else None if len(own) > split.images else False
+    fix = "" if fits else "fetch the rest" if fits is False else "more than published"
+    return [Finding(f"split {name}", f"{split.images:,} images", f"{len(own):,}", fits, fix)]
+
+
+def _swapped(source: Source, counts: Sequence[Count]) -> list[Finding]:
+    """Notice lists whose names were exchanged: labels where there are none to be, and none here."""
+    share: dict[str, tuple[int, int]] = {}
+    for count in counts:
+        images, labelled = share.get(count.split, (0, 0))
+        share[count.split] = (images + count.images, labelled + count.labelled)
+    splits = source.spec.splits
+    empty = [n for n, (_, k) in share.items() if n and splits[n].labelled and not k]
+    full = [n for n, (i, k) in share.items() if n and not splits[n].labelled and k == i]
+    return [
+        Finding("lists", f"labels in {a}", f"labels in {b}", False, f"exchange {a} and {b}")
+        for a, b in zip(empty, full, strict=False)
+    ]
+
+
+def _places(source: Source, entries: Sequence[Entry]) -> tuple[dict[str, Place], list[Finding]]:
+    places: dict[str, Place] = {}
+    findings: dict[str, Finding] = {}
+    for entry in entries:
+        try:
+            places[entry.path] = source.opener.place(entry.image)
+        except RssegError as error:
+            findings[error.what] = Finding("image", "readable", _said(error), False, error.fix)
+    return places, list(findings.values())
+
+
+def _images(source: Source, places: Sequence[Place]) -> list[Finding]:
+    if not places:
+        return []
+    spec = source.spec
+    names = " ".join(band.name for band in spec.bands)
+    bands = sorted({place.bands for place in places})
+    listed = all(band.band is not None for band in spec.bands)
+    fits = min(bands) >= max(spec.file_bands) if listed else bands == [len(spec.bands)]
+    kinds = sorted({place.dtype for place in places})
+    typed = len(kinds) == 1 and spec.dtype in (None, kinds[0])
+    systems = sorted({place.crs.to_string() if place.crs else "none" for place in places})
+    lost = "none" in systems
+    return [
+        Finding(
+            "bands", f"{len(spec.bands)} ({names})", " or ".join(map(str, bands)), fits,
+            "" if fits else "a `band` number for each, or a preset for this form",
+        ),
+        Finding(
+            "stored type", spec.dtype or "one", " and ".join(kinds), typed,
+            "" if typed else f"dtype: {kinds[0]}",
+        ),
+        Finding("size", "any", _sizes(places), None if _small(places) else True,
+                "smaller than most tiles: they are padded" if _small(places) else ""),
+        Finding(
+            "place", spec.reader.crs or "a CRS", ", ".join(system[:40] for system in systems[:3]),
+            None if lost else True, _placeless(source) if lost else "",
+        ),
+    ]  # fmt: skip
+
+
+def _sizes(places: Sequence[Place]) -> str:
+    sizes = Counter((place.width, place.height) for place in places)
+    (width, height), _ = sizes.most_common(1)[0]
+    return f"{width} x {height}" + (f" and {len(sizes) - 1} others" if len(sizes) > 1 else "")
+
+
+def _small(places: Sequence[Place]) -> bool:
+    return min(min(place.width, place.height) for place in places) < 64
+
+
+def _placeless(source: Source) -> str:
+    """Say what a missing CRS means, and whether rational polynomials lie beside the images."""
+    if any(True for _ in source.root.rglob("*.rpb")):
+        return "maps keep pixel order; warped by the .rpb files they are tens of metres off"
+    return "maps keep pixel order (`reader: {crs: ...}` if it is known)"
