@@ -275,6 +275,26 @@ def test_cities_come_to_a_metre_and_keep_their_ground(
 
 
 @real
+def test_labels_under_clouds_are_left_out(tmp_path: Path) -> None:
+    pair = make("chiapas_1999_to_2002", data=DATA, work=tmp_path)
+    given = DATA / "seasons" / "chiapas"
+    with rasterio.open(given / "labels" / "training_data.gtif") as file:
+        every = file.read(1)
+    dataset = Source.locate(pair.source.removesuffix(":lush"), held_back=0.0)
+    for scene in dataset.pairs():
+        with rasterio.open(scene.image) as file:
+            clouds = file.read(8) != 0
+        reader = dataset.opener.labels(scene)
+        assert reader is not None
+        with reader:
+            read = reader.read(scene.place.window)
+        labelled = (every > 0) & ~clouds
+        assert np.array_equal(read != 255, labelled)
+        assert np.array_equal(read[labelled], every[labelled] - 1)
+        assert clouds.any() == ("2002" in scene.name)
+
+
+@real
 def test_plausible_reflectance(tmp_path: Path) -> None:
     for name in PAIRS:
         source = Source.locate(make(name, data=DATA, work=tmp_path).source, held_back=0.0)

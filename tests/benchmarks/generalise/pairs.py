@@ -45,9 +45,11 @@ CLOUD = """classes:
 """
 HALVES = {"left": [0, 0, 256, 512], "right": [256, 0, 512, 512]}
 """Columns and rows of the halves of a scene with clouds."""
+MASK = 8
+"""Band of the seasons' images that marks clouds and shadows."""
 SEASONS = r"""images: images/*.gtif
 pattern: images/(?P<stem>.+)\.gtif$
-labels: labels/training_data.gtif
+labels: labels/{stem}.tif
 reader: {nodata: -9999}
 ignore: [0]
 classes:
@@ -164,11 +166,28 @@ def _seasons(data: Path, work: Path) -> Pair:
     """Learn in one year and test in another, on other ground: both dates have the same labels.
 
     There are few: the source's half has all five classes, the target's no urban and little water.
+    Labels under clouds and their shadows say nothing of the image and are left out.
     """
-    root = data / "seasons" / "chiapas"
+    folder, given = work / "chiapas", data / "seasons" / "chiapas"
+    for part in ("images", "labels"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    for image in (given / "images").glob("*.gtif"):
+        shutil.copy(image, folder / "images" / image.name)
+        label = folder / "labels" / f"{image.stem}.tif"
+        without_clouds(image, given / "labels" / "training_data.gtif", label)
     keys = {"scale": 1.0e-4, "gsd_m": 30.0}
-    dataset = _write(work, "chiapas", root, LANDSAT7, SEASONS, **keys, numbered=True)
+    dataset = _write(work, "chiapas", folder, LANDSAT7, SEASONS, **keys, numbered=True)
     return Pair(f"{dataset}:lush", f"{dataset}:dry")
+
+
+def without_clouds(image: Path, label: Path, target: Path) -> None:
+    """Copy a label with 0 wherever the mask of an image is not 0, which means clear."""
+    with rasterio.open(image) as file:
+        clear = file.read(MASK) == 0
+    with rasterio.open(label) as file:
+        profile, ids = file.profile | {"driver": "GTiff"}, file.read(1)
+    with rasterio.open(target, "w", **profile) as written:
+        written.write(ids * clear, 1)
 
 
 def _cities(target: str, data: Path, work: Path) -> Pair:
