@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from rsseg_cli.contract import Bands
+from rsseg_cli.data.class_map import Merge
 from rsseg_cli.data.pair import Opener, Pair
 from rsseg_cli.data.source import Source
 from rsseg_cli.errors import RssegError
@@ -22,12 +23,13 @@ from rsseg_cli.evaluate.rasters import (
     evaluate_scenes,
 )
 from rsseg_cli.evaluate.truth import read_class_list
-from rsseg_cli.predict.engine import predict_scene
+from rsseg_cli.predict.engine import Infer, predict_scene
 from rsseg_cli.predict.outputs import Outputs
 from rsseg_cli.predict.plan import Tiling
 from rsseg_cli.raster.labels import LabelReader, Placed
 from rsseg_cli.report.pictures import quicklook
 from rsseg_cli.report.report import Report
+from rsseg_cli.run.classes import MergedInfer, reconcile
 from rsseg_cli.run.live import Line
 from rsseg_cli.run.model import Fitted, open_model, pick_device
 from rsseg_cli.run.predict import ModelInfer, tiling_for
@@ -87,6 +89,7 @@ def model(
     on: Sequence[str],
     *,
     data_root: Path | None = None,
+    class_map: str | None = None,
     weights: Path | None = None,
     overlap: float = 0.25,
     boundary_px: int | None = BOUNDARY_PX,
@@ -99,6 +102,7 @@ def model(
         path: Run folder or model file; the newest finished run when None.
         on: `DATASET[:split[:domain]]`, one or more.
         data_root: Where dataset presets lie.
+        class_map: Turns the classes of the model or those of the datasets into the others'.
         weights: Weights file of the backbone, if it has moved.
         overlap: Share of a tile that overlaps its neighbour.
         boundary_px: Width of the outlines to compare; None leaves them out.
@@ -112,16 +116,25 @@ def model(
     fitted = open_model(path, weights=weights)
     # The same share is held back as in the fit, so that `DIR:val` is the same ground.
     held_back = fitted.config.data.validation
-    sources = [Source.locate(text, data_root=data_root, held_back=held_back) for text in on]
-    for source in sources:
-        _check_classes(fitted, source)
+    found_sources = [Source.locate(text, data_root=data_root, held_back=held_back) for text in on]
+    pairs = [
+        reconcile(fitted.classes, source, class_map, model=fitted.name) for source in found_sources
+    ]
+    sources, merge = [source for source, _ in pairs], pairs[0][1]
+    if any(other != merge for _, other in pairs):
+        raise RssegError(
+            "the map fits the model for one dataset and the labels of another",
+            where=", ".join(on),
+            fix="evaluate on one at a time",
+        )
+    classes = fitted.classes if merge is None else list(merge.classes)
     tiling = tiling_for(fitted, where, tile=None, overlap=overlap, batch=None)
     line = Line(quiet=quiet)
     line.say(f"model    {fitted.describe()}")
     with tempfile.TemporaryDirectory(prefix="rsseg-") as folder:
-        maps = _Maps(fitted, tiling, where, Path(folder), line)
+        maps = _Maps(fitted, tiling, where, Path(folder), line, merge)
         comparisons = (one for source in sources for one in maps.of(source))
-        found = evaluate_scenes(comparisons, fitted.classes, boundary_px=boundary_px)
+        found = evaluate_scenes(comparisons, classes, boundary_px=boundary_px)
     title = f"{fitted.name} on {', '.join(on)}"
     return found.report(
         title, subtitle=fitted.describe(), about=versions(), config=fitted.config.document()
@@ -138,6 +151,7 @@ class _Maps:
         device: Where the model runs.
         folder: Where maps lie for the time being.
         line: Told which scene it is at.
+        merge: What becomes of the model's classes; None: they stay.
     """
 
     fitted: Fitted
@@ -145,20 +159,22 @@ class _Maps:
     device: torch.device
     folder: Path
     line: Line
+    merge: Merge | None = None
 
     def of(self, source: Source) -> Iterator[Comparison]:
         """Map every pair that has a label, and say how it is compared."""
         opener = matched(self.fitted.model.bands, source)
         gain = rescaling(self.fitted.model.bands.scale, source.spec.scale)
-        infer = ModelInfer(self.fitted, self.device, gain=gain)
+        infer: Infer = ModelInfer(self.fitted, self.device, gain=gain)
+        classes = self.fitted.classes
+        if self.merge is not None:
+            infer, classes = MergedInfer(infer, self.merge), list(self.merge.classes)
         for number, pair in enumerate(source.pairs()):
             if pair.label is None:
                 continue
             target, sure = (self.folder / f"{number}{end}.tif" for end in ("", "-sure"))
             fill = [value / gain for value in self.fitted.model.bands.mean]
-            made = Outputs(
-                target, self.fitted.classes, confidence=sure, driver="GTiff", overwrite=True
-            )
+            made = Outputs(target, classes, confidence=sure, driver="GTiff", overwrite=True)
             with (
                 opener.scene(pair.image, fill=fill) as scene,
                 self.line.scene(scene.width * scene.height) as progress,
@@ -190,19 +206,6 @@ def _open_labels(opener: Opener, pair: Pair, on: Placed) -> LabelReader:
     labels = opener.labels(pair)
     assert labels is not None
     return labels
-
-
-def _check_classes(fitted: Fitted, source: Source) -> None:
-    """Refuse a dataset whose classes are not the model's."""
-    ours = [(one.id, one.name) for one in fitted.classes]
-    theirs = [(one.id, one.name) for one in source.classes]
-    if ours != theirs:
-        raise RssegError(
-            "the classes of model and dataset differ: "
-            + " / ".join(", ".join(f"{i} {name}" for i, name in one) for one in (ours, theirs)),
-            where=f"{fitted.name}, {source.spec.name}",
-            fix="the same ids and names, in the same order, in dataset.yaml (`remap` changes ids)",
-        )
 
 
 def matched(wanted: Bands, source: Source) -> Opener:

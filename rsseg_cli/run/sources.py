@@ -46,7 +46,10 @@ class Sources:
                 fix="--src FOLDER (with images/ and labels/), a dataset.yaml or a dataset preset",
             )
         sources = [
-            Source.locate(text, data_root=data_root, held_back=data.validation) for text in data.src
+            Source.locate(
+                text, data_root=data_root, held_back=data.validation, class_map=data.map
+            )
+            for text in data.src
         ]
         for other in sources[1:]:
             _check_alike(sources[0], other)
