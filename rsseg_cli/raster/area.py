@@ -53,7 +53,9 @@ class Area:
             )  # fmt: skip
         if table.crs is None and scene.crs is not None:
             warnings.warn(f"{path} has no CRS: that of the scene is taken", RssegWarning, 2)
-        kept = table.geometry if table.crs is None else table.geometry.to_crs(scene.crs.to_wkt())
+        kept = table.geometry
+        if table.crs is not None and scene.crs is not None:
+            kept = kept.to_crs(scene.crs.to_wkt())
         return cls._of(list(kept[kept.notna() & ~kept.is_empty]), scene, str(path))
 
     @classmethod
@@ -124,7 +126,7 @@ def _bend(shape: BaseGeometry, crs: str, scene: Scene) -> Any:
 
     try:
         known = rasterio.CRS.from_user_input(crs)
-    except CRSError as error:
+    except (CRSError, ValueError) as error:
         raise RssegError(
             f"{crs} is no known CRS", where="--bbox-crs", fix="e.g. EPSG:4326"
         ) from error
