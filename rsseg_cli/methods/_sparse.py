@@ -78,8 +78,8 @@ class Sparse(Method[State]):
         self.register_buffer("sensitivity", torch.zeros(len(self.candidates)))
         self.register_buffer("domain_share", torch.full((), torch.nan))
         self.register_buffer("draws", torch.randint(2**62, ()))
-        # Derived from the buffers when tuning starts; uint8 and float32 like the weights.
-        self._levels: list[Tensor] = []
+        # Of the level at hand, shaped like the weights: what is admitted, and what is put back.
+        self._masks: list[Tensor] = []
         self._held: list[Tensor] = []
         self._level = -1
         self._told = -1
@@ -151,10 +151,10 @@ class Sparse(Method[State]):
                 fix="a lower learning rate (--set optimizer.lr) or training.precision=bf16; "
                 "--resume goes on from the last good state",
             )
-        self._levels = [torch.full_like(w, _ranking.NEVER, dtype=torch.uint8) for w in weights]
+        levels = [torch.empty_like(weight, dtype=torch.uint8) for weight in weights]
         split = self.candidates.split
-        _ranking.levels(list(split(scores.values)), self.sizes, split(self._levels))
-        self._fold()
+        _ranking.levels(list(split(scores.values)), self.sizes, split(levels))
+        self._choose(levels)
         sizes = torch.tensor(self.candidates.sizes(), dtype=torch.float64)
         overall = totals.sum() / sizes.sum()
         self.sensitivity.copy_(totals / sizes / overall.clamp(min=torch.finfo().tiny))
@@ -167,24 +167,24 @@ class Sparse(Method[State]):
         """Sum the chosen elements of tensors shaped like the weights."""
         return self._gather(tensors).sum(dtype=torch.float64)
 
-    def _fold(self) -> None:
+    def _choose(self, levels: Sequence[Tensor]) -> None:
         """Write the levels of all elements as `index` and `counts`."""
         places: list[Tensor] = []
-        for row, levels in enumerate(self.candidates.split(self._levels)):
-            found = (levels != _ranking.NEVER).nonzero()[:, 0]
-            level, order = levels[found].sort(stable=True)
+        for row, part in enumerate(self.candidates.split(levels)):
+            found = (part != _ranking.NEVER).nonzero()[:, 0]
+            level, order = part[found].sort(stable=True)
             places.append(found[order].int())
             self.counts[row] = level.bincount(minlength=len(self.sizes))
         self.index = torch.cat(places)
 
-    def _unfold(self) -> None:
-        """Write `index` and `counts` as levels of all elements."""
-        weights = self.candidates.weights
-        self._levels = [torch.full_like(w, _ranking.NEVER, dtype=torch.uint8) for w in weights]
-        order = torch.arange(len(self.sizes), dtype=torch.uint8, device=self.counts.device)
-        parts = zip(self._places(), self.counts, self.candidates.split(self._levels), strict=True)
-        for places, counts, levels in parts:
-            levels[places] = order.repeat_interleave(counts)
+    def masks(self, level: int) -> list[Tensor]:
+        """Mark the elements of each weight that a level admits."""
+        masks = [torch.zeros_like(w, dtype=torch.bool) for w in self.candidates.weights]
+        counts = self.counts[:, : level + 1].sum(1).tolist()
+        parts = zip(self._places(), counts, self.candidates.split(masks), strict=True)
+        for places, count, mask in parts:
+            mask[places[:count]] = True
+        return masks
 
     def _places(self) -> tuple[Tensor, ...]:
         """Split `index` by part."""
@@ -199,24 +199,23 @@ class Sparse(Method[State]):
         """Let the elements of a level train; the others stay as they are now."""
         if level == self._level:
             return
-        if not self._levels:
-            self._unfold()
         # Elements that were never admitted are as they were at first; those that leave again
         # (schedules may shrink) stay where they have got to.
         weights = [weight.detach() for weight in self.candidates.weights]
         self._held = self._held or [torch.empty_like(weight) for weight in weights]
         for held, weight in zip(self._held, weights, strict=True):
             held.copy_(weight)
-        self._level = level
+        self._masks, self._level = self.masks(level), level
 
     @torch.no_grad()
     def before_update(self, step: Step) -> None:
         """Clip by the norm of the admitted elements' gradients."""
         clip = self.config.clip
-        found = [(w.grad, a) for w, a in self._admitted() if w.grad is not None]
-        if clip is None or not found:
+        if clip is None or self._level < 0:
             return
-        squares = [(gradient.square() * admitted).sum() for gradient, admitted in found]
+        pairs = zip(self.candidates.weights, self._masks, strict=True)
+        found = [(weight.grad, mask) for weight, mask in pairs if weight.grad is not None]
+        squares = [(gradient.square() * mask).sum() for gradient, mask in found]
         factor = (clip / (torch.stack(squares).sum().sqrt() + 1e-6)).clamp(max=1)
         for gradient, _ in found:
             gradient.mul_(factor)
@@ -224,14 +223,12 @@ class Sparse(Method[State]):
     @torch.no_grad()
     def after_step(self, step: Step) -> None:
         """Put back the elements that are not admitted."""
-        for (weight, admitted), held in zip(self._admitted(), self._held, strict=True):
-            torch.where(admitted, weight, held, out=weight)
-
-    def _admitted(self) -> Iterator[tuple[Parameter, Tensor]]:
-        """Give each weight with the mask of its admitted elements; nothing in the warm-up."""
-        if self._level >= 0:
-            for weight, levels in zip(self.candidates.weights, self._levels, strict=True):
-                yield weight, levels <= self._level
+        if self._level < 0:
+            return
+        for weight, mask, held in zip(
+            self.candidates.weights, self._masks, self._held, strict=True
+        ):
+            torch.where(mask, weight, held, out=weight)
 
     # --- files and pictures --------------------------------------------------------------------
     def pack(self, backbone: Backbone) -> dict[str, Tensor]:
@@ -246,7 +243,7 @@ class Sparse(Method[State]):
         value = rest.pop("method.value")
         self.index = rest["method.index"].to(self.index.device)  # its length was not known
         super().unpack(rest, backbone)
-        self._levels, self._held, self._level, self._told = [], [], -1, -1
+        self._masks, self._held, self._level, self._told = [], [], -1, -1
         weights = [weight.detach() for weight in self.candidates.weights]
         values = torch.split(value.to(weights[0]), self.counts.sum(1).tolist())
         parts = zip(self._places(), values, self.candidates.split(weights), strict=True)

@@ -246,10 +246,10 @@ class FisherTune(Sparse):
                 probe.backward()
                 self._feature = None
                 counted = shift.weight()
-                shifted.update(self._gradients(), counted)
+                shifted.update(self._take_gradients(), counted)
             clean.sample(weights, centre, seed + number)
             probe.backward()
-            clean.update(self._gradients(), counted)
+            clean.update(self._take_gradients(), counted)
             total, pairs = total + counted, pairs + 1
         _restore(weights, centre)
         clean.merge(step.average)
@@ -259,8 +259,12 @@ class FisherTune(Sparse):
         mean_weight = (sums[0] / sums[1]).item()
         return clean.fisher(), shifted.fisher() if shifted else None, mean_weight
 
-    def _gradients(self) -> list[Tensor | None]:
-        return [weight.grad for weight in self.candidates.weights]
+    def _take_gradients(self) -> list[Tensor | None]:
+        """Hand the gradients over, so that they are gone when the next sample is drawn."""
+        found = [weight.grad for weight in self.candidates.weights]
+        for weight in self.candidates.weights:
+            weight.grad = None
+        return found
 
 
 def schedule(kind: Schedule, low: float, high: float, steepness: float) -> list[float]:

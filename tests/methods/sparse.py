@@ -70,5 +70,4 @@ def train(
 
 def chosen(method: Sparse) -> list[Tensor]:
     """Mark the chosen elements of each weight."""
-    method._unfold()
-    return [levels != 255 for levels in method._levels]
+    return method.masks(len(method.sizes) - 1)

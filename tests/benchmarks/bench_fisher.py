@@ -1,0 +1,213 @@
+"""Time and memory of FisherTune beside plain tuning of the same weights.
+
+python tests/benchmarks/bench_fisher.py --backbone vit_base --tile 224 --batch 2
+
+Three ratios, each with what it must not exceed: a step of its tuning phase over a step that trains
+all candidates with AdamW (1.10); an iteration of its estimation over such a step (2.2); and the
+memory that the estimation needs beside weights and activations, in float32 copies of the
+candidates, gradients included (4). Also the seconds in which all candidates are ranked. Weights
+are random. The least of several times counts; what is compared takes turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rsseg_cli.config import family
+from rsseg_cli.contract import Backbone, Bands, Head
+from rsseg_cli.find import find
+from rsseg_cli.methods import _ranking
+from rsseg_cli.methods.fishertune import FisherTune
+from rsseg_cli.segmenter import Segmenter
+from rsseg_cli.training import optimizer
+from rsseg_cli.training.precision import Precision
+
+MOST = {"tuning": 1.10, "estimation": 2.2, "copies": 4.0}
+BANDS = Bands(
+    names=("red", "green", "blue"),
+    wavelengths_nm=(660.0, 560.0, 485.0),
+    mean=(0.0,) * 3,
+    std=(1.0,) * 3,
+    dtype="uint8",
+)
+PAIRS = 2
+"""Iterations of the estimation that are timed together."""
+
+
+@dataclass
+class Run:
+    """A model, a batch, and what a training step does with them."""
+
+    model: Segmenter
+    image: Tensor
+    label: Tensor
+    precision: Precision
+    index: int = 1
+    total: int = 1000
+
+    def backward(self) -> float:
+        self.model.zero_grad(set_to_none=True)
+        with self.precision.autocast():
+            loss = torch.stack(list(self.model(self.image, self.label).values())).sum()
+        torch.autograd.backward(loss)
+        return float(loss.detach())
+
+    def probes(self, count: int, *, samples: int = 1) -> Iterator[Run]:
+        for _ in range(count):
+            yield self
+        self.model.zero_grad(set_to_none=True)
+
+    def average(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+
+def prepare(arguments: argparse.Namespace) -> tuple[Run, FisherTune]:
+    torch.manual_seed(0)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind = find("backbones", family(arguments.backbone), Backbone)
+    config: Any = kind.Config.model_validate({"name": arguments.backbone, "pretrained": False})
+    backbone = kind(config, BANDS)  # type: ignore[call-arg,arg-type]
+    settings = FisherTune.Config(
+        warmup=0, statistics=2, gauge=2, estimation=PAIRS, samples=arguments.batch
+    )
+    method, head_kind = FisherTune(settings, backbone), find("heads", arguments.head, Head)
+    maps = method.maps(backbone)
+    head = head_kind(head_kind.Config(), dim=backbone.dim, maps=maps, classes=5)
+    model = Segmenter(backbone, method, head, BANDS).to(device).train()
+    image = torch.randn(arguments.batch, 3, arguments.tile, arguments.tile, device=device)
+    precision = Precision.choose(arguments.precision, device)
+    return Run(model, image, (image[:, 0] > 0).long(), precision), method
+
+
+class Peak:
+    """The largest memory in use since it was made, in bytes."""
+
+    def __init__(self) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            Path("/proc/self/clear_refs").write_text("5")
+
+    def read(self) -> int:
+        if torch.cuda.is_available():
+            return torch.cuda.max_memory_allocated()
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+def seconds_since(start: float) -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def step(run: Run, method: FisherTune, adam: torch.optim.AdamW, *, hooks: bool) -> float:
+    """Time a step with AdamW over the candidates and the head."""
+    start = seconds_since(0)
+    if hooks:
+        method.before_step(run)
+    run.backward()
+    if hooks:
+        method.before_update(run)
+    adam.step()
+    adam.zero_grad(set_to_none=True)
+    if hooks:
+        method.after_step(run)
+    return seconds_since(start)
+
+
+def rank(method: FisherTune, centre: list[Tensor]) -> float:
+    """Choose the largest weights; give the seconds of ranking."""
+    scores = [tensor.square() for tensor in centre]
+    levels = [torch.empty_like(tensor, dtype=torch.uint8) for tensor in centre]
+    split, start = method.candidates.split, seconds_since(0)
+    _ranking.levels(list(split(scores)), method.sizes, split(levels))
+    seconds = seconds_since(start)
+    method._choose(levels)
+    return seconds
+
+
+def times(arguments: argparse.Namespace) -> dict[str, float]:
+    """Give the least seconds of each kind; the kinds take turns."""
+    run, method = prepare(arguments)
+    centre = [weight.detach().clone() for weight in method.candidates.weights]
+    shift, prior = method._measure_shifts(run), method._find_prior(run, centre)
+    found: dict[str, list[float]] = {"plain": [], "tuning": [], "pair": []}
+    ranking = rank(method, centre)
+    adam = optimizer.build(optimizer.Optimization(lr=1e-5), run.model)
+    for _ in range(arguments.rounds + 1):
+        found["plain"].append(step(run, method, adam, hooks=False))
+        found["tuning"].append(step(run, method, adam, hooks=True))
+        start = seconds_since(0)
+        method._estimate(run, centre, prior, shift)
+        found["pair"].append(seconds_since(start) / PAIRS)
+    least = {kind: min(seconds[1:]) for kind, seconds in found.items()}
+    return least | {"ranking": ranking, "candidates": float(method.candidates.size)}
+
+
+def memory(arguments: argparse.Namespace, *, estimating: bool) -> int:
+    """Give the peak of passes that leave gradients of the candidates, or of the estimation."""
+    run, method = prepare(arguments)
+    if not estimating:
+        peak = Peak()
+        for _ in range(4):
+            run.backward()
+        return peak.read()
+    centre = [weight.detach().clone() for weight in method.candidates.weights]
+    shift, prior = method._measure_shifts(run), method._find_prior(run, centre)
+    peak = Peak()
+    method._estimate(run, centre, prior, shift)
+    return peak.read()
+
+
+def measure(kind: str, arguments: argparse.Namespace) -> Any:
+    torch.set_num_threads(arguments.threads)
+    return times(arguments) if kind == "times" else memory(arguments, estimating=kind == "pair")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--backbone", default="vit_base")
+    parser.add_argument("--head", default="linear")
+    parser.add_argument("--tile", type=int, default=224)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--precision", default="auto")
+    arguments = parser.parse_args()
+    context = multiprocessing.get_context("spawn")
+    measured = {}
+    for kind in ("times", "plain", "pair"):
+        with context.Pool(1) as pool:
+            measured[kind] = pool.apply(measure, (kind, arguments))
+    seconds = measured["times"]
+    copy = 4 * seconds["candidates"]
+    found = {
+        "tuning": seconds["tuning"] / seconds["plain"],
+        "estimation": seconds["pair"] / seconds["plain"],
+        "copies": (measured["pair"] - measured["plain"]) / copy + 1,
+    }
+    result = {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "versions": {"torch": str(torch.__version__)},
+        "settings": vars(arguments),
+        "measured": measured,
+        "ratios": {key: round(value, 3) for key, value in found.items()},
+        "most": MOST,
+        "held": all(found[key] <= MOST[key] for key in MOST),
+    }
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
