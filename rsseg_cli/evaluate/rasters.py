@@ -38,7 +38,7 @@ _UNKNOWN = -1
 _BLOCKS, _LEAST_BLOCK = 8, 64
 """A scene is cut into some 8 x 8 blocks, each at least 64 pixels wide, that are counted apart."""
 _CROP, _SHOWN, _LABELLED = 512, 256, 0.1
-"""Of a block the middle 512 pixels are shown, 256 of them, if 10 % of the block have a truth."""
+"""Of a block the middle 512 pixels are shown, every other one, if 10 % of it have a truth."""
 STEPS = 254
 """A map of confidences holds shares times this."""
 
@@ -225,6 +225,7 @@ def _show(
     """Offer the blocks of a scene to the gallery."""
     if one.open_image is None:
         return
+    side = max((max(cell.width, cell.height) for cell in cells), default=0)
 
     def load(cell: Window, score: float) -> Sample:
         width, height = min(cell.width, _CROP), min(cell.height, _CROP)
@@ -244,7 +245,7 @@ def _show(
     with one.open_image() as image:
         for cell, matrix in cells.items():
             miou = matrix.scores().miou
-            if miou is not None and matrix.pixels > cell.width * cell.height * _LABELLED:
+            if miou is not None and matrix.pixels > side * side * _LABELLED:
                 into.gallery.consider(miou, partial(load, cell, miou))
 
 

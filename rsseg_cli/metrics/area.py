@@ -160,7 +160,7 @@ def estimate_area(
     units: Units | None = None,
     hectares: float | None = None,
 ) -> AreaEstimate | None:
-    """Estimate accuracy and areas of a map with 95 % intervals; None without any labelled pixel.
+    """Estimate accuracy and areas of a map with 95 % intervals; None without map or labels.
 
     Where little of the map is labelled, the labels are a sample of points and the paper's
     formulas hold. Where whole patches are, neighbours are alike, and intervals come from
@@ -173,7 +173,7 @@ def estimate_area(
         units: Counts per scene or block.
         hectares: Mapped ground.
     """
-    if not counts.sum():
+    if not counts.any() or not mapped.any():
         return None
     found = stratified(counts, mapped)
     if units is None or counts.sum() < SAMPLED * mapped.sum():

@@ -34,6 +34,7 @@ from rsseg_cli.run.live import Line
 from rsseg_cli.run.model import Fitted, open_model, pick_device
 from rsseg_cli.run.predict import ModelInfer, tiling_for
 from rsseg_cli.run.reports import versions
+from rsseg_cli.run.review import shown_bands
 
 NEAR_NM = 60.0
 """Bands of two sensors count as the same band up to this distance of their centres."""
@@ -190,16 +191,11 @@ class _Maps:
                 pair.domain,
                 pair.regions,
                 open_image=partial(opener.scene, pair.image, fill=fill),
-                rgb=shown(self.fitted.model.bands),
+                rgb=shown_bands(self.fitted.model.bands),
                 confidence=sure,
             )
             for file in (target, sure):
                 file.unlink()
-
-
-def shown(bands: Bands) -> tuple[int, ...]:
-    """Choose the bands to show, from 0: red, green and blue, else the first three, else one."""
-    return bands.rgb() or ((0, 1, 2) if len(bands) >= 3 else (0,))
 
 
 def _open_labels(opener: Opener, pair: Pair, on: Placed) -> LabelReader:

@@ -20,13 +20,17 @@ from rsseg_cli.data.covering import CoveringTiles
 from rsseg_cli.data.pair import Part
 from rsseg_cli.data.tiles import Batch, TileStream
 from rsseg_cli.errors import RssegError
+from rsseg_cli.evaluate.evaluation import Evaluation
 from rsseg_cli.run import place, plan
 from rsseg_cli.run.model import build, metadata, pick_device
+from rsseg_cli.run.plan import Plan
 from rsseg_cli.run.reports import write_report
+from rsseg_cli.run.review import review, shown_bands
 from rsseg_cli.run.sources import Sources
 from rsseg_cli.run.validation import Validation
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training import distributed
+from rsseg_cli.training.checkpoint import load_model
 from rsseg_cli.training.folder import RunFolder
 from rsseg_cli.training.loop import Job, Outcome, Training, train
 from rsseg_cli.training.objectives import Objective, Supervised
@@ -192,9 +196,23 @@ class Fit:
         self.report(folder, shown, outcome)
         return FitResult(str(folder.path), str(folder.model), outcome)
 
-    def report(self, folder: RunFolder, shown: plan.Plan, outcome: Outcome) -> None:
+    def report(self, folder: RunFolder, shown: Plan, outcome: Outcome) -> None:
         """Write the run's report."""
-        write_report(folder, self.config, shown, outcome)
+        write_report(folder, self.config, shown, outcome, review=self.review(folder))
+
+    def review(self, folder: RunFolder) -> Evaluation | None:
+        """Look closely at the held-back ground with the kept model; None where there is none."""
+        if not self.sources.validation or distributed.rank() != 0:
+            return None
+        self.model.unpack(load_model(folder.model)[0])
+        return review(
+            self.model,
+            self.covering(self.sources.validation),
+            self.sources.classes,
+            self.precision,
+            rgb=shown_bands(self.sources.bands),
+            threads=self.config.training.threads,
+        )
 
     def _open_folder(self) -> RunFolder:
         """Make the folder anew, or take the one to go on in."""

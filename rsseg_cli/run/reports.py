@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +12,8 @@ from rasterio.env import GDALVersion
 
 from rsseg_cli import __version__
 from rsseg_cli.config import RunConfig
-from rsseg_cli.contract import Method
+from rsseg_cli.contract import Json, Method
+from rsseg_cli.evaluate.evaluation import Evaluation
 from rsseg_cli.find import find
 from rsseg_cli.metrics.scores import Scores
 from rsseg_cli.report.report import Report
@@ -33,6 +34,7 @@ def write_report(
     *,
     pictures: Mapping[str, Figure] | None = None,
     remarks: Sequence[str] = (),
+    review: Evaluation | None = None,
 ) -> None:
     """Write the run's report: scores of the kept model, curves, the method's own pictures.
 
@@ -43,6 +45,7 @@ def write_report(
         outcome: What was done.
         pictures: More pictures, before the method's.
         remarks: More to know.
+        review: A closer look at the held-back ground.
     """
     if distributed.rank() != 0:
         return
@@ -60,14 +63,33 @@ def write_report(
         said.append("the backbone started at random (--no-pretrained)")
     Report(
         title=str(folder.path),
-        scores=None if best is None or "miou" not in best else Scores.from_json(best),
+        scores=None if best is None or "miou" not in best else _scores(best, review),
         subtitle="validation on held-back ground",
         remarks=said,
         records=records,
-        pictures={**(pictures or {}), **dict(method.draw(records))},
+        pictures={
+            **(pictures or {}),
+            **(review.gallery.pictures(review.classes) if review else {}),
+            **dict(method.draw(records)),
+        },
         config=config.document(),
         about=about | versions(),
     ).write(folder.report)
+
+
+def _scores(best: dict[str, Json], review: Evaluation | None) -> Scores:
+    """Read the scores of the kept model, and put beside them what a closer look has found."""
+    scores = Scores.from_json(best)
+    if review is None or not review.scenes:
+        return scores
+    closer = review.scores()
+    return replace(
+        scores,
+        groups=closer.groups,
+        scenes=closer.scenes,
+        intervals=closer.intervals,
+        calibration=closer.calibration,
+    )
 
 
 def versions() -> dict[str, str]:
