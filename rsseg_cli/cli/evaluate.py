@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rsseg_cli.cli import options
+
+if TYPE_CHECKING:
+    from rsseg_cli.report.report import Report
+    from rsseg_cli.run.experiment import Scored
 
 
 def evaluate(
@@ -24,6 +29,8 @@ def evaluate(
         list[str] | None,
         typer.Option("--on", help="DATASET[:split[:domain]] to evaluate the model on."),
     ] = None,
+    experiment: options.Experiment = None,
+    class_map: options.ClassMap = None,
     data_root: options.DataRoot = None,
     field: Annotated[
         str | None, typer.Option(help="Attribute of vector truth that says the class.")
@@ -66,17 +73,23 @@ def evaluate(
     from rsseg_cli.errors import RssegError
     from rsseg_cli.run import evaluate as runs
 
-    if on and prediction is None:
-        result = runs.model(
-            model,
-            on,
-            data_root=data_root,
-            weights=weights,
-            overlap=overlap,
-            boundary_px=boundary or None,
-            device=device,
-            quiet=quiet or as_json,
-        )
+    result: Report | Scored
+    on_data = partial(
+        runs.model,
+        data_root=data_root,
+        weights=weights,
+        overlap=overlap,
+        boundary_px=boundary or None,
+        device=device,
+        quiet=quiet or as_json,
+    )
+    if experiment is not None:
+        from rsseg_cli.run.experiment import Chosen, require_alone, score
+
+        require_alone({"a map": prediction, "--on": on, "--map": class_map})
+        result = score(Chosen.find(experiment), on_data, model=model)
+    elif on and prediction is None:
+        result = on_data(model, on, class_map=class_map)
     elif prediction is not None and truth is not None and not on:
         result = runs.rasters(
             prediction,
@@ -92,7 +105,8 @@ def evaluate(
     else:
         raise RssegError(
             "there is nothing to compare",
-            fix="rsseg evaluate MAP TRUTH, or rsseg evaluate --model RUN --on DATASET",
+            fix="rsseg evaluate MAP TRUTH, rsseg evaluate --model RUN --on DATASET, or "
+            "rsseg evaluate --experiment NAME",
         )
     if report is not None:
         result.write(report)

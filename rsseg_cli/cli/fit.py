@@ -13,6 +13,8 @@ from rsseg_cli.cli import options
 def fit(
     method: options.Method = None,
     src: options.Sources = None,
+    experiment: options.Experiment = None,
+    class_map: options.ClassMap = None,
     config: Annotated[
         Path | None, typer.Option("--config", help="A run's config.yaml instead of a preset.")
     ] = None,
@@ -56,7 +58,18 @@ def fit(
     from rsseg_cli import config as configs
     from rsseg_cli.run import fit as runs
 
-    changes = list(settings or ())
+    changes: list[str] = []
+    if experiment is not None:
+        from rsseg_cli.run.experiment import Chosen, require_alone
+
+        require_alone({"--method": method, "--src": src, "--config": config, "--map": class_map})
+        chosen = Chosen.find(experiment)
+        method, src, run = chosen.row.method, list(chosen.experiment.src), run or chosen.folder
+        changes += chosen.changes(skip={"backbone": backbone, "head": head})
+        for remark in chosen.remarks():
+            typer.echo(f"note: {remark}", err=True)
+    changes += settings or ()
+    changes += [] if class_map is None else [f"data.map={class_map}"]
     short = {"training.steps": steps, "training.batch": batch, "data.tile": tile}
     short |= {"training.seed": seed}
     changes += [f"{key}={value}" for key, value in short.items() if value is not None]

@@ -49,6 +49,14 @@ ClassMap = Annotated[
         autocompletion=_complete("maps"),
     ),
 ]
+Experiment = Annotated[
+    str | None,
+    typer.Option(
+        "--experiment",
+        help="A paper's experiment, e.g. weft/eorssd, or a row of it, e.g. weft/eorssd:see.",
+        autocompletion=_complete("experiments"),
+    ),
+]
 DataRoot = Annotated[
     Path | None,
     typer.Option("--data-root", envvar="RSSEG_DATA", help="Where dataset presets lie."),

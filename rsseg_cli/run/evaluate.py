@@ -91,6 +91,7 @@ def model(
     *,
     data_root: Path | None = None,
     class_map: str | None = None,
+    by_position: bool = False,
     weights: Path | None = None,
     overlap: float = 0.25,
     boundary_px: int | None = BOUNDARY_PX,
@@ -104,6 +105,7 @@ def model(
         on: `DATASET[:split[:domain]]`, one or more.
         data_root: Where dataset presets lie.
         class_map: Turns the classes of the model or those of the datasets into the others'.
+        by_position: Take the bands of the datasets one by one, whatever they show.
         weights: Weights file of the backbone, if it has moved.
         overlap: Share of a tile that overlaps its neighbour.
         boundary_px: Width of the outlines to compare; None leaves them out.
@@ -133,7 +135,7 @@ def model(
     line = Line(quiet=quiet)
     line.say(f"model    {fitted.describe()}")
     with tempfile.TemporaryDirectory(prefix="rsseg-") as folder:
-        maps = _Maps(fitted, tiling, where, Path(folder), line, merge)
+        maps = _Maps(fitted, tiling, where, Path(folder), line, merge, by_position)
         comparisons = (one for source in sources for one in maps.of(source))
         found = evaluate_scenes(comparisons, classes, boundary_px=boundary_px)
     title = f"{fitted.name} on {', '.join(on)}"
@@ -153,6 +155,7 @@ class _Maps:
         folder: Where maps lie for the time being.
         line: Told which scene it is at.
         merge: What becomes of the model's classes; None: they stay.
+        by_position: Whether bands are taken one by one, not by name and wavelength.
     """
 
     fitted: Fitted
@@ -161,10 +164,13 @@ class _Maps:
     folder: Path
     line: Line
     merge: Merge | None = None
+    by_position: bool = False
 
     def of(self, source: Source) -> Iterator[Comparison]:
         """Map every pair that has a label, and say how it is compared."""
-        opener = matched(self.fitted.model.bands, source)
+        bands = self.fitted.model.bands
+        opener = source.opener if self.by_position else matched(bands, source)
+        require_count(bands, opener, source)
         gain = rescaling(self.fitted.model.bands.scale, source.spec.scale)
         infer: Infer = ModelInfer(self.fitted, self.device, gain=gain)
         classes = self.fitted.classes
@@ -234,6 +240,20 @@ def matched(wanted: Bands, source: Source) -> Opener:
             )
         chosen.append((same or found)[0])
     return replace(opener, bands=tuple(chosen))
+
+
+def require_count(wanted: Bands, opener: Opener, source: Source) -> None:
+    """Refuse a dataset with another number of bands.
+
+    Raises:
+        RssegError: It has more or fewer than the model reads.
+    """
+    if len(opener.bands) != len(wanted):
+        raise RssegError(
+            f"{source.spec.name} has {len(opener.bands)} bands, the model reads {len(wanted)}",
+            where=source.spec.name,
+            fix=f"bands of the model: {' '.join(wanted.names)}",
+        )
 
 
 def rescaling(model: float | None, data: float | None) -> float:

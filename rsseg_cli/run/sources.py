@@ -46,9 +46,7 @@ class Sources:
                 fix="--src FOLDER (with images/ and labels/), a dataset.yaml or a dataset preset",
             )
         sources = [
-            Source.locate(
-                text, data_root=data_root, held_back=data.validation, class_map=data.map
-            )
+            Source.locate(text, data_root=data_root, held_back=data.validation, class_map=data.map)
             for text in data.src
         ]
         for other in sources[1:]:

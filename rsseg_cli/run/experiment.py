@@ -1,0 +1,247 @@
+"""Experiments of the papers: a setting, the rows of its table, and our score beside theirs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+from rich.console import Console
+from rich.table import Table
+
+from rsseg_cli import presets
+from rsseg_cli.contract import Strict
+from rsseg_cli.errors import RssegError, UnreadableError, unknown
+from rsseg_cli.report.report import Report
+
+
+class Row(Strict):
+    """One line of a published table."""
+
+    method: str
+    """Method preset."""
+    settings: tuple[str, ...] = ()
+    """Further settings, as `--set` takes them."""
+    published: dict[str, float] = Field(default_factory=dict)
+    """Score per target, in percent as printed."""
+    mean: float | None = None
+    """Published mean over the targets, in percent."""
+    source: str = ""
+    """Where the numbers stand."""
+    notes: str = ""
+
+
+class Experiment(Strict):
+    """The YAML of presets/experiments/<paper>/<setting>.yaml."""
+
+    title: str
+    paper: str
+    src: tuple[str, ...] = Field(min_length=1)
+    """What is learnt from, as `--src` takes it."""
+    unlabelled: tuple[str, ...] = ()
+    """Unlabelled target data that the published rows adapted to."""
+    map: str | None = None
+    """Class map of the sources."""
+    targets: dict[str, str] = Field(min_length=1)
+    """Name to `DATASET[:split[:domain]]` that is scored."""
+    bands: Literal["name", "position"] = "name"
+    """How bands of the targets take the place of the sources': by name and wavelength, or one by
+    one whatever they show, as in papers that feed infrared for red."""
+    metric: Literal["miou"] = "miou"
+    settings: tuple[str, ...] = ()
+    """Settings of all rows, as `--set` takes them."""
+    rows: dict[str, Row] = Field(min_length=1)
+    """Lines of the table; the first is the paper's own method."""
+    notes: str = ""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Experiment:
+        for name, row in self.rows.items():
+            lost = sorted(set(row.published) - set(self.targets))
+            if lost:
+                raise ValueError(f"rows.{name}.published: {lost[0]} is no target")
+            if (row.published or row.mean is not None) and not row.source:
+                raise ValueError(f"rows.{name}: published numbers need a source")
+        return self
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """An experiment and one row of it.
+
+    Attributes:
+        name: What was asked for, `paper/setting[:row]`.
+        experiment: The setting.
+        row: The line of the table.
+    """
+
+    name: str
+    experiment: Experiment
+    row: Row
+
+    @classmethod
+    def find(cls, name: str) -> Chosen:
+        """Find `paper/setting[:row]`; the paper's own method without a row.
+
+        Raises:
+            RssegError: No such experiment or row; the nearest are named.
+        """
+        preset, _, row = name.partition(":")
+        experiment = presets.read(presets.find("experiments", preset)).parse(Experiment)
+        if row and row not in experiment.rows:
+            raise unknown("row", row, experiment.rows, where=preset)
+        return cls(name, experiment, experiment.rows[row or next(iter(experiment.rows))])
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the run, unless another is given."""
+        return Path("runs") / self.name.replace("/", "-").replace(":", "-")
+
+    def changes(self, *, skip: Mapping[str, str | None]) -> list[str]:
+        """List the settings of the experiment and the row, the row's last.
+
+        Args:
+            skip: Sections for which something else was chosen; their settings are left out.
+        """
+        mapped = [] if self.experiment.map is None else [f"data.map={self.experiment.map}"]
+        listed = [*mapped, *self.experiment.settings, *self.row.settings]
+        return [change for change in listed if not skip.get(change.partition(".")[0])]
+
+    def remarks(self) -> list[str]:
+        """Say what a reader of the scores should know."""
+        found = []
+        if self.experiment.unlabelled:
+            targets = ", ".join(self.experiment.unlabelled)
+            found.append(
+                f"the published rows adapted to unlabelled images of {targets}; `fit` sees the "
+                "sources only (`rsseg adapt` goes on from there)"
+            )
+        return [*found, *(text for text in (self.experiment.notes, self.row.notes) if text)]
+
+
+@dataclass(frozen=True)
+class Line:
+    """Our score and the published one, as shares 0..1."""
+
+    target: str
+    on: str
+    ours: float | None
+    published: float | None
+
+    @property
+    def difference(self) -> float | None:
+        """Ours minus the published one."""
+        if self.ours is None or self.published is None:
+            return None
+        return self.ours - self.published
+
+    def document(self, metric: str) -> dict[str, Any]:
+        """Give the machine-readable form."""
+        scores = {metric: self.ours, "published": self.published, "difference": self.difference}
+        return {"target": self.target, "on": self.on} | scores
+
+
+@dataclass
+class Scored:
+    """What `evaluate --experiment` says."""
+
+    chosen: Chosen
+    model: str
+    lines: list[Line] = field(default_factory=list)
+    reports: Mapping[str, Report] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the machine-readable form."""
+        metric = self.chosen.experiment.metric
+        return {
+            "experiment": self.chosen.name,
+            "title": self.chosen.experiment.title,
+            "model": self.model,
+            "source": self.chosen.row.source,
+            "targets": [line.document(metric) for line in self.lines],
+            "scores": {name: report.to_json() for name, report in self.reports.items()},
+            "remarks": self.chosen.remarks(),
+        }
+
+    def show(self, console: Console | None = None) -> None:
+        """Print our scores beside the published ones, in percent."""
+        console = console or Console(highlight=False)
+        console.print(f"{self.chosen.name}  {self.chosen.experiment.title}", markup=False)
+        console.print(f"{self.model}\n", markup=False)
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        for column in ("target", "data"):
+            table.add_column(column)
+        for column in ("mIoU", "published", "difference"):
+            table.add_column(column, justify="right")
+        for line in self.lines:
+            sign = "" if line.difference is None else f"{100 * line.difference:+.1f}"
+            table.add_row(line.target, line.on, _percent(line.ours), _percent(line.published), sign)
+        console.print(table)
+        if self.chosen.row.source:
+            console.print(f"\npublished: {self.chosen.row.source}", markup=False)
+        for remark in self.chosen.remarks():
+            console.print(f"note: {remark}", style="yellow", markup=False)
+
+    def write(self, folder: Path) -> None:
+        """Write a report per target, and experiment.json."""
+        for name, report in self.reports.items():
+            report.write(folder / name)
+        folder.mkdir(parents=True, exist_ok=True)
+        document = json.dumps(self.to_json(), indent=1) + "\n"
+        (folder / "experiment.json").write_text(document, encoding="utf-8")
+
+
+def score(chosen: Chosen, evaluate: Callable[..., Report], *, model: Path | None) -> Scored:
+    """Score a model on every target of an experiment.
+
+    Args:
+        chosen: The experiment.
+        evaluate: `evaluate.model`, with what the command line says about it.
+        model: Run folder or model file; that of `fit --experiment` when None.
+    """
+    targets, row = chosen.experiment.targets, chosen.row
+    where = model or chosen.folder
+    if not where.exists():
+        raise UnreadableError(
+            f"there is no run of {chosen.name}",
+            where=str(where),
+            fix=f"rsseg fit --experiment {chosen.name}, or --model RUN",
+        )
+    by_position = chosen.experiment.bands == "position"
+    reports = {name: evaluate(where, [on], by_position=by_position) for name, on in targets.items()}
+    lines = []
+    for name, on in targets.items():
+        scores = reports[name].scores
+        ours = None if scores is None else scores.miou
+        lines.append(Line(name, on, ours, _share(row.published.get(name))))
+    if len(targets) > 1:
+        mine = [line.ours for line in lines if line.ours is not None]
+        mean = sum(mine) / len(mine) if len(mine) == len(lines) else None
+        lines.append(Line("mean", "", mean, _share(row.mean)))
+    return Scored(chosen, str(where), lines, reports)
+
+
+def require_alone(options: Mapping[str, Any]) -> None:
+    """Refuse what an experiment settles itself.
+
+    Raises:
+        RssegError: One of the options was given too.
+    """
+    given: Sequence[str] = [name for name, value in options.items() if value]
+    if given:
+        raise RssegError(
+            f"{', '.join(given)} and --experiment are given at once",
+            where="--experiment",
+            fix="the experiment names method, sources and targets; --set changes single settings",
+        )
+
+
+def _share(percent: float | None) -> float | None:
+    return None if percent is None else percent / 100
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}"
