@@ -12,7 +12,7 @@ from typing import TextIO
 import typer
 
 from rsseg_cli import __version__
-from rsseg_cli.cli import data, demo, doctor, evaluate, fit, predict, presets
+from rsseg_cli.cli import adapt, compare, data, demo, doctor, evaluate, fit, predict, presets
 from rsseg_cli.errors import RssegError, RssegWarning
 
 app = typer.Typer(
@@ -25,8 +25,10 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.command("fit")(fit.fit)
+app.command("adapt")(adapt.adapt)
 app.command("predict")(predict.predict)
 app.command("evaluate")(evaluate.evaluate)
+app.command("compare")(compare.compare)
 app.add_typer(data.app, name="data")
 app.add_typer(presets.app, name="presets")
 app.command("doctor")(doctor.doctor)
@@ -64,7 +66,7 @@ def main() -> None:
     warnings.simplefilter("once", RssegWarning)
     warnings.showwarning = _warn
     try:
-        app()
+        app(prog_name="rsseg")  # also under `python -m rsseg_cli`
     except RssegError as error:
         typer.echo(str(error), err=True)
         sys.exit(error.exit_code)

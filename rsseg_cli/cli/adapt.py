@@ -1,0 +1,136 @@
+"""`rsseg adapt`: a model, scenes without labels, a model that is better there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rsseg_cli.cli import options
+
+
+def adapt(
+    tgt: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tgt",
+            "-t",
+            help="Scenes without labels: files, folders, quoted patterns, or a dataset (its "
+            "labels are never opened). May be repeated.",
+        ),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            "--model", help="Run folder or model file to start from; the newest run if none."
+        ),
+    ] = None,
+    method: options.Method = None,
+    src: options.Sources = None,
+    source_free: Annotated[
+        bool, typer.Option("--source-free", help="Learn from the target alone.")
+    ] = False,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="The config.yaml of an earlier adapt.")
+    ] = None,
+    data_root: options.DataRoot = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            "--run", "-o", help="Folder of the run; runs/METHOD-SOURCE-to-TARGET if not given."
+        ),
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Backbone instead of the preset's, with --method.")
+    ] = None,
+    head: Annotated[
+        str | None, typer.Option(help="Head instead of the preset's, with --method.")
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Weights file of the backbone, if it has moved.")
+    ] = None,
+    no_pretrained: Annotated[
+        bool, typer.Option("--no-pretrained", help="Start the backbone at random.")
+    ] = False,
+    bands: Annotated[
+        str | None, typer.Option(help="File bands of the scenes in the model's order: 4,3,2.")
+    ] = None,
+    nodata: Annotated[
+        float | None, typer.Option(help="Value of missing pixels, in place of the file's own.")
+    ] = None,
+    gsd: Annotated[
+        float | None, typer.Option("--gsd", help="Resample the scenes to pixels of M metres.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Number of updates; with --model a quarter of the fit's.")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Tiles per update, half of them of the target.")
+    ] = None,
+    tile: Annotated[int | None, typer.Option(help="Side of a tile in pixels.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of all random numbers.")] = None,
+    settings: options.Settings = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan and stop before training.")
+    ] = False,
+    device: options.Device = "auto",
+    overwrite: options.Overwrite = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Adapt a model to your own area, from scenes without labels.
+
+    Prints the path of the model file; everything else goes to stderr.
+
+    Examples: rsseg adapt --model runs/lora-my_city --tgt scenes/
+
+    rsseg adapt --method lora --src my_city/ --tgt scenes/
+    """
+    from rsseg_cli.run import adapt as runs
+    from rsseg_cli.run import adapt_config
+
+    short = {
+        "training.steps": steps,
+        "training.batch": batch,
+        "data.tile": tile,
+        "training.seed": seed,
+        "adapt.nodata": nodata,
+        "adapt.gsd_m": gsd,
+        "adapt.bands": None if bands is None else f"[{bands}]",
+        "adapt.source_free": True if source_free else None,
+        "backbone.weights": None if weights is None else weights.resolve(),
+    }
+    settled = adapt_config.resolve(
+        model=model,
+        method=method,
+        file=config,
+        sources=src or (),
+        targets=tgt or (),
+        backbone=backbone,
+        head=head,
+        pretrained=not no_pretrained,
+        changes=[f"{key}={value}" for key, value in short.items() if value is not None],
+        more=settings or (),
+    )
+    job = runs.Adapt(
+        settled,
+        data_root=data_root,
+        folder=run,
+        device=device,
+        resume=resume,
+        overwrite=overwrite,
+        quiet=quiet or as_json,
+    )
+    if dry_run:
+        plan = job.plan()
+        options.answer(plan.document()) if as_json else plan.show()
+        return
+    made = job.run()
+    early = runs.stopped(made.outcome)
+    if early is not None:
+        typer.echo(f"warning: {early}; the best model before is kept", err=True)
+    options.answer(runs.result(made)) if as_json else typer.echo(made.model)
