@@ -18,6 +18,7 @@ from rsseg_cli.errors import OutputExistsError
 from rsseg_cli.report.pictures import quicklook, to_png
 from rsseg_cli.run import evaluate
 from rsseg_cli.run.fit import Fit
+from rsseg_cli.run.model import pick_device
 from rsseg_cli.run.predict import predict
 from rsseg_cli.run.request import Request
 
@@ -90,6 +91,7 @@ def run(
         raise OutputExistsError(
             f"{folder} holds an earlier demo", where=str(folder), fix="--overwrite, or another -o"
         )
+    pick_device(device)  # refuses before anything is written
     learnt, unseen = write_sample(folder / "sample", seed=seed)
     config = resolve(
         method="full",
