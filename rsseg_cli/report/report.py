@@ -106,7 +106,7 @@ class Report:
         contents = {name: text.encode("utf-8") for name, text in texts.items()}
         contents |= {files[name]: png for name, png in pngs.items()}
         for name, content in contents.items():
-            _replace(folder / name, content)
+            replace_file(folder / name, content)
         return [folder / name for name in contents]
 
     def _document(self) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def _file_names(pictures: Mapping[str, bytes]) -> dict[str, str]:
     return names
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
     """Write a file whole, or leave what was there."""
     path.parent.mkdir(exist_ok=True)
     part = path.with_name(f".{path.name}.part")
