@@ -17,6 +17,7 @@ import multiprocessing
 import resource
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import torch
@@ -135,8 +136,8 @@ def main() -> None:
     rounds: dict[str, list[dict[str, float]]] = {label: [] for label in arguments.methods}
     for _ in range(arguments.rounds):
         for label in arguments.methods:
-            with context.Pool(1) as pool:
-                rounds[label].append(pool.apply(measure, (label, arguments)))
+            with ProcessPoolExecutor(1, mp_context=context) as pool:
+                rounds[label].append(pool.submit(measure, label, arguments).result())
     result: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "versions": {"torch": str(torch.__version__)},
