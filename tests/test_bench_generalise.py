@@ -14,13 +14,14 @@ import rasterio
 
 from rsseg_cli import config
 from rsseg_cli.data.source import Source
+from rsseg_cli.errors import Interrupted
 from rsseg_cli.raster.grid import Window
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 
 import generalise.pairs
 from generalise import settings, table
-from generalise.pairs import PAIRS, make
+from generalise.pairs import PAIRS, Pair, make
 from generalise.runs import Job, Workshop, run_all
 
 DATA = Path(os.environ.get("RSSEG_SHARED", Path(__file__).parents[2] / "shared")) / "data"
@@ -171,7 +172,11 @@ def test_changed_settings_and_failures_are_run_again(
         if job.method == "full" and len(done) < 3:
             raise ValueError("out of luck")
         keys = ("miou", "fit_s", "evaluate_s")
-        return {"changes": self.changes(job, 32)} | dict.fromkeys(keys, 0.5)
+        made = {"changes": self.changes(job, 32), "data": pair().fingerprint()}
+        return made | dict.fromkeys(keys, 0.5)
+
+    def pair() -> Pair:
+        return make("sample_north_to_south", data=DATA, work=tmp_path / "work")
 
     monkeypatch.setattr(Workshop, "run", run)
     jobs = [Job("sample_north_to_south", "vit_tiny", "random", m, 1) for m in ("full", "lora")]
@@ -184,7 +189,24 @@ def test_changed_settings_and_failures_are_run_again(
     monkeypatch.setitem(settings.METHODS, "lora", ("method.rank=2",))
     run_all(jobs, shop(tmp_path), tmp_path / "runs")
     assert done == ["full", "lora", "full", "lora"]
-    assert "lora--1: its settings have changed" in capsys.readouterr().err
+    assert "lora--1: its settings or data have changed" in capsys.readouterr().err
+    region = tmp_path / "work" / "sample" / "south" / "dataset.yaml"
+    region.write_text(region.read_text().replace("scale: 1.0e-4", "scale: 1.0e-5"))
+    run_all(jobs, shop(tmp_path), tmp_path / "runs")
+    assert done[4:] == ["full", "lora"]
+
+
+def test_an_interrupted_run_ends_all_and_leaves_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object) -> None:
+        raise Interrupted("stopped")
+
+    monkeypatch.setattr(Workshop, "run", stopped)
+    job = Job("sample_north_to_south", "vit_tiny", "random", "lora", 1)
+    with pytest.raises(Interrupted):
+        run_all([job], shop(tmp_path), tmp_path / "runs")
+    assert not list((tmp_path / "runs").iterdir())
 
 
 @pytest.mark.parametrize("method", settings.names())

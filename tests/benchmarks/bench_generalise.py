@@ -22,7 +22,7 @@ from generalise import settings, table
 from generalise.pairs import PAIRS
 from generalise.runs import Job, Workshop, run_all
 
-from rsseg_cli.errors import RssegWarning
+from rsseg_cli.errors import Interrupted, RssegWarning
 
 SHARED = Path(os.environ.get("RSSEG_SHARED", Path(__file__).parents[3] / "shared"))
 NANO = "galileo_nano"
@@ -91,4 +91,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except Interrupted as stopped:
+        print(f"{stopped.what}; the same command goes on", file=sys.stderr)
+        sys.exit(130)

@@ -7,6 +7,7 @@ sensors' own; those of 8-bit photographs are nominal.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import shutil
 from collections.abc import Callable
@@ -91,6 +92,16 @@ class Pair:
     source: str
     target: str
     tile: int = 32
+
+    def fingerprint(self) -> str:
+        """Sum up what the dataset files say, by which a changed pair is told from the old one."""
+        total = hashlib.sha256()
+        for text in (self.source, self.target):
+            path = Path(text.partition(":")[0])
+            file = path / "dataset.yaml" if path.is_dir() else path
+            said = [line for line in file.read_text().splitlines() if not line.startswith("root:")]
+            total.update("\n".join([*said, text.partition(":")[2]]).encode())
+        return total.hexdigest()[:16]
 
 
 Maker = Callable[[Path, Path], Pair]

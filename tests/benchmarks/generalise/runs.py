@@ -14,6 +14,7 @@ from typing import Any
 from generalise import settings
 from generalise.pairs import make
 from rsseg_cli import config
+from rsseg_cli.errors import Interrupted
 from rsseg_cli.run import evaluate
 from rsseg_cli.run.fit import Fit
 
@@ -92,6 +93,7 @@ class Workshop:
         assert report.scores is not None
         return {
             "changes": changes,
+            "data": pair.fingerprint(),
             "miou": report.scores.miou,
             "ious": {row.name: row.iou for row in report.scores.present},
             "pixels": {row.name: row.pixels for row in report.scores.present},
@@ -132,9 +134,9 @@ def _finished(path: Path, job: Job, shop: Workshop) -> Record | None:
     record: Record = json.loads(path.read_text(encoding="utf-8"))
     if "error" in record:
         return None
-    tile = make(job.pair, data=shop.data, work=shop.work).tile
-    if record["changes"] != shop.changes(job, tile):
-        _say(f"{job.name}: its settings have changed, it is run again")
+    pair = make(job.pair, data=shop.data, work=shop.work)
+    if (record["changes"], record["data"]) != (shop.changes(job, pair.tile), pair.fingerprint()):
+        _say(f"{job.name}: its settings or data have changed, it is run again")
         return None
     return record
 
@@ -142,6 +144,8 @@ def _finished(path: Path, job: Job, shop: Workshop) -> Record | None:
 def _attempt(job: Job, shop: Workshop) -> Record:
     try:
         return shop.run(job)
+    except Interrupted:
+        raise
     except Exception as error:  # a night of runs must not end with the first that fails
         return {"error": f"{type(error).__name__}: {error}"}
 
