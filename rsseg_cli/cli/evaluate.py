@@ -87,7 +87,7 @@ def evaluate(
         from rsseg_cli.run.experiment import Chosen, require_alone, score
 
         require_alone({"a map": prediction, "--on": on, "--map": class_map})
-        result = score(Chosen.find(experiment), on_data, model=model)
+        result = score(Chosen.find(experiment), on_data, model=model, data_root=data_root)
     elif on and prediction is None:
         result = on_data(model, on, class_map=class_map)
     elif prediction is not None and truth is not None and not on:

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from rsseg_cli import presets
 from rsseg_cli.contract import Strict
+from rsseg_cli.data.source import Source
 from rsseg_cli.errors import RssegError, UnreadableError, unknown
 from rsseg_cli.report.report import Report
 
@@ -194,13 +195,19 @@ class Scored:
         (folder / "experiment.json").write_text(document, encoding="utf-8")
 
 
-def score(chosen: Chosen, evaluate: Callable[..., Report], *, model: Path | None) -> Scored:
+def score(
+    chosen: Chosen, evaluate: Callable[..., Report], *, model: Path | None, data_root: Path | None
+) -> Scored:
     """Score a model on every target of an experiment.
 
     Args:
         chosen: The experiment.
         evaluate: `evaluate.model`, with what the command line says about it.
         model: Run folder or model file; that of `fit --experiment` when None.
+        data_root: Where dataset presets lie.
+
+    Raises:
+        RssegError: There is no such run, or a target is not on disk.
     """
     targets, row = chosen.experiment.targets, chosen.row
     where = model or chosen.folder
@@ -210,6 +217,8 @@ def score(chosen: Chosen, evaluate: Callable[..., Report], *, model: Path | None
             where=str(where),
             fix=f"rsseg fit --experiment {chosen.name}, or --model RUN",
         )
+    for on in targets.values():
+        Source.locate(on, data_root=data_root).pairs()
     by_position = chosen.experiment.bands == "position"
     reports = {name: evaluate(where, [on], by_position=by_position) for name, on in targets.items()}
     lines = []

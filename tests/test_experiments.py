@@ -1,0 +1,182 @@
+"""The papers' experiments: every row resolves, runs by name, and stands beside what was printed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from dataset_trees import write
+from runs import SMALL, rsseg
+
+from rsseg_cli import presets
+from rsseg_cli.config import resolve
+from rsseg_cli.data.class_map import ClassMap
+from rsseg_cli.data.locate import take_apart
+from rsseg_cli.data.spec import DatasetSpec
+from rsseg_cli.errors import RssegError
+from rsseg_cli.run.experiment import Chosen, Experiment
+
+NAMES = presets.names("experiments")
+QUICK = [
+    *SMALL, "--no-pretrained", "--steps", "2", "--set", "training.validate_every=2",
+    "--set", "training.log_every=1",
+]  # fmt: skip
+
+
+def spec_of(text: str) -> tuple[DatasetSpec, str | None, str | None]:
+    name, split, domain = take_apart(text)
+    return presets.read(presets.find("datasets", name)).parse(DatasetSpec), split, domain
+
+
+def test_every_paper_is_there() -> None:
+    assert len(NAMES) == 29
+    papers = {name.partition("/")[0] for name in NAMES}
+    assert papers == {"crossearth_gate", "earth_adapter", "fishertune", "spectralmoe", "weft"}
+    assert {
+        "crossearth_gate/casid_sub", "spectralmoe/fbp_cross_sensor", "weft/eorssd",
+        "fishertune/gta_to_cityscapes",
+    } <= set(NAMES)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_row_resolves_and_every_dataset_is_known(name: str) -> None:
+    experiment = Chosen.find(name).experiment
+    assert experiment.title
+    first = next(iter(experiment.rows))
+    assert first in (name.partition("/")[0], experiment.rows[first].method)
+    for row in experiment.rows:
+        chosen = Chosen.find(f"{name}:{row}")
+        config = resolve(
+            method=chosen.row.method,
+            file=None,
+            sources=experiment.src,
+            changes=chosen.changes(skip={}),
+        )
+        assert config.data.src == experiment.src
+        assert config.data.map == experiment.map
+    for text in (*experiment.src, *experiment.targets.values(), *experiment.unlabelled):
+        spec, split, domain = spec_of(text)
+        assert split in {*spec.splits, "train", "val"}, text
+        if spec.domains and domain:
+            assert domain in spec.domains, text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sources_and_targets_speak_of_the_same_classes(name: str) -> None:
+    experiment = Chosen.find(name).experiment
+    learnt = []
+    for text in experiment.src:
+        classes = spec_of(text)[0].class_list()
+        if experiment.map:
+            classes = list(ClassMap.read(experiment.map).fit(classes, where=text).classes)
+        learnt.append([(one.id, one.name) for one in classes])
+    assert all(classes == learnt[0] for classes in learnt)
+    for text in experiment.targets.values():
+        assert [(one.id, one.name) for one in spec_of(text)[0].class_list()] == learnt[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sources_hold_the_bands_of_the_targets(name: str) -> None:
+    experiment = Chosen.find(name).experiment
+    ours = {band.name for band in spec_of(experiment.src[0])[0].bands}
+    for text in experiment.targets.values():
+        theirs = {band.name for band in spec_of(text)[0].bands}
+        assert len(theirs) >= len(ours)
+        assert experiment.bands == "position" or ours <= theirs
+
+
+def test_printed_numbers() -> None:
+    """Numbers copied by hand from the tables, not from the presets."""
+    printed = {
+        ("crossearth_gate/casid_sub", "mean"): 60.6,
+        ("crossearth_gate/casid_tem", "trf"): 60.3,
+        ("spectralmoe/fbp_cross_sensor", "sensors"): 66.19,
+        ("spectralmoe/fbp_cross_sensor:frozen", "sensors"): 55.54,
+        ("spectralmoe/fbp_cross_sensor:no_experts", "sensors"): 63.41,
+        ("spectralmoe/openearthmap", "mean"): 68.57,
+        ("weft/orssd", "orssd"): 89.64,
+        ("weft/eorssd:base", "eorssd"): 76.9,
+        ("fishertune/gta_to_cityscapes", "cityscapes"): 68.2,
+        ("fishertune/gta_to_mapillary:full", "mapillary"): 64.2,
+        ("fishertune/cityscapes_to_acdc:domain", "acdc"): 76.1,
+        ("earth_adapter/loveda_rural_to_urban", "urban"): 59.02,
+    }
+    for (name, target), value in printed.items():
+        row = Chosen.find(name).row
+        assert (row.mean if target == "mean" else row.published[target]) == value, name
+
+
+def test_what_was_never_published_is_said() -> None:
+    for name in ("spectralmoe/fbp_cross_region", "spectralmoe/openearthmap", "spectralmoe/whu_ohs"):
+        assert "never published" in Chosen.find(name).experiment.notes
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("targets: {a: 'x:test'}\nrows: {m: {method: lora, published: {b: 1}, source: s}}", "b is"),
+        ("targets: {a: 'x:test'}\nrows: {m: {method: lora, published: {a: 1}}}", "need a source"),
+        ("targets: {}\nrows: {m: {method: lora}}", "targets"),
+        ("targets: {a: 'x:test'}\nrows: {m: {metod: lora}}", "metod"),
+    ],
+)
+def test_mistakes_in_an_experiment_are_named(text: str, what: str) -> None:
+    whole = f"title: t\npaper: p\nsrc: [x]\n{text}\n"
+    with pytest.raises(RssegError, match=what):
+        presets.read_text(whole, Path("e.yaml")).parse(Experiment)
+
+
+# --- on the command line --------------------------------------------------------------------------
+
+
+def test_an_experiment_fits_and_is_scored_beside_the_paper(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("casid",):
+        write(name, tmp_path)
+    name = "crossearth_gate/casid_sub:lora"
+    call = rsseg("fit", "--experiment", name, "--data-root", tmp_path, *QUICK)
+    assert call.code == 0, call.err
+    assert Path("runs/crossearth_gate-casid_sub-lora/model.safetensors").is_file()
+    call = rsseg(
+        "evaluate", "--experiment", name, "--data-root", tmp_path, "--device", "cpu", "--json"
+    )
+    assert call.code == 1
+    assert "tem" in call.err, "targets that are not on disk are named before anything is computed"
+
+
+def test_potsdam_to_rescuenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write("potsdam_irrg", tmp_path)
+    write("rescuenet5", tmp_path)
+    name = "crossearth_gate/potsdam_irrg_to_rescuenet"
+    call = rsseg("fit", "--experiment", f"{name}:frozen", "--data-root", tmp_path, "--run", "r",
+                 *QUICK)  # fmt: skip
+    assert call.code == 0, call.err
+    call = rsseg("evaluate", "--experiment", name, "--model", "r", "--data-root", tmp_path,
+                 "--device", "cpu", "--json", "--report", "out")  # fmt: skip
+    assert call.code == 0, call.err
+    (line,) = call.document["targets"]
+    assert line["published"] == pytest.approx(0.586)
+    assert line["difference"] == pytest.approx(line["miou"] - 0.586)
+    assert len(call.document["scores"]["rescuenet"]["classes"]) == 5
+    assert Path("out/experiment.json").is_file()
+    assert Path("out/rescuenet/report.html").is_file()
+    shown = rsseg("evaluate", "--experiment", name, "--model", "r", "--data-root", tmp_path,
+                  "--device", "cpu")  # fmt: skip
+    assert "58.6" in shown.out
+    assert "stand in for infrared" in " ".join(shown.out.split())
+
+
+def test_what_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    call = rsseg("fit", "--experiment", "weft/eorsd")
+    assert call.code == 1
+    assert "weft/eorssd" in call.err
+    call = rsseg("fit", "--experiment", "weft/eorssd:sea")
+    assert "see" in call.err
+    call = rsseg("fit", "--experiment", "weft/eorssd", "--src", "loveda")
+    assert "--src and --experiment" in call.err
+    call = rsseg("evaluate", "--experiment", "weft/eorssd")
+    assert "there is no run of weft/eorssd" in call.err
