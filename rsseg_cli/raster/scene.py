@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError  # what is read late is raised without a public class
 from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as FileWindow
 
 from rsseg_cli.errors import RssegError, RssegWarning, UnreadableError
@@ -92,40 +93,55 @@ class Scene:
         name = fspath(path)
         file = _open(name, raw)
         try:
-            chosen, mask = _choose(file, name, bands)
-            x0, y0, x1, y1 = box or (0, 0, file.width, file.height)
-            if not (0 <= x0 < x1 <= file.width and 0 <= y0 < y1 <= file.height):
-                raise RssegError(
-                    f"the box {box} does not fit into {file.width} x {file.height} pixels",
-                    where=name,
-                    fix="x0 y0 x1 y1 inside the file",
-                )
-            dtype = _dtype(file, chosen, name)
-            own = [file.nodatavals[band - 1] for band in chosen]
-            values = tuple(_storable(nodata if nodata is not None else v, dtype) for v in own)
-            values_fill = None if fill is None else _cast(fill, dtype, len(chosen))
-            _warn_of_place(file, name)
-            return cls(
-                path=name,
-                width=x1 - x0,
-                height=y1 - y0,
-                bands=chosen,
-                dtype=dtype.name,
-                crs=file.crs,
-                transform=_moved(file.transform, x0, y0),
-                nodata=next((v for v in values if v is not None), None),
-                descriptions=tuple(file.descriptions[band - 1] for band in chosen),
-                block=file.block_shapes[chosen[0] - 1],
-                corner=(x0, y0),
-                control=_control(file, x0, y0),
-                _file=file,
-                _nodata=values,
-                _fill=values_fill,
-                _mask=mask,
-            )
+            # Some of the header is read only when it is asked for, and may be broken.
+            with _readable(name):
+                return cls._of(file, name, bands=bands, nodata=nodata, box=box, fill=fill)
         except BaseException:
             file.close()
             raise
+
+    @classmethod
+    def _of(
+        cls,
+        file: rasterio.DatasetReader,
+        name: str,
+        *,
+        bands: Sequence[int] | None,
+        nodata: float | None,
+        box: tuple[int, int, int, int] | None,
+        fill: Sequence[float] | None,
+    ) -> Scene:
+        chosen, mask = _choose(file, name, bands)
+        x0, y0, x1, y1 = box or (0, 0, file.width, file.height)
+        if not (0 <= x0 < x1 <= file.width and 0 <= y0 < y1 <= file.height):
+            raise RssegError(
+                f"the box {box} does not fit into {file.width} x {file.height} pixels",
+                where=name,
+                fix="x0 y0 x1 y1 inside the file",
+            )
+        dtype = _dtype(file, chosen, name)
+        own = [file.nodatavals[band - 1] for band in chosen]
+        values = tuple(_storable(nodata if nodata is not None else v, dtype) for v in own)
+        values_fill = None if fill is None else _cast(fill, dtype, len(chosen))
+        _warn_of_place(file, name)
+        return cls(
+            path=name,
+            width=x1 - x0,
+            height=y1 - y0,
+            bands=chosen,
+            dtype=dtype.name,
+            crs=file.crs,
+            transform=_moved(file.transform, x0, y0),
+            nodata=next((v for v in values if v is not None), None),
+            descriptions=tuple(file.descriptions[band - 1] for band in chosen),
+            block=file.block_shapes[chosen[0] - 1],
+            corner=(x0, y0),
+            control=_control(file, x0, y0),
+            _file=file,
+            _nodata=values,
+            _fill=values_fill,
+            _mask=mask,
+        )
 
     @property
     def count(self) -> int:
@@ -233,7 +249,7 @@ def _readable(name: str) -> Iterator[None]:
     """Turn GDAL's errors into one that names the file."""
     try:
         yield
-    except RasterioError as error:
+    except (RasterioError, CRSError, CPLE_BaseError) as error:
         local = Path(name)
         if local.is_dir():
             what, fix = "this is a folder, not a raster", "a file inside it"
@@ -321,8 +337,8 @@ def _control(file: rasterio.DatasetReader, x: int, y: int) -> ControlPoints | No
     points, crs = file.gcps
     if not points:
         return None
-    placed = [(p.col - x, p.row - y, p.x, p.y, p.z or 0.0) for p in points]
-    return ControlPoints(crs, tuple(tuple(map(float, point)) for point in placed))
+    placed = [(p.col - x, p.row - y, float(p.x), float(p.y), float(p.z or 0)) for p in points]
+    return ControlPoints(crs, tuple(placed))
 
 
 def _moved(transform: rasterio.Affine, x: int, y: int) -> rasterio.Affine:

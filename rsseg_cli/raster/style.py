@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 import rasterio
+from rasterio._err import CPLE_BaseError  # what PROJ says is raised without a public class
+from rasterio.errors import CRSError, RasterioError
 from rasterio.warp import transform_geom
 
 from rsseg_cli.classes import IGNORE, Class
@@ -156,13 +158,17 @@ def stac_item(
 
 def _footprint(
     width: int, height: int, crs: rasterio.CRS, transform: rasterio.Affine
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
+    """Outline a map in degrees; None where its CRS has no such place (a site's own, say)."""
     a, b, c, d, e, f = transform[:6]
     corners = [(0, 0), (width, 0), (width, height), (0, height), (0, 0)]
     ring = [(a * x + b * y + c, d * x + e * y + f) for x, y in corners]
-    there: dict[str, Any] = transform_geom(
-        crs, "EPSG:4326", {"type": "Polygon", "coordinates": [ring]}
-    )
+    try:
+        there: dict[str, Any] = transform_geom(
+            crs, "EPSG:4326", {"type": "Polygon", "coordinates": [ring]}
+        )
+    except (RasterioError, CRSError, CPLE_BaseError):
+        return None
     return there
 
 

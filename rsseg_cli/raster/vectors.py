@@ -162,7 +162,7 @@ def _measure(
     of_patch = np.zeros(count, np.uint8)
     of_patch[numbers] = values
     pixels = np.bincount(flat, minlength=count)
-    sums = np.zeros(count)
+    sums: NDArray[Any] = np.zeros(count)
     if sure is not None:
         high, wide = values.shape
         shares = sure.read(1, window=FileWindow(0, top, wide, high)) * sure.scales[0]
@@ -259,7 +259,8 @@ class _Place:
             return [patch.pixels * self.pixel_m2 for patch in patches]
         from pyproj import CRS
 
-        ellipsoid = CRS.from_wkt(self.crs).get_geod()
+        ellipsoid = CRS(self.crs).get_geod()
+        assert ellipsoid is not None  # a CRS in degrees lies on one
         return [abs(ellipsoid.geometry_area_perimeter(outline)[0]) for outline in outlines]
 
 

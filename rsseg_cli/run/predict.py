@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rsseg_cli import __version__
-from rsseg_cli.errors import PartialFailure, RssegError
+from rsseg_cli.errors import Interrupted, PartialFailure, RssegError
 from rsseg_cli.predict.engine import Infer, predict_scene
 from rsseg_cli.predict.outputs import SceneResult
 from rsseg_cli.predict.plan import Tiling
@@ -181,6 +181,7 @@ def predict(
 
     Raises:
         RssegError: Before anything is computed: no model, no scene, an output that is there.
+        Interrupted: By the keyboard.
     """
     request = request or Request()
     paths, targets = _prepare(scenes, request)
@@ -190,6 +191,10 @@ def predict(
     for path, target in zip(paths, targets, strict=True):
         try:
             result = mapper.map(path, target)
+        except KeyboardInterrupt as stop:
+            raise Interrupted(
+                f"interrupted at {path}", where=str(target.map), fix="the same call with --resume"
+            ) from stop
         except RssegError as error:
             if len(paths) == 1:
                 raise

@@ -27,6 +27,8 @@ GSD_FACTOR = 1.5
 """Pixels larger or smaller than those of the training by more than this are worth a word."""
 FAR = 4.0
 """Values further from the training's mean than so many standard deviations are, too."""
+SCALE = 10.0
+"""And values that are so many times as large or small: reflectances of 0..1 and 0..10,000, say."""
 STRIPED_ROWS = 64
 """Files that store so few rows of the whole width per block are striped."""
 SAMPLES = 5
@@ -246,8 +248,11 @@ def _values(
         return []
     return [
         f"band {name} has values around {found:.4g}, those of the training were {m:.4g} ± {s:.3g}"
-        for name, found, m, s in zip(names, values.mean(1), mean, std, strict=True)
+        for name, found, spread, m, s in zip(
+            names, values.mean(1), values.std(1), mean, std, strict=True
+        )
         if abs(found - m) > FAR * s
+        or not 1 / SCALE <= max(abs(found), spread) / max(abs(m), s, 1e-12) <= SCALE
     ]
 
 

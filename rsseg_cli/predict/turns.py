@@ -1,0 +1,53 @@
+"""Averages a model over mirrored and turned tiles (test-time augmentation)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Turns = Literal["flips", "turns"]
+"""`flips`: as it is, mirrored, upside down, both. `turns`: these four, and turned a quarter."""
+
+
+@dataclass(frozen=True)
+class Turned:
+    """A model that sees each tile several times and says the mean.
+
+    Attributes:
+        infer: The model; see `engine.Infer`.
+        turns: How tiles are shown.
+    """
+
+    infer: Callable[[Tensor], Tensor]
+    turns: Turns
+
+    def __call__(self, tiles: Tensor) -> Tensor:
+        """Score tiles (B, C, T, T): (B, K, T, T)."""
+        total: Tensor | None = None
+        ways = [(flip, turn) for turn in self._quarters() for flip in ((), (2,), (3,), (2, 3))]
+        for flip, turn in ways:
+            # Unsigned integers lack a kernel for mirroring on some devices; views of bytes do not.
+            shown = _show(tiles, flip, turn)
+            scores = self.infer(shown)
+            back = scores.flip(flip) if flip else scores
+            back = back.transpose(2, 3) if turn else back
+            total = back.clone() if total is None else total.add_(back)
+        assert total is not None
+        return total.div_(len(ways))
+
+    def _quarters(self) -> tuple[bool, ...]:
+        return (False,) if self.turns == "flips" else (False, True)
+
+
+def _show(tiles: Tensor, flip: tuple[int, ...], turn: bool) -> Tensor:
+    """Turn tiles by a transpose, then mirror them; through signed integers of the same size."""
+    signed = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
+    plain = signed.get(tiles.dtype)
+    shown = tiles if plain is None else tiles.view(plain)
+    shown = shown.transpose(2, 3) if turn else shown
+    shown = shown.flip(flip).contiguous() if flip else shown.contiguous()
+    return shown if plain is None else shown.view(tiles.dtype)
