@@ -71,6 +71,16 @@ def test_reports_are_written(city: Path, mapped: Path, tmp_path: Path) -> None:
     assert written["miou"] == call.document["miou"]
 
 
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/report"])
+def test_reports_that_cannot_be_written(
+    city: Path, mapped: Path, tmp_path: Path, place: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    call = rsseg("evaluate", mapped, city / "labels" / "a.tif", "--report", tmp_path / place)
+    assert call.code == 1
+    assert "the report cannot be written" in call.err
+
+
 def test_polygons_in_another_crs_are_truth_too(city: Path, mapped: Path, tmp_path: Path) -> None:
     labels = read(city / "labels" / "a.tif")
     found = [(shape(g), CLASSES[int(v)]) for g, v in shapes(labels, transform=NORTH_UP)]

@@ -210,6 +210,32 @@ def test_resuming_with_other_data_is_refused(
     assert (run / "resume.pt").exists()
 
 
+def test_a_run_may_be_resumed_from_another_place(
+    city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, run = copy_of(city, tmp_path), tmp_path / "run"
+    interrupted(mine, run, monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    call = rsseg(*FIT[:-1], "4", "--src", "city", "--run", "run", "--resume", "-q")
+    assert call.code == 0, call.err
+
+
+def test_a_run_on_an_undescribed_folder_may_be_resumed(
+    city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first half finds the classes, the second one reads them from what that has written."""
+    for name in "ab":
+        mine = copy_of(city, tmp_path / name)
+        (mine / "dataset.yaml").unlink()
+    four = [*FIT[:-1], "4", "-q"]
+    interrupted(tmp_path / "a" / "city", tmp_path / "a" / "run", monkeypatch)
+    options = ["--src", tmp_path / "a" / "city", "--run", tmp_path / "a" / "run"]
+    assert rsseg(*four, *options, "--resume").code == 0
+    options = ["--src", tmp_path / "b" / "city", "--run", tmp_path / "b" / "run"]
+    assert rsseg(*four, *options).code == 0
+    assert same(*(weights(tmp_path / name / "run" / "last.safetensors") for name in "ab"))
+
+
 def test_a_damaged_state_is_said(
     city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -200,7 +200,7 @@ class SpectralMoe(DepthMethod[Routing]):
         if not self.gates or modality not in known or not 0 <= block < backbone.depth:
             raise RssegError(
                 f"there is no {modality} routing after block {block}",
-                where="--explain routing",
+                where="the routing of the method",
                 fix=f"blocks 0..{backbone.depth - 1}, modalities {', '.join(known)}"
                 if self.gates
                 else "a model with a gate (method.gate)",

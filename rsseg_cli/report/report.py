@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from rich.console import Console
 
+from rsseg_cli.errors import RssegError
 from rsseg_cli.metrics.scores import Scores
 from rsseg_cli.report import terminal
 from rsseg_cli.report.files import confusion_csv, to_csv, to_markdown
@@ -64,12 +65,14 @@ class Report:
 
         Returns:
             What was written, the page first.
+
+        Raises:
+            RssegError: The folder cannot be written.
         """
         from rsseg_cli.report.page import to_html  # jinja2 only where a page is made
         from rsseg_cli.report.pictures import to_png
 
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         pngs = {
             name: one if isinstance(one, bytes) else to_png(one)
             for name, one in self.pictures.items()
@@ -105,8 +108,16 @@ class Report:
             }
         contents = {name: text.encode("utf-8") for name, text in texts.items()}
         contents |= {files[name]: png for name, png in pngs.items()}
-        for name, content in contents.items():
-            replace_file(folder / name, content)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, content in contents.items():
+                replace_file(folder / name, content)
+        except OSError as error:
+            raise RssegError(
+                f"the report cannot be written: {error.strerror}",
+                where=str(folder),
+                fix="a folder that you may write to, on a disk with free space",
+            ) from error
         return [folder / name for name in contents]
 
     def _document(self) -> dict[str, Any]:

@@ -13,10 +13,19 @@ from rsseg_cli.training.checkpoint import load_resume
 from rsseg_cli.training.folder import RunFolder
 
 MAY_CHANGE = frozenset(
-    ["backbone.weights", "training.log_every", "training.save_every", "training.validate_every",
-     "training.threads", "training.recompute", "training.compile"]
-)  # fmt: skip
-"""Settings that a resumed run may change: they do not change what it learns."""
+    [
+        "backbone.weights",
+        "data.src",
+        "training.log_every",
+        "training.save_every",
+        "training.validate_every",
+        "training.threads",
+        "training.recompute",
+        "training.compile",
+    ]
+)
+"""Settings that a resumed run may change: they do not change what it learns. Files may have moved;
+whether they are the same is told by their fingerprints."""
 
 
 def require_free(path: Path, *, overwrite: bool) -> None:
@@ -82,11 +91,20 @@ def require_same_data(state: dict[str, Any], about: dict[str, Any], path: Path) 
     Raises:
         RssegError: Files were added, removed or changed, or classes or bands are others.
     """
-    before = state["about"]
-    changed = [part for part in ("classes", "bands", "sources") if before[part] != about[part]]
+    changed = [
+        part
+        for part, before in _what_was_seen(state["about"]).items()
+        if before != _what_was_seen(about)[part]
+    ]
     if changed:
         raise RssegError(
             f"the data have changed since the run was interrupted ({', '.join(changed)})",
             where=str(path),
             fix="the data as they were, or a new run with --overwrite",
         )
+
+
+def _what_was_seen(about: dict[str, Any]) -> dict[str, Any]:
+    """Pick what must stay; where the files lie does not matter."""
+    sources = [{k: v for k, v in one.items() if k != "root"} for one in about["sources"]]
+    return {"classes": about["classes"], "bands": about["bands"], "sources": sources}
