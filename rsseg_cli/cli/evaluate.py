@@ -90,6 +90,12 @@ def evaluate(
         result = score(Chosen.find(experiment), on_data, model=model, data_root=data_root)
     elif on and prediction is None:
         result = on_data(model, on, class_map=class_map)
+    elif class_map is not None:
+        raise RssegError(
+            "--map joins the classes of a model and a dataset",
+            where="--map",
+            fix="rsseg evaluate --model RUN --on DATASET --map NAME",
+        )
     elif prediction is not None and truth is not None and not on:
         result = runs.rasters(
             prediction,
