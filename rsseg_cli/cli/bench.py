@@ -1,0 +1,50 @@
+"""`rsseg bench`: what this machine does with a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rsseg_cli.cli import options
+
+app = typer.Typer(help="Measure speed on this machine.", no_args_is_help=True)
+
+
+@app.callback()
+def _bench() -> None:
+    pass
+
+
+@app.command("predict")
+def predict(
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", help="Run folder or model file; a random small one if none."),
+    ] = None,
+    size: Annotated[int, typer.Option(help="Side of the scene in pixels.", min=64)] = 2048,
+    tile: Annotated[
+        int | None, typer.Option(help="Side of a tile; the model's own if none.", min=8)
+    ] = None,
+    overlap: Annotated[
+        float, typer.Option(help="Share of a tile that overlaps its neighbour.", min=0.0, max=0.5)
+    ] = 0.25,
+    batch: Annotated[int | None, typer.Option(help="Tiles per forward pass.", min=1)] = None,
+    rounds: Annotated[int, typer.Option(help="The fastest of so many counts.", min=1)] = 3,
+    device: options.Device = "auto",
+    as_json: options.AsJson = False,
+) -> None:
+    """Map a scene made for it: end to end beside bare forward passes, a null model beside a copy.
+
+    Example: rsseg bench predict --model runs/my-run
+    """
+    from rsseg_cli.run import bench
+
+    found = bench.bench_predict(
+        model, size=size, tile=tile, batch=batch, overlap=overlap, rounds=rounds, device=device
+    )
+    if as_json:
+        options.answer(found)
+    else:
+        bench.show(found)

@@ -1,0 +1,198 @@
+"""`bench predict`: what the engine makes of this machine, in ratios taken in one run."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+import rasterio.shutil
+import torch
+from rasterio.windows import Window as FileWindow
+from rich.console import Console
+from torch import Tensor
+
+from rsseg_cli.classes import Class, default_color
+from rsseg_cli.config import resolve
+from rsseg_cli.contract import Bands
+from rsseg_cli.predict.engine import Infer, predict_scene
+from rsseg_cli.predict.outputs import Outputs, SceneResult
+from rsseg_cli.predict.plan import Tiling, plan_scene
+from rsseg_cli.raster.parts import BLOCK
+from rsseg_cli.raster.scene import Scene
+from rsseg_cli.run.model import Fitted, build, open_model, pick_device
+from rsseg_cli.run.predict import ModelInfer, tiling_for
+from rsseg_cli.run.reports import versions
+
+CLASSES = 8
+"""Classes of the models that are made for the bench."""
+TILED = {"tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK}
+
+
+class NullModel:
+    """One-hot of band 1 modulo 8: what is left is the engine."""
+
+    def __call__(self, tiles: Tensor) -> Tensor:
+        """Score tiles (B, C, T, T)."""
+        wanted = torch.arange(CLASSES, dtype=torch.uint8, device=tiles.device).view(1, -1, 1, 1)
+        return (tiles[:, :1].to(torch.uint8) % CLASSES == wanted).float()
+
+
+def bench_predict(
+    model: Path | None = None,
+    *,
+    size: int = 2048,
+    tile: int | None = None,
+    batch: int | None = None,
+    overlap: float = 0.25,
+    rounds: int = 3,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Measure a whole prediction beside bare forward passes, and a null model beside a copy.
+
+    Args:
+        model: Run folder or model file; a random vit_tiny with a linear head when None.
+        size: Side of the square scene that is made for it.
+        tile: Side of a tile; that of the training when None.
+        batch: Tiles per pass.
+        overlap: Share of a tile that overlaps its neighbour.
+        rounds: The fastest of so many counts.
+        device: auto, cpu, cuda or cuda:N.
+
+    Returns:
+        `device`, `versions`, `bare`, `end_to_end`, `ratio` (end to end over bare), and the parts:
+        `null` and `copy`, `null_ratio` (null model over copying the raster with GDAL).
+    """
+    where = pick_device(device)
+    fitted = _random_model() if model is None else open_model(model)
+    tiling = tiling_for(fitted, where, tile=tile, overlap=overlap, batch=batch)
+    infer = ModelInfer(fitted, where)
+    with tempfile.TemporaryDirectory(prefix="rsseg-bench-") as name:
+        folder = Path(name)
+        bands = fitted.model.bands
+        path = write_scene(folder / "scene.tif", size, bands.mean, bands.std, bands.dtype)
+        with Scene.open(path) as scene:
+            plan = plan_scene(scene, tiling, classes=len(fitted.classes))
+            bare = _bare(scene, infer, tiling, plan.tiles, where, rounds)
+            whole = _map(scene, infer, fitted.classes, tiling, where, folder, rounds)
+        single = write_scene(folder / "single.tif", size, (120.0,), (60.0,), "uint8")
+        copied = _best(
+            lambda: rasterio.shutil.copy(
+                single, folder / "copy.tif", driver="GTiff", compress="zstd", **TILED
+            ),
+            rounds,
+        )
+        classes = [Class(k, f"class {k}", default_color(k)) for k in range(CLASSES)]
+        with Scene.open(single) as scene:
+            null = _map(scene, NullModel(), classes, tiling, where, folder, rounds)
+    mpx = size * size / 1e6
+    seconds = {"bare": bare, "copy": copied}
+    return {
+        "device": str(where),
+        "versions": versions(),
+        "model": fitted.describe() if model is not None else "random vit_tiny + linear",
+        "scene": {"width": size, "height": size, "bands": len(bands), "dtype": bands.dtype},
+        "tiling": {**asdict(tiling), "tiles": plan.tiles},
+        **{key: {"seconds": s, "mpx_per_s": mpx / s} for key, s in seconds.items()},
+        "end_to_end": _document(whole),
+        "ratio": bare / whole.seconds,
+        "null": _document(null),
+        "null_ratio": copied / null.seconds,
+    }
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print what was measured."""
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{found['model']} on {found['device']}", markup=False)
+    for key in ("bare", "end_to_end", "copy", "null"):
+        one = found[key]
+        console.print(f"{key:<12} {one['seconds']:8.2f} s  {one['mpx_per_s']:8.2f} Mpx/s")
+    console.print(f"end to end runs at {found['ratio']:.2f} of bare forward passes")
+    console.print(f"a null model runs at {found['null_ratio']:.2f} of a copy with GDAL")
+
+
+def write_scene(
+    path: Path, size: int, mean: Sequence[float], std: Sequence[float], dtype: str
+) -> Path:
+    """Write smooth ground with sensor noise, in strips of blocks."""
+    rng = np.random.default_rng(0)
+    limits = np.iinfo(dtype) if np.dtype(dtype).kind in "iu" else None
+    with rasterio.open(
+        path, "w", driver="GTiff", width=size, height=size, count=len(mean), dtype=dtype,
+        compress="deflate", crs="EPSG:32633", photometric="minisblack", alpha="no",
+        transform=rasterio.Affine(10, 0, 500_000, 0, -10, 5_300_000), **TILED,
+    ) as file:  # fmt: skip
+        for y in range(0, size, BLOCK):
+            rows = min(BLOCK, size - y)
+            coarse = rng.normal(size=(len(mean), -(-rows // 16), -(-size // 16)))
+            ground = coarse.repeat(16, 1).repeat(16, 2)[:, :rows, :size]
+            ground = ground + rng.normal(scale=0.05, size=ground.shape)
+            samples = ground * np.reshape(std, (-1, 1, 1)) + np.reshape(mean, (-1, 1, 1))
+            if limits is not None:
+                samples = samples.clip(limits.min, limits.max)
+            file.write(samples.astype(dtype), window=FileWindow(0, y, size, rows))
+    return path
+
+
+def _random_model() -> Fitted:
+    """Make a small transformer that has learnt nothing."""
+    config = resolve(
+        method="frozen", file=None, backbone="vit_tiny", head="linear", pretrained=False,
+        changes=["data.tile=256"],
+    )  # fmt: skip
+    bands = Bands(
+        names=("red", "green", "blue"), wavelengths_nm=(660.0, 560.0, 485.0),
+        mean=(110.0,) * 3, std=(50.0,) * 3, dtype="uint8",
+    )  # fmt: skip
+    classes = [Class(k, f"class {k}", default_color(k)) for k in range(CLASSES)]
+    return Fitted(Path("random"), build(config, bands, CLASSES).eval(), config, classes, {})
+
+
+def _bare(
+    scene: Scene, infer: Infer, tiling: Tiling, tiles: int, device: torch.device, rounds: int
+) -> float:
+    """Time forward passes over as many tiles, with nothing else."""
+    shape = (tiling.batch, scene.count, tiling.tile, tiling.tile)
+    given = torch.from_numpy(np.zeros(shape, scene.dtype)).to(device)
+    whole, rest = divmod(tiles, tiling.batch)
+    batches = [given] * whole + [given[:rest]] * bool(rest)
+
+    def forward() -> None:
+        for batch in batches:
+            scores = infer(batch)
+        scores[0, 0, 0, 0].item()
+
+    infer(given)
+    return _best(forward, rounds)
+
+
+def _map(
+    scene: Scene, infer: Infer, classes: Sequence[Class], tiling: Tiling, device: torch.device,
+    folder: Path, rounds: int,
+) -> SceneResult:  # fmt: skip
+    """Map a scene a few times; gives the fastest."""
+    outputs = Outputs(map=folder / "map.tif", classes=classes, overwrite=True)
+    results = [
+        predict_scene(scene, infer, outputs, tiling=tiling, device=device) for _ in range(rounds)
+    ]
+    return min(results, key=lambda result: result.seconds)
+
+
+def _document(result: SceneResult) -> dict[str, Any]:
+    kept = ("seconds", "mpx_per_s", "peak_rss_mb", "wait")
+    return {key: value for key, value in asdict(result).items() if key in kept}
+
+
+def _best(work: Callable[[], object], rounds: int) -> float:
+    seconds = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
