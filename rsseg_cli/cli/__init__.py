@@ -12,7 +12,20 @@ from typing import TextIO
 import typer
 
 from rsseg_cli import __version__
-from rsseg_cli.cli import adapt, compare, data, demo, doctor, evaluate, fit, predict, presets
+from rsseg_cli.cli import (
+    adapt,
+    bench,
+    compare,
+    data,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    fit,
+    predict,
+    presets,
+    preview,
+)
 from rsseg_cli.errors import RssegError, RssegWarning
 
 app = typer.Typer(
@@ -29,8 +42,11 @@ app.command("adapt")(adapt.adapt)
 app.command("predict")(predict.predict)
 app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(compare.compare)
+app.command("preview")(preview.preview)
+app.command("export")(export.export)
 app.add_typer(data.app, name="data")
 app.add_typer(presets.app, name="presets")
+app.add_typer(bench.app, name="bench")
 app.command("doctor")(doctor.doctor)
 
 

@@ -1,0 +1,135 @@
+"""Draws what a model will see of a scene: bands, stretch, missing pixels, tiles."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from rsseg_cli.report.pictures import EDGE, INK, stretch
+
+COLUMNS = 4
+"""Bands side by side."""
+MISSING = "///"
+"""Hatch of missing pixels."""
+FAR = 3.0
+"""Standard deviations around the mean that a band's picture spans, dark to bright."""
+
+
+@dataclass(frozen=True)
+class BandView:
+    """One band.
+
+    Attributes:
+        name: Its name.
+        values: (N,) stored values that are there, some of them.
+        mean: Mean that the model takes off.
+        std: Standard deviation that it divides by.
+    """
+
+    name: str
+    values: NDArray[Any]
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True)
+class SceneView:
+    """A scene at the size it is shown at.
+
+    Attributes:
+        title: What it is.
+        samples: (C, h, w) stored values.
+        valid: (h, w) pixels that are there.
+        rgb: Bands shown in colour, from 0.
+        step: Pixels of the scene per pixel shown.
+        columns: First column of every tile, in pixels of the scene.
+        rows: First row of every tile.
+        tile: Side of a tile.
+        bands: All bands.
+    """
+
+    title: str
+    samples: NDArray[Any]
+    valid: NDArray[np.bool_]
+    rgb: tuple[int, ...]
+    step: int
+    columns: Sequence[int]
+    rows: Sequence[int]
+    tile: int
+    bands: Sequence[BandView]
+
+
+def draw_preview(view: SceneView) -> Figure:
+    """Draw the scene with its tiles above, and each band with its histogram below."""
+    height, width = view.valid.shape
+    down = math.ceil(len(view.bands) / COLUMNS)
+    top, cell = 9.0 * min(1.2, height / width), 2.3 * min(1.2, height / width) + 1.5
+    figure = Figure(figsize=(9.4, top + down * cell + 0.6), dpi=120, facecolor="white")
+    figure.suptitle(view.title, fontsize=11, color=INK)
+    upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=[top, down * cell])[:, 0]
+    _scene(upper.subplots(), view)
+    grid = lower.subplots(2 * down, COLUMNS, squeeze=False, height_ratios=[cell - 1.5, 1.0] * down)
+    for axes in grid.ravel():
+        axes.set_axis_off()
+    for index, band in enumerate(view.bands):
+        row, column = divmod(index, COLUMNS)
+        _band(grid[2 * row, column], band, view.samples[index], view.valid)
+        _histogram(grid[2 * row + 1, column], band)
+    return figure
+
+
+def _scene(axes: Axes, view: SceneView) -> None:
+    axes.imshow(stretch(view.samples[list(view.rgb)], view.valid), interpolation="nearest")
+    if not view.valid.all():
+        missing = np.where(view.valid, np.nan, 1.0)
+        axes.contourf(missing, levels=[0.5, 1.5], colors="none", hatches=[MISSING])
+    for x in view.columns:
+        axes.axvline(x / view.step - 0.5, color="white", linewidth=0.5, alpha=0.7)
+    for y in view.rows:
+        axes.axhline(y / view.step - 0.5, color="white", linewidth=0.5, alpha=0.7)
+    share = 100 * (1 - view.valid.mean())
+    names = " ".join(view.bands[index].name for index in view.rgb)
+    axes.set_title(
+        f"{names}; {len(view.columns) * len(view.rows):,} tiles of {view.tile} px; "
+        f"hatched: missing, {share:.1f} %",
+        fontsize=9, color=INK,
+    )  # fmt: skip
+    _bare(axes)
+
+
+def _band(axes: Axes, band: BandView, samples: NDArray[Any], valid: NDArray[np.bool_]) -> None:
+    seen = (samples.astype(np.float64) - band.mean) / (band.std or 1.0)
+    axes.set_axis_on()
+    axes.imshow(np.where(valid, seen, np.nan), cmap="gray", vmin=-FAR, vmax=FAR)
+    axes.set_facecolor("white")
+    axes.set_title(band.name, fontsize=9, color=INK)
+    _bare(axes)
+
+
+def _histogram(axes: Axes, band: BandView) -> None:
+    axes.set_axis_on()
+    if len(band.values):
+        low, high = np.percentile(band.values, (0.1, 99.9))
+        axes.hist(band.values, bins=60, range=(low, max(high, low + 1e-6)), color=EDGE)
+    axes.axvline(band.mean, color=INK, linewidth=1.2)
+    for side in (-1, 1):
+        axes.axvline(band.mean + side * band.std, color=INK, linewidth=0.8, linestyle="--")
+    axes.set_yticks([])
+    axes.tick_params(labelsize=7, colors=INK)
+    axes.set_xlabel(f"mean {band.mean:.4g}, std {band.std:.4g}", fontsize=7, color=INK)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _bare(axes: Axes) -> None:
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_color(EDGE)

@@ -1,0 +1,106 @@
+"""An export can be handed on: it predicts as the run does, and says what it is."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import rasterio
+import yaml
+from runs import BANDS, CLASSES, SMALL, rsseg, write_city
+
+from rsseg_cli.run.export import UNNAMED, backbone_licence
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("export")
+    city = write_city(root / "city")
+    spec = city / "dataset.yaml"
+    spec.write_text(spec.read_text() + "licence: CC BY 4.0\n")
+    done = rsseg(
+        "fit", "--method", "full", "--src", city, *SMALL, "--steps", "2", "--no-pretrained",
+        "--run", root / "small_run",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    return root / "small_run"
+
+
+def test_the_folder_predicts_as_the_run_does(run: Path, tmp_path: Path) -> None:
+    found = rsseg("export", run, "-o", tmp_path / "out", "--json").document
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "model.safetensors", "config.yaml", "README.md", "item.json",
+    }  # fmt: skip
+    scene = run.parent / "city" / "images" / "a.tif"
+    maps = []
+    for name, model in (("one", run), ("two", found["folder"])):
+        made = tmp_path / f"{name}.tif"
+        done = rsseg("predict", scene, "-o", made, "--model", model, "--device", "cpu")
+        assert done.code == 0, done.err
+        with rasterio.open(made) as file:
+            maps.append(file.read())
+    assert (maps[0] == maps[1]).all()
+    settings = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())
+    assert settings == yaml.safe_load((run / "config.yaml").read_text())
+
+
+def test_card_says_data_scores_limits_and_licences(run: Path, tmp_path: Path) -> None:
+    rsseg("export", run, "-o", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    score = json.loads((run / "report" / "report.json").read_text())
+    assert f"mIoU {100 * score['miou']:.1f}" in card
+    assert "| city | 2 |" in card
+    assert "| city | CC BY 4.0 |" in card
+    assert "started at random" in card
+    assert "It reads blue green nir, in this order, as uint16" in card
+    weak = [row["name"] for row in score["classes"] if row["pixels"] and row["iou"] < 0.4]
+    assert weak
+    assert f"IoU below 40 %: {', '.join(weak)}." in card
+
+
+def test_item_is_a_machine_learning_model(run: Path, tmp_path: Path) -> None:
+    rsseg("export", run, "-o", tmp_path / "out")
+    item = json.loads((tmp_path / "out" / "item.json").read_text())
+    assert (item["type"], item["stac_version"], item["geometry"]) == ("Feature", "1.1.0", None)
+    assert "bbox" not in item
+    assert any("/mlm/v1" in url for url in item["stac_extensions"])
+    properties = item["properties"]
+    required = {"name", "architecture", "framework", "tasks", "input", "output"}
+    assert {f"mlm:{name}" for name in required} <= properties.keys()
+    assert re.fullmatch(r"[a-zA-Z][a-zA-Z0-9_.-]+[a-zA-Z0-9]", properties["mlm:name"])
+    assert properties["mlm:pretrained"] is False
+    assert properties["mlm:pretrained_source"] is None
+    (seen,), (said,) = properties["mlm:input"], properties["mlm:output"]
+    assert seen["bands"] == list(BANDS)
+    assert seen["input"]["shape"] == [-1, 3, 32, 32]
+    assert len(seen["value_scaling"]) == 3
+    assert all(one["stddev"] > 0 for one in seen["value_scaling"])
+    assert {one["value"]: one["description"] for one in said["classification:classes"]} == CLASSES
+    asset = item["assets"]["model"]
+    assert "mlm:model" in asset["roles"]
+    assert asset["bands"][0] == {"name": "blue", "eo:center_wavelength": 0.49}
+    assert asset["file:size"] == (tmp_path / "out" / "model.safetensors").stat().st_size
+
+
+def test_licences_of_backbones_are_those_that_timm_knows() -> None:
+    large = backbone_licence({"name": "mae_large", "pretrained": True})
+    assert large.terms == "cc-by-nc-4.0"
+    assert large.where.startswith("https://huggingface.co/")
+    assert "dinov3" in backbone_licence({"name": "dinov3_base"}).terms
+    assert backbone_licence({"name": "galileo_nano"}).terms == UNNAMED
+
+
+def test_nothing_is_replaced_unasked(run: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "mine.txt").write_text("x")
+    refused = rsseg("export", run, "-o", target)
+    assert refused.code == 1
+    assert "there already" in refused.err
+    assert rsseg("export", run, "-o", target, "--overwrite").out.strip() == str(target)
+    assert (target / "mine.txt").read_text() == "x"
+    missing = rsseg("export", tmp_path / "none")
+    assert missing.code == 1
+    assert "is not there" in missing.err

@@ -1,0 +1,87 @@
+"""A preview reads a scene as the engine does, and says what looks wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import WriteScene, random_samples
+from PIL import Image
+from runs import SMALL, rsseg, write_city
+
+from rsseg_cli.classes import Class
+from rsseg_cli.raster.scene import Scene
+from rsseg_cli.run.preview import quicklook_beside, sampled
+
+
+def test_numbers_are_those_of_the_scene(tmp_path: Path, write_scene: WriteScene) -> None:
+    samples = random_samples(5, 70, 90, "uint16")
+    samples[:, :7] = 0
+    scene = write_scene(samples, "scene.tif", nodata=0)
+    picture = tmp_path / "look" / "p.png"
+    found = rsseg("preview", scene, "-o", picture, "--tile", "32", "--json").document
+    assert found["missing"] == pytest.approx(0.1)
+    there = samples[:, 7:].reshape(5, -1)
+    assert [one["mean"] for one in found["bands"]] == pytest.approx(there.mean(1).tolist())
+    assert [one["std"] for one in found["bands"]] == pytest.approx(there.std(1).tolist())
+    assert [one["high"] for one in found["bands"]] == there.max(1).tolist()
+    assert found["tiles"] == 3 * 4  # 32 px, a quarter of overlap
+    assert found["remarks"] == []
+    with Image.open(picture) as image:
+        assert image.width > 900
+    again = rsseg("preview", scene, "-o", picture)
+    assert again.code == 1
+    assert "there already" in again.err
+    assert rsseg("preview", scene, "-o", picture, "--overwrite").out.strip() == str(picture)
+
+
+def test_a_large_scene_is_sampled_evenly(write_scene: WriteScene) -> None:
+    ramp = np.add.outer(np.arange(200), np.arange(300)).astype(np.uint16)[None]
+    with Scene.open(write_scene(ramp, "ramp.tif")) as scene:
+        samples, valid, step = sampled(scene, 100)
+    assert (samples.shape, step) == ((1, 67, 100), 3)
+    assert valid.all()
+    np.testing.assert_array_equal(samples[0], ramp[0, 1::3, 1::3])
+
+
+def test_a_scene_unlike_the_training_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_scene: WriteScene
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    city = write_city(tmp_path / "city", scenes=1)
+    done = rsseg(
+        "fit", "--method", "frozen", "--src", city, *SMALL, "--steps", "1", "--no-pretrained",
+        "--run", "run",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    own = rsseg("preview", city / "images" / "a.tif", "--model", "run", "--json").document
+    assert own["remarks"] == []
+    assert [one["name"] for one in own["bands"]] == ["blue", "green", "nir"]
+    assert own["tile"] == 32
+    bright = write_scene(np.full((3, 64, 64), 20_000, np.uint16), "bright.tif")
+    far = rsseg("preview", bright, "--model", "run", "--json").document
+    assert "band blue is the same everywhere" in far["remarks"]
+    noisy = random_samples(3, 64, 64, "uint16") + np.uint16(20_000)
+    remark = rsseg("preview", write_scene(noisy, "noisy.tif"), "--model", "run").err
+    assert "another scale, sensor or order?" in remark
+    four = rsseg("preview", write_scene(random_samples(4, 64, 64, "uint16")), "--model", "run")
+    assert four.code == 1
+    assert "has 4 bands, the model wants 3 (blue green nir)" in four.err
+
+
+def test_a_scene_without_pixels(tmp_path: Path, write_scene: WriteScene) -> None:
+    empty = write_scene(np.zeros((1, 20, 20), np.uint8), "empty.tif", nodata=0)
+    found = rsseg("preview", empty, "-o", tmp_path / "p.png", "--json").document
+    assert found["missing"] == 1
+    assert "nodata" in found["remarks"][0]
+    assert rsseg("preview", tmp_path / "none.tif").code == 1
+
+
+def test_quicklook_lies_beside_its_map(write_scene: WriteScene) -> None:
+    made = write_scene(np.ones((1, 30, 30), np.uint8), "scene.seg.tif")
+    classes = [Class(1, "water", (0, 0, 200))]
+    look = quicklook_beside(made, classes, image=write_scene(random_samples(4, 30, 30)))
+    assert look == made.parent / "scene.seg.png"
+    with Image.open(look) as image:
+        assert (np.asarray(image.convert("RGB")) == (0, 0, 200)).all(-1).any()
