@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from dataset_trees import HEIGHT, TREES, WIDTH, Tree, write
+from PIL import Image
+from runs import SMALL, rsseg
 
 from rsseg_cli import presets
 from rsseg_cli.classes import IGNORE
@@ -161,6 +163,18 @@ def test_a_model_takes_a_step(name: str, roots: dict[str, Path]) -> None:
     assert any(p.grad is not None and p.grad.any() for _, p in model.tuned())
 
 
+def test_the_command_line_fits_a_preset(tmp_path: Path, roots: dict[str, Path]) -> None:
+    """CMYK scenes, coloured labels and a domain, from `--src` to a model file."""
+    call = rsseg(
+        "fit", "-m", "frozen", "--src", "fbp_cmegacities:test:ps_chengdu", "--data-root",
+        roots["fbp_cmegacities"], "--run", tmp_path / "run", *SMALL, "--no-pretrained", "--steps",
+        "1", "--set", "data.validation=0",
+    )  # fmt: skip
+    assert call.code == 0, call.err
+    assert "4 bands (nir red green blue), 24 classes" in call.err
+    assert (tmp_path / "run/model.safetensors").is_file()
+
+
 # --- traps ----------------------------------------------------------------------------------------
 
 
@@ -175,6 +189,37 @@ def test_flair_lies_in_lambert_93(roots: dict[str, Path]) -> None:
         pair = locate(name, roots, ":train").pairs()[0]
         assert pair.place.crs is not None
         assert pair.place.crs.to_epsg() == 2154
+
+
+def test_palette_files_are_read_by_their_ids(roots: dict[str, Path]) -> None:
+    """Labels of GTAV are palette PNGs whose indices are label ids."""
+    source = locate("gtav", roots)
+    pair = source.pairs("all")[0]
+    assert pair.label is not None
+    before = pair.label.read_bytes()
+    ids = np.resize(np.array([7, 0, 26, 33], np.uint8), (HEIGHT, WIDTH))
+    picture = Image.new("P", (WIDTH, HEIGHT))
+    picture.frombytes(ids.tobytes())
+    picture.putpalette([value for color in range(256) for value in (color, 9, 255 - color)])
+    picture.save(pair.label)
+    reader = source.opener.labels(pair)
+    assert reader is not None
+    with reader:
+        row = reader.read(Window(0, 0, 4, 1))[0].tolist()
+    pair.label.write_bytes(before)
+    assert row == [0, IGNORE, 13, 18]
+
+
+@pytest.mark.parametrize("name", ["fbp_gf2:all", "potsdam_rgb:all", "loveda:trainval:rural"])
+def test_splits_that_are_all_for_training_hold_nothing_back(
+    name: str, roots: dict[str, Path]
+) -> None:
+    preset, _, rest = name.partition(":")
+    source = locate(preset, roots, f":{rest}")
+    train, validation = source.training_and_validation()
+    assert train == source.pairs()
+    assert all(pair.regions is None for pair in train)
+    assert not validation
 
 
 def test_potsdam_names_are_no_numbers() -> None:
