@@ -75,7 +75,7 @@ def show_check(found: Check, console: Console | None = None) -> None:
     for column in ("images", "with label"):
         counts.add_column(column, justify="right")
     for count in found.counts:
-        split, domain = count.split or "(in no split)", count.domain or "-"
+        split, domain = count.split or "(none)", count.domain or "-"
         counts.add_row(split, domain, f"{count.images:,}", f"{count.labelled:,}")
     console.print(counts, "")
     table = Table(box=None, header_style="bold", pad_edge=False)
