@@ -1,10 +1,13 @@
 """Measures `predict`: what the engine costs beside the model, and beside a plain copy.
 
-    python tests/benchmarks/bench_predict.py [--null] [--vit] [--memory] [--json]
+    python tests/benchmarks/bench_predict.py [--null] [--vit] [--striped] [--seams] [--memory]
+                                             [--json]
 
 `--null` compares a model without compute with copying the same raster by GDAL; `--vit` compares a
-small transformer with its bare forward passes on the same tiles; `--memory` compares the peak RSS
-on scenes of different height. Ratios are taken in one run, the best of a few rounds.
+small transformer with its bare forward passes on the same tiles; `--striped` compares a scene in
+strips with one in tiles; `--seams` compares jumps of the probabilities where tiles meet with those
+elsewhere; `--memory` compares the peak RSS on scenes of different height. Ratios are taken in one
+run, the best of a few rounds.
 """
 
 from __future__ import annotations
@@ -76,13 +79,14 @@ class TinyTransformer(nn.Module):
         return scores.softmax(1)
 
 
-def write_scene(path: Path, width: int, height: int, bands: int = 1) -> Path:
+def write_scene(path: Path, width: int, height: int, bands: int = 1, **layout: Any) -> Path:
     """Write smooth ground with sensor noise, in strips, so that any height can be written."""
     rng = np.random.default_rng(0)
     with rasterio.open(
         path, "w", driver="GTiff", width=width, height=height, count=bands, dtype="uint8",
         compress="deflate", crs="EPSG:32633", photometric="minisblack", alpha="no",
-        transform=rasterio.Affine(10, 0, 500_000, 0, -10, 5_300_000), bigtiff="IF_SAFER", **TILED,
+        transform=rasterio.Affine(10, 0, 500_000, 0, -10, 5_300_000), bigtiff="IF_SAFER",
+        **(layout or TILED),
     ) as file:  # fmt: skip
         for y in range(0, height, 512):
             rows = min(512, height - y)
@@ -103,11 +107,13 @@ def best(work: Callable[[], object]) -> float:
     return min(seconds)
 
 
-def predict(path: Path, out: Path, infer: Any, driver: str = "COG") -> Any:
+def predict(
+    path: Path, out: Path, infer: Any, driver: str = "COG", tiling: Tiling = TILING, **products: Any
+) -> Any:
     """Map a scene."""
-    outputs = Outputs(map=out, classes=CLASSES, driver=driver, overwrite=True)
+    outputs = Outputs(map=out, classes=CLASSES, driver=driver, overwrite=True, **products)
     with Scene.open(path) as scene:
-        return predict_scene(scene, infer, outputs, tiling=TILING)
+        return predict_scene(scene, infer, outputs, tiling=tiling)
 
 
 def bench_null(folder: Path) -> dict[str, float]:
@@ -144,10 +150,53 @@ def bench_vit(folder: Path) -> dict[str, float]:
     return {"bare_s": bare, "end_to_end_s": whole, "ratio": bare / whole}
 
 
+def bench_striped(folder: Path) -> dict[str, float]:
+    """Compare a scene that is stored in strips with the same in tiles."""
+    infer = NullModel()
+    seconds = {}
+    for name, layout in (("tiled", TILED), ("striped", {"tiled": False, "blockysize": 1})):
+        path = write_scene(folder / f"{name}.tif", 4096, 4096, bands=4, **layout)
+        seconds[f"{name}_s"] = best(lambda path=path: predict(path, folder / "out.tif", infer))
+    return {**seconds, "ratio": seconds["striped_s"] / seconds["tiled_s"]}
+
+
+@torch.inference_mode()
+def bench_seams(folder: Path) -> dict[str, float]:
+    """Compare jumps between columns where tiles meet with jumps elsewhere, at the same phase.
+
+    `excess` is over all columns on which two tiles have a say, `worst_excess` over the columns
+    where the second one begins and the first one ends, `cut_excess` at borders without an overlap.
+    """
+    path = write_scene(folder / "seams.tif", 1027, 515, bands=3)
+    torch.manual_seed(0)
+    model = TinyTransformer(3).eval()
+    with torch.no_grad():
+        model.head.weight.mul_(20)  # a random head is never sure, and 1/254 would hide its jumps
+    found = {}
+    for name, overlap in (("", TILING.overlap), ("cut_", 0.0)):
+        tiling = Tiling(TILING.tile, overlap, TILING.batch)
+        shares = folder / f"{name}shares.tif"
+        predict(path, folder / "out.tif", model, tiling=tiling, probabilities=shares)
+        with rasterio.open(shares) as file:
+            jumps = np.abs(np.diff(file.read().astype(np.float32), axis=2)).mean((0, 1))
+        axis = tiling.axis(1027)
+        meet, edge = np.zeros((2, len(jumps)), bool)
+        for i in range(1, axis.count):
+            begin, end = axis.begin(i), axis.end(i - 1)
+            meet[begin - 1 : max(end, begin)] = True
+            edge[[begin - 1, max(end, begin) - 1]] = True
+        phase = (np.arange(len(jumps)) - axis.start(0)) % 16
+        inside = np.array([jumps[~meet & (phase == p)].mean() for p in range(16)])[phase]
+        found[f"{name}excess"] = float((jumps / inside)[meet].mean() - 1)
+        found[f"{name}worst_excess"] = float((jumps / inside)[edge].mean() - 1)
+    return found
+
+
 def bench_memory(folder: Path) -> dict[str, float]:
     """Compare the peak RSS of processes that map scenes of different height."""
     peaks = {}
-    for height in (8192, 65536):
+    low, high = 8192, 131_072
+    for height in (low, high):
         path = write_scene(folder / f"high{height}.tif", 4096, height)
         done = subprocess.run(
             [sys.executable, __file__, "--peak-of", str(path)],
@@ -155,13 +204,13 @@ def bench_memory(folder: Path) -> dict[str, float]:
         )  # fmt: skip
         peaks[f"peak_{height}_mb"] = float(done.stdout)
         path.unlink()
-    return {**peaks, "ratio": peaks["peak_65536_mb"] / peaks["peak_8192_mb"]}
+    return {**peaks, "ratio": peaks[f"peak_{high}_mb"] / peaks[f"peak_{low}_mb"]}
 
 
 def main() -> None:
     """Run what was asked for, all when nothing was."""
     parser = argparse.ArgumentParser()
-    for name in ("null", "vit", "memory", "json"):
+    for name in ("null", "vit", "striped", "seams", "memory", "json"):
         parser.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--peak-of", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -169,7 +218,10 @@ def main() -> None:
         predict(asked.peak_of, asked.peak_of.with_suffix(".out.tif"), NullModel())
         print(peak_rss_mb())
         return
-    benches = {"null": bench_null, "vit": bench_vit, "memory": bench_memory}
+    benches = {
+        "null": bench_null, "vit": bench_vit, "striped": bench_striped, "seams": bench_seams,
+        "memory": bench_memory,
+    }  # fmt: skip
     chosen = [name for name in benches if getattr(asked, name)] or list(benches)
     results = {}
     for name in chosen:
