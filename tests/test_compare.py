@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import re
+import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -94,6 +97,32 @@ def test_files_say_the_same(runs: list[Path], tmp_path: Path) -> None:
     mean = 100 * high["scores"]["mIoU"]["mean"]
     for text in (page, (tmp_path / "out/compare.md").read_text(), rsseg("compare", *runs).out):
         assert f"{mean:.1f} \u00b1 " in text
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: the page was not opened in a browser")
+def test_page_works_in_a_browser(runs: list[Path], tmp_path: Path) -> None:
+    page = compare(runs).write(tmp_path / "out")[0]
+    click = """<script>
+      const table = document.querySelectorAll("table.sortable")[1];
+      table.querySelectorAll("thead button")[1].click();
+      document.title = JSON.stringify({
+        order: [...table.tBodies[0].rows].map((row) => Number(row.cells[1].dataset.value)),
+        requests: performance.getEntriesByType("resource").map((e) => e.name)
+          .filter((name) => !name.startsWith("data:")),
+      });
+    </script></body>"""
+    page.write_text(page.read_text().replace("</body>", click))
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert "CONSOLE" not in done.stderr, done.stderr
+    found = json.loads(html.unescape(re.search(r"<title>(.*?)</title>", done.stdout)[1]))
+    assert found["order"] == sorted(found["order"], reverse=True)
+    assert len(set(found["order"])) == 2
+    assert found["requests"] == []
 
 
 def test_other_classes_are_refused_by_name(runs: list[Path], tmp_path: Path) -> None:

@@ -74,8 +74,10 @@ def draw_preview(view: SceneView) -> Figure:
     figure = Figure(figsize=(9.4, top + down * cell + 0.6), dpi=120, facecolor="white")
     figure.suptitle(view.title, fontsize=11, color=INK)
     upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=[top, down * cell])[:, 0]
+    upper.subplots_adjust(left=0.02, right=0.98, top=0.91, bottom=0.02)
+    lower.subplots_adjust(left=0.02, right=0.98, top=0.92, bottom=0.16, hspace=0.25, wspace=0.08)
     _scene(upper.subplots(), view)
-    grid = lower.subplots(2 * down, COLUMNS, squeeze=False, height_ratios=[cell - 1.5, 1.0] * down)
+    grid = lower.subplots(2 * down, COLUMNS, squeeze=False, height_ratios=[cell - 1.3, 0.9] * down)
     for axes in grid.ravel():
         axes.set_axis_off()
     for index, band in enumerate(view.bands):
@@ -117,7 +119,8 @@ def _histogram(axes: Axes, band: BandView) -> None:
     axes.set_axis_on()
     if len(band.values):
         low, high = np.percentile(band.values, (0.1, 99.9))
-        axes.hist(band.values, bins=60, range=(low, max(high, low + 1e-6)), color=EDGE)
+        counts, edges = np.histogram(band.values, bins=60, range=(low, max(high, low + 1e-6)))
+        axes.stairs(counts, edges, fill=True, color=EDGE)
     axes.axvline(band.mean, color=INK, linewidth=1.2)
     for side in (-1, 1):
         axes.axvline(band.mean + side * band.std, color=INK, linewidth=0.8, linestyle="--")
