@@ -37,6 +37,12 @@ def fit(
     batch: Annotated[int | None, typer.Option(help="Tiles per update.")] = None,
     tile: Annotated[int | None, typer.Option(help="Side of a tile in pixels.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of all random numbers.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="auto, bf16, fp16 or fp32 matrix products.")
+    ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the model before the first step.")
+    ] = False,
     settings: options.Settings = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run.")
@@ -71,7 +77,8 @@ def fit(
     changes += settings or ()
     changes += [] if class_map is None else [f"data.map={class_map}"]
     short = {"training.steps": steps, "training.batch": batch, "data.tile": tile}
-    short |= {"training.seed": seed}
+    short |= {"training.seed": seed, "training.precision": precision}
+    short |= {"training.compile": "true" if compiled else None}
     changes += [f"{key}={value}" for key, value in short.items() if value is not None]
     settled = configs.resolve(
         method=method,
