@@ -76,9 +76,14 @@ def fit(
             typer.echo(f"note: {remark}", err=True)
     changes += settings or ()
     changes += [] if class_map is None else [f"data.map={class_map}"]
-    short = {"training.steps": steps, "training.batch": batch, "data.tile": tile}
-    short |= {"training.seed": seed, "training.precision": precision}
-    short |= {"training.compile": "true" if compiled else None}
+    short: dict[str, object] = {
+        "training.steps": steps,
+        "training.batch": batch,
+        "training.seed": seed,
+        "training.precision": precision,
+        "training.compile": "true" if compiled else None,
+        "data.tile": tile,
+    }
     changes += [f"{key}={value}" for key, value in short.items() if value is not None]
     settled = configs.resolve(
         method=method,
