@@ -30,6 +30,7 @@ from rsseg_cli.predict.outputs import Outputs, Progress, SceneResult
 from rsseg_cli.predict.plan import AHEAD, CACHE_MB, MIB, Plan, Tiling, peak_rss_mb, plan_scene
 from rsseg_cli.predict.strips import Strip, read_strips
 from rsseg_cli.predict.threads import Ahead, Behind
+from rsseg_cli.predict.turns import as_signed
 from rsseg_cli.raster.area import Area
 from rsseg_cli.raster.blend import Product, RowBlender, Rows
 from rsseg_cli.raster.grid import Window
@@ -349,8 +350,4 @@ class _Run:
 
 def _stack(tiles: list[Tensor]) -> Tensor:
     """Stack tiles; through signed integers, as unsigned ones lack kernels on some devices."""
-    signed = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
-    plain = signed.get(tiles[0].dtype)
-    if plain is None:
-        return torch.stack(tiles)
-    return torch.stack([tile.view(plain) for tile in tiles]).view(tiles[0].dtype)
+    return torch.stack([as_signed(tile) for tile in tiles]).view(tiles[0].dtype)

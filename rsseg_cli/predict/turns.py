@@ -30,9 +30,7 @@ class Turned:
         total: Tensor | None = None
         ways = [(flip, turn) for turn in self._quarters() for flip in ((), (2,), (3,), (2, 3))]
         for flip, turn in ways:
-            # Unsigned integers lack a kernel for mirroring on some devices; views of bytes do not.
-            shown = _show(tiles, flip, turn)
-            scores = self.infer(shown)
+            scores = self.infer(_show(tiles, flip, turn))
             back = scores.flip(flip) if flip else scores
             back = back.transpose(2, 3) if turn else back
             total = back.clone() if total is None else total.add_(back)
@@ -44,10 +42,15 @@ class Turned:
 
 
 def _show(tiles: Tensor, flip: tuple[int, ...], turn: bool) -> Tensor:
-    """Turn tiles by a transpose, then mirror them; through signed integers of the same size."""
+    """Turn tiles by a transpose, then mirror them."""
+    shown = as_signed(tiles)
+    shown = shown.transpose(2, 3) if turn else shown
+    shown = shown.flip(flip) if flip else shown
+    return shown.contiguous().view(tiles.dtype)
+
+
+def as_signed(tiles: Tensor) -> Tensor:
+    """View unsigned integers as signed ones of the same bits: some devices lack their kernels."""
     signed = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
     plain = signed.get(tiles.dtype)
-    shown = tiles if plain is None else tiles.view(plain)
-    shown = shown.transpose(2, 3) if turn else shown
-    shown = shown.flip(flip).contiguous() if flip else shown.contiguous()
-    return shown if plain is None else shown.view(tiles.dtype)
+    return tiles if plain is None else tiles.view(plain)

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from os import PathLike, fspath
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
-from rasterio._err import CPLE_BaseError  # what is read late is raised without a public class
-from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.windows import Window as FileWindow
 
-from rsseg_cli.errors import RssegError, RssegWarning, UnreadableError
+from rsseg_cli.errors import RssegError, RssegWarning
+from rsseg_cli.raster.files import choose_bands, common_dtype, open_file, readable
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.parts import ControlPoints
-
-RAW = "GTIFF_RAW:"
-"""Prefix that makes GDAL hand out a TIFF's samples as stored, without turning CMYK into RGBA."""
 
 
 @dataclass
@@ -91,10 +85,10 @@ class Scene:
             RssegError: It has no such band, or the box does not fit.
         """
         name = fspath(path)
-        file = _open(name, raw)
+        file = open_file(name, raw)
         try:
             # Some of the header is read only when it is asked for, and may be broken.
-            with _readable(name):
+            with readable(name):
                 return cls._of(file, name, bands=bands, nodata=nodata, box=box, fill=fill)
         except BaseException:
             file.close()
@@ -111,7 +105,7 @@ class Scene:
         box: tuple[int, int, int, int] | None,
         fill: Sequence[float] | None,
     ) -> Scene:
-        chosen, mask = _choose(file, name, bands)
+        chosen, mask = choose_bands(file, name, bands)
         x0, y0, x1, y1 = box or (0, 0, file.width, file.height)
         if not (0 <= x0 < x1 <= file.width and 0 <= y0 < y1 <= file.height):
             raise RssegError(
@@ -119,7 +113,7 @@ class Scene:
                 where=name,
                 fix="x0 y0 x1 y1 inside the file",
             )
-        dtype = _dtype(file, chosen, name)
+        dtype = common_dtype(file, chosen, name)
         own = [file.nodatavals[band - 1] for band in chosen]
         values = tuple(_storable(nodata if nodata is not None else v, dtype) for v in own)
         values_fill = None if fill is None else _cast(fill, dtype, len(chosen))
@@ -156,7 +150,7 @@ class Scene:
 
     def reopen(self) -> Scene:
         """Open the same scene in the same way once more, for another thread."""
-        with _readable(self.path), warnings.catch_warnings():
+        with readable(self.path), warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             return replace(self, _file=rasterio.open(self._file.name))
 
@@ -195,7 +189,7 @@ class Scene:
         place = FileWindow(
             window.x + self.corner[0], window.y + self.corner[1], window.width, window.height
         )
-        with _readable(self.path):
+        with readable(self.path):
             samples: NDArray[Any] = self._file.read(list(self.bands), window=place)
             mask = None
             if self._mask is not None:
@@ -225,111 +219,6 @@ class Scene:
             gone = 0 if self._fill is None else self._fill[:, None]
             samples[:, ~valid] = gone
         return valid
-
-
-def _open(name: str, raw: bool) -> rasterio.DatasetReader:
-    """Open a file, as raw samples when it is tagged CMYK (its bands would come out as RGBA)."""
-    with _readable(name), warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        file = rasterio.open(RAW + name if raw else name)
-        tagged = file.tags(ns="IMAGE_STRUCTURE").get("SOURCE_COLOR_SPACE") == "CMYK"
-        if tagged and not raw:
-            file.close()
-            file = rasterio.open(RAW + name)
-    if file.count == 0 or file.width == 0 or file.height == 0:
-        file.close()
-        raise UnreadableError(
-            "the file holds no image", where=name, fix="the path of one of its subdatasets"
-        )
-    return file
-
-
-@contextmanager
-def _readable(name: str) -> Iterator[None]:
-    """Turn GDAL's errors into one that names the file."""
-    try:
-        yield
-    except (RasterioError, CRSError, CPLE_BaseError) as error:
-        local = Path(name)
-        if local.is_dir():
-            what, fix = "this is a folder, not a raster", "a file inside it"
-        elif "://" not in name and not name.startswith("/vsi") and not local.exists():
-            what, fix = "there is no such file", "check the path"
-        elif local.is_file() and local.stat().st_size == 0:
-            what, fix = "the file is empty", "fetch or write it again"
-        else:
-            reason = str(error.__cause__ or error).splitlines()[0]
-            what = f"the raster cannot be read ({reason})"
-            fix = "fetch the file again if it is incomplete; `gdalinfo` shows what it is"
-        raise UnreadableError(what, where=name, fix=fix) from error
-
-
-def _choose(
-    file: rasterio.DatasetReader, name: str, bands: Sequence[int] | None
-) -> tuple[tuple[int, ...], int | None]:
-    """Choose the bands to read, and the one that says which pixels are there."""
-    alpha = _alpha(file, name) if bands is None else None
-    if bands is None:
-        bands = [band for band in range(1, file.count + 1) if band != alpha]
-    for band in bands:
-        if not 1 <= band <= file.count:
-            raise RssegError(f"there is no band {band}", where=name, fix=f"bands 1 to {file.count}")
-    if not bands:
-        raise RssegError("no band is left to read", where=name, fix="name the bands to read")
-    if alpha is None and ColorInterp.alpha in file.colorinterp:
-        tagged = file.colorinterp.index(ColorInterp.alpha) + 1
-        alpha = tagged if tagged not in bands and _is_mask(file, tagged, name) else None
-    if alpha is not None:
-        return tuple(bands), alpha
-    flags = file.mask_flag_enums[bands[0] - 1]
-    own = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
-    return tuple(bands), 0 if own else None
-
-
-def _alpha(file: rasterio.DatasetReader, name: str) -> int | None:
-    """Find the alpha band. GDAL tags the fourth of four 8-bit bands so, whatever it holds."""
-    if file.count < 2 or ColorInterp.alpha not in file.colorinterp:
-        return None
-    band: int = file.colorinterp.index(ColorInterp.alpha) + 1
-    if _is_mask(file, band, name):
-        return band
-    warnings.warn(
-        f"{name}: band {band} is tagged alpha but holds measured values: it is read as a band",
-        RssegWarning,
-        stacklevel=4,
-    )
-    return None
-
-
-def _is_mask(file: rasterio.DatasetReader, band: int, name: str) -> bool:
-    """Tell whether a band holds nothing but 0 and its largest value, from blocks across it."""
-    height, width = file.block_shapes[band - 1]
-    top = np.iinfo(file.dtypes[band - 1]).max if "int" in file.dtypes[band - 1] else 1
-    for share in (0.5, 0.0, 0.25, 0.75, 1.0):
-        x = int(share * (file.width - 1)) // width * width
-        y = int(share * (file.height - 1)) // height * height
-        with _readable(name):
-            values = file.read(
-                band,
-                window=FileWindow(
-                    x, y, min(width, file.width - x, 1024), min(height, file.height - y, 1024)
-                ),
-            )
-        if not np.isin(values, (0, top)).all():
-            return False
-    return True
-
-
-def _dtype(file: rasterio.DatasetReader, bands: Sequence[int], name: str) -> np.dtype[Any]:
-    """Find the type that holds the samples of all chosen bands."""
-    kinds = {file.dtypes[band - 1] for band in bands}
-    if any(kind.startswith("complex") for kind in kinds):
-        raise UnreadableError(
-            "complex samples are not supported",
-            where=name,
-            fix="write amplitude and phase as bands",
-        )
-    return np.result_type(*kinds)
 
 
 def _control(file: rasterio.DatasetReader, x: int, y: int) -> ControlPoints | None:

@@ -1,0 +1,126 @@
+"""Opens raster files, finds what in them is an image, and says what is wrong with them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from rasterio._err import CPLE_BaseError  # what is read late is raised without a public class
+from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
+from rasterio.windows import Window as FileWindow
+
+from rsseg_cli.errors import RssegError, RssegWarning, UnreadableError
+
+RAW = "GTIFF_RAW:"
+"""Prefix that makes GDAL hand out a TIFF's samples as stored, without turning CMYK into RGBA."""
+
+
+def open_file(name: str, raw: bool) -> rasterio.DatasetReader:
+    """Open a file, as raw samples when it is tagged CMYK (its bands would come out as RGBA)."""
+    with readable(name), warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        file = rasterio.open(RAW + name if raw else name)
+        tagged = file.tags(ns="IMAGE_STRUCTURE").get("SOURCE_COLOR_SPACE") == "CMYK"
+        if tagged and not raw:
+            file.close()
+            file = rasterio.open(RAW + name)
+    if file.count == 0 or file.width == 0 or file.height == 0:
+        file.close()
+        raise UnreadableError(
+            "the file holds no image", where=name, fix="the path of one of its subdatasets"
+        )
+    return file
+
+
+@contextmanager
+def readable(name: str) -> Iterator[None]:
+    """Turn GDAL's errors into one that names the file."""
+    try:
+        yield
+    except (RasterioError, CRSError, CPLE_BaseError) as error:
+        local = Path(name)
+        if local.is_dir():
+            what, fix = "this is a folder, not a raster", "a file inside it"
+        elif "://" not in name and not name.startswith("/vsi") and not local.exists():
+            what, fix = "there is no such file", "check the path"
+        elif local.is_file() and local.stat().st_size == 0:
+            what, fix = "the file is empty", "fetch or write it again"
+        else:
+            reason = str(error.__cause__ or error).splitlines()[0]
+            what = f"the raster cannot be read ({reason})"
+            fix = "fetch the file again if it is incomplete; `gdalinfo` shows what it is"
+        raise UnreadableError(what, where=name, fix=fix) from error
+
+
+def choose_bands(
+    file: rasterio.DatasetReader, name: str, bands: Sequence[int] | None
+) -> tuple[tuple[int, ...], int | None]:
+    """Choose the bands to read, and the one that says which pixels are there."""
+    alpha = _alpha(file, name) if bands is None else None
+    if bands is None:
+        bands = [band for band in range(1, file.count + 1) if band != alpha]
+    for band in bands:
+        if not 1 <= band <= file.count:
+            raise RssegError(f"there is no band {band}", where=name, fix=f"bands 1 to {file.count}")
+    if not bands:
+        raise RssegError("no band is left to read", where=name, fix="name the bands to read")
+    if alpha is None and ColorInterp.alpha in file.colorinterp:
+        tagged = file.colorinterp.index(ColorInterp.alpha) + 1
+        alpha = tagged if tagged not in bands and _is_mask(file, tagged, name) else None
+    if alpha is not None:
+        return tuple(bands), alpha
+    flags = file.mask_flag_enums[bands[0] - 1]
+    own = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
+    return tuple(bands), 0 if own else None
+
+
+def _alpha(file: rasterio.DatasetReader, name: str) -> int | None:
+    """Find the alpha band. GDAL tags the fourth of four 8-bit bands so, whatever it holds."""
+    if file.count < 2 or ColorInterp.alpha not in file.colorinterp:
+        return None
+    band: int = file.colorinterp.index(ColorInterp.alpha) + 1
+    if _is_mask(file, band, name):
+        return band
+    warnings.warn(
+        f"{name}: band {band} is tagged alpha but holds measured values: it is read as a band",
+        RssegWarning,
+        stacklevel=4,
+    )
+    return None
+
+
+def _is_mask(file: rasterio.DatasetReader, band: int, name: str) -> bool:
+    """Tell whether a band holds nothing but 0 and its largest value, from blocks across it."""
+    height, width = file.block_shapes[band - 1]
+    top = np.iinfo(file.dtypes[band - 1]).max if "int" in file.dtypes[band - 1] else 1
+    for share in (0.5, 0.0, 0.25, 0.75, 1.0):
+        x = int(share * (file.width - 1)) // width * width
+        y = int(share * (file.height - 1)) // height * height
+        with readable(name):
+            values = file.read(
+                band,
+                window=FileWindow(
+                    x, y, min(width, file.width - x, 1024), min(height, file.height - y, 1024)
+                ),
+            )
+        if not np.isin(values, (0, top)).all():
+            return False
+    return True
+
+
+def common_dtype(file: rasterio.DatasetReader, bands: Sequence[int], name: str) -> np.dtype[Any]:
+    """Find the type that holds the samples of all chosen bands."""
+    kinds = {file.dtypes[band - 1] for band in bands}
+    if any(kind.startswith("complex") for kind in kinds):
+        raise UnreadableError(
+            "complex samples are not supported",
+            where=name,
+            fix="write amplitude and phase as bands",
+        )
+    return np.result_type(*kinds)
