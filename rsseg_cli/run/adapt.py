@@ -236,7 +236,13 @@ class Adapt(Fit):
             pictures["before and after"] = self._glance.draw(self._before, self._after)
         pictures |= draw_adaptation(folder.records(), self.sources.classes)
         write_report(
-            folder, self.config, shown, outcome, pictures=pictures, remarks=_remarks(outcome)
+            folder,
+            self.config,
+            shown,
+            outcome,
+            pictures=pictures,
+            remarks=_remarks(outcome),
+            review=self.review(folder),
         )
 
 
