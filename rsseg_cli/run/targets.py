@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import tempfile
 import warnings
+import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rsseg_cli import presets
@@ -46,7 +48,6 @@ class Targets:
     held: list[Part]
     gain: float
     images: list[Path]
-    _folder: tempfile.TemporaryDirectory[str] = field(repr=False)
 
     @classmethod
     def open(
@@ -76,16 +77,16 @@ class Targets:
                 where=", ".join(settings.tgt),
                 fix="one run for each, or the same `scale` in every dataset.yaml",
             )
-        folder = tempfile.TemporaryDirectory(prefix="rsseg-")
+        folder = Path(tempfile.mkdtemp(prefix="rsseg-"))
         images = [pair.image for _, (_, pairs) in opened for pair in pairs]
-        parts = [
-            _sized(source, part, bands, settings, Path(folder.name)) for source, part in opened
-        ]
+        parts = [_sized(source, part, bands, settings, folder) for source, part in opened]
         parts = [(opener, _with_image(opener, pairs)) for opener, pairs in parts]
         _require_alike(parts, bands)
         train, held = hold_back([part for part in parts if part[1]], settings.held_back, tile)
         name = "+".join(source.spec.name for source, _ in opened)
-        return cls(name, train, held, gains.pop(), images, folder)
+        found = cls(name, train, held, gains.pop(), images)
+        weakref.finalize(found, shutil.rmtree, folder, ignore_errors=True)
+        return found
 
     def bands(self, model: Bands) -> Bands:
         """Give the model's bands in the unit of the target, for what fills missing samples."""
