@@ -139,7 +139,7 @@ def require_whole(path: Path) -> None:
         OSError: A block is missing.
     """
     size = path.stat().st_size
-    with anywhere(), rasterio.open(path) as file:
+    with rasterio.open(path) as file:
         high, wide = file.block_shapes[0]
         across, down = -(-file.width // wide), -(-file.height // high)
         blocks = [(x, y, band) for band in file.indexes for y in range(down) for x in range(across)]

@@ -144,22 +144,23 @@ class MapWriter:
         self._part, self._filled = number, 0
         if self._buffer.shape[2] != part.width:
             self._buffer = np.empty((len(self.look.bands), BLOCK, part.width), np.uint8)
-        with anywhere():
-            self._file = rasterio.open(
-                self._part_path(number).with_suffix(".tmp"),
-                "w",
-                driver="GTiff",
-                width=part.width,
-                height=part.height,
-                count=len(self.look.bands),
-                dtype="uint8",
-                tiled=True,
-                blockxsize=BLOCK,
-                blockysize=BLOCK,
-                interleave="band",
-                bigtiff="IF_SAFER",
-                **compression("GTiff"),
-            )
+        # A place, whichever, spares a warning about having none; what counts is in the virtual map.
+        self._file = rasterio.open(
+            self._part_path(number).with_suffix(".tmp"),
+            "w",
+            driver="GTiff",
+            transform=rasterio.Affine(2, 0, part.x, 0, -2, part.y),
+            width=part.width,
+            height=part.height,
+            count=len(self.look.bands),
+            dtype="uint8",
+            tiled=True,
+            blockxsize=BLOCK,
+            blockysize=BLOCK,
+            interleave="band",
+            bigtiff="IF_SAFER",
+            **compression("GTiff"),
+        )
 
     def _flush(self, y: int) -> None:
         assert self._file is not None
@@ -205,7 +206,7 @@ class MapWriter:
             source.write_text(virtual_map(self.grid, self.look, pieces))
             with anywhere(), rasterio.Env(GDAL_NUM_THREADS="ALL_CPUS"):
                 rasterio.shutil.copy(source, draft, driver=self._driver, **self._creation())
-            require_whole(draft)
+                require_whole(draft)
             self._beside = self._describe(draft)
             for name, text in self._beside.items():
                 (self._folder / name).write_text(text)
