@@ -201,7 +201,7 @@ class Backbone(nn.Module):
     published: bool = False
     """Whether the weights can be had again from where they came; else model files hold them."""
     origin: Mapping[str, Json] = MappingProxyType({})
-    """Where the weights come from and how they were fitted; see `backbones._weights.fingerprint`."""
+    """Where the weights come from and how they were fitted; `fingerprint` hashes it."""
     recompute = False
     """Drop activations inside blocks and compute them again in backward (less memory, slower)."""
 

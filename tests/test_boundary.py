@@ -41,9 +41,7 @@ def test_equals_erosion_class_by_class(distance: int) -> None:
         of_guess = by_erosion(predicted == index, distance)
         expected = (of_truth & of_guess).sum() / (of_truth | of_guess).sum()
         assert found == pytest.approx(expected)
-        np.testing.assert_array_equal(
-            outline(truth, distance) & (truth == index), of_truth
-        )
+        np.testing.assert_array_equal(outline(truth, distance) & (truth == index), of_truth)
 
 
 @given(seed=st.integers(0, 10**6), distance=st.integers(1, 6), row=st.integers(7, 50))

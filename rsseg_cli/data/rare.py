@@ -30,7 +30,8 @@ class RareClasses(ClassIndex):
         """(K) chance of each class; 0 for those without a pixel."""
         scores = np.where(self.counts > 0, (1 - self.shares) / self.temperature, -np.inf)
         weights: NDArray[np.float64] = np.exp(scores - scores.max())
-        return weights / weights.sum()
+        chances: NDArray[np.float64] = weights / weights.sum()
+        return chances
 
     def draw(self, generator: np.random.Generator) -> tuple[int, int, int]:
         """Draw a class by its rarity and one of its pixels: number of the pair, x, y."""

@@ -17,11 +17,11 @@ from rsseg_cli.data.rare import RareClasses
 from rsseg_cli.data.tiles import Batch, TileStream
 from rsseg_cli.errors import RssegError, UnreadableError
 from rsseg_cli.report.adaptation import draw_adaptation
-from rsseg_cli.run import plan
 from rsseg_cli.run.evaluate import matched
 from rsseg_cli.run.fit import PROBE_SEED, Fit, FitResult
 from rsseg_cli.run.glance import Glance
 from rsseg_cli.run.model import Fitted, build, open_model
+from rsseg_cli.run.plan import Plan
 from rsseg_cli.run.reports import write_report
 from rsseg_cli.run.sources import Sources
 from rsseg_cli.run.target_validation import TargetValidation
@@ -225,7 +225,7 @@ class Adapt(Fit):
         )
 
     # --- afterwards ----------------------------------------------------------------------------
-    def report(self, folder: RunFolder, shown: plan.Plan, outcome: Outcome) -> None:
+    def report(self, folder: RunFolder, shown: Plan, outcome: Outcome) -> None:
         """Write the report, with what happened on the target."""
         chosen = self.model
         chosen.unpack(load_model(folder.model)[0])

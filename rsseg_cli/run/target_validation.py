@@ -111,6 +111,6 @@ class TargetValidation:
             ]
             sums += torch.cat([one.double() for one in line])
         values = distributed.total(sums)
-        shares, mean, rest = (values / values[-1]).cpu().split((classes, classes, 3))
+        shares, mean, rest = torch.split((values / values[-1]).cpu(), [classes, classes, 3])
         entropy_, confidence_, _ = rest.tolist()
         return Look(shares.tolist(), mean.tolist(), entropy_, confidence_)

@@ -79,4 +79,5 @@ def by_entropy(probabilities: Tensor, there: Tensor, keep: float) -> PseudoLabel
 def normalised_entropy(probabilities: Tensor) -> Tensor:
     """Give the entropy (B, H, W) of class probabilities (B, K, H, W) as a share of log K."""
     classes = probabilities.shape[1]
-    return torch.special.entr(probabilities).sum(1) / math.log(max(2, classes))
+    entropy: Tensor = torch.special.entr(probabilities).sum(1)
+    return entropy / math.log(max(2, classes))
