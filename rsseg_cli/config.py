@@ -90,7 +90,7 @@ class RunConfig:
     augment: Augment.Config
     optimizer: Optimization
     training: Training
-    adapt: Adapt = field(default_factory=lambda: Adapt())
+    adapt: Adapt = field(default_factory=Adapt)
 
     def document(self) -> dict[str, Any]:
         """Give the YAML document that says the same."""

@@ -131,7 +131,7 @@ class Adapt(Fit):
         assert isinstance(sources, list)
         return about | {"sources": [*sources, self.targets.fingerprint()]}
 
-    def plan(self) -> plan.Plan:
+    def plan(self) -> Plan:
         """Say what would be done, without doing it."""
         found = super().plan()
         scenes = len(self.targets.images)

@@ -159,15 +159,18 @@ def times(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def memory(arguments: argparse.Namespace, *, estimating: bool) -> int:
-    """Give the peak of passes that leave gradients of the candidates, or of the estimation."""
+    """Give the peak of shifted passes that leave gradients, or of the estimation."""
     run, method = prepare(arguments)
+    shift = method._measure_shifts(run)
     if not estimating:
         peak = Peak()
-        for _ in range(4):
+        shift.start(0, run.image.device)
+        method._feature = shift
+        for _ in range(2 * PAIRS):
             run.backward()
         return peak.read()
     centre = [weight.detach().clone() for weight in method.candidates.weights]
-    shift, prior = method._measure_shifts(run), method._find_prior(run, centre)
+    prior = method._find_prior(run, centre)
     peak = Peak()
     method._estimate(run, centre, prior, shift)
     return peak.read()
