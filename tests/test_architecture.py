@@ -92,6 +92,12 @@ HELP = [
     ["presets", "list"],
     ["doctor"],
     ["demo"],
+    ["adapt"],
+    ["compare"],
+    ["preview"],
+    ["export"],
+    ["data"],
+    ["bench"],
 ]
 
 
