@@ -33,6 +33,8 @@ def build(config: RunConfig, bands: Bands, classes: int) -> Segmenter:
     backbone = new_backbone(config.backbone, bands)
     method = new_method(config.method.config, backbone)
     maps = method.maps(backbone)
+    # Again, so that methods of one seed start with the same head, whatever they have drawn.
+    torch.manual_seed(config.training.seed)
     head = new_head(config.head.config, dim=backbone.dim, maps=maps, classes=classes)
     return Segmenter(backbone, method, head, bands, restorable=backbone.published)
 
