@@ -8,7 +8,7 @@ import pytest
 import torch
 from fakes import sample
 from pydantic import ValidationError
-from sparse import SETTINGS, SeededStep, chosen, made, train, weights
+from selections import SETTINGS, SeededStep, chosen, made, train, weights
 
 from rsseg_cli.methods.childtune import ChildTune
 from rsseg_cli.training import optimizer

@@ -6,7 +6,7 @@ import pytest
 import torch
 from fakes import build, sample
 from pydantic import ValidationError
-from sparse import SeededStep, chosen, made, train, weights
+from selections import SeededStep, chosen, made, train, weights
 from torch import Tensor
 
 from rsseg_cli.contract import State

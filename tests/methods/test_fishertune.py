@@ -14,7 +14,7 @@ import pytest
 import torch
 from fakes import build, sample
 from pydantic import ValidationError
-from sparse import SETTINGS, SeededStep, chosen, made, train, weights
+from selections import SETTINGS, SeededStep, chosen, made, train, weights
 from test_contract import BANDS
 from torch import Tensor
 from torch.nn import functional as F
