@@ -1,4 +1,4 @@
-"""What the tests of sparse methods share: a loop with all hooks, and weights to compare."""
+"""What the tests of sparse methods share: a loop with all hooks, small models, chosen elements."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from fakes import FakeProbe, FakeStep, build, sample
 from torch import Tensor
 from torch.optim import AdamW
 
+from rsseg_cli.methods._domain import Scores
 from rsseg_cli.methods._sparse import Sparse
+from rsseg_cli.methods.fishertune import FisherTune
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training import optimizer
 
@@ -71,3 +73,27 @@ def train(
 def chosen(method: Sparse) -> list[Tensor]:
     """Mark the chosen elements of each weight."""
     return method.masks(len(method.sizes) - 1)
+
+
+QUICK: dict[str, Any] = {"statistics": 3, "gauge": 3, "estimation": 4, "warmup": 2}
+
+
+def fishertune(seed: int = 0, **settings: Any) -> tuple[Segmenter, FisherTune]:
+    model, method = made("fishertune", seed=seed, **(QUICK | settings))
+    assert isinstance(method, FisherTune)
+    return model, method
+
+
+def scored(**settings: Any) -> Scores:
+    """Score the candidates of a fresh model."""
+    factor = settings.pop("factor", 1.0)
+    model, method = fishertune(**settings)
+    return method.score(SeededStep(model, 2, 20, factor), weights(model))
+
+
+def selected(**settings: Any) -> tuple[FisherTune, Tensor]:
+    """Select; give the set as one vector of marks."""
+    factor = settings.pop("factor", 1.0)
+    model, method = fishertune(**settings)
+    method.before_step(SeededStep(model, 2, 20, factor))
+    return method, torch.cat([mask.flatten() for mask in chosen(method)])
