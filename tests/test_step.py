@@ -16,6 +16,7 @@ from rsseg_cli.training import distributed, optimizer
 from rsseg_cli.training.optimizer import Optimization
 from rsseg_cli.training.precision import Format, Precision
 from rsseg_cli.training.prefetch import Indexed
+from rsseg_cli.training.progress import Progress
 from rsseg_cli.training.step import TrainingStep, seed_for
 
 CPU = torch.device("cpu")
@@ -155,3 +156,13 @@ def test_what_decays_and_how_fast_it_learns() -> None:
     assert optimizer.set_lr(adam, settings, 0, 10) == pytest.approx(1e-4)
     optimizer.set_lr(adam, settings, 5, 10)
     assert {g["lr"] / g["full_lr"] for g in adam.param_groups} == {0.5**0.9}
+
+
+def test_the_progress_line_shows_what_a_method_costs() -> None:
+    progress = Progress(10, quiet=True)
+    record: dict[str, Any] = {
+        "loss": 1.0, "losses": {"seg": 1.0}, "lr": 1e-3, "images_per_s": 2.0, "wait": 0.0,
+        "method": {"active": 3, "selection_share": 0.04},
+    }  # fmt: skip
+    progress.log(record)
+    assert progress.bar.tasks[0].fields["line"].endswith("selection 4%")

@@ -157,8 +157,9 @@ def train(job: Job, progress: Progress, resumed: dict[str, Any] | None = None) -
             progress.step(done)
             if done % settings.log_every == 0 or last:
                 # The only point where the host waits for the device.
-                record = meter.read(done, lr)
-                job.folder.add(record | job.objective.record() | {"method": method.record()})
+                record = meter.read(done, lr) | job.objective.record()
+                record["method"] = method.record()
+                job.folder.add(record)
                 progress.log(record)
             if job.validate and (done % settings.validate_every == 0 or last):
                 meter.check(done)

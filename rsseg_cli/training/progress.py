@@ -73,7 +73,7 @@ class Progress:
             f"loss {_number(record['loss']):.3f} ({terms})  lr {_number(record['lr']):.1e}  "
             f"{_number(record['images_per_s']):.1f} img/s  wait {_number(record['wait']):.0%}"
         )
-        self.bar.update(self.task, line=line)
+        self.bar.update(self.task, line=line + _shares(record.get("method")))
 
     def scored(self, step: int, score: dict[str, Json], best: dict[str, Json]) -> None:
         """Print a validation."""
@@ -85,6 +85,13 @@ class Progress:
             f"{_worst(score)}",
             highlight=False,
         )
+
+
+def _shares(method: Json) -> str:
+    """Show what a method says of its own cost: entries called `..._share`, of the time."""
+    entries = method.items() if isinstance(method, dict) else ()
+    costs = [(name.removesuffix("_share"), v) for name, v in entries if name.endswith("_share")]
+    return "".join(f"  {name} {_number(value):.0%}" for name, value in costs)
 
 
 def _worst(score: dict[str, Json]) -> str:
