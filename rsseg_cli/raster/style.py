@@ -167,7 +167,8 @@ def _footprint(
         there: dict[str, Any] = transform_geom(
             crs, "EPSG:4326", {"type": "Polygon", "coordinates": [ring]}
         )
-    except (RasterioError, CRSError, CPLE_BaseError):
+    except (RasterioError, CRSError, CPLE_BaseError, SystemError):
+        # rasterio says SystemError where PROJ fails without leaving a message.
         return None
     return there
 
