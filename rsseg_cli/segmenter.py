@@ -146,5 +146,8 @@ class Segmenter(nn.Module):
             else:
                 parts["method"][name] = tensor
         self.head.load_state_dict(parts["head"])
-        self.backbone.load_state_dict(parts["rest"], strict=False)
+        # The tuned tensors are missing on purpose; one that the backbone lacks is a mistake.
+        extra = self.backbone.load_state_dict(parts["rest"], strict=False).unexpected_keys
+        if extra:
+            raise KeyError(f"tensors of another backbone: {', '.join(extra[:4])}")
         self.method.unpack(parts["method"], self.backbone)
