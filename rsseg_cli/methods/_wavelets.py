@@ -58,10 +58,10 @@ class WaveletConvolution(nn.Module):
 def _scaled(convolution: nn.Conv2d, scale: Tensor, x: Tensor) -> Tensor:
     """Apply a depthwise convolution whose every output channel is multiplied by its scale."""
     bias = None if convolution.bias is None else convolution.bias * scale.flatten()
-    return F.conv2d(
-        x,
-        convolution.weight * scale[..., None],
-        bias,
-        padding=convolution.kernel_size[0] // 2,
-        groups=convolution.groups,
-    )
+    weight = convolution.weight * scale[..., None]
+    side = convolution.kernel_size[0]
+    if side == 1:
+        # A product: on one thread the grouped convolution would go group by group.
+        product = x * weight.squeeze(1)
+        return product if bias is None else product + bias[:, None, None]
+    return F.conv2d(x, weight, bias, padding=side // 2, groups=convolution.groups)
