@@ -90,8 +90,10 @@ VARIANTS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "spectralmoe": {
         "no_moe": ("method.experts=1",),
-        "no_dual": ("method.gates=shared",),
         "softmax": ("method.gate=softmax",),
+        # Depth that knows nothing: shows that the path works, not what depth is worth.
+        "random_depth": ("method.depth=random",),
+        "random_depth_one_gate": ("method.depth=random", "method.gates=shared"),
     },
     "weft": {
         "no_twe": ("method.twe=false",),
