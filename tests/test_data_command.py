@@ -238,6 +238,15 @@ def test_a_folder_of_ones_own(tmp_path: Path) -> None:
     assert call.document["fits"]
 
 
+def test_nodata_of_a_label_is_no_strange_value(tmp_path: Path) -> None:
+    folder(tmp_path)
+    ids = random_samples(1, 64, 96) % 3
+    write_raster(tmp_path / "labels/a.tif", ids, nodata=0)
+    call = rsseg("data", "check", tmp_path, "--json")
+    assert call.code == 0, call.out
+    assert call.document["fits"]
+
+
 # --- stats ----------------------------------------------------------------------------------------
 
 

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 from conftest import random_samples, write_raster
 from folders import PNG, folder, folder_of, image, label
 
 from rsseg_cli import presets
+from rsseg_cli.classes import IGNORE
 from rsseg_cli.data.layout import expand_braces, glob_regex
 from rsseg_cli.data.locate import take_apart
 from rsseg_cli.data.source import Source
@@ -125,6 +127,30 @@ def test_nodata_may_be_overruled(tmp_path: Path, nodata: str, share: float) -> N
     source = Source.locate(str(tmp_path))
     with source.opener.scene(source.pairs()[0].image) as scene:
         assert scene.read(Window(0, 0, 96, 64))[1].mean() == share
+
+
+def test_labels_of_another_grid_are_resampled_where_asked(tmp_path: Path) -> None:
+    grid = rasterio.Affine(10, 0, 500_000, 0, -10, 4_000_000)
+    coarse = grid @ rasterio.Affine.scale(2)
+    ids = np.random.default_rng(3).integers(0, 4, (1, 32, 48)).astype("uint8")
+    folder_of(tmp_path / "images"), folder_of(tmp_path / "labels")
+    write_raster(tmp_path / "images/a.tif", random_samples(3, 64, 96), transform=grid)
+    write_raster(tmp_path / "labels/a.tif", ids, transform=coarse, nodata=0)
+    source = Source.locate(str(tmp_path))
+    with pytest.raises(RssegError, match="48 x 32 pixels, its image 96 x 64") as caught:
+        source.opener.labels(source.pairs()[0])
+    assert "align: true" in str(caught.value.fix)
+    (tmp_path / "dataset.yaml").write_text(source.spec.to_yaml() + "align: true\n")
+    source = Source.locate(str(tmp_path))
+    reader = source.opener.labels(source.pairs()[0])
+    assert reader is not None
+    expected = np.kron(ids[0], np.ones((2, 2), int)) - 1  # ids 1, 2, 3; 0 is empty
+    expected[expected < 0] = IGNORE
+    np.testing.assert_array_equal(reader.read(Window(0, 0, 96, 64)), expected)
+    over = reader.read(Window(90, 60, 10, 10))
+    np.testing.assert_array_equal(over[:4, :6], expected[60:, 90:])
+    assert (over[4:] == IGNORE).all()
+    assert (over[:, 6:] == IGNORE).all()
 
 
 def test_unknown_splits_and_domains_are_named(described: Path) -> None:

@@ -45,20 +45,23 @@ def check_labels(opener: Opener, pairs: Sequence[Pair]) -> list[Finding]:
     code = opener.code
     rasters = [pair for pair in pairs if pair.label is not None and not is_vector(pair.label)]
     seen: set[int] = set()
+    empty: set[int] = set()
     colors: set[Color] = set()
     findings: list[Finding] = []
     bands: set[int] = set()
     for pair in rasters:
         try:
-            for values in _samples(pair):
+            for values, nodata in _samples(pair):
                 bands.add(len(values))
+                empty |= set() if nodata is None else {int(nodata)}
                 if len(values) >= 3:
                     colors |= _colors(values)
                 seen |= {int(value) for value in np.unique(values[0])}
         except RssegError as error:
             findings.append(_refused("label", error))
     if bands:
-        findings += _values(code, bands, seen, colors)
+        # A nodata tag says "nothing here", but where the class list names the value it wins.
+        findings += _values(code, bands, seen - (empty - set(code.ids())), colors)
     misread = [finding for finding in findings if finding.fits is False]
     findings += _decoding(opener, pairs, told=bool(misread))
     return findings
@@ -68,14 +71,16 @@ def _refused(what: str, error: RssegError) -> Finding:
     return Finding(what, "readable", f"{error.what} ({error.where})", False, error.fix)
 
 
-def _samples(pair: Pair) -> Iterable[NDArray[np.generic]]:
-    """Read windows (bands, h, w) of a label as stored, spread over all of it."""
+def _samples(pair: Pair) -> Iterable[tuple[NDArray[np.generic], float | None]]:
+    """Read windows (bands, h, w) of a label as stored, all over it, and the file's nodata."""
     assert pair.label is not None
+    with open_quietly(pair.label) as tagged:
+        nodata = tagged.nodata
     with open_quietly(pair.label, nodata=float("nan")) as scene:
         for x in _starts(scene.width):
             for y in _starts(scene.height):
                 width, height = min(SIDE_PX, scene.width), min(SIDE_PX, scene.height)
-                yield scene.read(Window(x, y, width, height))[0]
+                yield scene.read(Window(x, y, width, height))[0], nodata
 
 
 def _starts(length: int) -> list[int]:

@@ -18,9 +18,10 @@ from rasterio.errors import NotGeoreferencedWarning
 from rsseg_cli.classes import IGNORE, Class
 from rsseg_cli.data.class_map import Merge
 from rsseg_cli.data.spec import Reader
+from rsseg_cli.raster.align import AlignedLabels
 from rsseg_cli.raster.decode import LabelCode, Labels
 from rsseg_cli.raster.grid import Window
-from rsseg_cli.raster.labels import LabelReader, open_quietly
+from rsseg_cli.raster.labels import LabelReader, is_vector, open_quietly
 from rsseg_cli.raster.scene import Scene
 
 
@@ -84,12 +85,14 @@ class Opener:
         reader: Margins, CRS and nodata of image files.
         code: How labels say classes.
         merge: What becomes of these classes; None: they stay.
+        align: Read raster labels on the image's grid wherever they lie, nearest neighbour.
     """
 
     bands: tuple[int, ...]
     reader: Reader
     code: LabelCode
     merge: Merge | None = None
+    align: bool = False
 
     @property
     def classes(self) -> tuple[Class, ...]:
@@ -128,6 +131,9 @@ class Opener:
         if pair.label is None:
             return None
         table = None if self.merge is None else self.merge.table
+        if self.align and not is_vector(pair.label):
+            aligned = AlignedLabels.open(pair.label, self.code, pair.place)
+            return LabelReader(aligned, pair.place, table)
         return LabelReader.open(pair.label, self.code, pair.place, box=self.reader.box, table=table)
 
 

@@ -81,7 +81,8 @@ class Source:
     @property
     def opener(self) -> Opener:
         """How its files are opened."""
-        return Opener(self.spec.file_bands, self.spec.reader, self.spec.code(), self.merge)
+        spec = self.spec
+        return Opener(spec.file_bands, spec.reader, spec.code(), self.merge, spec.align)
 
     @property
     def splits(self) -> dict[str, Split]:

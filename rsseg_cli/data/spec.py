@@ -171,6 +171,8 @@ class DatasetSpec(Strict):
     """Ids, field values or colours of labels that mean: no class."""
     encoding: Encoding = "index"
     """What raster labels hold. Vector files are always read by `field`."""
+    align: bool = False
+    """Raster labels on another grid than their images are resampled, nearest neighbour."""
     field: str | None = None
     """Attribute of vector labels that says the class; None: every polygon is the same class."""
     background: str | None = None

@@ -51,23 +51,36 @@ class Placed(Protocol):
         """Affine from pixel corners to the CRS."""
 
 
+class LabelSource(Protocol):
+    """What a `LabelReader` reads from, always inside the scene."""
+
+    def read(self, window: Window) -> Labels:
+        """Read class indices (h, w), `IGNORE` where there is none."""
+
+    def close(self) -> None:
+        """Close the file."""
+
+
 def is_vector(path: str | PathLike[str]) -> bool:
     """Tell by the suffix whether a label is polygons."""
     return Path(path).suffix.lower() in VECTOR_SUFFIXES
 
 
 class LabelReader:
-    """The labels of one scene. Use `LabelReader.open`; one reader is for one thread."""
+    """The labels of one scene, most often from `LabelReader.open`; one reader is for one thread.
 
-    def __init__(
-        self, source: _RasterLabels | Polygons, on: Placed, table: Sequence[int] | None = None
-    ) -> None:
+    Args:
+        source: Reads classes on the grid of the scene.
+        on: The scene.
+        table: Per class of `source` the index to hand out instead.
+    """
+
+    def __init__(self, source: LabelSource, on: Placed, table: Sequence[int] | None = None) -> None:
         self._source = source
         self._table = None
         if table is not None:
             self._table = np.full(256, IGNORE, np.uint8)
             self._table[: len(table)] = table
-        self._place = on
         self._extent = Window(0, 0, on.width, on.height)
 
     @classmethod
@@ -98,7 +111,8 @@ class LabelReader:
             return cls(_RasterLabels.open(name, code, on, box), on, table)
         modified = Path(name).stat().st_mtime_ns if Path(name).exists() else 0
         crs = on.crs.to_wkt() if on.crs else None
-        return cls(load_polygons(name, modified, code, crs), on, table)
+        polygons = load_polygons(name, modified, code, crs)
+        return cls(_Burned(polygons, on.transform), on, table)
 
     def read(self, window: Window) -> Labels:
         """Read class indices (h, w) of a window; `IGNORE` where there is none.
@@ -111,7 +125,7 @@ class LabelReader:
         if inside is not None:
             rows = slice(inside.y - window.y, inside.bottom - window.y)
             columns = slice(inside.x - window.x, inside.right - window.x)
-            labels[rows, columns] = self._source.read(inside, self._place.transform)
+            labels[rows, columns] = self._source.read(inside)
         return labels if self._table is None else self._table[labels]
 
     def close(self) -> None:
@@ -159,7 +173,7 @@ class _RasterLabels:
             raise
         return cls(scene, code, palette)
 
-    def read(self, window: Window, transform: rasterio.Affine) -> Labels:
+    def read(self, window: Window) -> Labels:
         values, valid = self.scene.read(window)
         if self.palette is not None:
             values = np.moveaxis(self.palette[values[0]], -1, 0)
@@ -167,6 +181,20 @@ class _RasterLabels:
 
     def close(self) -> None:
         self.scene.close()
+
+
+@dataclass
+class _Burned:
+    """Polygons burned into the grid of the scene."""
+
+    polygons: Polygons
+    transform: rasterio.Affine
+
+    def read(self, window: Window) -> Labels:
+        return self.polygons.read(window, self.transform)
+
+    def close(self) -> None:
+        self.polygons.close()
 
 
 def open_quietly(path: str | PathLike[str], **options: Any) -> Scene:
@@ -224,7 +252,7 @@ def _check_grid(label: Scene, on: Placed) -> None:
             f"the label has {label.width} x {label.height} pixels, its image "
             f"{on.width} x {on.height}",
             where=f"{label.path}, image {on.path}",
-            fix="a label on the grid of its image, or polygons",
+            fix="a label on the grid of its image, or polygons, or `align: true` in dataset.yaml",
         )
     if label.crs is None or on.crs is None:
         return
@@ -235,5 +263,5 @@ def _check_grid(label: Scene, on: Placed) -> None:
         raise RssegError(
             f"the label lies {apart:.1f} pixels away from its image",
             where=f"{label.path}, image {on.path}",
-            fix="warp the label to the grid of its image (gdalwarp -te ... -ts ... -r near)",
+            fix="`align: true` in dataset.yaml reads it where its coordinates say",
         )
