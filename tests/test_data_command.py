@@ -238,6 +238,19 @@ def test_a_folder_of_ones_own(tmp_path: Path) -> None:
     assert call.document["fits"]
 
 
+def test_what_was_found_by_looking_can_be_changed(tmp_path: Path) -> None:
+    folder(tmp_path / "city")
+    call = rsseg("data", "describe", tmp_path / "city")
+    assert call.code == 0, call.err
+    mine = tmp_path / "elsewhere" / "mine.yaml"
+    mine.parent.mkdir()
+    mine.write_text(call.out.replace("name: city", "name: mine"))
+    again = rsseg("data", "check", mine, "--json")
+    assert again.code == 0, again.out
+    assert again.document["name"] == "mine"
+    assert not (tmp_path / "city/dataset.yaml").exists()
+
+
 def test_nodata_of_a_label_is_no_strange_value(tmp_path: Path) -> None:
     folder(tmp_path)
     ids = random_samples(1, 64, 96) % 3

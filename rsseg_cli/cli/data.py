@@ -22,6 +22,17 @@ def list_(as_json: options.AsJson = False) -> None:
     options.answer(rows) if as_json else data.show_known(rows)
 
 
+@app.command("describe")
+def describe(name: Name, data_root: options.DataRoot = None) -> None:
+    """Print how a dataset is read: the dataset.yaml of a preset, or of a folder as it looks.
+
+    Example: rsseg data describe my_city/ > my_city.yaml
+    """
+    from rsseg_cli.run import data
+
+    typer.echo(data.describe(name, data_root=data_root), nl=False)
+
+
 @app.command("check")
 def check(
     name: Name,
@@ -40,7 +51,7 @@ def check(
     from rsseg_cli.run import data
 
     found = data.examine(name, data_root=data_root, sample=sample)
-    options.answer(found.document()) if as_json else data.show_check(found)
+    options.answer(found.document()) if as_json else data.show_check(found, name)
     if not found.fits:
         raise typer.Exit(FAILED)
 

@@ -56,6 +56,17 @@ def show_known(rows: list[dict[str, Any]], console: Console | None = None) -> No
     (console or Console()).print(table, markup=False)
 
 
+def describe(text: str, *, data_root: Path | None) -> str:
+    """Write down how a dataset is read, as a dataset.yaml that can stand anywhere.
+
+    Raises:
+        RssegError: There is no such dataset.
+    """
+    source = Source.locate(text, data_root=data_root)
+    spec = source.spec.model_copy(update={"root": str(source.root.resolve())})
+    return spec.to_yaml(source.remark)
+
+
 def examine(text: str, *, data_root: Path | None, sample: int) -> Check:
     """Compare a dataset on disk with its preset or dataset.yaml.
 
@@ -65,8 +76,8 @@ def examine(text: str, *, data_root: Path | None, sample: int) -> Check:
     return check(Source.locate(text, data_root=data_root), sample=sample)
 
 
-def show_check(found: Check, console: Console | None = None) -> None:
-    """Print the counts and one line per thing that was looked at."""
+def show_check(found: Check, text: str, console: Console | None = None) -> None:
+    """Print the counts and one line per thing that was looked at; `text` named the dataset."""
     console = console or Console(highlight=False)
     console.print(f"[bold]{found.name}[/bold]  {found.title}\n{found.root}\n", highlight=False)
     counts = Table(box=None, header_style="bold", pad_edge=False)
@@ -88,8 +99,8 @@ def show_check(found: Check, console: Console | None = None) -> None:
     console.print(table)
     if not found.fits:
         console.print(
-            f"\nTo change a preset: rsseg presets show {found.name} > {found.name}.yaml, change "
-            f"these lines there, and use {found.name}.yaml as its name (with --data-root).",
+            f"\nTo change how it is read: rsseg data describe {text} > mine.yaml, change "
+            "these lines there, and use mine.yaml as its name.",
             highlight=False,
         )
     if found.notes:
