@@ -405,6 +405,24 @@ class Method(nn.Module, Generic[S]):
         """Draw the method's own pictures for the report from the lines of `metrics.jsonl`."""
         yield from ()
 
+    def explanations(self) -> Mapping[str, tuple[str, ...]]:
+        """Name the maps of its own work that the method offers, and what each tells apart."""
+        return {}
+
+    def explain(self, name: str, backbone: Backbone, image: Tensor, block: int) -> Tensor:
+        """Make one of these maps, in eval mode.
+
+        Args:
+            name: One of `explanations`, which tells E things apart.
+            backbone: The backbone that this method sits in.
+            image: (B, C, H, W), standardised, sides as `multiple` and the patch want them.
+            block: The block, from 0, at which it is made.
+
+        Returns:
+            (B, E, h, w) shares of the E things per token: non-negative, summing to 1 over E.
+        """
+        raise NotImplementedError
+
 
 @dataclass
 class Output:

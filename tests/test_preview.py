@@ -10,9 +10,8 @@ from conftest import WriteScene, random_samples
 from PIL import Image
 from runs import SMALL, rsseg, write_city
 
-from rsseg_cli.classes import Class
 from rsseg_cli.raster.scene import Scene
-from rsseg_cli.run.preview import quicklook_beside, sampled
+from rsseg_cli.run.preview import sampled
 
 
 def test_numbers_are_those_of_the_scene(tmp_path: Path, write_scene: WriteScene) -> None:
@@ -76,12 +75,3 @@ def test_a_scene_without_pixels(tmp_path: Path, write_scene: WriteScene) -> None
     assert found["missing"] == 1
     assert "nodata" in found["remarks"][0]
     assert rsseg("preview", tmp_path / "none.tif").code == 1
-
-
-def test_quicklook_lies_beside_its_map(write_scene: WriteScene) -> None:
-    made = write_scene(np.ones((1, 30, 30), np.uint8), "scene.seg.tif")
-    classes = [Class(1, "water", (0, 0, 200))]
-    look = quicklook_beside(made, classes, image=write_scene(random_samples(4, 30, 30)))
-    assert look == made.parent / "scene.seg.png"
-    with Image.open(look) as image:
-        assert (np.asarray(image.convert("RGB")) == (0, 0, 200)).all(-1).any()

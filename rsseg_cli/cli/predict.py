@@ -78,6 +78,37 @@ def predict(
             panel=MADE,
         ),
     ] = None,
+    soft: Annotated[
+        bool,
+        typer.Option(
+            "--soft/--no-soft",
+            help="With two classes SCENE.soft.tif: the share of the second.",
+            rich_help_panel=MADE,
+        ),
+    ] = True,
+    explain: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--explain",
+            help="Also SCENE.NAME.tif: a map of the method's own work, e.g. routing. "
+            "May be repeated.",
+            metavar="NAME",
+            rich_help_panel=MADE,
+        ),
+    ] = None,
+    block: Annotated[
+        int | None,
+        typer.Option(
+            help="Block of the backbone at which to explain, from 0; the last if none.",
+            rich_help_panel=MADE,
+        ),
+    ] = None,
+    quicklook: Annotated[
+        bool,
+        typer.Option(
+            "--quicklook/--no-quicklook", help="A PNG beside each map.", rich_help_panel=MADE
+        ),
+    ] = True,
     reject: Annotated[
         float | None,
         typer.Option(
@@ -224,6 +255,10 @@ def predict(
         bbox=bbox,
         bbox_crs=bbox_crs,
         probabilities=probabilities,
+        soft=soft,
+        explain=tuple(dict.fromkeys(explain or ())),
+        block=block,
+        quicklook=quicklook,
         confidence=confidence,  # type: ignore[arg-type]
         reject=reject,
         polygons=polygons,

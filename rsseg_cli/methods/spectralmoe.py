@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from rsseg_cli.contract import Backbone, Features, Grid, Json
-from rsseg_cli.errors import RssegError
 from rsseg_cli.methods import _usage
 from rsseg_cli.methods._depth import DepthMethod, DepthName, DepthState, DepthView
 from rsseg_cli.methods._fusion import Fusion, fuse
@@ -178,36 +177,20 @@ class SpectralMoe(DepthMethod[Routing]):
         """Draw the experts' use over time, per block and modality."""
         yield from _usage.draw(records, MODALITIES)
 
+    def explanations(self) -> Mapping[str, tuple[str, ...]]:
+        """Offer which expert tokens went to, by what they look like and by their depth."""
+        if not self.gates:
+            return {}
+        names = ("routing", "routing-depth")[: self.modalities]
+        return dict.fromkeys(names, tuple(f"expert {e + 1}" for e in range(self.config.experts)))
+
     @torch.no_grad()
-    def explain(
-        self, backbone: Backbone, image: Tensor, *, block: int, modality: str = "visual"
-    ) -> Tensor:
-        """Show where tokens go after a block; in eval mode, else with the noise of training.
-
-        Args:
-            backbone: The backbone that this method sits in.
-            image: (B, C, H, W), standardised, sides as `multiple` and the patch want them.
-            block: Number of the block from 0.
-            modality: `visual` or `depth`.
-
-        Returns:
-            Shares of the experts (B, E, h, w), averaged over a location's groups.
-
-        Raises:
-            RssegError: There is no such block or modality, or no gate.
-        """
-        known = MODALITIES[: self.modalities]
-        if not self.gates or modality not in known or not 0 <= block < backbone.depth:
-            raise RssegError(
-                f"there is no {modality} routing after block {block}",
-                where="the routing of the method",
-                fix=f"blocks 0..{backbone.depth - 1}, modalities {', '.join(known)}"
-                if self.gates
-                else "a model with a gate (method.gate)",
-            )
+    def explain(self, name: str, backbone: Backbone, image: Tensor, block: int) -> Tensor:
+        """Give the experts' shares after a block, averaged over a location's groups."""
+        number = list(self.explanations()).index(name)
         tokens, grid = backbone.embed(image)
         state = self.begin(image, grid)
         for index in range(block + 1):
             tokens = self.after_block(index, backbone.run(index, tokens, grid), state)
-        images = grid.to_images(state.routes[known.index(modality)].shares)
+        images = grid.to_images(state.routes[number].shares)
         return images.reshape(len(image), grid.groups, *images.shape[1:]).mean(1)

@@ -11,6 +11,7 @@ from rsseg_cli.classes import Class
 from rsseg_cli.predict import products
 from rsseg_cli.predict.clock import Wait
 from rsseg_cli.raster.blend import Product
+from rsseg_cli.raster.names import classes_tag
 from rsseg_cli.raster.parts import Look
 
 SCALE = 1 / products.STEPS
@@ -36,7 +37,7 @@ class Polygons:
 class Made:
     """One map: what it is, where it goes, what it shows, how it is made, whether it appears."""
 
-    kind: Literal["map", "probabilities", "confidence"]
+    kind: Literal["map", "probabilities", "soft", "confidence"]
     path: Path
     look: Look
     product: Product
@@ -52,6 +53,7 @@ class Outputs:
         classes: What the K channels of the model are, in order.
         reject: Pixels whose highest probability is below this become nodata.
         probabilities: Where to put one band per class, in steps of 1/254.
+        soft: Where to put one band with the share of the second of two classes, likewise.
         confidence: Where to put one band that says how sure the model is.
         measure: What sure means there.
         polygons: Polygons to draw from the class map.
@@ -65,6 +67,7 @@ class Outputs:
     classes: Sequence[Class]
     reject: float | None = None
     probabilities: Path | None = None
+    soft: Path | None = None
     confidence: Path | None = None
     measure: products.Confidence = "max"
     polygons: Polygons | None = None
@@ -77,7 +80,7 @@ class Outputs:
     def bands(self) -> int:
         """Bands of all maps together."""
         shares = len(self.classes) if self.probabilities else 0
-        return 1 + shares + (1 if self.confidence or self.polygons else 0)
+        return 1 + shares + bool(self.soft) + bool(self.confidence or self.polygons)
 
     def made(self) -> Iterator[Made]:
         """List the maps; the class map is the last to appear."""
@@ -98,6 +101,11 @@ class Outputs:
             look = Look(names, scale=SCALE, tags=self.tags)
             product = products.probabilities(len(names))
             yield Made("probabilities", self.probabilities, look, product)
+        if self.soft is not None:
+            _, found = self.classes
+            tags = {**self.tags, **classes_tag(self.classes)}
+            look = Look((found.name,), scale=SCALE, tags=tags)
+            yield Made("soft", self.soft, look, products.share_of(1))
 
 
 @dataclass(frozen=True)
@@ -115,6 +123,8 @@ class SceneResult:
     status: Literal["done", "there", "failed"] = "done"
     """`there`: a run with `resume` found the whole map."""
     error: str | None = None
+    more: tuple[str, ...] = ()
+    """What else was made: maps beside the class map, quicklooks."""
 
 
 Progress = Callable[[int, int, Wait], None]

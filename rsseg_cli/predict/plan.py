@@ -41,6 +41,7 @@ class Tiling:
         batch: Tiles per call of the model.
         readers: Threads that read, each with a handle of its own.
         memory_mb: Bound for the memory of the whole process; None bounds the strips only.
+        blend: Blend neighbours where they overlap; else each pixel is its nearest tile's.
     """
 
     tile: int = 512
@@ -48,6 +49,7 @@ class Tiling:
     batch: int = 8
     readers: int = 2
     memory_mb: int | None = None
+    blend: bool = True
 
     def axis(self, length: int) -> Axis:
         """Lay tiles along an axis of a scene.
@@ -56,6 +58,8 @@ class Tiling:
         a model never shows; more would make the blend steeper, and seams visible.
         """
         overlap = round(self.tile * self.overlap)
+        if not self.blend:
+            return Axis(length, self.tile, overlap // 2 * 2, overlap // 2)
         return Axis(length, self.tile, overlap, overlap // 16)
 
 

@@ -71,6 +71,15 @@ def probabilities(classes: int) -> Product:
     return Product(bands=classes, write=_quantise)
 
 
+def share_of(index: int) -> Product:
+    """Make one band: the probability of one class in steps of 1/254."""
+
+    def write(shares: Tensor, rows: Tensor) -> None:
+        _quantise(shares[index : index + 1], rows)
+
+    return Product(bands=1, write=write)
+
+
 def confidence(kind: Confidence) -> Product:
     """Make one band that says how sure the model is, 0 to 1 in steps of 1/254.
 

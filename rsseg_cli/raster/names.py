@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
 from os import PathLike, fspath
 from pathlib import Path
 from xml.etree import ElementTree
@@ -20,18 +23,39 @@ from rsseg_cli.raster.labels import open_quietly
 _NAME, _MIN, _VALUE, _RED, _GREEN, _BLUE = "2", "3", "5", "6", "7", "8"
 
 
+_TAG = "classes"
+
+
+def classes_tag(classes: Sequence[Class]) -> dict[str, str]:
+    """Name the classes in a tag of a map of shares, which GDAL has no other place for."""
+    return {_TAG: json.dumps([asdict(one) for one in classes])}
+
+
+def _from_tag(path: str | PathLike[str]) -> list[Class]:
+    if not Path(path).is_file():
+        return []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        try:
+            with rasterio.open(path) as file:
+                said = json.loads(file.tags().get(f"rsseg_{_TAG}", "[]"))
+        except RasterioError:
+            return []  # whoever reads its pixels says so
+    return [Class(one["id"], one["name"], tuple(one["color"])) for one in said]
+
+
 def read_classes(path: str | PathLike[str]) -> list[Class]:
-    """Read the classes of a map from `<map>.aux.xml`; none when nothing is said there.
+    """Read the classes of a map from `<map>.aux.xml`, or from the tag that a soft map has.
 
     Names are those of the raster attribute table, else the category names; colours are those of
-    the table, else of the colour table in the file.
+    the table, else of the colour table in the file. None when nothing is said.
 
     Raises:
         UnreadableError: The file is not XML.
     """
     sidecar = Path(f"{fspath(path)}.aux.xml")
     if not sidecar.is_file():
-        return []
+        return _from_tag(path)
     try:
         band = ElementTree.parse(sidecar).getroot().find("PAMRasterBand[@band='1']")
     except ElementTree.ParseError as error:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import rasterio
+from rasterio.errors import RasterioError
 
 from rsseg_cli.errors import OutputExistsError
 from rsseg_cli.raster.parts import anywhere
@@ -29,6 +30,15 @@ def made_before(path: Path, journal: dict[str, str], overwrite: bool) -> bool:
             fix="--overwrite, or another -o",
         )
     return same
+
+
+def is_ours(path: Path) -> bool:
+    """Tell whether a raster was made by `predict`; one that cannot be read was not."""
+    try:
+        with anywhere(), rasterio.open(path) as file:
+            return "rsseg_journal" in file.tags()
+    except RasterioError:
+        return False
 
 
 def file_digest(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +12,13 @@ from torch import Tensor
 from rsseg_cli import __version__
 from rsseg_cli.errors import Interrupted, PartialFailure, RssegError
 from rsseg_cli.predict.engine import Infer, predict_scene
-from rsseg_cli.predict.outputs import SceneResult
+from rsseg_cli.predict.outputs import Outputs, SceneResult
 from rsseg_cli.predict.plan import Tiling
 from rsseg_cli.predict.turns import Turned
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.run import scenes as names
 from rsseg_cli.run import survey
+from rsseg_cli.run.explain import choose
 from rsseg_cli.run.journal import file_digest, identity, journal_digest, made_before
 from rsseg_cli.run.live import Line
 from rsseg_cli.run.model import Fitted, open_model, pick_device
@@ -81,6 +82,7 @@ class Mapper:
         infer = ModelInfer(self.fitted, self.device, precision=request.precision)
         self.precision = infer.precision
         self.infer: Infer = infer if request.tta is None else Turned(infer, request.tta)
+        self.explanations = choose(request.explain, request.block, self.fitted, self.precision)
         line.say(f"model    {self.fitted.describe()}")
 
     def open(self, path: str) -> Scene:
@@ -93,21 +95,53 @@ class Mapper:
         with self.open(path) as scene:
             self.line.say(f"scene    {_describe(scene)}")
             journal = self.journal(scene)
-            if self.request.resume and made_before(target.map, journal, self.request.overwrite):
-                self.line.say(f"{target.map} is there already, of the same model and options")
-                return SceneResult(
-                    scene.path, str(target.map), scene.width, scene.height, status="there"
-                )
             outputs = self.request.outputs(target, self.fitted, self.tags(scene, journal))
-            area = self.request.area(scene)
-            survey.warn_of_doubts(scene, self.fitted)
-            survey.require_disk(scene, outputs, area)
-            pixels = scene.width * scene.height
-            with self.line.scene(pixels) as progress:
-                return predict_scene(
-                    scene, self.infer, outputs, tiling=self.tiling, device=self.device, area=area,
-                    journal=journal, resume=self.request.resume, progress=progress,
-                )  # fmt: skip
+            result = self._map(scene, self.infer, outputs, journal, self.tiling)
+            more = [str(path) for path in self._beside(scene, outputs, target, journal)]
+            return replace(result, more=tuple(more))
+
+    def _map(
+        self,
+        scene: Scene,
+        infer: Infer,
+        outputs: Outputs,
+        journal: dict[str, str],
+        tiling: Tiling,
+    ) -> SceneResult:
+        """Make maps of a scene, unless an earlier run has."""
+        if self.request.resume and made_before(outputs.map, journal, self.request.overwrite):
+            self.line.say(f"{outputs.map} is there already, of the same model and options")
+            return SceneResult(
+                scene.path, str(outputs.map), scene.width, scene.height, status="there"
+            )
+        area = self.request.area(scene)
+        survey.warn_of_doubts(scene, self.fitted)
+        survey.require_disk(scene, outputs, area)
+        with self.line.scene(scene.width * scene.height) as progress:
+            return predict_scene(
+                scene, infer, outputs, tiling=tiling, device=self.device, area=area,
+                journal=journal, resume=self.request.resume, progress=progress,
+            )  # fmt: skip
+
+    def _beside(
+        self, scene: Scene, outputs: Outputs, target: names.Target, journal: dict[str, str]
+    ) -> Iterator[Path]:
+        """Make what goes with a class map, and name all that lies beside it."""
+        wanted = [(outputs, self.fitted.classes)]
+        for one in self.explanations:
+            self.line.say(f"explain  {one.name} at block {one.block}")
+            explained = one.outputs(outputs, target.stem, journal)
+            # Numbers of things have no mean that neighbouring tiles could agree on.
+            nearest = replace(self.tiling, blend=False)
+            self._map(scene, one, explained, one.journal(journal), nearest)
+            wanted.append((explained, list(one.things)))
+        for made, classes in wanted:
+            yield from (one.path for one in made.made() if one.shown and one.path != target.map)
+            if self.request.quicklook:
+                from rsseg_cli.run.quicklook import quicklook_beside  # matplotlib takes a second
+
+                look = target.look(made.map)
+                yield quicklook_beside(made.map, look, classes, scene, self.fitted.model.bands)
 
     def plan(self, path: str, target: names.Target) -> survey.Survey:
         """Say what mapping a scene would take."""

@@ -10,20 +10,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rsseg_cli.classes import Class
 from rsseg_cli.contract import Bands
 from rsseg_cli.errors import OutputExistsError, RssegError
 from rsseg_cli.predict.plan import Tiling
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.scene import Scene
-from rsseg_cli.report.pictures import quicklook, to_png
+from rsseg_cli.report.pictures import to_png
 from rsseg_cli.report.preview import BandView, SceneView, draw_preview
 from rsseg_cli.report.report import replace_file
 from rsseg_cli.run.request import Request
 from rsseg_cli.run.review import shown_bands
 from rsseg_cli.training.checkpoint import load_model
 
-SUFFIX, LOOK = ".preview.png", ".png"
+SUFFIX = ".preview.png"
 SIDE = 900
 """Longest side in pixels at which a scene is shown."""
 FAR = 2.0
@@ -204,23 +203,3 @@ def _doubts(bands: Sequence[BandSummary], valid: NDArray[np.bool_]) -> list[str]
                     f"{one.model_mean:.4g} ({distance:+.1f} std): another scale, sensor or order?"
                 )
     return found
-
-
-def quicklook_beside(
-    made: Path, classes: Sequence[Class], *, image: Path | None = None, rgb: Sequence[int] = ()
-) -> Path:
-    """Write a PNG of a map, and of its scene, beside the map.
-
-    Args:
-        made: The map, e.g. scene.seg.tif.
-        classes: Its classes.
-        image: The scene that was mapped.
-        rgb: Bands of the scene to show, from 1.
-
-    Returns:
-        The PNG, e.g. scene.seg.png.
-    """
-    figure = quicklook(made, classes, image=image, rgb=tuple(rgb) or None, title=made.name)
-    target = made.with_suffix(LOOK)
-    replace_file(target, to_png(figure))
-    return target

@@ -38,11 +38,15 @@ class Request:
         bbox: "xmin,ymin,xmax,ymax" outside of which nothing is mapped.
         bbox_crs: What the box is in; the scene's CRS when None.
         probabilities: Make a map of one band per class.
+        soft: Make a map of the share of the second class, of models of two classes.
         confidence: Make a map of how sure the model is.
         reject: Pixels whose highest probability is below this become nodata.
         polygons: A GeoPackage for one scene, else a folder.
         sieve: Patches of fewer pixels join a neighbour, in the polygons.
         simplify: By how much outlines of polygons may move, in units of the CRS.
+        explain: Maps of its own work that the method shall make.
+        block: The block at which it makes them, from 0; the last when None.
+        quicklook: Draw a PNG beside each class map.
         format: `COG` or `GTiff`.
         options: Creation options `KEY=VALUE` of that format.
         threads: Readers.
@@ -63,11 +67,15 @@ class Request:
     bbox: str | None = None
     bbox_crs: str | None = None
     probabilities: bool = False
+    soft: bool = True
     confidence: Confidence | None = None
     reject: float | None = None
     polygons: Path | None = None
     sieve: int = 0
     simplify: float = 0.0
+    explain: Sequence[str] = ()
+    block: int | None = None
+    quicklook: bool = True
     format: str = "COG"
     options: Sequence[str] = ()
     threads: int = 2
@@ -111,7 +119,8 @@ class Request:
     def suffixes(self) -> list[str]:
         """List what the names of further maps end with."""
         wanted = {names.SHARES: self.probabilities, names.SURE: self.confidence is not None}
-        return [suffix for suffix, asked in wanted.items() if asked]
+        explained = [f".{name}.tif" for name in self.explain]
+        return [suffix for suffix, asked in wanted.items() if asked] + explained
 
     def _polygons(self, target: names.Target) -> Polygons | None:
         if target.polygons is None:
@@ -125,6 +134,7 @@ class Request:
             classes=fitted.classes,
             reject=self.reject,
             probabilities=target.beside(names.SHARES) if self.probabilities else None,
+            soft=target.beside(names.SOFT) if self.soft and len(fitted.classes) == 2 else None,
             confidence=target.beside(names.SURE) if self.confidence else None,
             measure=self.confidence or "max",
             polygons=self._polygons(target),

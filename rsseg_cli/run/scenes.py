@@ -12,9 +12,12 @@ from rsseg_cli.data.layout import RASTER_SUFFIXES
 from rsseg_cli.errors import RssegError
 from rsseg_cli.raster.vectors import refuse_other_formats
 from rsseg_cli.raster.write import refuse_existing
+from rsseg_cli.run.journal import is_ours
 
-SUFFIX, SHARES, SURE = ".seg.tif", ".prob.tif", ".conf.tif"
-"""What the names of maps of classes, probabilities and confidence end with."""
+SUFFIX, SHARES, SOFT, SURE = ".seg.tif", ".prob.tif", ".soft.tif", ".conf.tif"
+"""What the names of maps of classes, probabilities, one object and confidence end with."""
+LOOK = ".png"
+"""What takes the place of `.tif` in the name of a map's quicklook."""
 
 
 def expand(texts: Sequence[str]) -> list[str]:
@@ -37,12 +40,23 @@ def expand(texts: Sequence[str]) -> list[str]:
         else:
             found.append(text)
             continue
-        found = [path for path in found if not path.endswith((SUFFIX, SHARES, SURE))]
+        found = [path for path in found if not _is_map(path)]
     if not found:
         raise RssegError(
             "there is no scene", where=" ".join(texts), fix="a file, a folder, or a quoted pattern"
         )
     return found
+
+
+def _is_map(path: str) -> bool:
+    """Tell what `predict` has made: by its name, or, where that may be anything, by its tags."""
+    stem = path.removesuffix(LOOK).removesuffix(".tif")
+    if stem == path:
+        return False
+    made = Path(f"{stem}.tif")
+    if made.name.endswith((SUFFIX, SHARES, SOFT, SURE)):
+        return True
+    return "." in made.stem[1:] and made.is_file() and is_ours(made)
 
 
 @dataclass(frozen=True)
@@ -66,6 +80,10 @@ class Target:
     def beside(self, suffix: str) -> Path:
         """Name another map of the same scene."""
         return self.stem.with_name(self.stem.name + suffix)
+
+    def look(self, made: Path) -> Path:
+        """Name the quicklook of a map; never as a scene may be called."""
+        return self.beside(SUFFIX).with_suffix(LOOK) if made == self.map else made.with_suffix(LOOK)
 
 
 def place_outputs(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import pytest
@@ -169,3 +170,22 @@ def test_recomputing_changes_nothing(method: str) -> None:
         gradients.append([p.grad for _, p in model.tuned() if p.grad is not None])
     for plain, again in zip(*gradients, strict=True):
         assert torch.allclose(plain, again, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_explanations_are_shares_of_what_they_name(method: str) -> None:
+    model = make(method).eval()
+    perturb(model)
+    image = torch.randn(2, 4, 64, 96)
+    patch = model.backbone.patch
+    for name, things in model.method.explanations().items():
+        assert re.fullmatch(r"[a-z-]+", name)  # it becomes part of a file's name
+        for block in (0, model.backbone.depth - 1):
+            shares = model.method.explain(name, model.backbone, image, block)
+            assert shares.shape == (2, len(things), 64 // patch, 96 // patch)
+            assert (shares >= 0).all()
+            assert torch.allclose(shares.sum(1), torch.ones(()), atol=1e-4)
+            again = model.method.explain(name, model.backbone, image, block)
+            assert torch.equal(shares, again)
+            alone = model.method.explain(name, model.backbone, image[1:], block)
+            assert torch.allclose(shares[1:], alone, atol=1e-4)

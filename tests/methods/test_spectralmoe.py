@@ -16,7 +16,6 @@ from rsseg_cli.backbones._timm import Size
 from rsseg_cli.backbones.dinov3 import Dinov3
 from rsseg_cli.backbones.vit import Vit
 from rsseg_cli.contract import Backbone, Bands, Grid
-from rsseg_cli.errors import RssegError
 from rsseg_cli.heads.linear import Linear
 from rsseg_cli.heads.mask2former import Mask2Former
 from rsseg_cli.methods._gates import affinity, chance_of_choice, imbalance
@@ -239,8 +238,8 @@ def test_at_k_1_only_the_load_term_trains_the_gates() -> None:
 def test_noise_acts_in_training_only_and_comes_from_the_global_stream() -> None:
     backbone, image = tiny(), torch.randn(1, 3, 64, 64)
     method = build(backbone, perturbed=False)  # as made: routes are defined before any training
-    first = method.explain(backbone, image, block=1)
-    assert torch.equal(first, method.explain(backbone, image, block=1))
+    first = method.explain("routing", backbone, image, 1)
+    assert torch.equal(first, method.explain("routing", backbone, image, 1))
     assert len(first.argmax(1).unique()) > 1
     one, same, other = (losses_of(method, backbone, seed)["load"] for seed in (1, 1, 2))
     assert torch.equal(one, same)
@@ -364,7 +363,7 @@ def test_record_and_pictures() -> None:
 def test_explain_shows_the_routes_of_a_pass() -> None:
     backbone, image = tiny(), torch.randn(2, 3, 40, 64)
     method = build(backbone, perturbed=False, k=2)
-    shares = method.explain(backbone, image, block=3, modality="depth")
+    shares = method.explain("routing-depth", backbone, image, 3)
     assert shares.shape == (2, 3, 5, 8)
     assert torch.allclose(shares.sum(1), torch.ones(2, 5, 8))
     kept: list[Tensor] = []
@@ -377,9 +376,9 @@ def test_explain_shows_the_routes_of_a_pass() -> None:
     method._judge = watch
     backbone(image, method)
     assert torch.equal(shares, kept[3].mT.reshape(2, 3, 5, 8))
-    for wrong in ({"block": 4}, {"block": 0, "modality": "sound"}):
-        with pytest.raises(RssegError, match="routing"):
-            method.explain(backbone, image, **wrong)
+    assert method.explanations()["routing"] == ("expert 1", "expert 2", "expert 3")
+    assert set(build(backbone, depth="off").explanations()) == {"routing"}
+    assert build(backbone, gate="none", k=3).explanations() == {}
 
 
 @pytest.mark.parametrize(
