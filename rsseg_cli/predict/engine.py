@@ -1,59 +1,30 @@
-"""Maps a scene: read, infer, blend and write at the same time, whatever the model.
-
-    readers          caller's thread, device                        writer
-    slabs -> strips  tiles -> infer -> blend -> rows of each map    rows -> parts -> map
-
-A strip is one row of tiles. What is in memory at any time are a few strips, so that neither the
-host nor the device ever knows how high the scene is.
-"""
+"""Maps a scene: plans it, sends it through the pipeline, and lets whole maps appear."""
 
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
-from typing import Protocol
 
-import numpy as np
 import rasterio
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from rsseg_cli.classes import IGNORE
-from rsseg_cli.errors import RssegError, UnreadableError
-from rsseg_cli.predict.clock import Clock, computing_with
+from rsseg_cli.contract import Json
+from rsseg_cli.errors import UnreadableError
+from rsseg_cli.predict.batch import even_batch, fastest_batch
 from rsseg_cli.predict.outputs import Outputs, Progress, SceneResult
-from rsseg_cli.predict.plan import AHEAD, CACHE_MB, MIB, Plan, Tiling, peak_rss_mb, plan_scene
-from rsseg_cli.predict.strips import Strip, read_strips
-from rsseg_cli.predict.threads import Ahead, Behind
-from rsseg_cli.predict.turns import as_signed
+from rsseg_cli.predict.pipeline import Infer, Pipeline
+from rsseg_cli.predict.plan import CACHE_MB, MIB, Plan, Tiling, peak_rss_mb, plan_scene
+from rsseg_cli.predict.team import Team
 from rsseg_cli.raster.area import Area
-from rsseg_cli.raster.blend import Product, RowBlender, Rows
+from rsseg_cli.raster.begun import read_begun
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.parts import MapGrid
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.raster.vectors import draw_polygons
-from rsseg_cli.raster.write import MapWriter, parts_begun
-
-
-class Infer(Protocol):
-    """Anything that turns tiles into class probabilities."""
-
-    def __call__(self, tiles: Tensor) -> Tensor:
-        """Score a batch.
-
-        Args:
-            tiles: (B, C, T, T) in the scene's stored type, on the device. Every batch of a scene
-                has the same shape.
-
-        Returns:
-            (B, K, T, T) non-negative and summing to 1 over K, on the device. The engine writes
-            into it and is done with it before the next call.
-        """
+from rsseg_cli.raster.write import MapWriter
 
 
 def predict_scene(
@@ -67,6 +38,7 @@ def predict_scene(
     journal: Mapping[str, str] | None = None,
     resume: bool = False,
     progress: Progress | None = None,
+    team: Team | None = None,
 ) -> SceneResult:
     """Map one scene.
 
@@ -80,7 +52,9 @@ def predict_scene(
         journal: What the result depends on, for `resume`. When given, the finished parts of a
             failed run stay on disk.
         resume: Continue what a run with the same journal has left.
-        progress: Hears how far it is.
+        progress: Hears how far this process is with its share.
+        team: Processes that make this call together. Each maps a share; the leading one then puts
+            the maps together, while the others return before the maps are there.
 
     Raises:
         OutputExistsError: An output is there and `overwrite` is not set.
@@ -88,40 +62,17 @@ def predict_scene(
             map is left half-written.
     """
     started = time.perf_counter()
-    tiling = tiling or Tiling()
-    begun = parts_begun(outputs.map) if resume else None
-    plan = plan_scene(
-        scene, tiling, classes=len(outputs.classes), bands=outputs.bands,
-        box=None if area is None else area.box,
-        begun=begun,
+    job = _Job(
+        scene, infer, outputs, tiling or Tiling(), device or torch.device("cpu"), area,
+        journal, resume, team or Team(),
     )  # fmt: skip
-    grid = MapGrid(scene.width, scene.height, scene.crs, scene.transform, scene.control)
-    made = list(outputs.made())
     with ExitStack() as stack:
         stack.enter_context(rasterio.Env(GDAL_CACHEMAX=CACHE_MB * MIB))
-        writers = [
-            stack.enter_context(
-                MapWriter(
-                    one.path, grid, one.look, plan.parts,
-                    driver=outputs.driver, options=outputs.options,
-                    overwrite=outputs.overwrite or begun is not None,
-                    journal=journal, resume=resume, keep=journal is not None,
-                )
-            )
-            for one in made
-        ]  # fmt: skip
-        run = _Run(
-            scene, infer, [one.product for one in made], writers, plan, tiling,
-            device or torch.device("cpu"), area, progress,
-        )  # fmt: skip
-        try:
-            run.run()
-        except UnreadableError:
-            if Path(scene.path).exists():  # else a server may be back later
-                for writer in writers:
-                    writer.forget()
-            raise
-        _appear(outputs, writers)
+        pipeline = job.run(stack, progress)
+        done = sum(job.team.gather(pipeline.done))
+        peak = max(job.team.gather(peak_rss_mb()))
+        if job.team.leads:
+            job.appear()
     seconds = time.perf_counter() - started
     return SceneResult(
         input=scene.path,
@@ -129,225 +80,132 @@ def predict_scene(
         width=scene.width,
         height=scene.height,
         seconds=seconds,
-        mpx_per_s=run.done / 1e6 / seconds,
-        peak_rss_mb=peak_rss_mb(),
-        wait=run.clock.shares(),
+        mpx_per_s=done / 1e6 / seconds,
+        peak_rss_mb=max(peak, peak_rss_mb()),
+        wait=pipeline.clock.shares(),
     )
 
 
-def _appear(outputs: Outputs, writers: Sequence[MapWriter]) -> None:
-    """Put all maps together, and only then let them appear, the class map last."""
-    made = list(outputs.made())
-    drafts = {one.kind: writer.assemble() for one, writer in zip(made, writers, strict=True)}
-    if outputs.polygons is not None:
-        draw_polygons(
-            drafts["map"],
-            outputs.polygons.path,
-            outputs.classes,
-            confidence=drafts["confidence"],
-            sieve=outputs.polygons.sieve,
-            simplify=outputs.polygons.simplify,
-        )
-    for one, writer in zip(made, writers, strict=True):
-        if one.shown:
-            writer.appear()
-
-
 @dataclass
-class _Finished:
-    """Rows on their way to the writer."""
-
-    x: int
-    y: int
-    rows: list[Tensor]
-    valid: NDArray[np.bool_]
-    ready: torch.cuda.Event | None
-
-
-@dataclass
-class _Run:
-    """One scene on its way through the pipeline."""
+class _Job:
+    """What one call has to do."""
 
     scene: Scene
     infer: Infer
-    products: Sequence[Product]
-    writers: Sequence[MapWriter]
-    plan: Plan
+    outputs: Outputs
     tiling: Tiling
     device: torch.device
     area: Area | None
-    progress: Progress | None
+    journal: Mapping[str, str] | None
+    resume: bool
+    team: Team
+    writers: list[MapWriter] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self.done = 0
-        self._total = sum(part.width * part.height for part in self.plan.parts)
-        self.clock = Clock()
-        batches = -(-self.plan.tiles // self.tiling.batch)
-        self._batch = -(-self.plan.tiles // batches)  # batches alike: little padding in the last
-        self._in_flight: deque[torch.cuda.Event] = deque()
-        self._broken = torch.zeros((), dtype=torch.bool, device=self.device)
-        self._model_threads = torch.get_num_threads()
-
-    @torch.inference_mode()
-    def run(self) -> None:
-        """Map all that is not finished."""
-        finished = set.intersection(*(writer.finished for writer in self.writers))
-        cuda = self.device.type == "cuda"
-        with computing_with(1), Behind(self._write, AHEAD) as writer:
-            for region in self.plan.regions(finished):
-                blender = RowBlender(
-                    self.plan.across, self.plan.down, region, self.products, self.device
+    def run(self, stack: ExitStack, progress: Progress | None) -> Pipeline:
+        """Make the parts that fall to this process; returns when all processes have."""
+        team = self.team
+        start = team.tell(lambda: self._begin(stack))
+        plan = self._plan([Window(*numbers) for numbers in start["parts"]])
+        try:
+            with team.agreed():
+                if not team.leads:
+                    self._open_writers(stack, plan.parts, start["batch"], overwrite=True)
+                pipeline = Pipeline(
+                    self.scene,
+                    self.infer,
+                    [made.product for made in self.outputs.made()],
+                    self.writers,
+                    plan,
+                    plan.share(set(start["finished"]), team.rank, team.size),
+                    start["batch"],
+                    self.tiling.readers,
+                    self.device,
+                    self.area,
+                    progress,
                 )
-                source = read_strips(
-                    self.scene, self.plan, region,
-                    readers=self.tiling.readers, pin=cuda, area=self.area,
-                )  # fmt: skip
-                with Ahead(source, AHEAD) as strips:
-                    self._map(region, blender, iter(strips), writer)
-                blender.finish()
+                pipeline.run()
+        except UnreadableError:
+            if Path(self.scene.path).exists():  # else a server may be back later
+                for writer in self.writers:
+                    writer.forget()
+            raise
+        return pipeline
 
-    def _map(
-        self,
-        region: Window,
-        blender: RowBlender,
-        strips: Iterator[Strip],
-        writer: Behind[_Finished],
+    def _begin(self, stack: ExitStack) -> Json:
+        """Decide all that processes must agree on, and begin the maps."""
+        begun = read_begun(self.outputs.map) if self.resume else None
+        plan = self._plan(begun.parts if begun else None)
+        batch = begun.batch if begun else self._choose_batch(plan)
+        overwrite = self.outputs.overwrite or begun is not None
+        self._open_writers(stack, plan.parts, batch, overwrite)
+        finished = set.intersection(*(writer.finished for writer in self.writers))
+        return {
+            "parts": [list(astuple(part)) for part in plan.parts],
+            "batch": batch,
+            "finished": list[Json](sorted(finished)),
+        }
+
+    def _plan(self, begun: Sequence[Window] | None) -> Plan:
+        return plan_scene(
+            self.scene,
+            self.tiling,
+            classes=len(self.outputs.classes),
+            bands=self.outputs.bands,
+            box=None if self.area is None else self.area.box,
+            begun=begun,
+            processes=self.team.size,
+        )
+
+    def _choose_batch(self, plan: Plan) -> int:
+        """Choose how many tiles the model gets at a time, if need be by trying."""
+        batch, tile = self.tiling.batch, self.tiling.tile
+        if self.tiling.most is not None:
+            part = plan.parts[len(plan.parts) // 2]
+            middle = Window(part.x + part.width // 2, part.y + part.height // 2, tile, tile)
+            samples = torch.from_numpy(self.scene.read(middle)[0]).to(self.device)
+            with torch.inference_mode():
+                batch = fastest_batch(self.infer, samples, batch, self.tiling.most, plan.tiles)
+        return even_batch(plan.tiles, batch)
+
+    def _open_writers(
+        self, stack: ExitStack, parts: Sequence[Window], batch: int, overwrite: bool
     ) -> None:
-        """Send the tiles of a region through the model, in batches that go on over strips."""
-        valid: dict[int, NDArray[np.bool_]] = {}
-        waiting: list[tuple[int, int, Tensor | None]] = []
-        patience = self._batch + 2 * len(blender.columns)
-        for strip in self._timed(strips):
-            inside = slice(region.x - strip.x, region.right - strip.x)
-            top, bottom = self.plan.down.begin(strip.row), self.plan.down.begin(strip.row + 1)
-            top, bottom = max(top, region.y), min(bottom, region.bottom)
-            valid[top] = strip.valid[top - strip.y : bottom - strip.y, inside]
-            for row, column, tile in self._tiles(strip, blender):
-                waiting.append((row, column, tile))
-                filled = sum(one[2] is not None for one in waiting)
-                # Nothing waits for long where tiles are skipped, or rows would pile up.
-                if filled in (0, self._batch) or len(waiting) > patience:
-                    self._forward(waiting, region, blender, valid, writer)
-                    waiting = []
-        self._forward(waiting, region, blender, valid, writer)
-
-    def _timed(self, strips: Iterator[Strip]) -> Iterator[Strip]:
-        while True:
-            since = time.perf_counter()
-            strip = next(strips, None)
-            self.clock.add("disk", since)
-            if strip is None:
-                return
-            yield strip
-
-    def _tiles(self, strip: Strip, blender: RowBlender) -> Iterator[tuple[int, int, Tensor | None]]:
-        """Cut a strip into tiles (C, T, T) on the device; None where a tile would show nothing."""
-        across, down = self.plan.across, self.plan.down
-        samples = strip.samples.to(self.device, non_blocking=True)
-        rows = slice(down.begin(strip.row) - strip.y, down.end(strip.row) - strip.y)
-        for column in blender.columns:
-            says = slice(across.begin(column) - strip.x, across.end(column) - strip.x)
-            x = across.start(column) - strip.x
-            seen = strip.valid[rows, says].any()
-            yield strip.row, column, samples[:, :, x : x + across.tile] if seen else None
-
-    def _forward(
-        self,
-        waiting: Sequence[tuple[int, int, Tensor | None]],
-        region: Window,
-        blender: RowBlender,
-        valid: dict[int, NDArray[np.bool_]],
-        writer: Behind[_Finished],
-    ) -> None:
-        scores = self._scores([tile for _, _, tile in waiting if tile is not None])
-        for row, column, tile in waiting:
-            share = None if tile is None else next(scores)
-            for y, rows in blender.feed(row, column, share):
-                self._send(region.x, y, rows, valid.pop(y), writer)
-
-    def _scores(self, tiles: list[Tensor]) -> Iterator[Tensor]:
-        """Score tiles in batches of one shape; with less per batch once memory runs out."""
-        while tiles:
-            batch = tiles[: self._batch]
-            padding = [batch[-1]] * (self._batch - len(batch))
-            since = time.perf_counter()
-            stacked = _stack(batch + padding)
-            try:
-                with computing_with(self._model_threads):
-                    scores = self.infer(stacked)
-            except torch.OutOfMemoryError as error:
-                self._shrink(error)
-                continue
-            self._keep_pace()
-            self.clock.add("device", since)
-            self._check(scores[: len(batch)])
-            yield from scores[: len(batch)]
-            tiles = tiles[len(batch) :]
-
-    def _shrink(self, error: torch.OutOfMemoryError) -> None:
-        if self._batch == 1:
-            raise RssegError(
-                "one tile does not fit into the memory of the device",
-                where=self.scene.path,
-                fix=f"--tile below {self.tiling.tile}, or --device cpu",
-            ) from error
-        self._batch = -(-self._batch // 2)
-        torch.cuda.empty_cache()
-
-    def _keep_pace(self) -> None:
-        """Stay at most two batches ahead of the device."""
-        if self.device.type != "cuda":
-            return
-        self._in_flight.append(torch.cuda.current_stream().record_event())
-        if len(self._in_flight) > 2:
-            self._in_flight.popleft().synchronize()
-
-    def _check(self, scores: Tensor) -> None:
-        """Look for NaN. Probabilities of a pixel sum to 1, so that one class tells for all."""
-        self._broken |= scores[:, 0].sum().isnan()
-        if self.device.type == "cpu":
-            self._refuse_nan()
-
-    def _refuse_nan(self) -> None:
-        if self._broken:
-            raise RssegError(
-                "the model gives NaN for some pixels",
-                where=self.scene.path,
-                fix="--precision fp32, or a model whose training did not diverge",
+        scene = self.scene
+        grid = MapGrid(scene.width, scene.height, scene.crs, scene.transform, scene.control)
+        for made in self.outputs.made():
+            writer = MapWriter(
+                made.path,
+                grid,
+                made.look,
+                parts,
+                driver=self.outputs.driver,
+                options=self.outputs.options,
+                overwrite=overwrite,
+                journal=self.journal,
+                resume=self.resume,
+                keep=self.journal is not None,
+                join=not self.team.leads,
+                batch=batch,
             )
+            self.writers.append(stack.enter_context(writer))
 
-    def _send(
-        self, x: int, y: int, rows: Rows, valid: NDArray[np.bool_], writer: Behind[_Finished]
-    ) -> None:
-        """Fetch rows from the device without waiting for them, and pass them on."""
-        ready = None
-        here = list(rows)
-        if self.device.type == "cuda":
-            here = [torch.empty(r.shape, dtype=r.dtype, pin_memory=True) for r in rows]
-            for target, source in zip(here, rows, strict=True):
-                target.copy_(source, non_blocking=True)
-            ready = torch.cuda.current_stream().record_event()
-        since = time.perf_counter()
-        writer.put(_Finished(x, y, here, valid, ready))
-        self.clock.add("writer", since)
-        self.done += valid.size
-        if self.progress is not None:
-            self.progress(self.done, self._total, self.clock.shares())
-
-    def _write(self, finished: _Finished) -> None:
-        """Write rows, nodata where no pixel is; runs in the writer's thread."""
-        if finished.ready is not None:
-            finished.ready.synchronize()
-            self._refuse_nan()
-        missing = ~finished.valid
-        holes = missing.any()
-        for writer, rows in zip(self.writers, finished.rows, strict=True):
-            data = rows.numpy()
-            if holes:
-                data[:, missing] = IGNORE
-            writer.write(finished.x, finished.y, data)
-
-
-def _stack(tiles: list[Tensor]) -> Tensor:
-    """Stack tiles; through signed integers, as unsigned ones lack kernels on some devices."""
-    return torch.stack([as_signed(tile) for tile in tiles]).view(tiles[0].dtype)
+    def appear(self) -> None:
+        """Put all maps together, and only then let them appear, the class map last."""
+        if self.team.size > 1:
+            for writer in self.writers:
+                writer.await_others()
+        pairs = list(zip(self.outputs.made(), self.writers, strict=True))
+        drafts = {made.kind: writer.assemble() for made, writer in pairs}
+        wanted = self.outputs.polygons
+        if wanted is not None:
+            draw_polygons(
+                drafts["map"],
+                wanted.path,
+                self.outputs.classes,
+                confidence=drafts["confidence"],
+                sieve=wanted.sieve,
+                simplify=wanted.simplify,
+            )
+        for made, writer in pairs:
+            if made.shown:
+                writer.appear()

@@ -18,6 +18,9 @@ MIB = 2**20
 PART_PIXELS = 16 * MIB
 """About how many pixels a part of a map has: what a killed run may lose."""
 
+PARTS_EACH = 4
+"""Least parts of each process, where a scene is high enough, so that all get about as much."""
+
 DEFAULT_MEMORY_MB = 2048
 """What the strips of a scene may take when nothing else is said."""
 
@@ -39,6 +42,7 @@ class Tiling:
         tile: Side of a tile in pixels.
         overlap: Share of a tile that it has in common with the next one, 0 to 0.5.
         batch: Tiles per call of the model.
+        most: Bound up to which a faster number of tiles is looked for; None keeps `batch`.
         readers: Threads that read, each with a handle of its own.
         memory_mb: Bound for the memory of the whole process; None bounds the strips only.
         blend: Blend neighbours where they overlap; else each pixel is its nearest tile's.
@@ -47,6 +51,7 @@ class Tiling:
     tile: int = 512
     overlap: float = 0.25
     batch: int = 8
+    most: int | None = None
     readers: int = 2
     memory_mb: int | None = None
     blend: bool = True
@@ -97,6 +102,14 @@ class Plan:
         if region is not None:
             yield region
 
+    def share(self, finished: set[int], rank: int, size: int) -> set[int]:
+        """Choose the unfinished parts of one process: neighbours, of about as many pixels."""
+        left = [number for number in range(len(self.parts)) if number not in finished]
+        pixels = np.array([self.parts[n].width * self.parts[n].height for n in left])
+        middles = pixels.cumsum() - pixels / 2
+        owners = middles * size // max(1, pixels.sum())
+        return {number for number, owner in zip(left, owners, strict=True) if owner == rank}
+
 
 def plan_scene(
     scene: Scene,
@@ -106,6 +119,7 @@ def plan_scene(
     bands: int = 1,
     box: Window | None = None,
     begun: Sequence[Window] | None = None,
+    processes: int = 1,
 ) -> Plan:
     """Plan the mapping of a scene.
 
@@ -116,6 +130,7 @@ def plan_scene(
         bands: Bands of all maps together.
         box: What is wanted of the scene; all when None.
         begun: Parts in which an earlier run has begun it, which are kept.
+        processes: How many will share the parts.
 
     Raises:
         RssegError: Not even the narrowest swath fits into `memory_mb`.
@@ -129,7 +144,7 @@ def plan_scene(
     else:
         swath = _swath(scene, tiling, box, column, fixed)
         xs = range(box.x, box.right, swath)
-        parts = [part for x in xs for part in _parts(x, min(swath, box.right - x), box)]
+        parts = [part for x in xs for part in _parts(x, min(swath, box.right - x), box, processes)]
     swaths = {(part.x, part.right) for part in parts}
     columns = sum(len(across.touching(*swath)) for swath in swaths)
     widest = max(right - left for left, right in swaths) + 2 * tiling.tile
@@ -166,8 +181,11 @@ def _swath(scene: Scene, tiling: Tiling, box: Window, column: float, fixed: floa
     return widest // BLOCK * BLOCK
 
 
-def _parts(x: int, width: int, box: Window) -> Sequence[Window]:
-    rows = max(BLOCK, PART_PIXELS // width // BLOCK * BLOCK)
+def _parts(x: int, width: int, box: Window, processes: int) -> Sequence[Window]:
+    rows = PART_PIXELS // width
+    if processes > 1:
+        rows = min(rows, box.height // (PARTS_EACH * processes))
+    rows = max(BLOCK, rows // BLOCK * BLOCK)
     tops = range(box.y, box.bottom, rows)
     return [Window(x, y, width, min(rows, box.bottom - y)) for y in tops]
 
@@ -181,7 +199,7 @@ def _bytes(
     strips = (AHEAD + 2) * tiling.tile * sample
     blending = 4 * classes * down.ramp
     writing = bands * ((AHEAD + 2) * down.stride + 2 * BLOCK)
-    pixels = tiling.batch * tiling.tile**2
+    pixels = max(tiling.batch, tiling.most or 0) * tiling.tile**2
     batch = pixels * (2 * sample + 4 * scene.count + 2 * 4 * classes)
     return reading + strips + blending + writing, batch + 2 * CACHE_MB * MIB
 

@@ -18,7 +18,7 @@ class Turned:
     """A model that sees each tile several times and says the mean.
 
     Attributes:
-        infer: The model; see `engine.Infer`.
+        infer: The model; see `pipeline.Infer`.
         turns: How tiles are shown.
     """
 

@@ -12,7 +12,6 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from rasterio.windows import Window as FileWindow
 
 from rsseg_cli.errors import OutputExistsError, RssegError
 from rsseg_cli.raster import style
+from rsseg_cli.raster.begun import JOURNAL, Begun, parts_folder, read_begun, wait_for
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.parts import (
     BLOCK,
@@ -35,8 +35,8 @@ from rsseg_cli.raster.parts import (
     virtual_map,
 )
 
-JOURNAL, DRAFT = "journal.json", "map.tif"
-"""Files in the folder of a map's parts: what it depends on, and the whole map before it appears."""
+DRAFT = "map.tif"
+"""Name of the whole map in the folder of its parts, before it appears."""
 
 
 class MapWriter:
@@ -56,6 +56,8 @@ class MapWriter:
         journal: What the map depends on; a run continues another only if this is equal.
         resume: Continue from the parts that an earlier run left.
         keep: Leave finished parts for `resume` when the run fails.
+        join: Write parts of a map that another process has begun, assembles and lets appear.
+        batch: Tiles per call of the model, which a run that goes on should keep; only remembered.
 
     Raises:
         OutputExistsError: The map is there and `overwrite` is not set.
@@ -75,13 +77,16 @@ class MapWriter:
         journal: Mapping[str, str] | None = None,
         resume: bool = False,
         keep: bool = False,
+        join: bool = False,
+        batch: int = 1,
     ) -> None:
-        refuse_existing(path, overwrite)
+        refuse_existing(path, overwrite or join)
         self.path, self.grid, self.look, self.parts = path, grid, look, tuple(parts)
         self.finished: set[int] = set()
         """Numbers of the parts that are complete."""
-        self._driver, self._options, self._keep = driver, dict(options or {}), keep
-        self._folder = _parts_folder(path)
+        self._driver, self._options = driver, dict(options or {})
+        self._keep, self._join = keep, join
+        self._folder = parts_folder(path)
         self._numbers = {(part.x, part.y): number for number, part in enumerate(parts)}
         self._file: rasterio.io.DatasetWriter | None = None
         self._part = 0
@@ -89,27 +94,19 @@ class MapWriter:
         self._filled = 0
         self._beside: dict[str, str] = {}
         with _writable(path):
-            self._prepare(dict(journal or {}), resume)
+            if join:
+                wait_for([self._folder / JOURNAL])
+            before = read_begun(path) if resume or join else None
+            if before is None:
+                self._begin_anew(Begun(self.parts, batch, dict(journal or {})))
+            else:
+                before.refuse_changes(dict(journal or {}), self.parts, path)
+        self.look_again()
 
-    def _prepare(self, journal: dict[str, str], resume: bool) -> None:
-        state = {"journal": journal, "parts": [astuple(part) for part in self.parts]}
-        file = self._folder / JOURNAL
-        if resume and file.is_file():
-            before = json.loads(file.read_text())
-            _refuse_changes(before["journal"], journal, self.path)
-            if before["parts"] != [list(part) for part in state["parts"]]:
-                raise RssegError(
-                    "cannot resume: the map was begun in other parts",
-                    where=str(self.path),
-                    fix="leave --resume out to start anew",
-                )
-            self.finished = {n for n in range(len(self.parts)) if self._part_path(n).is_file()}
-            return
+    def _begin_anew(self, begun: Begun) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(parents=True)
-        draft = file.with_suffix(".tmp")
-        draft.write_text(json.dumps(state))
-        draft.replace(file)
+        begun.write(self._folder)
 
     def __enter__(self) -> MapWriter:
         return self
@@ -118,8 +115,21 @@ class MapWriter:
         if self._file is not None:
             self._file.close()
             self._file = None
+        if self._join:
+            return
+        self.look_again()
         if not (self._keep and kind is not None and self.finished):
             shutil.rmtree(self._folder, ignore_errors=True)
+
+    def look_again(self) -> None:
+        """Find the parts that are complete, whoever wrote them."""
+        self.finished = {n for n in range(len(self.parts)) if self._part_path(n).is_file()}
+
+    def await_others(self) -> None:
+        """Wait until the parts that other processes have finished are seen here, too."""
+        with _writable(self.path):
+            wait_for([self._part_path(number) for number in range(len(self.parts))])
+        self.look_again()
 
     def _part_path(self, number: int) -> Path:
         return self._folder / f"{number:06d}.tif"
@@ -258,18 +268,6 @@ class MapWriter:
         }
 
 
-def parts_begun(path: Path) -> tuple[Window, ...] | None:
-    """Tell in which parts an unfinished run has begun a map, None when there is none."""
-    file = _parts_folder(path) / JOURNAL
-    if not file.is_file():
-        return None
-    return tuple(Window(*numbers) for numbers in json.loads(file.read_text())["parts"])
-
-
-def _parts_folder(path: Path) -> Path:
-    return path.parent / f".{path.name}.parts"
-
-
 def refuse_existing(path: Path, overwrite: bool) -> None:
     """Refuse to replace a map that nobody said could go.
 
@@ -281,17 +279,6 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
     if path.exists() and not overwrite:
         raise OutputExistsError(
             "the output is there already", where=str(path), fix="--overwrite, or another -o"
-        )
-
-
-def _refuse_changes(before: dict[str, str], now: dict[str, str], path: Path) -> None:
-    changed = [key for key in sorted(before | now) if before.get(key) != now.get(key)]
-    if changed:
-        key = changed[0]
-        raise RssegError(
-            f"cannot resume: {key} was {before.get(key)}, now it is {now.get(key)}",
-            where=str(path),
-            fix="the same model, input and options as before, or start anew without --resume",
         )
 
 

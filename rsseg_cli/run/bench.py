@@ -20,8 +20,9 @@ from torch import Tensor
 from rsseg_cli.classes import Class, default_color
 from rsseg_cli.config import resolve
 from rsseg_cli.contract import Bands
-from rsseg_cli.predict.engine import Infer, predict_scene
+from rsseg_cli.predict.engine import predict_scene
 from rsseg_cli.predict.outputs import Outputs, SceneResult
+from rsseg_cli.predict.pipeline import Infer
 from rsseg_cli.predict.plan import Tiling, plan_scene
 from rsseg_cli.raster.parts import BLOCK
 from rsseg_cli.raster.scene import Scene

@@ -12,7 +12,7 @@ from rsseg_cli.classes import IGNORE, Class
 from rsseg_cli.data.class_map import ClassMap, Merge
 from rsseg_cli.data.source import Source
 from rsseg_cli.errors import RssegError
-from rsseg_cli.predict.engine import Infer
+from rsseg_cli.predict.pipeline import Infer
 
 
 def reconcile(

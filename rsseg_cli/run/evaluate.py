@@ -23,8 +23,9 @@ from rsseg_cli.evaluate.rasters import (
     evaluate_scenes,
 )
 from rsseg_cli.evaluate.truth import read_class_list
-from rsseg_cli.predict.engine import Infer, predict_scene
+from rsseg_cli.predict.engine import predict_scene
 from rsseg_cli.predict.outputs import Outputs
+from rsseg_cli.predict.pipeline import Infer
 from rsseg_cli.predict.plan import Tiling
 from rsseg_cli.raster.labels import LabelReader, Placed
 from rsseg_cli.report.pictures import quicklook

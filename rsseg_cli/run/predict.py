@@ -11,8 +11,9 @@ from torch import Tensor
 
 from rsseg_cli import __version__
 from rsseg_cli.errors import Interrupted, PartialFailure, RssegError
-from rsseg_cli.predict.engine import Infer, predict_scene
+from rsseg_cli.predict.engine import predict_scene
 from rsseg_cli.predict.outputs import Outputs, SceneResult
+from rsseg_cli.predict.pipeline import Infer
 from rsseg_cli.predict.plan import Tiling
 from rsseg_cli.predict.turns import Turned
 from rsseg_cli.raster.scene import Scene

@@ -15,8 +15,8 @@ from rich.console import Console
 from torch import Tensor
 
 from rsseg_cli.errors import RssegError, RssegWarning
-from rsseg_cli.predict.engine import Infer
 from rsseg_cli.predict.outputs import Outputs
+from rsseg_cli.predict.pipeline import Infer
 from rsseg_cli.predict.plan import MIB, Plan, Tiling, peak_rss_mb, plan_scene
 from rsseg_cli.raster.area import Area
 from rsseg_cli.raster.grid import Window
