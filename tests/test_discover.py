@@ -113,6 +113,9 @@ def test_measurements_are_no_labels(tmp_path: Path) -> None:
         ({"class": [3, 0, 3], "name": ["x", "y", "x"]}, [(0, "y"), (3, "x")], "class"),
         ({"class": [3, 0, 3], "name": ["x", "y", "z"]}, [(0, "class 0"), (3, "class 3")], "class"),
         ({"Quatreclasses": ["1", "255", "4"]}, [(1, "class 1"), (4, "class 4")], "Quatreclasses"),
+        ({"ground": ["b", "a", "b", "a"]}, [(1, "a"), (2, "b")], "ground"),
+        ({"owner": ["Ann", "Bob", "Cy"]}, [(0, "background"), (1, "object")], None),
+        ({"x": ["b", "a"] * 2, "y": ["c", "d"] * 2}, [(0, "background"), (1, "object")], None),
         ({"Id": [5, 6, 7]}, [(0, "background"), (1, "object")], None),
         ({"building": ["yes"] * 3}, [(0, "background"), (1, "building")], None),
         ({"class": [1] * 3, "name": ["pool"] * 3}, [(0, "background"), (1, "pool")], None),
@@ -132,6 +135,14 @@ def test_attributes_become_classes(
     assert reader is not None
     found = set(np.unique(reader.read(Window(0, 0, 96, 64))))
     assert found == ({0, 1} if field is None else {0, 1, 255})
+
+
+def test_attributes_that_were_not_chosen_are_told(tmp_path: Path) -> None:
+    image(tmp_path, "images/a.tif")
+    polygons(tmp_path, "labels/a.gpkg", x=["b", "a"] * 2, y=["c", "d"] * 2)
+    assert (
+        "`field: NAME` if one of these tells classes: x, y." in Source.locate(str(tmp_path)).remark
+    )
 
 
 def test_rasters_and_polygons_side_by_side(tmp_path: Path) -> None:

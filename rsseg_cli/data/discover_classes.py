@@ -22,7 +22,7 @@ from rsseg_cli.raster.polygons import read_vector
 
 MOST = 64
 """More distinct values than this are measurements, not classes."""
-FIELDS = ("class", "label", "category", "landcover", "land_cover", "cover", "type")
+FIELDS = ("class", "label", "category", "landcover", "land_cover", "cover", "kind", "type")
 """Attributes, or parts of their names, that are taken for the class, best first."""
 NAMES = ("name", "class_name", "classname", "label_name")
 """Attributes that name the classes of a numeric field."""
@@ -236,22 +236,39 @@ def _single(
         ClassSpec(id=0, name="background", color=GREY),
         ClassSpec(id=1, name=name, color=default_color(0)),
     )
+    other = [column for column in shared if column != field]
     return ClassesFound(
         classes,
         background="background",
-        remarks=(f"Every polygon is taken as {name}, the ground outside them as background.",),
+        remarks=(
+            f"Every polygon is taken as {name}, the ground outside them as background.",
+            *(
+                [f"`field: NAME` if one of these tells classes: {', '.join(other)}."]
+                if other
+                else []
+            ),
+        ),
     )
 
 
 def _choose_field(shared: Sequence[str], tables: Sequence[Any]) -> str | None:
-    """Choose the attribute that says the class: by name, with values few enough."""
+    """Choose the attribute that says the class: by name, or the only text that repeats itself."""
     for wanted in FIELDS:
         exact = [column for column in shared if column.lower() == wanted]
         partly = [column for column in shared if wanted in column.lower()]
         for column in [*exact, *partly]:
             if 0 < len(_values(column, tables)) <= MOST:
                 return column
-    return None
+    texts = [column for column in shared if _repeats(column, tables)]
+    return texts[0] if len(texts) == 1 else None
+
+
+def _repeats(field: str, tables: Sequence[Any]) -> bool:
+    """Tell whether every polygon has a text of its own kind, and kinds are few."""
+    texts = [value for table in tables for value in table[field]]
+    distinct = set(texts)
+    worded = all(isinstance(text, str) and not text.lstrip("-").isdigit() for text in texts)
+    return worded and 2 <= len(distinct) <= min(MOST, len(texts) // 2)
 
 
 def _values(field: str, tables: Sequence[Any]) -> list[int | str]:
