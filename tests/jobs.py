@@ -43,7 +43,7 @@ class Tiles:
         parts = [sample(self.first + index * self.count + i) for i in range(self.count)]
         image, label = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (BANDS.mean, BANDS.std))
-        return Batch(image * std + mean, label.to(torch.uint8), names=(self.name,))
+        return Batch(image * std + mean, label.to(torch.uint8), names=(self.name,) * self.count)
 
 
 class Scripted(Supervised):
@@ -55,7 +55,7 @@ class Scripted(Supervised):
 
     def __call__(self, model: Segmenter, batch: Batch) -> dict[str, Tensor]:
         losses = super().__call__(model, batch)
-        if batch.names != ("train",):
+        if "train" not in batch.names:
             return losses
         if self.happens is not None and self.passes == self.at:
             losses = {name: self.happens(loss) for name, loss in losses.items()}

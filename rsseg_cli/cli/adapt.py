@@ -74,6 +74,7 @@ def adapt(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run.")
     ] = False,
+    max_time: options.MaxTime = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan and stop before training.")
     ] = False,
@@ -90,6 +91,9 @@ def adapt(
 
     rsseg adapt --method lora --src my_city/ --tgt scenes/
     """
+    from rsseg_cli.training.deadline import Deadline
+
+    deadline = Deadline.parse(max_time)  # the time for loading counts, too
     from rsseg_cli.run import adapt as runs
     from rsseg_cli.run import adapt_config
 
@@ -123,6 +127,7 @@ def adapt(
         device=device,
         resume=resume,
         overwrite=overwrite,
+        deadline=deadline,
         quiet=quiet or as_json,
     )
     if dry_run:

@@ -47,6 +47,7 @@ def fit(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run.")
     ] = False,
+    max_time: options.MaxTime = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan and stop before training.")
     ] = False,
@@ -61,6 +62,9 @@ def fit(
 
     Example: rsseg fit --method lora --src my_city/
     """
+    from rsseg_cli.training.deadline import Deadline
+
+    deadline = Deadline.parse(max_time)  # the time for loading counts, too
     from rsseg_cli import config as configs
     from rsseg_cli.run import fit as runs
 
@@ -102,6 +106,7 @@ def fit(
         device=device,
         resume=resume,
         overwrite=overwrite,
+        deadline=deadline,
         quiet=quiet or as_json,
     )
     if dry_run:

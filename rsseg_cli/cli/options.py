@@ -68,6 +68,14 @@ Settings = Annotated[
 Device = Annotated[
     str, typer.Option("--device", help="auto, cpu, cuda or cuda:N (auto takes a GPU if any).")
 ]
+MaxTime = Annotated[
+    str | None,
+    typer.Option(
+        "--max-time",
+        help="Stop before so much time is over, ready for --resume, for batch queues: 8h, 90m, "
+        "1h30m, HH:MM:SS or D-HH:MM:SS.",
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -21,6 +22,15 @@ class DomainBatch(Batch):
     """
 
     sources: int = 0
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """Sizes of the two domains' parts, as far as they are there."""
+        return tuple(count for count in (self.sources, self.size - self.sources) if count)
+
+    def cut(self, pieces: int) -> list[Self]:
+        """Cut into equal pieces of both domains, in order."""
+        return [replace(piece, sources=self.sources // pieces) for piece in super().cut(pieces)]
 
 
 def _marked(batch: Batch, sources: int) -> DomainBatch:

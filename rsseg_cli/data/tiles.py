@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -42,8 +43,8 @@ class Batch:
     Attributes:
         image: (B, C, H, W) samples in the stored type; missing ones hold the band's mean.
         label: (B, H, W) uint8 class indices, `IGNORE` where there is no class or no image.
-        names: Scene of each tile.
-        domains: Domain of each tile.
+        names: Scene of each tile, or nothing.
+        domains: Domain of each tile, or nothing.
     """
 
     image: Tensor
@@ -51,7 +52,39 @@ class Batch:
     names: tuple[str, ...] = ()
     domains: tuple[str | None, ...] = ()
 
-    def to(self, device: torch.device | str) -> Batch:
+    @property
+    def size(self) -> int:
+        """Number of tiles B."""
+        return len(self.image)
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """Sizes of consecutive groups of tiles; every piece of a batch has its share of each."""
+        return (self.size,)
+
+    @property
+    def common(self) -> int:
+        """The largest number of equal pieces."""
+        return math.gcd(*self.groups)
+
+    def cut(self, pieces: int) -> list[Self]:
+        """Cut into equal pieces, in order; `pieces` divides `common`."""
+        if pieces == 1:
+            return [self]
+        groups = torch.split(torch.arange(self.size), list(self.groups))
+        shares = zip(*(group.chunk(pieces) for group in groups), strict=True)
+        return [self._take(torch.cat(rows).tolist()) for rows in shares]
+
+    def _take(self, rows: list[int]) -> Self:
+        return replace(
+            self,
+            image=self.image[rows],
+            label=self.label[rows],
+            names=tuple(self.names[row] for row in rows) if self.names else (),
+            domains=tuple(self.domains[row] for row in rows) if self.domains else (),
+        )
+
+    def to(self, device: torch.device | str) -> Self:
         """Copy to a device, not waiting for it when the tensors are pinned."""
         return replace(
             self,
@@ -59,7 +92,7 @@ class Batch:
             label=self.label.to(device, non_blocking=True),
         )
 
-    def pin_memory(self) -> Batch:
+    def pin_memory(self) -> Self:
         """Move into page-locked memory, from where a GPU copies on its own."""
         return replace(self, image=self.image.pin_memory(), label=self.label.pin_memory())
 

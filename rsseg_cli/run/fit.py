@@ -31,8 +31,10 @@ from rsseg_cli.run.validation import Validation
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training import distributed
 from rsseg_cli.training.checkpoint import load_model
+from rsseg_cli.training.deadline import Deadline
 from rsseg_cli.training.folder import RunFolder
-from rsseg_cli.training.loop import Job, Outcome, Training, train
+from rsseg_cli.training.loop import Job, Training, train
+from rsseg_cli.training.meter import Outcome
 from rsseg_cli.training.objectives import Objective, Supervised
 from rsseg_cli.training.precision import Precision
 from rsseg_cli.training.prefetch import Indexed
@@ -76,6 +78,7 @@ class Fit:
         device: auto, cpu, cuda or cuda:N.
         resume: Go on with an interrupted run in `folder`.
         overwrite: Replace a run that is there.
+        deadline: When the run must have come to rest; never when None.
         quiet: No progress.
     """
 
@@ -88,9 +91,11 @@ class Fit:
         device: str = "auto",
         resume: bool = False,
         overwrite: bool = False,
+        deadline: Deadline | None = None,
         quiet: bool = False,
     ) -> None:
         self.config, self.quiet = config, quiet
+        self.deadline = deadline or Deadline()
         self.batch = per_pass(config.training)
         self.device = pick_device(device)
         self.sources = self.open_sources(data_root)
@@ -239,6 +244,7 @@ class Fit:
             settings=config.training,
             optimization=config.optimizer,
             device=self.device,
+            deadline=self.deadline,
         )
 
     def validation(self) -> Validation | None:

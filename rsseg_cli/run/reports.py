@@ -20,7 +20,7 @@ from rsseg_cli.report.report import Report
 from rsseg_cli.run.plan import Plan
 from rsseg_cli.training import distributed
 from rsseg_cli.training.folder import RunFolder
-from rsseg_cli.training.loop import Outcome
+from rsseg_cli.training.meter import Outcome
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.nn import Parameter
 
 from rsseg_cli.contract import Json, Strict
 from rsseg_cli.data.tiles import Batch
-from rsseg_cli.errors import Interrupted, RssegError
+from rsseg_cli.errors import Interrupted
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training import distributed, optimizer
+from rsseg_cli.training.deadline import Deadline, Work
 from rsseg_cli.training.folder import RunFolder
-from rsseg_cli.training.memory import peak_memory_mb
+from rsseg_cli.training.meter import Meter
+from rsseg_cli.training.meter import Outcome as Outcome
 from rsseg_cli.training.objectives import Objective
+from rsseg_cli.training.passes import StepBatches, backward
 from rsseg_cli.training.precision import Format, Precision
-from rsseg_cli.training.prefetch import Indexed, Prefetch
+from rsseg_cli.training.prefetch import Indexed, Prefetch, pinned
 from rsseg_cli.training.progress import Progress
+from rsseg_cli.training.room import Buffers, Room
 from rsseg_cli.training.step import TrainingStep, seed_for
 from rsseg_cli.training.stop import StopSignal
 
@@ -61,6 +64,7 @@ class Job:
             Of several scores the one with the highest `merit`, else `miou`, is the best; a score
             with a `stop` ends the run, and says why.
         folder: Where files go.
+        deadline: When the run must have come to rest.
         rate_start: Validate before the first step too: the model as it starts may be the best.
     """
 
@@ -73,19 +77,13 @@ class Job:
     settings: Training
     optimization: optimizer.Optimization
     device: torch.device
+    deadline: Deadline = field(default_factory=Deadline)
     rate_start: bool = False
 
-
-@dataclass
-class Outcome:
-    """What a finished run says of itself: `fit --json` prints it."""
-
-    steps: int
-    seconds: float
-    images_per_s: float
-    peak_memory_mb: float
-    best: dict[str, Json] | None
-    last: dict[str, Json] | None
+    def works(self, step: int) -> list[Work]:
+        """List what comes with step number `step`, from 1, until a state is written after it."""
+        rated = self.validate is not None and step % self.settings.validate_every == 0
+        return ["step", "validation", "save"] if rated else ["step", "save"]
 
 
 def train(job: Job, progress: Progress, resumed: dict[str, Any] | None = None) -> Outcome:
@@ -98,82 +96,54 @@ def train(job: Job, progress: Progress, resumed: dict[str, Any] | None = None) -
 
     Raises:
         Interrupted: Stopped from outside; the folder holds the state to resume from.
-        RssegError: The loss is not finite; the last good state stays in the folder.
+        RssegError: The loss is not finite or memory ran out; the last good state stays.
     """
-    settings, model, method = job.settings, job.model, job.model.method
-    precision = Precision.choose(settings.precision, job.device)
+    settings, model = job.settings, job.model
     model.backbone.recompute = settings.recompute
     if settings.compile:
         model.compile()
-    adam = optimizer.build(job.optimization, model)
-    scaler = torch.amp.GradScaler(job.device.type, enabled=precision.scaled)
-    best, start = _begin(job, adam, scaler, progress, resumed)
-    tuned = [parameter for _, parameter in model.tuned()]
-    unclipped = {id(parameter) for parameter in method.unclipped()}
-    clipped = [parameter for parameter in tuned if id(parameter) not in unclipped]
+    room = Room(retry=distributed.world() == 1)
+    updates = Updates(job, room)
+    with room.explained():
+        best, start = _begin(job, updates, progress, resumed)
     passes = range(start * settings.accumulate, settings.steps * settings.accumulate)
-    prefetch = Prefetch(job.batches, passes, threads=settings.threads)
-    meter = Meter(job, prefetch)
+    prefetch = Prefetch(pinned(job.batches, job.device), passes, threads=settings.threads)
+    meter = Meter(prefetch, batch=settings.batch, device=job.device, folder=job.folder.path)
     score: dict[str, Json] | None = None
     model.train()
 
-    with StopSignal() as stop:
-        batches: Iterator[Batch] = iter(prefetch)
+    with StopSignal() as stop, room.explained():
+        stream = iter(prefetch)
         for index in range(start, settings.steps):
-            lr = optimizer.set_lr(adam, job.optimization, index, settings.steps)
-            step = TrainingStep(
-                index=index,
-                total=settings.steps,
-                model=model,
-                objective=job.objective,
-                precision=precision,
-                device=job.device,
-                seed=settings.seed,
-                open_probes=job.open_probes,
-            )
-            method.before_step(step)
-            # From here on a step is a pure function of weights, seed and index: resuming is exact.
-            torch.manual_seed(seed_for(settings.seed, index, distributed.rank()))
-            for _ in range(settings.accumulate):
-                batch = next(batches).to(job.device)
-                with precision.autocast():
-                    terms = job.objective(model, batch)
-                loss = torch.stack(list(terms.values())).sum() / settings.accumulate
-                torch.autograd.backward(scaler.scale(loss))
-                meter.add(index, terms)
-            scaler.unscale_(adam)
-            distributed.average_gradients(tuned)
-            method.before_update(step)
-            if job.optimization.clip is not None:
-                torch.nn.utils.clip_grad_norm_(clipped, job.optimization.clip)
-            scaler.step(adam)
-            scaler.update()
-            adam.zero_grad(set_to_none=True)  # frees the gradients' memory before the next forward
-            method.after_step(step)
-            job.objective.after_step(model, index)
-
+            # The first step compiles and warms up.
+            with job.deadline.timing("step", usual=index > start):
+                meter.add(index, updates.take(index, StepBatches(stream, settings.accumulate)))
             done = index + 1
             last = done == settings.steps
             progress.step(done)
             if done % settings.log_every == 0 or last:
                 # The only point where the host waits for the device.
-                record = meter.read(done, lr) | job.objective.record()
-                record["method"] = method.record()
+                record = meter.read(done, updates.lr) | job.objective.record()
+                record["method"] = model.method.record()
                 job.folder.add(record)
                 progress.log(record)
             if job.validate and (done % settings.validate_every == 0 or last):
-                meter.check(done)
-                score, best = _validate(job, job.validate, best, done, progress)
+                meter.check()
+                with job.deadline.timing("validation"):
+                    score, best = _validate(job, job.validate, best, done, progress)
                 model.train()
                 last = last or "stop" in score
             if last:
                 break
-            if done % settings.save_every == 0 or stop.wanted:
-                meter.check(done)
-                job.folder.save_resume(_state(done, job, adam, scaler, best))
-            if stop.wanted:
+            late = job.deadline.near(*job.works(done + 1))
+            if done % settings.save_every == 0 or stop.wanted or late:
+                meter.check()
+                with job.deadline.timing("save"):
+                    job.folder.save_resume(_state(done, job, updates, best))
+            if stop.wanted or late:
                 raise Interrupted(
-                    f"stopped after step {done:,} of {settings.steps:,}",
+                    f"stopped after step {done:,} of {settings.steps:,}"
+                    + ": the time of --max-time is up" * late,
                     where=str(job.folder.path),
                     fix="the same command with --resume",
                 )
@@ -182,65 +152,91 @@ def train(job: Job, progress: Progress, resumed: dict[str, Any] | None = None) -
     return meter.outcome(done, best, score)
 
 
-class Meter:
-    """Sums what the log shows, on the device; only `read` and `check` wait for it."""
+class Updates:
+    """Takes the steps: gradients of all passes, then one update.
 
-    def __init__(self, job: Job, prefetch: Prefetch[Batch]) -> None:
-        self.job, self.prefetch = job, prefetch
-        self.started = self.since = time.perf_counter()
-        self.waited = 0.0
-        self.passes = self.all_passes = 0
-        self.sums: dict[str, Tensor] = {}
-        self.bad = torch.full((), -1, device=job.device)
+    Attributes:
+        adam: The optimizer.
+        scaler: Keeps small gradients of fp16 alive.
+        room: Knows how many images fit into memory.
+        lr: Learning rate of the last step.
+    """
 
-    def add(self, index: int, terms: dict[str, Tensor]) -> None:
-        """Count one pass; remember the first step whose loss is not finite."""
-        self.passes += 1
-        self.all_passes += 1
-        for name, term in terms.items():
-            value = term.detach().float()
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
-            broken = ~torch.isfinite(value) & (self.bad < 0)
-            self.bad = torch.where(broken, index + 1, self.bad)
+    def __init__(self, job: Job, room: Room) -> None:
+        self.job, self.room, self.lr = job, room, 0.0
+        self.precision = Precision.choose(job.settings.precision, job.device)
+        self.adam = optimizer.build(job.optimization, job.model)
+        self.scaler = torch.amp.GradScaler(job.device.type, enabled=self.precision.scaled)
+        self.tuned: list[Parameter] = [parameter for _, parameter in job.model.tuned()]
+        unclipped = {id(parameter) for parameter in job.model.method.unclipped()}
+        self.clipped = [one for one in self.tuned if id(one) not in unclipped]
+        self.buffers = Buffers(job.model.method, job.model.head)
 
-    def check(self, step: int) -> None:
-        """Stop the run if a loss was not finite up to `step`."""
-        bad = int(self.bad)
-        if bad >= 0:
-            raise RssegError(
-                f"the loss is not a finite number at step {bad:,}",
-                where=str(self.job.folder.path),
-                fix="a lower learning rate (--set optimizer.lr), optimizer.clip=1.0 or "
-                "training.precision=bf16; --resume goes on from the last good state",
-            )
+    def take(self, index: int, batches: StepBatches) -> dict[str, Tensor]:
+        """Take step `index`, from 0; return the mean of each loss term, on the device."""
+        job, model = self.job, self.job.model
+        self.lr = optimizer.set_lr(self.adam, job.optimization, index, job.settings.steps)
+        step = TrainingStep(
+            index=index,
+            total=job.settings.steps,
+            model=model,
+            objective=job.objective,
+            precision=self.precision,
+            device=job.device,
+            seed=job.settings.seed,
+            open_probes=job.open_probes,
+            room=self.room,
+        )
+        model.method.before_step(step)
+        self.buffers.keep()
+        terms = self.room.run(
+            lambda: self._backward(index, batches), self._undo, lambda: batches.kept[0]
+        )
+        self.scaler.unscale_(self.adam)
+        distributed.average_gradients(self.tuned)
+        model.method.before_update(step)
+        if job.optimization.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.clipped, job.optimization.clip)
+        self.scaler.step(self.adam)
+        self.scaler.update()
+        # Frees the gradients' memory before the next forward.
+        self.adam.zero_grad(set_to_none=True)
+        model.method.after_step(step)
+        job.objective.after_step(model, index)
+        return terms
 
-    def read(self, step: int, lr: float) -> dict[str, Json]:
-        """Give the line for the metrics since the last one, and start anew."""
-        self.check(step)
-        now, settings = time.perf_counter(), self.job.settings
-        seconds = max(now - self.since, 1e-9)
-        images = self.passes * settings.batch / settings.accumulate
-        losses = {name: float(value) / self.passes for name, value in self.sums.items()}
-        record: dict[str, Json] = {
-            "step": step,
-            "loss": sum(losses.values()),
-            "losses": {**losses},
-            "lr": lr,
-            "images_per_s": images / seconds,
-            "wait": (self.prefetch.waited - self.waited) / seconds,
-            "memory_mb": peak_memory_mb(self.job.device),
+    def _backward(self, index: int, batches: StepBatches) -> dict[str, Tensor]:
+        """Leave the gradients of a step; a pure function of weights, seed and index."""
+        job = self.job
+        torch.manual_seed(seed_for(job.settings.seed, index, distributed.rank()))
+        return backward(
+            job.model,
+            job.objective,
+            (self.room.cut(batch.to(job.device)) for batch in batches),
+            count=batches.count,
+            autocast=self.precision.autocast,
+            scale=self.scaler.scale,
+        )
+
+    def _undo(self) -> None:
+        """Put back what half a step has changed."""
+        self.adam.zero_grad(set_to_none=True)
+        self.buffers.restore()
+        self.job.objective.undo()
+
+    def state(self) -> dict[str, Any]:
+        """Collect what must survive a restart."""
+        return {
+            "optimizer": self.adam.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "images": self.room.images,
         }
-        self.since, self.waited, self.passes, self.sums = now, self.prefetch.waited, 0, {}
-        return record
 
-    def outcome(
-        self, steps: int, best: dict[str, Json] | None, last: dict[str, Json] | None
-    ) -> Outcome:
-        """Sum the run up."""
-        seconds = time.perf_counter() - self.started
-        images = self.all_passes * self.job.settings.batch / self.job.settings.accumulate
-        memory = peak_memory_mb(self.job.device)
-        return Outcome(steps, seconds, images / seconds, memory, best, last)
+    def restore(self, state: dict[str, Any]) -> None:
+        """Put back what `state` collected."""
+        self.adam.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.room.images = state.get("images")  # a state of version 0.1 has none
 
 
 def _validate(
@@ -282,38 +278,27 @@ def _merit(score: dict[str, Json]) -> float:
     return float(value) if isinstance(value, (int, float)) else 0.0
 
 
-def _state(
-    done: int,
-    job: Job,
-    adam: Optimizer,
-    scaler: torch.amp.GradScaler,
-    best: dict[str, Json] | None,
-) -> dict[str, Any]:
-    return {
+def _state(done: int, job: Job, updates: Updates, best: dict[str, Json] | None) -> dict[str, Any]:
+    return updates.state() | {
         "step": done,
         "model": job.model.pack(),
-        "optimizer": adam.state_dict(),
-        "scaler": scaler.state_dict(),
         "objective": job.objective.state(),
         "best": best,
     }
 
 
 def _begin(
-    job: Job,
-    adam: Optimizer,
-    scaler: torch.amp.GradScaler,
-    progress: Progress,
-    state: dict[str, Any] | None,
+    job: Job, updates: Updates, progress: Progress, state: dict[str, Any] | None
 ) -> tuple[dict[str, Json] | None, int]:
     """Rate the start or put a saved state back; return the best score so far and the first step."""
+    packed = sum(tensor.nbytes for tensor in job.model.pack().values())
+    job.deadline.expect_state(packed + sum(2 * tensor.nbytes for tensor in updates.tuned))
     if state is None:
         if job.validate and job.rate_start:
             return _validate(job, job.validate, None, 0, progress)[1], 0
         return None, 0
     job.model.unpack(state["model"])
-    adam.load_state_dict(state["optimizer"])
-    scaler.load_state_dict(state["scaler"])
+    updates.restore(state)
     job.objective.restore(state["objective"])
     job.folder.cut(state["step"])
     return state["best"], state["step"]

@@ -23,6 +23,9 @@ class Objective(Protocol):
     def __call__(self, model: Segmenter, batch: Batch) -> dict[str, Tensor]:
         """Run the model forward and return its loss terms."""
 
+    def undo(self) -> None:
+        """Forget the calls since the last `after_step`: the step begins anew."""
+
     def after_step(self, model: Segmenter, step: int) -> None:
         """Follow an update of the model (a teacher's moving average)."""
 
@@ -53,6 +56,9 @@ class Supervised:
         image, label = self.augment(image, batch.label, generator)
         losses: dict[str, Tensor] = model(image, label)
         return losses
+
+    def undo(self) -> None:
+        """Do nothing: calls leave nothing behind."""
 
     def after_step(self, model: Segmenter, step: int) -> None:
         """Do nothing: there is nothing beside the model."""

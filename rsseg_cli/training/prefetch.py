@@ -6,7 +6,12 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
+
+import torch
+
+from rsseg_cli.data.tiles import Batch
 
 T_co = TypeVar("T_co", covariant=True)
 T = TypeVar("T")
@@ -17,6 +22,19 @@ class Indexed(Protocol[T_co]):
 
     def __getitem__(self, index: int, /) -> T_co:
         """Make item `index`."""
+
+
+@dataclass(frozen=True)
+class _Pinned:
+    source: Indexed[Batch]
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.source[index].pin_memory()
+
+
+def pinned(source: Indexed[Batch], device: torch.device) -> Indexed[Batch]:
+    """Let the readers put batches where a GPU copies them from on its own; else change nothing."""
+    return _Pinned(source) if device.type == "cuda" else source
 
 
 class Prefetch(Generic[T]):

@@ -169,8 +169,13 @@ class SelfTraining:
                 losses[key] = losses.get(key, 0.0) + weight * value
         return losses
 
+    def undo(self) -> None:
+        """Forget what the teacher has said since the last step."""
+        self._seen.drop()
+
     def after_step(self, model: Segmenter, step: int) -> None:
         """Let the teacher follow."""
+        self._seen.keep()
         self.teacher.follow(step)
         self.done = step + 1
 
@@ -194,7 +199,16 @@ class _Seen:
 
     def __init__(self, classes: int) -> None:
         self.classes = classes
+        self.kept: Tensor | None = None
         self.sums: Tensor | None = None
+
+    def keep(self) -> None:
+        """Take what was added for good."""
+        self.kept = self.sums
+
+    def drop(self) -> None:
+        """Forget what was added since `keep`."""
+        self.sums = self.kept
 
     @torch.no_grad()
     def add(self, found: PseudoLabels) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -12,8 +12,10 @@ from rsseg_cli.data.tiles import Batch
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training import distributed
 from rsseg_cli.training.objectives import Objective
+from rsseg_cli.training.passes import backward
 from rsseg_cli.training.precision import Precision
 from rsseg_cli.training.prefetch import Indexed
+from rsseg_cli.training.room import Buffers, Room
 
 PROBE_STREAM = 0x5EED
 """Keeps the random numbers of probes apart from those of the training stream."""
@@ -28,24 +30,37 @@ def seed_for(seed: int, step: int, stream: int = 0) -> int:
 
 @dataclass
 class TaskProbe:
-    """A labelled batch of its own and the seed of its random numbers; see `contract.Probe`."""
+    """A labelled batch of its own and the seed of its random numbers; see `contract.Probe`.
+
+    Where memory runs out it is cut into pieces, as the training's passes are.
+    """
 
     model: Segmenter
     objective: Objective
     batch: Batch
     precision: Precision
     seed: int
+    room: Room
 
     def backward(self) -> float:
         """Leave fresh gradients of the task loss in `.grad`; return the loss."""
+        buffers = Buffers(self.model.method, self.model.head)
+        loss = self.room.run(self._backward, buffers.restore, lambda: self.batch)
+        return float(loss)
+
+    def _backward(self) -> Tensor:
         self.model.zero_grad(set_to_none=True)
         devices = [self.batch.image.device] if self.batch.image.is_cuda else []
         with torch.random.fork_rng(devices), torch.enable_grad():
             torch.manual_seed(self.seed)
-            with self.precision.probing():
-                loss = torch.stack(list(self.objective(self.model, self.batch).values())).sum()
-            torch.autograd.backward(loss)
-        return float(loss.detach())
+            terms = backward(
+                self.model,
+                self.objective,
+                [self.room.cut(self.batch)],
+                count=1,
+                autocast=self.precision.probing,
+            )
+        return torch.stack(list(terms.values())).sum()
 
 
 @dataclass
@@ -56,6 +71,7 @@ class TrainingStep:
         index: Number of the step, from 0.
         total: Number of steps of the run.
         open_probes: Opens a stream of labelled batches of a given size, apart from training.
+        room: Knows how many images fit into memory.
     """
 
     index: int
@@ -66,6 +82,7 @@ class TrainingStep:
     device: torch.device
     seed: int
     open_probes: Callable[[int], Indexed[Batch]]
+    room: Room = field(default_factory=Room)
 
     def probes(self, count: int, *, samples: int = 1) -> Iterator[TaskProbe]:
         """Draw this process' share of `count` probes; afterwards no gradient is left."""
@@ -79,6 +96,7 @@ class TrainingStep:
                     stream[position].to(self.device),
                     self.precision,
                     seed_for(self.seed, position, PROBE_STREAM),
+                    self.room,
                 )
         finally:
             self.model.zero_grad(set_to_none=True)

@@ -1,0 +1,79 @@
+"""The passes of an update: the tiles of a step, piece by piece, into one gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+from rsseg_cli.data.tiles import Batch
+from rsseg_cli.errors import RssegError
+from rsseg_cli.segmenter import Segmenter
+from rsseg_cli.training.objectives import Objective
+
+
+class StepBatches:
+    """The batches of one step: read when they are first asked for, kept until the step is done.
+
+    Args:
+        stream: Where they come from.
+        count: Batches per step.
+    """
+
+    def __init__(self, stream: Iterator[Batch], count: int) -> None:
+        self.stream, self.count = stream, count
+        self.kept: list[Batch] = []
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches, from the first one on."""
+        for number in range(self.count):
+            if number == len(self.kept):
+                self.kept.append(self._read())
+            yield self.kept[number]
+
+    def _read(self) -> Batch:
+        try:
+            return next(self.stream)
+        except MemoryError as error:  # no smaller pass would help
+            raise RssegError(
+                "no memory is left to read tiles with",
+                fix="--set training.threads=1, or a smaller --batch",
+            ) from error
+
+
+def backward(
+    model: Segmenter,
+    objective: Objective,
+    batches: Iterable[Sequence[Batch]],
+    *,
+    count: int,
+    autocast: Callable[[], AbstractContextManager[None]],
+    scale: Callable[[Tensor], Tensor] = lambda loss: loss,
+) -> dict[str, Tensor]:
+    """Add the gradients of the loss over some batches of one size to `.grad`.
+
+    Args:
+        model: On its device.
+        objective: Names the loss terms.
+        batches: `count` batches on the device, each in pieces of one size.
+        count: Number of batches.
+        autocast: Opens the number format of the forward pass.
+        scale: Multiplies the loss before backward.
+
+    Returns:
+        The mean of each term, on the device.
+    """
+    means: dict[str, Tensor] = {}
+    for pieces in batches:
+        for piece in pieces:
+            share = 1 / (count * len(pieces))
+            with autocast():
+                terms = objective(model, piece)
+            loss = torch.stack(list(terms.values())).sum() * share
+            torch.autograd.backward(scale(loss))
+            for name, term in terms.items():
+                value = term.detach().float() * share
+                means[name] = means[name] + value if name in means else value
+    return means
