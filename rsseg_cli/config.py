@@ -58,6 +58,8 @@ class Adapt(SelfTraining.Config):
     collapse: float = Field(0.3, gt=0, le=1)
     """The run ends when this part of the target has changed class, compared with the start, and
     the shares of the classes are as far from the source's."""
+    report_labels: bool = False
+    """Score validations on the target's labels too, for the log and the report only."""
     bands: tuple[int, ...] | None = None
     """File bands of target scenes, from 1, in the model's order; null: found by their names."""
     nodata: float | None = None

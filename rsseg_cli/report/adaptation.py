@@ -9,6 +9,9 @@ from matplotlib.figure import Figure
 
 from rsseg_cli.classes import Class
 
+REPORTED = "target labels, reported only"
+"""Stands wherever a number comes from labels of the target, which taught and chose nothing."""
+
 
 def draw_adaptation(
     records: Sequence[Mapping[str, Any]], classes: Sequence[Class]
@@ -22,6 +25,11 @@ def draw_adaptation(
     found = {}
     looks = [(line["step"], line["val"]["target"]) for line in records if "val" in line]
     said = [(line["step"], line["teacher"]) for line in records if "teacher" in line]
+    reported = [
+        (line["step"], line["val"]["target_labels"]["miou"])
+        for line in records
+        if "target_labels" in line.get("val", ())
+    ]
     if looks:
         steps = [step for step, _ in looks]
         shares = {
@@ -36,6 +44,11 @@ def draw_adaptation(
             for name, color in (("coverage", "#1f5f8b"), ("confidence", "#c4572b"))
         }
         found["pseudo-labels"] = _chart(steps, lines, "share, and mean probability")
+    if reported:
+        steps, values = zip(*reported, strict=True)
+        found[REPORTED] = _chart(
+            steps, {"mIoU": ([value or 0.0 for value in values], "#1f5f8b")}, "mIoU"
+        )
     return found
 
 

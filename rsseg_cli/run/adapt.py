@@ -16,7 +16,7 @@ from rsseg_cli.data.pair import Part
 from rsseg_cli.data.rare import RareClasses
 from rsseg_cli.data.tiles import Batch, TileStream
 from rsseg_cli.errors import RssegError, UnreadableError
-from rsseg_cli.report.adaptation import draw_adaptation
+from rsseg_cli.report.adaptation import REPORTED, draw_adaptation
 from rsseg_cli.run.evaluate import matched
 from rsseg_cli.run.fit import PROBE_SEED, Fit, FitResult
 from rsseg_cli.run.glance import Glance
@@ -24,8 +24,10 @@ from rsseg_cli.run.model import Fitted, build, open_model
 from rsseg_cli.run.plan import Plan
 from rsseg_cli.run.reports import write_report
 from rsseg_cli.run.sources import Sources
+from rsseg_cli.run.target_labels import labelled
 from rsseg_cli.run.target_validation import TargetValidation
 from rsseg_cli.run.targets import Targets
+from rsseg_cli.run.validation import Validation
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training.checkpoint import load_model
 from rsseg_cli.training.folder import RunFolder
@@ -54,6 +56,11 @@ class Adapt(Fit):
             settings, sources.bands, sources.classes, tile=data.tile, data_root=data_root
         )
         self.targets.require_other(sources.train)
+        self.reported = (
+            labelled(self.targets.held, settings, sources.bands, sources.classes, data_root)
+            if settings.report_labels
+            else []
+        )
         return sources
 
     @cached_property
@@ -180,7 +187,16 @@ class Adapt(Fit):
             patience=settings.patience,
             gain=target.gain,
             before=lambda model: self._glance.map(model, self._before),
+            reported=self._reported(),
         )
+
+    def _reported(self) -> Validation | None:
+        """Score on labels of the target, which nothing but the log and the report sees."""
+        if not self.reported:
+            return None
+        target, threads = self.targets, self.config.training.threads
+        tiles = self.covering(self.reported, target.bands(self.sources.bands))
+        return Validation(tiles, self.sources.classes, self.precision, threads, gain=target.gain)
 
     @cached_property
     def _glance(self) -> Glance:
@@ -241,7 +257,7 @@ class Adapt(Fit):
             shown,
             outcome,
             pictures=pictures,
-            remarks=_remarks(outcome),
+            remarks=_remarks(outcome, folder.records()),
             review=self.review(folder),
         )
 
@@ -257,7 +273,7 @@ def stopped(outcome: Outcome) -> str | None:
     return None if reason is None else f"stopped at step {outcome.steps:,}: {reason}"
 
 
-def _remarks(outcome: Outcome) -> list[str]:
+def _remarks(outcome: Outcome, records: Sequence[Mapping[str, Any]]) -> list[str]:
     """Say how the model was chosen, and what became of the last one."""
     best, last = outcome.best or {}, outcome.last or {}
     remarks = [
@@ -267,8 +283,20 @@ def _remarks(outcome: Outcome) -> list[str]:
         f"{_number(best.get('miou'))}; last: step {outcome.steps}, merit "
         f"{_number(last.get('merit'))}, source mIoU {_number(last.get('miou'))}",
     ]
+    looks = (line["val"] for line in records if "val" in line)
+    first = next((look["target_labels"] for look in looks if "target_labels" in look), None)
+    if first is not None:
+        start, chosen, end = (_number(one.get("miou")) for one in (first, *map(_seen, (best, last))))
+        remarks.append(
+            f"{REPORTED} (neither a step nor the choice saw them): mIoU {start} at the first "
+            f"validation, {chosen} of the chosen model, {end} of the last"
+        )
     reason = stopped(outcome)
     return remarks if reason is None else [reason, *remarks]
+
+
+def _seen(score: Mapping[str, Any]) -> Mapping[str, Any]:
+    return score.get("target_labels") or {}
 
 
 def _number(value: Json | None) -> str:

@@ -35,6 +35,7 @@ class TargetValidation:
         patience: Validations without a better model after which the run ends.
         gain: Factor from stored values of the target to the model's unit.
         before: Called with the model as long as it is the start.
+        reported: Scores the model on labels of the target, for the log and the report only.
     """
 
     tiles: CoveringTiles
@@ -48,6 +49,7 @@ class TargetValidation:
     patience: int | None
     gain: float
     before: Callable[[Segmenter], None]
+    reported: Validation | None = None
     past: list[dict[str, Any]] = field(default_factory=list)
 
     def remember(self, records: Sequence[dict[str, Json]]) -> None:
@@ -66,7 +68,10 @@ class TargetValidation:
             self.before(model)
         self._judge(found, look, step)
         self.past.append({"step": step, **found})
-        return found
+        if self.reported is None:
+            return found
+        # Last, so that nothing above can have looked at it.
+        return found | {"target_labels": {"use": "reported only"} | self.reported(model)}
 
     def _judge(self, found: dict[str, Any], look: Look, step: int) -> None:
         """Add `merit`, and `stop` where it is time."""

@@ -8,6 +8,7 @@ import tempfile
 import warnings
 import weakref
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -77,15 +78,17 @@ class Targets:
                 where=", ".join(settings.tgt),
                 fix="one run for each, or the same `scale` in every dataset.yaml",
             )
-        folder = Path(tempfile.mkdtemp(prefix="rsseg-"))
         images = [pair.image for _, (_, pairs) in opened for pair in pairs]
-        parts = [_sized(source, part, bands, settings, folder) for source, part in opened]
-        parts = [(opener, _with_image(opener, pairs)) for opener, pairs in parts]
-        _require_alike(parts, bands)
-        train, held = hold_back([part for part in parts if part[1]], settings.held_back, tile)
         name = "+".join(source.spec.name for source, _ in opened)
-        found = cls(name, train, held, gains.pop(), images)
-        weakref.finalize(found, shutil.rmtree, folder, ignore_errors=True)
+        with ExitStack() as leaving:
+            folder = Path(tempfile.mkdtemp(prefix="rsseg-"))
+            leaving.callback(shutil.rmtree, folder, ignore_errors=True)
+            parts = [_sized(source, part, bands, settings, folder) for source, part in opened]
+            parts = [(opener, _with_image(opener, pairs)) for opener, pairs in parts]
+            _require_alike(parts, bands)
+            train, held = hold_back([part for part in parts if part[1]], settings.held_back, tile)
+            found = cls(name, train, held, gains.pop(), images)
+            weakref.finalize(found, leaving.pop_all().close)  # it lasts as long as the target
         return found
 
     def bands(self, model: Bands) -> Bands:
@@ -128,17 +131,14 @@ def _open(
     data_root: Path | None,
 ) -> tuple[Source, Part]:
     """Open a dataset, of which only the images are looked for, or scenes."""
-    name, _, _ = take_apart(text)
-    path = Path(name).expanduser()
-    known = not path.exists() and name in presets.names("datasets")
-    described = path.is_dir() and (path / SPEC_FILE).is_file()
-    if known or described or path.suffix.lower() in (".yaml", ".yml"):
-        source = Source.locate(text, data_root=data_root, held_back=0.0)
+    source = as_dataset(text, data_root)
+    if source is not None:
         _require_no_deal(source, text)
         bare = source.spec.model_copy(update={"labels": (), "norm": None})
         source = replace(source, spec=bare)
         return source, without_labels(_matched(bands, source, settings), source.pairs())
-    scenes = expand([str(path / "images") if (path / "images").is_dir() else text])
+    inside = Path(text).expanduser() / "images"
+    scenes = expand([str(inside) if inside.is_dir() else text])
     source = _describe(text, scenes, settings, bands, classes)
     opener = _matched(bands, source, settings)
     pairs = [
@@ -146,6 +146,17 @@ def _open(
         for scene in scenes
     ]
     return source, without_labels(opener, pairs)
+
+
+def as_dataset(text: str, data_root: Path | None) -> Source | None:
+    """Find the described dataset that a text of `--tgt` names; None where it names scenes."""
+    name, _, _ = take_apart(text)
+    path = Path(name).expanduser()
+    known = not path.exists() and name in presets.names("datasets")
+    described = path.is_dir() and (path / SPEC_FILE).is_file()
+    if not known and not described and path.suffix.lower() not in (".yaml", ".yml"):
+        return None
+    return Source.locate(text, data_root=data_root, held_back=0.0)
 
 
 def _require_no_deal(source: Source, text: str) -> None:

@@ -26,12 +26,14 @@ class Validation:
         classes: What the indices mean.
         precision: Autocast of the forward pass.
         threads: Readers.
+        gain: Factor from stored values to the model's unit.
     """
 
     tiles: CoveringTiles
     classes: Sequence[Class]
     precision: Precision
     threads: int
+    gain: float = 1.0
 
     @torch.inference_mode()
     def __call__(self, model: Segmenter) -> dict[str, Json]:
@@ -40,8 +42,9 @@ class Validation:
         matrix = ConfusionMatrix(self.classes)
         for batch in Prefetch(self.tiles, range(len(self.tiles)), threads=self.threads):
             moved = batch.to(self.precision.device)
+            image = moved.image if self.gain == 1.0 else moved.image * self.gain
             with self.precision.autocast():
-                scores = model.infer(moved.image)
+                scores = model.infer(image)
             matrix.update(scores.argmax(1), moved.label)
         counts = torch.from_numpy(matrix.counts).to(self.precision.device)
         summed = distributed.total(counts).cpu().numpy()

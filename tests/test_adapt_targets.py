@@ -1,0 +1,166 @@
+"""The target of `rsseg adapt`: labels that are reported only, other pixel sizes, what is left."""
+
+from __future__ import annotations
+
+import gc
+import json
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+from conftest import write_raster
+from jobs import same, weights
+from runs import CLASSES, Call, describe, ground, rsseg, seen, write_pair
+
+from rsseg_cli.classes import Class
+from rsseg_cli.config import Adapt
+from rsseg_cli.contract import Bands
+from rsseg_cli.errors import RssegWarning
+from rsseg_cli.report.adaptation import REPORTED
+from rsseg_cli.run.targets import Targets
+
+QUICK = ["--steps", "3", "--set", "training.threads=0", "--device", "cpu", "--json"]
+REPORT = "--set=adapt.report_labels=true"
+KNOWN = [Class(number, name, (0, 0, 0)) for number, name in CLASSES.items()]
+
+
+def target(root: Path, labels: str = "true") -> Path:
+    """Write a described target with labels, all of one class, or of unreadable ones."""
+    for index, name in enumerate("ab"):
+        write_pair(root, name, seed=40 + index)
+        path = root / "labels" / f"{name}.tif"
+        if labels == "one class":
+            path.unlink()
+            write_raster(path, np.full((1, 96, 112), 5, np.uint8))
+        elif labels == "unreadable":
+            path.write_bytes(b"no raster at all")
+    describe(root)
+    return root
+
+
+def adapt(model: Path, tgt: Path | str, run: Path, *more: str) -> Call:
+    return rsseg("adapt", "--model", model, "--tgt", tgt, "--run", run, *QUICK, *more)
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+# --- labels that are reported ------------------------------------------------------------------
+def test_reported_labels_change_neither_the_model_nor_the_choice(
+    fitted: Path, tmp_path: Path
+) -> None:
+    scores, merits, models = [], [], []
+    for name, labels, more in (
+        ("plain", "unreadable", ()),
+        ("true", "true", (REPORT,)),
+        ("one", "one class", (REPORT,)),
+    ):
+        run, root = tmp_path / f"run-{name}", tmp_path / name / "suburb"
+        call = adapt(fitted, target(root, labels), run, *more)
+        assert call.code == 0, call.err
+        models.append([weights(run / f"{one}.safetensors") for one in ("model", "last")])
+        said = [line["val"] for line in lines(run) if "val" in line]
+        merits.append([one["merit"] for one in said])
+        scores.append([one.get("target_labels") for one in said])
+    assert merits[0] == merits[1] == merits[2]
+    for other in models[1:]:
+        assert all(same(a, b) for a, b in zip(models[0], other, strict=True))
+    assert scores[0] == [None] * len(merits[0])
+    true, one = scores[1][0], scores[2][0]
+    assert true["use"] == one["use"] == "reported only"
+    assert true["pixels"] == one["pixels"] > 0
+    assert true["miou"] > 0.9 > one["miou"]  # the model knows this ground
+    page = (tmp_path / "run-true" / "report" / "report.md").read_text()
+    assert REPORTED in page
+    assert REPORTED not in (tmp_path / "run-plain" / "report" / "report.md").read_text()
+    assert (tmp_path / "run-true/report/pictures/target-labels-reported-only.png").is_file()
+
+
+def test_labels_beside_plain_images_are_found(fitted: Path, tmp_path: Path) -> None:
+    root = target(tmp_path / "suburb")
+    (root / "dataset.yaml").unlink()
+    call = adapt(fitted, root / "images", tmp_path / "run", REPORT)
+    assert call.code == 0, call.err
+    assert call.document["last"]["target_labels"]["miou"] > 0.9
+
+
+def test_labels_that_cannot_be_reported_are_a_mistake(fitted: Path, tmp_path: Path) -> None:
+    bare = write_raster(tmp_path / "bare.tif", seen(ground()))
+    unreadable = target(tmp_path / "unreadable", "unreadable")
+    named = target(tmp_path / "named")
+    text = (named / "dataset.yaml").read_text()
+    (named / "dataset.yaml").write_text(text.replace("name: town", "name: city"))
+    for tgt, more, said in (
+        (bare, (), "no labels to report on"),
+        (unreadable, (), "a.tif"),
+        (named, (), "classes of model and target labels differ: 1 water, 2 forest, 5 town / "),
+        (named, ("--gsd", "20"), "not resampled"),
+    ):
+        call = adapt(fitted, tgt, tmp_path / "run", REPORT, *more)
+        assert (call.code, said in call.err) == (1, True), call.err
+        assert "Traceback" not in call.err
+
+
+# --- pixels of another size ---------------------------------------------------------------------
+BANDS = Bands(
+    names=("blue", "green", "nir"), wavelengths_nm=(490.0, 560.0, 842.0), mean=(0.0,) * 3,
+    std=(1.0,) * 3, dtype="uint16", gsd_m=10.0,
+)  # fmt: skip
+
+
+def coarse(path: Path) -> Path:
+    """Write a scene with pixels of 20 m."""
+    transform = rasterio.Affine(20, 0, 500_000, 0, -20, 5_400_000)
+    write_raster(path, seen(ground()), transform=transform)
+    with rasterio.open(path, "r+") as file:
+        file.descriptions = BANDS.names
+    return path
+
+
+def open_targets(tmp_path: Path, **settings: Any) -> Targets:
+    given = Adapt(tgt=(str(coarse(tmp_path / "coarse.tif")),), **settings)
+    return Targets.open(given, BANDS, KNOWN, tile=32, data_root=None)
+
+
+def test_another_pixel_size_is_told_and_resampled_on_demand(tmp_path: Path) -> None:
+    with pytest.warns(RssegWarning, match=r"are 20 m, the model knows 10 m: --gsd 10 resamples"):
+        plain = open_targets(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fine = open_targets(tmp_path, gsd_m=10.0)
+    sizes = [found.train[0][1][0].place for found in (plain, fine)]
+    assert [(place.width, place.height) for place in sizes] == [(112, 96), (224, 192)]
+
+
+# --- what is left behind ------------------------------------------------------------------------
+def test_nothing_is_left_in_the_temporary_folder(
+    fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    void = write_raster(tmp_path / "void.tif", seen(ground()) * 0, nodata=0)
+    call = adapt(fitted, void, tmp_path / "run", "--gsd", "20")
+    assert "no valid pixel" in call.err
+    assert list(scratch.iterdir()) == []
+    found = open_targets(tmp_path, gsd_m=10.0)
+    (folder,) = scratch.iterdir()
+    assert [one.suffix for one in folder.iterdir()] == [".vrt"]
+    del found
+    gc.collect()
+    assert list(scratch.iterdir()) == []
+
+
+def test_some_scenes_without_a_pixel_are_left_out_aloud(tmp_path: Path) -> None:
+    folder = tmp_path / "scenes"
+    folder.mkdir()
+    write_raster(folder / "full.tif", seen(ground()), nodata=0)
+    write_raster(folder / "void.tif", seen(ground()) * 0, nodata=0)
+    with pytest.warns(RssegWarning, match=r"void\.tif holds nodata only: left out"):
+        found = Targets.open(Adapt(tgt=(str(folder),)), BANDS, KNOWN, tile=32, data_root=None)
+    assert [pair.name for _, pairs in found.train for pair in pairs] == ["full"]
