@@ -45,9 +45,9 @@ def draw_adaptation(
         }
         found["pseudo-labels"] = _chart(steps, lines, "share, and mean probability")
     if reported:
-        steps, values = zip(*reported, strict=True)
+        values = [miou or 0.0 for _, miou in reported]
         found[REPORTED] = _chart(
-            steps, {"mIoU": ([value or 0.0 for value in values], "#1f5f8b")}, "mIoU"
+            [step for step, _ in reported], {"mIoU": (values, "#1f5f8b")}, "mIoU"
         )
     return found
 

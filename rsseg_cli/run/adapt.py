@@ -286,7 +286,8 @@ def _remarks(outcome: Outcome, records: Sequence[Mapping[str, Any]]) -> list[str
     looks = (line["val"] for line in records if "val" in line)
     first = next((look["target_labels"] for look in looks if "target_labels" in look), None)
     if first is not None:
-        start, chosen, end = (_number(one.get("miou")) for one in (first, *map(_seen, (best, last))))
+        shown = (first, *map(_reported, (best, last)))
+        start, chosen, end = (_number(one.get("miou")) for one in shown)
         remarks.append(
             f"{REPORTED} (neither a step nor the choice saw them): mIoU {start} at the first "
             f"validation, {chosen} of the chosen model, {end} of the last"
@@ -295,7 +296,7 @@ def _remarks(outcome: Outcome, records: Sequence[Mapping[str, Any]]) -> list[str
     return remarks if reason is None else [reason, *remarks]
 
 
-def _seen(score: Mapping[str, Any]) -> Mapping[str, Any]:
+def _reported(score: Mapping[str, Any]) -> Mapping[str, Any]:
     return score.get("target_labels") or {}
 
 
