@@ -24,7 +24,7 @@ from rsseg_cli.report.adaptation import REPORTED
 from rsseg_cli.run.targets import Targets
 
 QUICK = ["--steps", "3", "--set", "training.threads=0", "--device", "cpu", "--json"]
-REPORT = "--set=adapt.report_labels=true"
+REPORT = "--report-labels"
 KNOWN = [Class(number, name, (0, 0, 0)) for number, name in CLASSES.items()]
 
 

@@ -17,7 +17,7 @@ def adapt(
             "--tgt",
             "-t",
             help="Scenes without labels: files, folders, quoted patterns, or a dataset (its "
-            "labels are never opened). May be repeated.",
+            "labels teach nothing). May be repeated.",
         ),
     ] = None,
     model: Annotated[
@@ -50,9 +50,7 @@ def adapt(
     weights: Annotated[
         Path | None, typer.Option(help="Weights file of the backbone, if it has moved.")
     ] = None,
-    no_pretrained: Annotated[
-        bool, typer.Option("--no-pretrained", help="Start the backbone at random.")
-    ] = False,
+    no_pretrained: options.NoPretrained = False,
     bands: Annotated[
         str | None, typer.Option(help="File bands of the scenes in the model's order: 4,3,2.")
     ] = None,
@@ -62,22 +60,25 @@ def adapt(
     gsd: Annotated[
         float | None, typer.Option("--gsd", help="Resample the scenes to pixels of M metres.")
     ] = None,
+    report_labels: Annotated[
+        bool,
+        typer.Option(
+            "--report-labels",
+            help="Score validations on the target's labels too: reported, never used.",
+        ),
+    ] = False,
     steps: Annotated[
         int | None, typer.Option(help="Number of updates; with --model a quarter of the fit's.")
     ] = None,
     batch: Annotated[
         int | None, typer.Option(help="Tiles per update, half of them of the target.")
     ] = None,
-    tile: Annotated[int | None, typer.Option(help="Side of a tile in pixels.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of all random numbers.")] = None,
+    tile: options.Tile = None,
+    seed: options.Seed = None,
     settings: options.Settings = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an interrupted run.")
-    ] = False,
+    resume: options.Resume = False,
     max_time: options.MaxTime = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the plan and stop before training.")
-    ] = False,
+    dry_run: options.DryRun = False,
     device: options.Device = "auto",
     overwrite: options.Overwrite = False,
     as_json: options.AsJson = False,
@@ -105,6 +106,7 @@ def adapt(
         "adapt.nodata": nodata,
         "adapt.gsd_m": gsd,
         "adapt.bands": None if bands is None else f"[{bands}]",
+        "adapt.report_labels": True if report_labels else None,
         "adapt.source_free": True if source_free else None,
         "backbone.weights": None if weights is None else weights.resolve(),
     }
@@ -117,7 +119,7 @@ def adapt(
         backbone=backbone,
         head=head,
         pretrained=not no_pretrained,
-        changes=[f"{key}={value}" for key, value in short.items() if value is not None],
+        changes=options.changes(short),
         more=settings or (),
     )
     job = runs.Adapt(

@@ -30,13 +30,11 @@ def fit(
     weights: Annotated[
         Path | None, typer.Option(help="Weights file of the backbone instead of the hub's.")
     ] = None,
-    no_pretrained: Annotated[
-        bool, typer.Option("--no-pretrained", help="Start the backbone at random.")
-    ] = False,
+    no_pretrained: options.NoPretrained = False,
     steps: Annotated[int | None, typer.Option(help="Number of updates.")] = None,
     batch: Annotated[int | None, typer.Option(help="Tiles per update.")] = None,
-    tile: Annotated[int | None, typer.Option(help="Side of a tile in pixels.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of all random numbers.")] = None,
+    tile: options.Tile = None,
+    seed: options.Seed = None,
     precision: Annotated[
         str | None, typer.Option(help="auto, bf16, fp16 or fp32 matrix products.")
     ] = None,
@@ -44,13 +42,9 @@ def fit(
         bool, typer.Option("--compile", help="Compile the model before the first step.")
     ] = False,
     settings: options.Settings = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an interrupted run.")
-    ] = False,
+    resume: options.Resume = False,
     max_time: options.MaxTime = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the plan and stop before training.")
-    ] = False,
+    dry_run: options.DryRun = False,
     device: options.Device = "auto",
     overwrite: options.Overwrite = False,
     as_json: options.AsJson = False,
@@ -88,7 +82,7 @@ def fit(
         "training.compile": "true" if compiled else None,
         "data.tile": tile,
     }
-    changes += [f"{key}={value}" for key, value in short.items() if value is not None]
+    changes += options.changes(short)
     settled = configs.resolve(
         method=method,
         file=config,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -68,6 +68,13 @@ Settings = Annotated[
 Device = Annotated[
     str, typer.Option("--device", help="auto, cpu, cuda or cuda:N (auto takes a GPU if any).")
 ]
+NoPretrained = Annotated[
+    bool, typer.Option("--no-pretrained", help="Start the backbone at random.")
+]
+Tile = Annotated[int | None, typer.Option("--tile", help="Side of a tile in pixels.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of all random numbers.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop before training.")]
 MaxTime = Annotated[
     str | None,
     typer.Option(
@@ -79,6 +86,11 @@ MaxTime = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+
+
+def changes(short: Mapping[str, object]) -> list[str]:
+    """Write what was given of some options as `section.key=value`."""
+    return [f"{key}={value}" for key, value in short.items() if value is not None]
 
 
 def answer(result: Any) -> None:
