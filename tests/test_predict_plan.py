@@ -20,7 +20,7 @@ from runs import ground, rsseg, seen
 from rsseg_cli.contract import Bands
 from rsseg_cli.errors import RssegWarning
 from rsseg_cli.raster.scene import Scene
-from rsseg_cli.run import predict as runs
+from rsseg_cli.run import mapper
 from rsseg_cli.run.survey import find_doubts
 
 
@@ -111,7 +111,7 @@ def test_full_disk_is_found_before_the_model_runs(
     scene: Path, fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-    monkeypatch.setattr(runs.ModelInfer, "__call__", lambda *args: 1 / 0)
+    monkeypatch.setattr(mapper.ModelInfer, "__call__", lambda *args: 1 / 0)
     call = predict(scene, fitted, "-o", tmp_path / "map.tif")
     assert call.code == 1
     assert "MB are free" in call.err
@@ -164,9 +164,9 @@ def stopped(
     """Give a scene and the map of it that an interrupted run has begun."""
     monkeypatch.setattr("rsseg_cli.predict.plan.PART_PIXELS", 1)
     out, left = tmp_path / "map.tif", 9
-    calls = runs.ModelInfer.__call__
+    calls = mapper.ModelInfer.__call__
 
-    def interrupted(self: runs.ModelInfer, tiles: Any) -> Any:
+    def interrupted(self: mapper.ModelInfer, tiles: Any) -> Any:
         nonlocal left
         left -= 1
         if not left:
@@ -174,7 +174,7 @@ def stopped(
         return calls(self, tiles)
 
     with monkeypatch.context() as patched:
-        patched.setattr(runs.ModelInfer, "__call__", interrupted)
+        patched.setattr(mapper.ModelInfer, "__call__", interrupted)
         call = predict(scene, fitted, "-o", out, "--batch", "14")
     assert call.code == 130
     assert "--resume" in call.err
@@ -192,7 +192,7 @@ def test_resume_goes_on_and_then_keeps_the_whole_map(
     assert predict(scene, fitted, "-o", out, "--batch", "14", "--resume").code == 0
     assert out.read_bytes() == whole.read_bytes()
     assert not list(tmp_path.glob(".*"))
-    monkeypatch.setattr(runs.ModelInfer, "__call__", lambda *args: 1 / 0)
+    monkeypatch.setattr(mapper.ModelInfer, "__call__", lambda *args: 1 / 0)
     again = predict(scene, fitted, "-o", out, "--batch", "14", "--resume", "--json")
     assert again.document["scenes"][0]["status"] == "there"
     other = predict(scene, fitted, "-o", out, "--resume", "--overlap", "0.5")

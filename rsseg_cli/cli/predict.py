@@ -188,6 +188,14 @@ def predict(
     batch: Annotated[
         int | None, typer.Option(help="Tiles per forward pass.", min=1, rich_help_panel=SPEED)
     ] = None,
+    compile: Annotated[
+        bool,
+        typer.Option(
+            "--compile/--no-compile",
+            help="Compile the model where a scene is large enough to pay.",
+            rich_help_panel=SPEED,
+        ),
+    ] = False,
     tta: Annotated[
         str | None,
         _choice(
@@ -236,9 +244,11 @@ def predict(
     """Map whole scenes with a fitted model.
 
     Prints the path of each map. Exit code 3: some scenes failed, the others are written.
+    Several processes or machines share the work under `torchrun -m rsseg_cli predict`.
 
     Example: rsseg predict scene.tif --polygons scene.gpkg
     """
+    from rsseg_cli.predict.team import open_team
     from rsseg_cli.run import predict as runs
     from rsseg_cli.run.request import Request
 
@@ -247,6 +257,7 @@ def predict(
         tile=tile,
         overlap=overlap,
         batch=batch,
+        compile=compile,
         precision=precision,  # type: ignore[arg-type]  # checked above, as are those below
         tta=tta,  # type: ignore[arg-type]
         bands=bands,
@@ -271,18 +282,24 @@ def predict(
         overwrite=overwrite,
         resume=resume,
     )
-    if dry_run:
-        _show(runs.dry_run(scenes, request, model=model, weights=weights, device=device), as_json)
+    with open_team() as team:
+        if dry_run:
+            if team.leads:
+                found = runs.dry_run(scenes, request, model=model, weights=weights, device=device)
+                _show(found, as_json)
+            return
+        results = runs.predict(
+            scenes,
+            request,
+            model=model,
+            weights=weights,
+            device=device,
+            quiet=quiet or as_json,
+            written=None if as_json else typer.echo,
+            team=team,
+        )
+    if not team.leads:
         return
-    results = runs.predict(
-        scenes,
-        request,
-        model=model,
-        weights=weights,
-        device=device,
-        quiet=quiet or as_json,
-        written=None if as_json else typer.echo,
-    )
     if as_json:
         options.answer({"scenes": [asdict(result) for result in results]})
     failure = runs.failure(results)

@@ -71,8 +71,7 @@ def predict_scene(
         pipeline = job.run(stack, progress)
         done = sum(job.team.gather(pipeline.done))
         peak = max(job.team.gather(peak_rss_mb()))
-        if job.team.leads:
-            job.appear()
+        job.team.tell(job.appear)
     seconds = time.perf_counter() - started
     return SceneResult(
         input=scene.path,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rsseg_cli.classes import Class
 from rsseg_cli.predict import products
@@ -125,6 +125,12 @@ class SceneResult:
     error: str | None = None
     more: tuple[str, ...] = ()
     """What else was made: maps beside the class map, quicklooks."""
+
+    @classmethod
+    def read(cls, document: Mapping[str, Any]) -> SceneResult:
+        """Make it again from its `asdict`, which may have been JSON in between."""
+        found = {**document, "wait": Wait(**document["wait"]), "more": tuple(document["more"])}
+        return cls(**found)
 
 
 Progress = Callable[[int, int, Wait], None]

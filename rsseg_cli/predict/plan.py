@@ -45,6 +45,7 @@ class Tiling:
         most: Bound up to which a faster number of tiles is looked for; None keeps `batch`.
         readers: Threads that read, each with a handle of its own.
         memory_mb: Bound for the memory of the whole process; None bounds the strips only.
+        on_host: Whether batches take memory of the process, not of a device.
         blend: Blend neighbours where they overlap; else each pixel is its nearest tile's.
     """
 
@@ -54,6 +55,7 @@ class Tiling:
     most: int | None = None
     readers: int = 2
     memory_mb: int | None = None
+    on_host: bool = True
     blend: bool = True
 
     def axis(self, length: int) -> Axis:
@@ -199,7 +201,7 @@ def _bytes(
     strips = (AHEAD + 2) * tiling.tile * sample
     blending = 4 * classes * down.ramp
     writing = bands * ((AHEAD + 2) * down.stride + 2 * BLOCK)
-    pixels = max(tiling.batch, tiling.most or 0) * tiling.tile**2
+    pixels = max(tiling.batch, tiling.most or 0) * tiling.tile**2 if tiling.on_host else 0
     batch = pixels * (2 * sample + 4 * scene.count + 2 * 4 * classes)
     return reading + strips + blending + writing, batch + 2 * CACHE_MB * MIB
 

@@ -44,9 +44,10 @@ class Team:
     Attributes:
         rank: Number of this process; number 0 leads.
         size: Number of processes.
+        local_rank: Number of this process among those of its machine.
     """
 
-    rank, size = 0, 1
+    rank, size, local_rank = 0, 1, 0
 
     @property
     def leads(self) -> bool:
@@ -77,8 +78,8 @@ class Team:
 class _Crew(Team):
     """Processes that share a store."""
 
-    def __init__(self, store: Store, rank: int, size: int) -> None:
-        self.rank, self.size = rank, size
+    def __init__(self, store: Store, rank: int, size: int, local_rank: int) -> None:
+        self.rank, self.size, self.local_rank = rank, size, local_rank
         self._store, self._turn, self._stop = store, 0, Event()
         self._pulse = Thread(target=self._live, name="rsseg-pulse", daemon=True)
         self._pulse.start()
@@ -187,7 +188,7 @@ def open_team(environment: Mapping[str, str] = os.environ) -> Iterator[Team]:
 
     with _reaching_others():
         store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=DEADLINE_S)))
-    crew = _Crew(store, rank, size)
+    crew = _Crew(store, rank, size, int(environment.get("LOCAL_RANK", rank)))
     try:
         yield crew
     except RssegError as error:

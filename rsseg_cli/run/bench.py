@@ -26,8 +26,8 @@ from rsseg_cli.predict.pipeline import Infer
 from rsseg_cli.predict.plan import Tiling, plan_scene
 from rsseg_cli.raster.parts import BLOCK
 from rsseg_cli.raster.scene import Scene
+from rsseg_cli.run.mapper import ModelInfer, tiling_for
 from rsseg_cli.run.model import Fitted, build, open_model, pick_device
-from rsseg_cli.run.predict import ModelInfer, tiling_for
 from rsseg_cli.run.reports import versions
 
 CLASSES = 8

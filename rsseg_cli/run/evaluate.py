@@ -32,8 +32,8 @@ from rsseg_cli.report.pictures import quicklook
 from rsseg_cli.report.report import Report
 from rsseg_cli.run.classes import MergedInfer, reconcile
 from rsseg_cli.run.live import Line
+from rsseg_cli.run.mapper import ModelInfer, tiling_for
 from rsseg_cli.run.model import Fitted, open_model, pick_device
-from rsseg_cli.run.predict import ModelInfer, tiling_for
 from rsseg_cli.run.reports import versions
 from rsseg_cli.run.review import shown_bands
 
@@ -52,6 +52,7 @@ def rasters(
     boundary_px: int | None = BOUNDARY_PX,
     image: Path | None = None,
     pictures: bool = False,
+    soft: bool | None = None,
 ) -> Report:
     """Score one map; see `evaluate.rasters.evaluate_rasters`.
 
@@ -65,6 +66,7 @@ def rasters(
         boundary_px: Width of the outlines to compare; None leaves them out.
         image: The scene that was mapped, shown beside the map.
         pictures: Draw map, truth and errors.
+        soft: Whether the map holds shares of one object; None: as it says itself.
     """
     known = None if classes is None else read_class_list(classes)
     found = evaluate_rasters(
@@ -76,9 +78,10 @@ def rasters(
         ignore=ignore,
         boundary_px=boundary_px,
         image=image,
+        soft=soft,
     )
     drawn: dict[str, Any] = {}
-    if pictures or image is not None:
+    if (pictures or image is not None) and found.saliency is None:
         drawn["Map against truth"] = quicklook(
             prediction, found.classes, image=image, truth=truth, code=found.code
         )
@@ -181,8 +184,11 @@ class _Maps:
             if pair.label is None:
                 continue
             target, sure = (self.folder / f"{number}{end}.tif" for end in ("", "-sure"))
+            soft = self.folder / f"{number}-soft.tif" if len(classes) == 2 else None
             fill = [value / gain for value in self.fitted.model.bands.mean]
-            made = Outputs(target, classes, confidence=sure, driver="GTiff", overwrite=True)
+            made = Outputs(
+                target, classes, confidence=sure, soft=soft, driver="GTiff", overwrite=True
+            )
             with (
                 opener.scene(pair.image, fill=fill) as scene,
                 self.line.scene(scene.width * scene.height) as progress,
@@ -200,8 +206,9 @@ class _Maps:
                 open_image=partial(opener.scene, pair.image, fill=fill),
                 rgb=shown_bands(self.fitted.model.bands),
                 confidence=sure,
+                soft=soft,
             )
-            for file in (target, sure):
+            for file in filter(None, (target, sure, soft)):
                 file.unlink()
 
 

@@ -30,6 +30,7 @@ class Request:
         tile: Side of a tile; that of the training when None.
         overlap: Share of a tile that overlaps its neighbour.
         batch: Tiles per pass.
+        compile: Compile the model, where a scene is large enough.
         precision: Format of matrix products; that of the training when None.
         tta: Show each tile mirrored or turned, too.
         bands: File bands in the model's order, from 1, comma separated.
@@ -59,6 +60,7 @@ class Request:
     tile: int | None = None
     overlap: float = 0.25
     batch: int | None = None
+    compile: bool = False
     precision: Format | None = None
     tta: Turns | None = None
     bands: str | None = None

@@ -1,0 +1,330 @@
+"""A fitted model, made ready to map scenes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rsseg_cli import __version__
+from rsseg_cli.contract import Json
+from rsseg_cli.errors import RssegError
+from rsseg_cli.predict.engine import predict_scene
+from rsseg_cli.predict.outputs import Outputs, SceneResult
+from rsseg_cli.predict.pipeline import Infer
+from rsseg_cli.predict.plan import PART_PIXELS, Tiling
+from rsseg_cli.predict.team import Team
+from rsseg_cli.predict.turns import Turned
+from rsseg_cli.raster.area import Area
+from rsseg_cli.raster.scene import Scene
+from rsseg_cli.run import scenes as names
+from rsseg_cli.run import survey
+from rsseg_cli.run.explain import choose
+from rsseg_cli.run.journal import file_digest, identity, journal_digest, made_before
+from rsseg_cli.run.live import Line
+from rsseg_cli.run.model import Fitted, open_model, pick_device
+from rsseg_cli.run.request import Request
+from rsseg_cli.training.precision import Format, Precision
+
+TILES_PX = {"cuda": 16 * 512 * 512, "cpu": 2 * 512 * 512}
+"""Pixels of a batch where the user asks for none; larger ones fall out of a CPU's caches."""
+MOST_PX = {"cuda": 64 * 512 * 512, "cpu": 4 * 512 * 512}
+"""Pixels up to which batches are tried, where there is enough to do."""
+MOST_TILES = {"cuda": 1024, "cpu": 16}
+"""The same in tiles, as there is a cost of a tile, too."""
+COMPILE_TILES = 2000
+"""Tiles of a scene from which on compiling the model pays, where it was asked for."""
+
+
+class ModelInfer:
+    """A fitted model as the engine wants it.
+
+    Args:
+        fitted: The opened model.
+        device: Where it runs.
+        gain: Factor that brings stored values to the scale that the model knows.
+        precision: Format of matrix products; that of the training when None.
+    """
+
+    def __init__(
+        self,
+        fitted: Fitted,
+        device: torch.device,
+        *,
+        gain: float = 1.0,
+        precision: Format | None = None,
+    ) -> None:
+        self.model, self.gain = fitted.model.to(device).eval(), gain
+        wanted = precision or fitted.config.training.precision
+        self.precision = Precision.choose(wanted, device)
+        self._infer = self.model.infer
+
+    def compile(self) -> None:
+        """Compile the model for the one shape that batches have, at the next call."""
+        self._infer = torch.compile(self.model.infer, dynamic=False)
+
+    def __call__(self, tiles: Tensor) -> Tensor:
+        """Score tiles (B, C, T, T) of stored values: (B, K, T, T)."""
+        with torch.inference_mode(), self.precision.autocast():
+            return self._infer(tiles if self.gain == 1.0 else tiles * self.gain)
+
+
+class Mapper:
+    """A model, made ready to map one scene after the other as was asked.
+
+    Args:
+        request: What is asked.
+        model: Run folder or model file; the newest finished run when None.
+        weights: Weights file of the backbone, if it has moved.
+        device: auto, cpu, cuda or cuda:N.
+        line: Told what happens.
+        team: The processes of which this is one.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        model: Path | None,
+        weights: Path | None,
+        device: str,
+        line: Line,
+        team: Team,
+    ) -> None:
+        self.request, self.line = request, line
+        self.device = own_device(device, team)
+        self.fitted = open_model(model, weights=weights)
+        tiling = tiling_for(
+            self.fitted, self.device,
+            tile=request.tile, overlap=request.overlap, batch=request.batch,
+        )  # fmt: skip
+        self.tiling = replace(tiling, readers=request.threads, memory_mb=request.memory_mb)
+        self._model = ModelInfer(self.fitted, self.device, precision=request.precision)
+        self.precision = self._model.precision
+        self.infer: Infer = self._model
+        if request.tta is not None:
+            self.infer = Turned(self._model, request.tta)
+        self.explanations = choose(request.explain, request.block, self.fitted, self.precision)
+        self._compiled = False
+        line.say(f"model    {self.fitted.describe()}")
+
+    def open(self, path: str) -> Scene:
+        """Open a scene as the model wants it."""
+        request = self.request
+        return open_scene(path, self.fitted, bands=request.file_bands(), nodata=request.nodata)
+
+    def shared(self, paths: Sequence[str], processes: int) -> list[int]:
+        """Choose the scenes that processes had better map together, by their numbers."""
+        if processes == 1 or len(paths) < processes:
+            return list(range(len(paths))) if processes > 1 else []
+        return [n for n, path in enumerate(paths) if self._pixels(path) > processes * PART_PIXELS]
+
+    def _pixels(self, path: str) -> int:
+        try:
+            with self.open(path) as scene:
+                return scene.width * scene.height
+        except RssegError:
+            return 0  # said when its turn comes
+
+    def map(self, path: str, target: names.Target, team: Team) -> SceneResult:
+        """Map a scene, unless an earlier run has done it all.
+
+        Args:
+            path: The scene.
+            target: Where its maps go.
+            team: Processes that make this call together.
+        """
+        with ExitStack() as stack:
+            with team.agreed():
+                scene = stack.enter_context(self.open(path))
+                area = self.request.area(scene)
+                journal = self.journal(scene)
+            self.line.say(f"scene    {_describe(scene)}")
+            outputs = self.request.outputs(target, self.fitted, self.tags(scene, journal))
+            self._compile_for(scene, team)
+            result = self._map(scene, self.infer, outputs, journal, self.tiling, area, team)
+            more = self._beside(scene, outputs, target, journal, area, team)
+            return replace(result, more=tuple(str(path) for path in more))
+
+    def _compile_for(self, scene: Scene, team: Team) -> None:
+        """Compile the model if that was asked for and pays."""
+        across, down = self.tiling.axis(scene.width), self.tiling.axis(scene.height)
+        if not self.request.compile or self._compiled:
+            return
+        if across.count * down.count < COMPILE_TILES * team.size:
+            self.line.say(
+                f"compile  no: below {COMPILE_TILES:,} tiles it takes longer than it saves"
+            )
+            return
+        self._model.compile()
+        self._compiled = True
+        self.line.say("compile  the first batch takes a while")
+
+    def _map(
+        self,
+        scene: Scene,
+        infer: Infer,
+        outputs: Outputs,
+        journal: dict[str, str],
+        tiling: Tiling,
+        area: Area | None,
+        team: Team,
+    ) -> SceneResult:
+        """Make maps of a scene, unless an earlier run has."""
+
+        def is_there() -> Json:
+            if self.request.resume and made_before(outputs.map, journal, self.request.overwrite):
+                return True
+            survey.warn_of_doubts(scene, self.fitted)
+            survey.require_disk(scene, outputs, area)
+            return False
+
+        if team.tell(is_there):
+            self.line.say(f"{outputs.map} is there already, of the same model and options")
+            return SceneResult(
+                scene.path, str(outputs.map), scene.width, scene.height, status="there"
+            )
+        with self.line.scene(scene.width * scene.height) as progress:
+            return predict_scene(
+                scene, infer, outputs, tiling=tiling, device=self.device, area=area,
+                journal=journal, resume=self.request.resume, progress=progress, team=team,
+            )  # fmt: skip
+
+    def _beside(
+        self,
+        scene: Scene,
+        outputs: Outputs,
+        target: names.Target,
+        journal: dict[str, str],
+        area: Area | None,
+        team: Team,
+    ) -> Iterator[Path]:
+        """Make what goes with a class map, and name all that lies beside it."""
+        wanted = [(outputs, self.fitted.classes)]
+        for one in self.explanations:
+            self.line.say(f"explain  {one.name} at block {one.block}")
+            explained = one.outputs(outputs, target.stem, journal)
+            # Numbers of things have no mean that neighbouring tiles could agree on.
+            nearest = replace(self.tiling, blend=False)
+            self._map(scene, one, explained, one.journal(journal), nearest, area, team)
+            wanted.append((explained, list(one.things)))
+        for made, classes in wanted if team.leads else ():
+            yield from (one.path for one in made.made() if one.shown and one.path != target.map)
+            if self.request.quicklook:
+                from rsseg_cli.run.quicklook import quicklook_beside  # matplotlib takes a second
+
+                look = target.look(made.map)
+                yield quicklook_beside(made.map, look, classes, scene, self.fitted.model.bands)
+
+    def plan(self, path: str, target: names.Target) -> survey.Survey:
+        """Say what mapping a scene would take."""
+        with self.open(path) as scene:
+            outputs = self.request.outputs(target, self.fitted, {})
+            area = self.request.area(scene)
+            return survey.survey(
+                scene, self.fitted, self.infer, outputs, self.tiling, self.device, area
+            )
+
+    def journal(self, scene: Scene) -> dict[str, str]:
+        """Name all that the maps of a scene depend on."""
+        request, tiling = self.request, self.tiling
+        about = {
+            "the model": file_digest(self.fitted.path),
+            "the backbone": str(self.fitted.about["fingerprint"]),
+            "the input": identity(scene.path),
+            "--aoi": "" if request.aoi is None else identity(str(request.aoi)),
+            "--polygons": str(request.polygons is not None),
+            "--tile": tiling.tile,
+            "the precision": str(self.precision.dtype),
+            "the version": __version__,
+        }
+        same = ("overlap", "tta", "bands", "nodata", "bbox", "bbox_crs", "probabilities",
+                "confidence", "reject", "sieve", "simplify", "format", "compile")  # fmt: skip
+        about |= {f"--{name.replace('_', '-')}": getattr(request, name) for name in same}
+        about["--co"] = " ".join(request.options)
+        return {key: str(value) for key, value in about.items()}
+
+    def tags(self, scene: Scene, journal: dict[str, str]) -> dict[str, str]:
+        """Say in the files how they were made."""
+        about = {
+            "software": f"rsseg {__version__}",
+            "version": __version__,
+            "model": self.fitted.name,
+            "model_sha256": journal["the model"],
+            "backbone": getattr(self.fitted.config.backbone, "name", ""),
+            "backbone_fingerprint": journal["the backbone"],
+            "method": self.fitted.config.method.name,
+            "tile": self.tiling.tile,
+            "overlap": self.tiling.overlap,
+            "precision": journal["the precision"].removeprefix("torch."),
+            "input": scene.path,
+            "journal": journal_digest(journal),
+        }
+        return {key: str(value) for key, value in about.items()}
+
+
+def tiling_for(
+    fitted: Fitted,
+    device: torch.device,
+    *,
+    tile: int | None,
+    overlap: float,
+    batch: int | None,
+) -> Tiling:
+    """Choose how scenes are cut: by default into tiles as large as those of the training."""
+    wanted, multiple = tile or fitted.config.data.tile, fitted.model.multiple
+    side, kind = -(-wanted // multiple) * multiple, device.type
+    usual, most = (
+        min(MOST_TILES[kind], max(1, pixels[kind] // side**2)) for pixels in (TILES_PX, MOST_PX)
+    )
+    return Tiling(
+        tile=side, overlap=overlap, batch=batch or usual, most=None if batch else most,
+        on_host=kind == "cpu",
+    )  # fmt: skip
+
+
+def own_device(wanted: str, team: Team) -> torch.device:
+    """Choose where this process computes: each of a team has a GPU of its own, if there are any.
+
+    Raises:
+        RssegError: The device is unknown, or not there.
+    """
+    device = pick_device(wanted)
+    if team.size == 1 or device.type == "cpu" or device.index is not None:
+        return device
+    return torch.device("cuda", team.local_rank % torch.cuda.device_count())
+
+
+def open_scene(
+    path: str, fitted: Fitted, *, bands: Sequence[int] | None = None, nodata: float | None = None
+) -> Scene:
+    """Open a scene as the model wants it.
+
+    Raises:
+        RssegError: Its bands are not the model's.
+    """
+    wanted = fitted.model.bands
+    with Scene.open(path, bands=bands, nodata=nodata) as scene:
+        if scene.count != len(wanted):
+            names = " ".join(name or "?" for name in scene.descriptions)
+            raise RssegError(
+                f"{Path(path).name} has {scene.count} bands ({names}), the model wants "
+                f"{len(wanted)} ({' '.join(wanted.names)})",
+                where=f"{path}, model {fitted.name}",
+                fix=f"a {len(wanted)}-band scene, or --bands if the order is known, or a model "
+                "fitted on these bands",
+            )
+    return Scene.open(path, bands=bands, nodata=nodata, fill=wanted.mean)
+
+
+def _describe(scene: Scene) -> str:
+    gsd = abs(scene.transform.a)
+    place = f"{scene.crs.to_string()}, {gsd:g} per pixel" if scene.crs else "no CRS"
+    nodata = "no nodata" if scene.nodata is None else f"nodata {scene.nodata:g}"
+    return (
+        f"{scene.path} {scene.width:,} x {scene.height:,}, {scene.count} bands {scene.dtype}, "
+        f"{place}, {nodata}"
+    )
