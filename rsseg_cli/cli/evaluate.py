@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 def evaluate(
     prediction: Annotated[
-        Path | None, typer.Argument(help="A class map, e.g. scene.seg.tif.")
+        Path | None,
+        typer.Argument(help="A class map or a soft map, e.g. scene.seg.tif, scene.soft.tif."),
     ] = None,
     truth: Annotated[
         Path | None, typer.Argument(help="Its truth: a raster on the same grid, or polygons.")
@@ -44,6 +45,14 @@ def evaluate(
     classes: Annotated[
         Path | None,
         typer.Option("--classes", help="What names the classes: a dataset.yaml or another map."),
+    ] = None,
+    soft: Annotated[
+        bool | None,
+        typer.Option(
+            "--soft/--no-soft",
+            help="Whether the map holds shares of one object; else known by floats or a scale.",
+            show_default=False,
+        ),
     ] = None,
     boundary: Annotated[
         int, typer.Option(help="Width in pixels of the outlines to compare; 0: none.", min=0)
@@ -107,6 +116,7 @@ def evaluate(
             boundary_px=boundary or None,
             image=image,
             pictures=report is not None,
+            soft=soft,
         )
     else:
         raise RssegError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from rsseg_cli.metrics.scores import Scores
 from rsseg_cli.raster.decode import LabelCode
 from rsseg_cli.report.report import Report
 from rsseg_cli.report.samples import Sample, draw_samples
+
+if TYPE_CHECKING:
+    from rsseg_cli.metrics.saliency import Saliency
 
 KEPT = 2**28
 """Bytes of counts per block that are kept; the blocks of later scenes are not."""
@@ -80,7 +83,7 @@ class Evaluation:
         hectares: Mapped ground; None once that of a scene is not known.
         calibration: How sure the model was, and how often right.
         gallery: The best and the worst tiles.
-        saliency: Scores of a soft map, where there is one.
+        saliency: Scores of soft maps, where there are some.
         code: How the truth of a single map is written.
         remarks: What a reader of the scores should know.
     """
@@ -96,7 +99,7 @@ class Evaluation:
     hectares: float | None = 0.0
     calibration: Calibration = field(default_factory=Calibration)
     gallery: Gallery = field(default_factory=Gallery)
-    saliency: dict[str, float | None] | None = None
+    saliency: Saliency | None = None
     code: LabelCode | None = None
     remarks: list[str] = field(default_factory=list)
 
@@ -159,7 +162,7 @@ class Evaluation:
             _with_intervals(self.total, units),
             groups=groups,
             scenes=scenes,
-            saliency=self.saliency,
+            saliency=None if self.saliency is None else self.saliency.scores(),
             calibration=self.calibration.reliability(),
             area=estimate_area(
                 self.classes,

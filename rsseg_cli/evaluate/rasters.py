@@ -19,6 +19,7 @@ from rsseg_cli.classes import IGNORE, Class
 from rsseg_cli.errors import RssegError
 from rsseg_cli.evaluate.evaluation import Evaluation
 from rsseg_cli.evaluate.ground import count_classes, hectares_per_pixel
+from rsseg_cli.evaluate.soft import SoftMap, is_soft
 from rsseg_cli.evaluate.truth import Truth, classes_of, code_of, open_truth
 from rsseg_cli.metrics.confusion import ConfusionMatrix
 from rsseg_cli.raster.align import describe_grid, same_grid
@@ -56,6 +57,7 @@ class Comparison:
         open_image: Opens the scene that was mapped, to show tiles of it.
         rgb: Bands of that scene, from 0, shown as red, green, blue, or one shown as grey.
         confidence: How sure the model is, a map in steps of 1/254 on the same grid.
+        soft: A soft map of the second of two classes on the same grid, or the map itself.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Comparison:
     open_image: Callable[[], Scene] | None = None
     rgb: tuple[int, ...] = (0,)
     confidence: Path | None = None
+    soft: Path | None = None
 
 
 def evaluate_rasters(
@@ -78,11 +81,13 @@ def evaluate_rasters(
     ignore: Sequence[int] = (),
     boundary_px: int | None = BOUNDARY_PX,
     image: str | PathLike[str] | None = None,
+    soft: bool | None = None,
 ) -> Evaluation:
     """Score one map against its truth.
 
     Args:
-        prediction: A raster of class ids; 255 and its nodata value are unmapped.
+        prediction: A raster of class ids; 255 and its nodata value are unmapped. Or a soft map
+            of the second of two classes, which is cut at one half.
         truth: A raster on the same grid (ids, or RGB colours of the classes), or polygons in any
             CRS.
         classes: The classes, or all that there is to say about how the truth writes them. When
@@ -92,6 +97,7 @@ def evaluate_rasters(
         ignore: Ids in the truth that are no class, besides 255.
         boundary_px: Width of the outlines to compare; None leaves boundary scores out.
         image: The scene that was mapped, to show tiles of it.
+        soft: Whether the map is soft; None: as it says itself, by floats or a scale.
 
     Raises:
         UnreadableError: A file is missing or broken.
@@ -99,13 +105,16 @@ def evaluate_rasters(
     """
     prediction, truth = Path(prediction), Path(truth)
     remarks: list[str] = []
+    soft = is_soft(prediction) if soft is None else soft
     if isinstance(classes, LabelCode):
         code = replace(classes, field=attribute or classes.field, ignore=(*classes.ignore, *ignore))
     else:
-        known = list(classes or ()) or classes_of(prediction, truth, remarks)
+        known = list(classes or ()) or classes_of(prediction, truth, remarks, soft=soft)
         code = code_of(truth, known, attribute, ignore)
+        if code.encoding == "threshold":
+            remarks.append(f"the truth holds 0 and 255: 255 is taken as {known[1].name}")
     opened = partial(open_truth, truth, code, align=align)
-    one = Comparison(prediction.name, prediction, opened)
+    one = Comparison(prediction.name, prediction, opened, soft=prediction if soft else None)
     if image is not None:
         rgb = _bands_of(Path(image), prediction)
         one = replace(one, open_image=partial(open_quietly, image), rgb=rgb)
@@ -146,7 +155,8 @@ def evaluate_scenes(
     total = Evaluation.of(classes, boundary_px=boundary_px)
     grids = []
     for one in comparisons:
-        with rasterio.Env(GDAL_CACHEMAX=_CACHE), _Map.open(one.prediction, classes) as scene:
+        kind = SoftMap if one.soft == one.prediction else _Map
+        with rasterio.Env(GDAL_CACHEMAX=_CACHE), kind.open(one.prediction, classes) as scene:
             grids.append(f"{one.name}: {describe_grid(scene.place)}")
             _compare(scene, one, total)
     if total.total.pixels == 0:
@@ -158,7 +168,7 @@ def evaluate_scenes(
     return total
 
 
-def _compare(scene: _Map, one: Comparison, into: Evaluation) -> None:
+def _compare(scene: _Map | SoftMap, one: Comparison, into: Evaluation) -> None:
     """Count one scene, window by window, and every block of it on its own."""
     place = scene.place
     regions = one.regions or (Window(0, 0, place.width, place.height),)
@@ -183,11 +193,22 @@ def _compare(scene: _Map, one: Comparison, into: Evaluation) -> None:
                     into.calibration.update(share, (true == predicted)[known])
         into.add_mapped(mapped, hectares_per_pixel(place))
         into.add(one.name, one.domain, list(cells.values()))
+        if one.soft is not None:
+            _score_soft(one.soft, truth, regions, into)
         _show(scene, truth, one, cells, into)
 
 
+def _score_soft(path: Path, truth: Truth, regions: Sequence[Window], into: Evaluation) -> None:
+    if into.saliency is None:
+        from rsseg_cli.metrics.saliency import Saliency  # PySODMetrics is slow to import
+
+        into.saliency = Saliency(stretch=False)
+    with SoftMap.open(path, into.classes) as soft:
+        soft.score(truth, regions, into.saliency)
+
+
 def _windows(
-    scene: _Map, truth: Truth, region: Window, into: Evaluation
+    scene: _Map | SoftMap, truth: Truth, region: Window, into: Evaluation
 ) -> Iterator[tuple[Window, Labels, Labels]]:
     """Read truth and map (h, w) of a region window by window, and count outlines on the way."""
     halo = into.boundary.distance if into.boundary else 0
@@ -216,7 +237,7 @@ def _parts(
 
 
 def _show(
-    scene: _Map,
+    scene: _Map | SoftMap,
     truth: Truth,
     one: Comparison,
     cells: Mapping[Window, ConfusionMatrix],
@@ -311,8 +332,7 @@ def _doubts(total: ConfusionMatrix) -> list[str]:
     found = []
     if len(scores.classes) == 2 and len(scores.present) == 1:
         found.append(
-            f"the truth holds nothing but {scores.present[0].name}: does it cover the map, and is "
-            "it a mask of 0 and 255 (`encoding: threshold` in a dataset.yaml)?"
+            f"the truth holds nothing but {scores.present[0].name}: does it cover the map?"
         )
     if scores.unmapped > scores.pixels / 2:
         found.append(f"the map is empty on {scores.unmapped / scores.pixels:.0%} of the truth")

@@ -15,10 +15,11 @@ from rsseg_cli.data.spec import DatasetSpec
 from rsseg_cli.errors import RssegError
 from rsseg_cli.raster.align import AlignedLabels, describe_grid, same_grid
 from rsseg_cli.raster.decode import LabelCode, Labels, as_text
-from rsseg_cli.raster.grid import Window
+from rsseg_cli.raster.grid import Window, blocks
 from rsseg_cli.raster.labels import LabelReader, Placed, is_vector, open_quietly
 from rsseg_cli.raster.names import classes_in_use, read_classes
 from rsseg_cli.raster.polygons import read_vector
+from rsseg_cli.raster.scene import Scene
 
 
 class Truth(Protocol):
@@ -70,7 +71,13 @@ def read_class_list(path: Path) -> LabelCode | list[Class]:
     return found
 
 
-def classes_of(prediction: Path, truth: Path, remarks: list[str]) -> list[Class]:
+OBJECT = (Class(0, "background", (214, 219, 221)), Class(1, "object", (178, 24, 43)))
+"""The classes of a soft map that names none."""
+
+
+def classes_of(
+    prediction: Path, truth: Path, remarks: list[str], *, soft: bool = False
+) -> list[Class]:
     """Find the classes: those named beside the map, or beside the truth, or the ids in use."""
     named = read_classes(prediction)
     in_truth = [] if is_vector(truth) else read_classes(truth)
@@ -82,6 +89,8 @@ def classes_of(prediction: Path, truth: Path, remarks: list[str]) -> list[Class]
             )
     if named or in_truth:
         return named or in_truth
+    if soft:
+        return list(OBJECT)
     if is_vector(truth):
         raise RssegError(
             "nothing says which classes the ids of the map are",
@@ -109,11 +118,27 @@ def code_of(
     code = LabelCode(tuple(classes), ignore=(IGNORE, *ignore))
     if not is_vector(truth):
         with open_quietly(truth) as scene:
+            if len(classes) == 2 and _is_mask(scene):
+                return replace(code, encoding="threshold", ignore=tuple(ignore))
             return replace(code, encoding="rgb") if scene.count >= 3 else code
     names = [one.name for one in classes]
     alone = len(names) == 2 and "background" in names
     code = replace(code, encoding="vector", background=names.index("background") if alone else None)
     return replace(code, field=attribute or _attribute(truth, code))
+
+
+def _is_mask(scene: Scene) -> bool:
+    """Tell whether a truth is a mask of 0 and 255, in one band or grey in three."""
+    if scene.dtype != "uint8" or scene.nodata == IGNORE or scene.count not in (1, 3):
+        return False
+    found = False
+    for window in blocks(scene.width, scene.height, (1024, 4096)):
+        samples, _ = scene.read(window)
+        high = samples == IGNORE
+        if not (high | (samples == 0)).all() or not (high == high[0]).all():
+            return False
+        found |= bool(high.any())
+    return found
 
 
 def _attribute(truth: Path, code: LabelCode) -> str | None:
