@@ -25,7 +25,7 @@ from rsseg_cli.training.passes import StepBatches, backward
 from rsseg_cli.training.precision import Format, Precision
 from rsseg_cli.training.prefetch import Indexed, Prefetch, pinned
 from rsseg_cli.training.progress import Progress
-from rsseg_cli.training.room import Buffers, Room
+from rsseg_cli.training.room import Buffers, Room, explained
 from rsseg_cli.training.step import TrainingStep, seed_for
 from rsseg_cli.training.stop import StopSignal
 
@@ -102,9 +102,8 @@ def train(job: Job, progress: Progress, resumed: dict[str, Any] | None = None) -
     model.backbone.recompute = settings.recompute
     if settings.compile:
         model.compile()
-    room = Room(retry=distributed.world() == 1)
-    updates = Updates(job, room)
-    with room.explained():
+    updates = Updates(job)
+    with explained():
         best, start = _begin(job, updates, progress, resumed)
     passes = range(start * settings.accumulate, settings.steps * settings.accumulate)
     prefetch = Prefetch(pinned(job.batches, job.device), passes, threads=settings.threads)
@@ -112,7 +111,7 @@ def train(job: Job, progress: Progress, resumed: dict[str, Any] | None = None) -
     score: dict[str, Json] | None = None
     model.train()
 
-    with StopSignal() as stop, room.explained():
+    with StopSignal() as stop, explained():
         stream = iter(prefetch)
         for index in range(start, settings.steps):
             # The first step compiles and warms up.
@@ -158,12 +157,15 @@ class Updates:
     Attributes:
         adam: The optimizer.
         scaler: Keeps small gradients of fp16 alive.
-        room: Knows how many images fit into memory.
+        room: Knows how many images of a pass fit into memory.
+        probe_room: The same for probes, which may be larger.
         lr: Learning rate of the last step.
     """
 
-    def __init__(self, job: Job, room: Room) -> None:
-        self.job, self.room, self.lr = job, room, 0.0
+    def __init__(self, job: Job) -> None:
+        self.job, self.lr = job, 0.0
+        alone = distributed.world() == 1
+        self.room, self.probe_room = Room(retry=alone), Room(retry=alone)
         self.precision = Precision.choose(job.settings.precision, job.device)
         self.adam = optimizer.build(job.optimization, job.model)
         self.scaler = torch.amp.GradScaler(job.device.type, enabled=self.precision.scaled)
@@ -185,7 +187,7 @@ class Updates:
             device=job.device,
             seed=job.settings.seed,
             open_probes=job.open_probes,
-            room=self.room,
+            room=self.probe_room,
         )
         model.method.before_step(step)
         self.buffers.keep()
@@ -229,14 +231,14 @@ class Updates:
         return {
             "optimizer": self.adam.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "images": self.room.images,
+            "room": [self.room.images, self.probe_room.images],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Put back what `state` collected."""
         self.adam.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        self.room.images = state.get("images")  # a state of version 0.1 has none
+        self.room.images, self.probe_room.images = state["room"]
 
 
 def _validate(

@@ -6,7 +6,6 @@ import gc
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -85,22 +84,23 @@ class Room:
             stacklevel=2,
         )
 
-    @contextmanager
-    def explained(self) -> Iterator[None]:
-        """Say what to try where memory runs out and no retry can help."""
-        try:
-            yield
-        except (RuntimeError, MemoryError) as error:
-            if out_of_memory(error):
-                raise too_small(error, retried=self.images is not None) from error
-            raise
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Say what to try where memory runs out and no retry can help."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if out_of_memory(error):
+            raise too_small(error) from error
+        raise
 
 
 def _divisors(number: int) -> list[int]:
     return [n for n in range(1, number + 1) if number % n == 0]
 
 
-def too_small(error: BaseException, *, retried: bool) -> RssegError:
+def too_small(error: BaseException, *, retried: bool = False) -> RssegError:
     """Build the error for a model that does not fit."""
     said = str(error).strip().partition("\n")[0] or type(error).__name__
     return RssegError(
@@ -112,13 +112,6 @@ def too_small(error: BaseException, *, retried: bool) -> RssegError:
     )
 
 
-@dataclass(frozen=True)
-class _Kept:
-    buffer: Tensor
-    version: int
-    copy: Tensor
-
-
 class Buffers:
     """Copies of the buffers that forward passes change: statistics, counts of what was used.
 
@@ -127,27 +120,21 @@ class Buffers:
 
     def __init__(self, *parts: nn.Module) -> None:
         self._parts = parts
-        self._kept: dict[tuple[nn.Module, str], _Kept] = {}
+        self._kept: list[tuple[nn.Module, str, Tensor, Tensor]] = []
         self.keep()
 
     def keep(self) -> None:
-        """Take copies of what is new since the last time."""
-        self._kept = {
-            (owner, name): self._copy(self._kept.get((owner, name)), buffer)
+        """Take copies anew; versions of tensors do not tell, batch norm leaves them alone."""
+        self._kept = [
+            (owner, name, buffer, buffer.clone())
             for part in self._parts
             for owner in part.modules()
             for name, buffer in owner.named_buffers(recurse=False)
             if buffer.numel() <= SMALL
-        }
-
-    def _copy(self, known: _Kept | None, buffer: Tensor) -> _Kept:
-        if known and known.buffer is buffer and known.version == buffer._version:
-            return known
-        return _Kept(buffer, buffer._version, buffer.clone())
+        ]
 
     @torch.no_grad()
     def restore(self) -> None:
         """Put the copies back."""
-        for (owner, name), kept in self._kept.items():
-            setattr(owner, name, kept.buffer.copy_(kept.copy))
-        self.keep()
+        for owner, name, buffer, copy in self._kept:
+            setattr(owner, name, buffer.copy_(copy))
