@@ -147,6 +147,13 @@ class Projection:
     module: nn.Linear
     rows: slice
 
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Apply these rows to tokens (..., D), past all listeners."""
+        bias = self.module.bias
+        return nn.functional.linear(
+            tokens, self.module.weight[self.rows], None if bias is None else bias[self.rows]
+        )
+
     def listen(self, listener: Listener) -> None:
         """Add `listener(input)` (..., rows) to these rows of the output, from now on.
 
@@ -198,6 +205,8 @@ class Backbone(nn.Module):
     bands: Bands
     takes_prompts: ClassVar[bool] = True
     """Whether `run` accepts `extra` tokens; where it does not, a method refuses at start."""
+    answers: ClassVar[bool] = False
+    """Whether there is `ask`; where there is not, a method refuses at start."""
     published: bool = False
     """Whether the weights can be had again from where they came; else model files hold them."""
     origin: Mapping[str, Json] = MappingProxyType({})
@@ -218,6 +227,20 @@ class Backbone(nn.Module):
 
         The second line ends with `+ self.beside(index, tokens_between)`. `extra` tokens stand
         between prefix and patches; rotary embeddings leave them alone.
+        """
+        raise NotImplementedError
+
+    def ask(self, index: int, asking: Tensor, tokens: Tensor, grid: Grid) -> Tensor:
+        """Apply block `index` to rows that attend to its input and that nothing attends to.
+
+        Args:
+            index: The block.
+            asking: (B, Q, D), rows without a place: rotary embeddings leave them alone.
+            tokens: (B, P+N, D), what goes into the block; what comes out of it stays the same.
+            grid: The layout of the tokens.
+
+        Returns:
+            (B, Q, D), the rows after both residual lines.
         """
         raise NotImplementedError
 

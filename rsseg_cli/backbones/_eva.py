@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
+from timm.layers.pos_embed_sincos import apply_rot_embed_cat
 from torch import Tensor
 
+from rsseg_cli.backbones._asking import ROLES, attend, heads
 from rsseg_cli.backbones._timm import TimmBackbone, third, whole
 from rsseg_cli.contract import Bands, Grid, Projection, Role
 
 
 class EvaBackbone(TimmBackbone):
     """What DINOv3 and EVA02 share."""
+
+    answers: ClassVar[bool] = True
 
     def __init__(self, config: TimmBackbone.Config, bands: Bands) -> None:
         super().__init__(config, bands)
@@ -29,10 +35,34 @@ class EvaBackbone(TimmBackbone):
     def run(self, index: int, tokens: Tensor, grid: Grid, extra: int = 0) -> Tensor:
         """Apply a block; queries and keys of patches are rotated by their place."""
         block = self.model.blocks[index]
-        attended = block.attn(block.norm1(tokens), rope=self.rotation(grid, extra, tokens.device))
-        tokens = tokens + _scaled(attended, block.gamma_1)
-        answer = _scaled(block.mlp(block.norm2(tokens)), block.gamma_2)
-        return tokens + answer + self.beside(index, tokens)
+        turn = self.rotation(grid, extra, tokens.device)
+        return self._add(index, tokens, block.attn(block.norm1(tokens), rope=turn))
+
+    def ask(self, index: int, asking: Tensor, tokens: Tensor, grid: Grid) -> Tensor:
+        """Apply a block to rows that attend to its input and that nothing attends to."""
+        block = self.model.blocks[index]
+        attention, seen = block.attn, block.norm1(tokens)
+        # Fused matrices have their biases beside them.
+        biases = (attention.q_bias, attention.k_bias, attention.v_bias)
+        q, k, v = (
+            heads(_shifted(self.projections(index, role)[0](rows), bias), attention.num_heads)
+            for role, rows, bias in zip(
+                ROLES, (block.norm1(asking), seen, seen), biases, strict=True
+            )
+        )
+        q, k = attention.q_norm(q), attention.k_norm(k)
+        still, placed = k.tensor_split([self.prefix], 2)
+        turn = self.rotation(grid, 0, tokens.device)
+        placed = apply_rot_embed_cat(placed, turn, half=attention.rotate_half)
+        k = torch.cat([still, placed], 2).type_as(v)
+        return self._add(index, asking, attend(attention, q, k, v))
+
+    def _add(self, index: int, tokens: Tensor, attended: Tensor) -> Tensor:
+        """Add both branches of a block to tokens."""
+        block = self.model.blocks[index]
+        between = tokens + _scaled(attended, block.gamma_1)
+        answer = _scaled(block.mlp(block.norm2(between)), block.gamma_2)
+        return between + answer + self.beside(index, between)
 
     def rotation(self, grid: Grid, extra: int, device: torch.device) -> Tensor:
         """Find sine and cosine of all tokens after the prefix, (extra + N, 2 * head width).
@@ -60,6 +90,10 @@ class EvaBackbone(TimmBackbone):
         if attention.qkv is None:
             return [whole(getattr(attention, f"{role}_proj"))]
         return [third(attention.qkv, "qkv".index(role))]
+
+
+def _shifted(rows: Tensor, bias: Tensor | None) -> Tensor:
+    return rows if bias is None else rows + bias
 
 
 def _scaled(branch: Tensor, scale: Tensor | None) -> Tensor:

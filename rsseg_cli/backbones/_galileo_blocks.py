@@ -24,15 +24,15 @@ class Attention(nn.Module):
         self.q, self.k, self.v = nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Let tokens (B, T, D) attend to each other."""
-        batch, count, dim = tokens.shape
+    def forward(self, tokens: Tensor, *, asking: Tensor | None = None) -> Tensor:
+        """Let tokens (B, T, D) attend to each other, or rows `asking` (B, Q, D) to the tokens."""
+        asking = tokens if asking is None else asking
         q, k, v = (
-            linear(tokens).view(batch, count, self.heads, -1).transpose(1, 2)
-            for linear in (self.q, self.k, self.v)
+            linear(rows).view(*rows.shape[:2], self.heads, -1).transpose(1, 2)
+            for linear, rows in ((self.q, asking), (self.k, tokens), (self.v, tokens))
         )
         answer = scaled_dot_product_attention(q, k, v)
-        mixed: Tensor = self.proj(answer.transpose(1, 2).reshape(batch, count, dim))
+        mixed: Tensor = self.proj(answer.transpose(1, 2).flatten(2))
         return mixed
 
 

@@ -67,6 +67,7 @@ class Galileo(Backbone):
         "tiny": Shape(dim=192, depth=12, heads=3),
         "base": Shape(dim=768, depth=12, heads=12),
     }
+    answers: ClassVar[bool] = True
     prefix = 0
 
     def __init__(self, config: Config, bands: Bands) -> None:
@@ -213,7 +214,18 @@ class Galileo(Backbone):
     def run(self, index: int, tokens: Tensor, grid: Grid, extra: int = 0) -> Tensor:
         """Apply a block; all tokens attend to all, so `extra` needs no care."""
         block: Any = self.blocks[index]
-        between: Tensor = tokens + block.attn(block.norm1(tokens))
+        return self._add(index, tokens, block.attn(block.norm1(tokens)))
+
+    def ask(self, index: int, asking: Tensor, tokens: Tensor, grid: Grid) -> Tensor:
+        """Apply a block to rows that attend to its input and that nothing attends to."""
+        block: Any = self.blocks[index]
+        attended = block.attn(block.norm1(tokens), asking=block.norm1(asking))
+        return self._add(index, asking, attended)
+
+    def _add(self, index: int, tokens: Tensor, attended: Tensor) -> Tensor:
+        """Add both branches of a block to tokens."""
+        block: Any = self.blocks[index]
+        between: Tensor = tokens + attended
         after: Tensor = between + block.mlp(block.norm2(between))
         return after + self.beside(index, between)
 

@@ -7,12 +7,15 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from rsseg_cli.backbones._asking import ROLES, attend, heads
 from rsseg_cli.backbones._timm import Size, TimmBackbone
 from rsseg_cli.contract import Grid
 
 
 class Vit(TimmBackbone):
     """Blocks of timm's `VisionTransformer`: fused queries, keys and values, two layer scales."""
+
+    answers: ClassVar[bool] = True
 
     sizes: ClassVar[Mapping[str, Size]] = {
         "tiny": Size(
@@ -35,6 +38,22 @@ class Vit(TimmBackbone):
     def run(self, index: int, tokens: Tensor, grid: Grid, extra: int = 0) -> Tensor:
         """Apply a block; every token attends to every other, so `extra` needs no care."""
         block = self.model.blocks[index]
-        between: Tensor = tokens + block.ls1(block.attn(block.norm1(tokens)))
+        return self._add(index, tokens, block.attn(block.norm1(tokens)))
+
+    def ask(self, index: int, asking: Tensor, tokens: Tensor, grid: Grid) -> Tensor:
+        """Apply a block to rows that attend to its input and that nothing attends to."""
+        block = self.model.blocks[index]
+        attention, seen = block.attn, block.norm1(tokens)
+        q, k, v = (
+            heads(self.projections(index, role)[0](rows), attention.num_heads)
+            for role, rows in zip(ROLES, (block.norm1(asking), seen, seen), strict=True)
+        )
+        q, k = attention.q_norm(q), attention.k_norm(k)
+        return self._add(index, asking, attend(attention, q, k, v))
+
+    def _add(self, index: int, tokens: Tensor, attended: Tensor) -> Tensor:
+        """Add both branches of a block to tokens."""
+        block = self.model.blocks[index]
+        between: Tensor = tokens + block.ls1(attended)
         after: Tensor = between + block.ls2(block.mlp(block.norm2(between)))
         return after + self.beside(index, between)

@@ -1,4 +1,4 @@
-"""Low-rank tokens that frozen features attend to: what Rein, DepthForge and SpectralMoE share.
+"""Low-rank tokens that frozen features attend to: what Rein and its relatives share.
 
 A block has E experts of m tokens each, T_e = A_e B_e with A_e (m, r) and B_e (r, D). What a feature
 x gets from an expert is, with T[0] left out after the softmax as in Rein (Wei et al. 2024,
@@ -13,16 +13,53 @@ between two such maps (SpectralMoE's fusion) needs no more than their Gram matri
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn import functional as F
 
+from rsseg_cli.methods._weighing import REIN, Weighing
+
 BLOCK = 64
 """Rows that one small matrix product of the sparse form takes at once."""
+
+
+def spread(tokens: Iterable[Parameter], patch: int, width: float) -> None:
+    """Draw tokens from U(-v, v) with v = sqrt(6 / (3 patch^2 + width)), as VPT and Rein do."""
+    bound = (6 / (3 * patch**2 + width)) ** 0.5
+    for one in tokens:
+        nn.init.uniform_(one, -bound, bound)
+
+
+class FullTokens(nn.Module):
+    """The tokens (m, D) of one block with every number free, asked as `TokenExperts` are."""
+
+    def __init__(self, *, tokens: int, dim: int, weighing: Weighing) -> None:
+        super().__init__()
+        self.weighing = weighing
+        self.rows = Parameter(torch.empty(tokens, dim))
+
+    def span(self, value: nn.Linear) -> Tensor:
+        """Map the tokens that are taken: (m - first, D)."""
+        mapped: Tensor = value(self.rows[self.weighing.first :])
+        return mapped
+
+    def coefficients(self, features: Tensor) -> Tensor:
+        """Find what features (B, N, D) get, as coefficients (B, N, m - first) of `span`."""
+        dim = features.shape[-1]
+        similarities = features @ self.rows.mT * dim**-0.5
+        return self.weighing(similarities, dim).to(similarities.dtype)
+
+    def mean(self) -> Tensor:
+        """Give the tokens (m, D): there is one set."""
+        return self.rows
+
+    def spread_evenly(self, patch: int) -> None:
+        """Draw the tokens from VPT's law."""
+        spread([self.rows], patch, self.rows.shape[1])
 
 
 @dataclass(frozen=True)
@@ -40,8 +77,11 @@ class Routes:
 class TokenExperts(nn.Module):
     """The tokens of one block: E experts that all modalities share."""
 
-    def __init__(self, *, experts: int, tokens: int, dim: int, rank: int) -> None:
+    def __init__(
+        self, *, experts: int, tokens: int, dim: int, rank: int, weighing: Weighing = REIN
+    ) -> None:
         super().__init__()
+        self.weighing = weighing
         self.rows = Parameter(torch.empty(experts, tokens, rank))  # A
         self.basis = Parameter(torch.empty(experts, rank, dim))  # B
         self.spare = -(experts * rank + 1) % 8  # fused attention wants widths that 8 divides
@@ -78,7 +118,7 @@ class TokenExperts(nn.Module):
 
     def _dense(self, places: Tensor) -> tuple[Tensor, Tensor]:
         """Ask every expert about every token (B, N, E, r): (B, N, E, r) and (B, N, E)."""
-        taken, kept = _attend(places.flatten(0, 1).transpose(0, 1), self.rows)
+        taken, kept = self._attend(places.flatten(0, 1).transpose(0, 1), self.rows)
         return (
             taken.transpose(0, 1).reshape(places.shape),
             kept.transpose(0, 1).reshape(places.shape[:-1]),
@@ -94,12 +134,33 @@ class TokenExperts(nn.Module):
         picked = places.gather(2, wide).flatten(0, 2)  # (B*N*k, r)
         at, owner = dispatch(chosen.flatten(), experts)
         grouped = picked.new_zeros(len(owner) * BLOCK, rank).index_copy(0, at, picked)
-        taken, kept = _attend(grouped.view(len(owner), BLOCK, rank), self.rows[owner])
+        taken, kept = self._attend(grouped.view(len(owner), BLOCK, rank), self.rows[owner])
         some, left = taken.flatten(0, 1)[at], kept.flatten()[at]
         return (
             some.new_zeros(places.shape).scatter(2, wide, some.view(wide.shape)),
             left.new_zeros(places.shape[:-1]).scatter(2, chosen, left.view(chosen.shape)),
         )
+
+    def _attend(self, places: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Attend to tokens given by `rows` (G, m, r), from `places` (G, n, r), both in B's basis.
+
+        Returns:
+            What is taken of each row of B (G, n, r), and of the bias (G, n).
+        """
+        weights = self.weighing(places @ rows.mT, self.basis.shape[-1])
+        taken = rows[:, self.weighing.first :].to(places.dtype)
+        return weights.to(places.dtype) @ taken, weights.sum(-1)
+
+    def spread_evenly(self, patch: int) -> None:
+        """Draw both factors from Rein's law: VPT's, with the width sqrt(D r)."""
+        rank, dim = self.basis.shape[1:]
+        spread(self.parameters(), patch, (dim * rank) ** 0.5)
+
+    def start_from_zero(self) -> None:
+        """Start at 0 as SpectralMoE does: A random as in LoRA, B zero."""
+        bound = self.rows.shape[-1] ** -0.5
+        nn.init.uniform_(self.rows, -bound, bound)
+        nn.init.zeros_(self.basis)
 
 
 def dispatch(chosen: Tensor, experts: int) -> tuple[Tensor, Tensor]:
@@ -124,96 +185,15 @@ def dispatch(chosen: Tensor, experts: int) -> tuple[Tensor, Tensor]:
     return at, owner.clamp(max=experts - 1)
 
 
-def _attend(places: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Attend to tokens given by `rows` (G, m, r), from `places` (G, n, r), both in B's basis.
-
-    Returns:
-        What is taken of each row of B (G, n, r), and of the bias (G, n).
-    """
-    weights = (places @ rows.mT).softmax(-1, dtype=torch.float32)[..., 1:]
-    return weights.to(places.dtype) @ rows[:, 1:].to(places.dtype), weights.sum(-1)
-
-
-class QueryLink(nn.Module):
-    """Turns the tokens of all blocks into the queries of a mask head."""
-
-    def __init__(self, dim: int, width: int) -> None:
-        super().__init__()
-        self.project = nn.Linear(dim, width)
-        self.merge = nn.Linear(3 * width, width)
-
-    def forward(self, tokens: list[Tensor]) -> Tensor:
-        """Merge tokens, each (m, D), into queries (m, width): their largest, mean and last."""
-        queries = torch.stack([self.project(one) for one in tokens])
-        merged: Tensor = self.merge(torch.cat([queries.amax(0), queries.mean(0), queries[-1]], -1))
-        return merged
-
-
-class TokenAdapter(nn.Module):
-    """The tokens of every block, and what all blocks share.
-
-    Args:
-        depth: Number of blocks L.
-        dim: Width D.
-        experts: Sets of tokens per block E.
-        tokens: Tokens per set m; with a query link also the number of queries.
-        rank: Rank r of a set.
-        query_width: Width of the queries for the head; None makes none.
-    """
-
-    def __init__(
-        self,
-        depth: int,
-        dim: int,
-        *,
-        experts: int,
-        tokens: int,
-        rank: int,
-        query_width: int | None,
-    ) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(
-            TokenExperts(experts=experts, tokens=tokens, dim=dim, rank=rank) for _ in range(depth)
-        )
-        self.value = nn.Linear(dim, dim)  # W, b
-        self.mlp = nn.Linear(dim, dim)
-        self.scale = Parameter(torch.tensor(1e-3))
-        self.link = None if query_width is None else QueryLink(dim, query_width)
-
-    def block(self, index: int) -> TokenExperts:
-        """Give the tokens of a block."""
-        return cast(TokenExperts, self.blocks[index])
-
-    def _all(self) -> list[TokenExperts]:
-        return [self.block(index) for index in range(len(self.blocks))]
-
-    def spread_evenly(self, patch: int) -> None:
-        """Draw all tokens from Rein's U(-v, v) with v = sqrt(6 / (3 patch^2 + sqrt(D r)))."""
-        for block in self._all():
-            dim, rank = block.basis.shape[2], block.basis.shape[1]
-            bound = (6 / (3 * patch**2 + (dim * rank) ** 0.5)) ** 0.5
-            nn.init.uniform_(block.rows, -bound, bound)
-            nn.init.uniform_(block.basis, -bound, bound)
-
-    def start_from_zero(self) -> None:
-        """Start all tokens at 0 as SpectralMoE does: A random as in LoRA, B zero."""
-        for block in self._all():
-            bound = block.rows.shape[-1] ** -0.5
-            nn.init.uniform_(block.rows, -bound, bound)
-            nn.init.zeros_(block.basis)
-
-    def queries(self) -> Tensor | None:
-        """Make the queries for the head (m, query_width), None without a link."""
-        if self.link is None:
-            return None
-        queries: Tensor = self.link([block.mean() for block in self._all()])
-        return queries
-
-    def refine(self, prefix: Tensor, patches: Tensor, adjustment: Tensor) -> Tensor:
-        """Add scale * mlp(patches + adjustment) to the patches, and put the prefix before them."""
-        refined = patches + self.scale * self.mlp(patches + adjustment)
-        return torch.cat([prefix, refined], 1)
-
-    def undecayed(self) -> list[Parameter]:
-        """List the tokens: they do not decay."""
-        return [parameter for block in self._all() for parameter in block.parameters()]
+def token_set(
+    dim: int,
+    *,
+    experts: int = 1,
+    tokens: int,
+    rank: int | None,
+    weighing: Weighing = REIN,
+) -> TokenExperts | FullTokens:
+    """Make the tokens of a block; without a rank there are no experts."""
+    if rank is None:
+        return FullTokens(tokens=tokens, dim=dim, weighing=weighing)
+    return TokenExperts(experts=experts, tokens=tokens, dim=dim, rank=rank, weighing=weighing)

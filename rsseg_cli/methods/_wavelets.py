@@ -24,10 +24,10 @@ def synthesise(bands: Tensor) -> Tensor:
 
 def _butterfly(quads: Tensor) -> Tensor:
     batch, channels, height, width = quads.shape
-    a, b, c, d = quads.view(batch, channels // 4, 4, height, width).unbind(2)
+    a, b, c, d = quads.reshape(batch, channels // 4, 4, height, width).unbind(2)
     top, top_change, bottom, bottom_change = a + b, a - b, c + d, c - d
     bands = (top + bottom, top_change + bottom_change, top - bottom, top_change - bottom_change)
-    return torch.stack(bands, dim=2).view_as(quads) / 2
+    return torch.stack(bands, dim=2).reshape(quads.shape) / 2
 
 
 class WaveletConvolution(nn.Module):

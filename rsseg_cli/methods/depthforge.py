@@ -7,25 +7,21 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn import functional as F
 
 from rsseg_cli.contract import Backbone, Features, Grid
 from rsseg_cli.methods._depth import DepthMethod, DepthName, DepthState, DepthView
-from rsseg_cli.methods._tokens import TokenAdapter
+from rsseg_cli.methods._token_adapter import TokenAdapter, TokenSettings
 
 
 class DepthForge(DepthMethod[DepthState]):
     """Refines every block's output as Rein does; depth changes where the attention goes."""
 
-    class Config(DepthMethod.Config):
+    class Config(TokenSettings):
         """Settings of DepthForge."""
 
-        tokens: int = Field(100, ge=2)
-        """Tokens per block; with the query link also the number of the head's queries."""
-        rank: int = Field(16, ge=1)
         depth: DepthName = "depth_anything_v2_large"
         """The depth encoder; with `off` and without refinement it is Rein."""
         depth_weights: Path | None = None
@@ -37,10 +33,6 @@ class DepthForge(DepthMethod[DepthState]):
         memory."""
         refine_init: Literal["zero", "released"] = "zero"
         """Start from the maps as they are, or from random weights as released."""
-        query_link: bool = True
-        """Make the queries of a mask head from the tokens."""
-        query_width: int = Field(256, ge=1)
-        """Width of these queries: the head's."""
 
     def __init__(self, config: Config, backbone: Backbone) -> None:
         super().__init__(config, backbone)
@@ -53,7 +45,7 @@ class DepthForge(DepthMethod[DepthState]):
             experts=1,
             tokens=config.tokens,
             rank=config.rank,
-            query_width=config.query_width if config.query_link else None,
+            query_width=config.linked,
         )
         self.adapter.spread_evenly(backbone.patch)
         self.refinement: Refinement | None = None
@@ -81,9 +73,7 @@ class DepthForge(DepthMethod[DepthState]):
         asking = patches
         if self.view is not None:
             asking = asking + self.view.advance(index, state)
-        block = self.adapter.block(index)
-        adjustment = block.coefficients(asking) @ block.span(self.adapter.value)
-        return self.adapter.refine(prefix, patches, adjustment)
+        return self.adapter.refine(prefix, patches, self.adapter.adjustment(index, asking))
 
     def finish(self, maps: list[Tensor], state: DepthState) -> Features:
         """Refine the finest map and hand the queries over."""

@@ -17,7 +17,8 @@ from rsseg_cli.methods import _usage
 from rsseg_cli.methods._depth import DepthMethod, DepthName, DepthState, DepthView
 from rsseg_cli.methods._fusion import Fusion, fuse
 from rsseg_cli.methods._gates import Gate, Kind, imbalance
-from rsseg_cli.methods._tokens import Routes, TokenAdapter
+from rsseg_cli.methods._token_adapter import TokenAdapter
+from rsseg_cli.methods._tokens import Routes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,12 +6,13 @@ from collections.abc import Collection
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import Parameter
 from torch.nn import functional as F
 
 from rsseg_cli.contract import Backbone, Method, State
 from rsseg_cli.errors import RssegError
+from rsseg_cli.methods._tokens import spread
 
 
 class Vpt(Method[State]):
@@ -39,8 +40,7 @@ class Vpt(Method[State]):
         self.config, self.prefix = config, backbone.prefix
         blocks = backbone.depth if config.deep else 1
         self.prompts = Parameter(torch.empty(blocks, config.prompts, backbone.dim))
-        bound = (6 / (3 * backbone.patch**2 + backbone.dim)) ** 0.5
-        nn.init.uniform_(self.prompts, -bound, bound)
+        spread([self.prompts], backbone.patch, backbone.dim)
 
     def undecayed(self) -> Collection[Parameter]:
         """Name the prompts, as Rein does with its tokens."""

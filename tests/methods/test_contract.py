@@ -19,10 +19,13 @@ from rsseg_cli.training import optimizer
 # Settings that make a method small enough for the tiny backbone; all others keep their defaults.
 TINY: dict[str, dict[str, Any]] = {
     "depthforge": {"depth": "random", "rank": 4},
+    "fada": {"rank": 4},
     "lora": {"rank": 4},
     "rein": {"rank": 4},
+    "set": {"rank": 4},
     "spectralmoe": {"depth": "random", "rank": 4, "experts": 3},
     "vpt": {"prompts": 5},
+    "vqt": {"rank": 4},
     "weft": {"channels": 16, "kernels": [1, 3, 5], "active": 2},
 }
 BANDS = Bands(

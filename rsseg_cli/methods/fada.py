@@ -1,0 +1,87 @@
+"""FADA: tokens for the wavelet bands of every block's output (Bi et al., NeurIPS 2024).
+
+The map of patch tokens is split into its four Haar bands. The low band attends to one set of
+tokens, the three others to a second set whose attention is freed of style; what both make of
+their bands is put together by the inverse transform and added. Nothing is left out of a band:
+with a factor of 0 the features are the frozen ones, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.nn import functional as F
+
+from rsseg_cli.contract import Backbone, Features, Grid, Method, State
+from rsseg_cli.methods._token_adapter import START_SCALE, TokenBranch, TokenSettings
+from rsseg_cli.methods._wavelets import analyse, synthesise
+from rsseg_cli.methods._weighing import Weighing
+
+
+class Fada(Method[State]):
+    """Refines the output of every block band by band."""
+
+    class Config(TokenSettings):
+        """Settings of FADA; the high bands have three times as many tokens."""
+
+        norm: Literal["logits", "released", "map"] = "logits"
+        """Where the high bands' attention is freed of style: before the softmax; there, and made
+        nearly uniform by a second division as released; or behind it as printed, so that weights
+        sum to 0."""
+        scale: float = START_SCALE
+        """Start of the learnable factor of what is added; the paper's equations have none: 1."""
+
+    def __init__(self, config: Config, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        self.prefix = backbone.prefix
+        branch = partial(TokenBranch, backbone.depth, backbone.dim, rank=config.rank)
+        self.low = branch(
+            tokens=config.tokens, query_width=config.linked, weighing=Weighing(first=0)
+        )
+        self.high = branch(tokens=3 * config.tokens, weighing=Weighing(config.norm, first=0))
+        self.scale = Parameter(torch.tensor(config.scale))
+        for one in (self.low, self.high):
+            one.spread_evenly(backbone.patch)
+
+    def undecayed(self) -> Collection[Parameter]:
+        """Name the tokens."""
+        return [*self.low.undecayed(), *self.high.undecayed()]
+
+    def after_block(self, index: int, tokens: Tensor, state: State) -> Tensor:
+        """Refine the patch tokens."""
+        prefix, patches = tokens.tensor_split([self.prefix], 1)
+        low, high = split(patches, state.grid)
+        answers = self.low.answer(index, low), self.high.answer(index, high)
+        added = self.scale * join(*answers, state.grid)
+        return torch.cat([prefix, patches + added], 1)
+
+    def finish(self, maps: list[Tensor], state: State) -> Features:
+        """Hand the queries, made from the low band's tokens, over with the maps."""
+        return Features(maps, self.low.queries())
+
+
+def split(patches: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Split patch tokens (B, N, D) into their low Haar band and the three others.
+
+    Every group of a location is its own image; an odd side is made even by repeating its last row.
+
+    Returns:
+        (B*groups, n, D) and (B*groups, 3n, D), with n the cells of half the grid.
+    """
+    images = grid.to_images(patches)
+    even = F.pad(images, (0, grid.w % 2, 0, grid.h % 2), mode="replicate")
+    bands = analyse(even).reshape(*images.shape[:2], 4, -1).permute(0, 2, 3, 1)  # (B*G, 4, n, D)
+    return bands[:, 0], bands[:, 1:].flatten(1, 2)
+
+
+def join(low: Tensor, high: Tensor, grid: Grid) -> Tensor:
+    """Undo `split`: (B, N, D)."""
+    images, count, dim = low.shape
+    bands = torch.cat([low, high], 1).reshape(images, 4, count, dim).permute(0, 3, 1, 2)
+    half = bands.reshape(images, 4 * dim, (grid.h + 1) // 2, (grid.w + 1) // 2)
+    return grid.to_tokens(synthesise(half)[..., : grid.h, : grid.w])

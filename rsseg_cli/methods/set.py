@@ -1,0 +1,118 @@
+"""SET: tokens for the phase and the amplitude of every block's output (Yi et al., ACM MM 2024).
+
+A 2-D Fourier transform over the token grid splits the map of patch tokens into amplitude, which
+holds most of the style, and phase. Each attends to tokens of its own, the amplitude in a way that
+is freed of style; what both make of it is transformed back and added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from rsseg_cli.contract import Backbone, Features, Grid, Method, State
+from rsseg_cli.methods._token_adapter import START_SCALE, TokenBranch, TokenSettings
+from rsseg_cli.methods._weighing import Weighing
+
+FLOOR = 1e-6
+"""Amplitudes below have no phase: its gradient would grow as they shrink."""
+RELEASED_FLOOR = 1e-5
+"""Least squared amplitude, and what small real parts become, in the authors' code."""
+
+
+class Set(Method[State]):
+    """Refines the output of every block by phase and amplitude."""
+
+    class Config(TokenSettings):
+        """Settings of SET."""
+
+        fft: Literal["plane", "released"] = "plane"
+        """Transform each channel over rows and columns of the grid; or, as the authors' code does,
+        each place over images and channels, so that images of one batch change each other."""
+        amplitude_tokens: Literal["lowrank", "full"] = "lowrank"
+        """`full` as released: every number of the amplitude's tokens is free."""
+        norm: Literal["logits", "released"] = "logits"
+        """Free the amplitude's attention of style; `released` divides by sqrt D once more, which
+        makes it nearly uniform."""
+
+    def __init__(self, config: Config, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        self.prefix, self.plane = backbone.prefix, config.fft == "plane"
+        branch = partial(TokenBranch, backbone.depth, backbone.dim, tokens=config.tokens)
+        self.phase = branch(rank=config.rank, query_width=config.linked)
+        self.amplitude = branch(
+            rank=config.rank if config.amplitude_tokens == "lowrank" else None,
+            weighing=Weighing(config.norm),
+        )
+        self.scale = Parameter(torch.tensor(START_SCALE))
+        for one in (self.phase, self.amplitude):
+            one.spread_evenly(backbone.patch)
+
+    def undecayed(self) -> Collection[Parameter]:
+        """Name the tokens."""
+        return [*self.phase.undecayed(), *self.amplitude.undecayed()]
+
+    def after_block(self, index: int, tokens: Tensor, state: State) -> Tensor:
+        """Refine the patch tokens."""
+        prefix, patches = tokens.tensor_split([self.prefix], 1)
+        if self.plane:
+            amplitude, phase = split(patches, state.grid)
+            # Its mean over the grid would drown all else: as many times larger as there are rows.
+            asking = amplitude.log1p()
+        else:
+            amplitude, phase = split_released(patches)
+            asking = amplitude
+        louder = self.amplitude.answer(index, amplitude, asking)
+        turned = self.phase.answer(index, phase)
+        added = join(louder, turned, state.grid) if self.plane else join_released(louder, turned)
+        return torch.cat([prefix, patches + self.scale * added.to(patches.dtype)], 1)
+
+    def finish(self, maps: list[Tensor], state: State) -> Features:
+        """Hand the queries, made from the phase's tokens, over with the maps."""
+        return Features(maps, self.phase.queries())
+
+
+def split(patches: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Split patch tokens (B, N, D) into amplitude and phase, each (B*groups, h*(w//2+1), D).
+
+    Half the spectrum of a real image holds all of it, and whatever becomes of that half is the
+    spectrum of a real image. Every group of a location is its own image; in float32.
+    """
+    spectrum = torch.fft.rfft2(grid.to_images(patches).float(), norm="ortho").flatten(2).mT
+    real, imaginary = spectrum.real, spectrum.imag
+    squared = real.square() + imaginary.square()
+    silent = squared < FLOOR**2
+    phase = torch.atan2(imaginary.masked_fill(silent, 0), real.masked_fill(silent, 1))
+    return squared.clamp(min=FLOOR**2).sqrt(), phase
+
+
+def join(amplitude: Tensor, phase: Tensor, grid: Grid) -> Tensor:
+    """Undo `split`: (B, N, D) in float32. An amplitude may be negative."""
+    images, _, dim = amplitude.shape
+    spectrum = _complex(amplitude, phase).mT.reshape(images, dim, grid.h, grid.w // 2 + 1)
+    return grid.to_tokens(torch.fft.irfft2(spectrum, s=(grid.h, grid.w), norm="ortho"))
+
+
+def split_released(patches: Tensor) -> tuple[Tensor, Tensor]:
+    """Split patch tokens (B, N, D) by a transform over B and D: amplitude and phase (B, N, D)."""
+    spectrum = torch.fft.fft2(patches.float(), dim=(0, 2)) / (2 * patches.shape[2]) ** 0.5
+    real, imaginary = spectrum.real, spectrum.imag
+    squared = (real.square() + imaginary.square()).clamp(min=RELEASED_FLOOR)
+    real = real.masked_fill(real.abs() < RELEASED_FLOOR, RELEASED_FLOOR)
+    return squared.sqrt(), torch.atan2(imaginary, real)
+
+
+def join_released(amplitude: Tensor, phase: Tensor) -> Tensor:
+    """Undo `split_released` but for a factor of sqrt(B / 2), as the authors' code does."""
+    mixed: Tensor = torch.fft.ifft2(_complex(amplitude, phase), dim=(0, 2), norm="ortho")
+    return mixed.real
+
+
+def _complex(amplitude: Tensor, phase: Tensor) -> Tensor:
+    amplitude, phase = amplitude.float(), phase.float()
+    return torch.complex(amplitude * phase.cos(), amplitude * phase.sin())

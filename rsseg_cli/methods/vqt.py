@@ -1,0 +1,108 @@
+"""Visual query tuning: tokens that ask every block and change nothing (Tu et al., CVPR 2023).
+
+Their queries attend to the keys of the frozen features, which need not know: the features stay
+those of the frozen backbone, bit for bit, and gradients flow through the few rows of the tokens
+alone. What the tokens have heard becomes the queries of a mask head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import cast
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import Parameter
+from torch.nn import functional as F
+
+from rsseg_cli.contract import Backbone, Features, Grid, Method, State
+from rsseg_cli.errors import RssegError
+from rsseg_cli.methods._token_adapter import START_SCALE, LinkSettings, QueryLink
+from rsseg_cli.methods._tokens import FullTokens, TokenExperts, token_set
+
+
+@dataclass
+class Summaries(State):
+    """What the tokens have heard so far, by block."""
+
+    heard: dict[int, Tensor] = field(default_factory=dict)
+    """Each (B, Q, D), every row with mean 0 and variance 1: raw ones grow from block to block."""
+
+
+class Vqt(Method[Summaries]):
+    """Lets tokens of every block ask; the maps stay as they are."""
+
+    class Config(LinkSettings):
+        """Settings of visual query tuning."""
+
+        rank: int | None = Field(None, ge=1)
+        """Rank of a block's tokens; null: every number is free, as published."""
+        dropout: float = Field(0.0, ge=0, lt=1)
+        """Share of the tokens' numbers dropped in training."""
+        inject: bool = False
+        """Let the tapped maps attend to what was heard, for heads without queries. The maps are
+        then no longer the frozen ones."""
+
+        @model_validator(mode="after")
+        def _used(self) -> Vqt.Config:
+            if not (self.query_link or self.inject):
+                raise ValueError("without query_link and without inject the tokens serve nothing")
+            return self
+
+    def __init__(self, config: Config, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        if not backbone.answers:
+            raise RssegError(
+                "the blocks of this backbone cannot be asked by tokens that they do not see",
+                where="method.name",
+                fix="another --method, or another --backbone",
+            )
+        self.dropout, self.taps = config.dropout, backbone.taps
+        self.ask = backbone.ask  # bound methods follow `deepcopy`
+        asked = range(backbone.depth) if config.query_link else backbone.taps
+        self.blocks = nn.ModuleDict(
+            {
+                str(index): token_set(backbone.dim, tokens=config.tokens, rank=config.rank)
+                for index in asked
+            }
+        )
+        width = config.linked
+        self.link = None if width is None else QueryLink(backbone.dim, width)
+        self.scale = Parameter(torch.tensor(START_SCALE)) if config.inject else None
+        for one in self.blocks.values():
+            cast("TokenExperts | FullTokens", one).spread_evenly(backbone.patch)
+
+    def undecayed(self) -> Collection[Parameter]:
+        """Name the tokens, as Rein does."""
+        return list(self.blocks.parameters())
+
+    def begin(self, image: Tensor, grid: Grid) -> Summaries:
+        """Start without anything heard."""
+        return Summaries(grid)
+
+    def before_block(self, index: int, tokens: Tensor, state: Summaries) -> Tensor:
+        """Ask the block; its own tokens go on as they are."""
+        if str(index) in self.blocks:
+            own = cast("TokenExperts | FullTokens", self.blocks[str(index)]).mean()
+            own = F.dropout(own, self.dropout, self.training).to(tokens.dtype)
+            heard = self.ask(index, own.expand(len(tokens), -1, -1), tokens, state.grid)
+            state.heard[index] = F.layer_norm(heard, heard.shape[-1:])
+        return tokens
+
+    def finish(self, maps: list[Tensor], state: Summaries) -> Features:
+        """Hand the queries over with the maps."""
+        queries = None if self.link is None else self.link(list(state.heard.values()))
+        if self.scale is not None:
+            taps = zip(maps, self.taps, strict=True)
+            maps = [one + self.scale * listen(one, state.heard[tap]) for one, tap in taps]
+        return Features(maps, queries)
+
+
+def listen(features: Tensor, heard: Tensor) -> Tensor:
+    """Let a map (B, D, h, w) attend to rows (B, Q, D): softmax(f Z^T / sqrt D) Z per cell."""
+    cells = features.flatten(2).mT[:, None]
+    keys = heard.to(cells.dtype)[:, None]
+    found = F.scaled_dot_product_attention(cells, keys, keys)[:, 0]
+    return found.mT.reshape(features.shape)
