@@ -103,7 +103,8 @@ class SelfTraining:
             weak, there = self.weak(image[count:], batch.label[count:], generator)
             found = self._read(weak, there != IGNORE, labelled=bool(count))
             parts.append(self._mixture(parts[0] if count else None, weak, found, generator))
-            groups += self._weigh(found)
+            # Alone, there is nothing to weigh the target against.
+            groups += self._weigh(found) if count else [("target", len(weak), 1.0)]
             self._seen.add(found)
         return self._losses(model, parts, groups)
 

@@ -100,6 +100,7 @@ class TrainingStep:
                 )
         finally:
             self.model.zero_grad(set_to_none=True)
+            self.objective.undo()  # what was said of probes is no part of the training
 
     def average(self, tensor: Tensor) -> Tensor:
         """Average a tensor over all processes, in place."""
