@@ -7,14 +7,25 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from rsseg_cli.contract import Role
+from rsseg_cli.contract import Backbone, Role
 
 ROLES: tuple[Role, Role, Role] = ("q", "k", "v")
 
 
-def heads(rows: Tensor, count: int) -> Tensor:
-    """Part rows (B, T, count * width) by head: (B, count, T, width)."""
-    return rows.reshape(*rows.shape[:2], count, -1).transpose(1, 2)
+def project(
+    backbone: Backbone, index: int, block: Any, asking: Tensor, tokens: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Make queries of rows (B, Q, D), keys and values of tokens (B, T, D), each by head."""
+    attention, seen = block.attn, block.norm1(tokens)
+    found = []
+    for role, rows in zip(ROLES, (block.norm1(asking), seen, seen), strict=True):
+        projected = backbone.projections(index, role)[0](rows)
+        beside = getattr(attention, f"{role}_bias", None)  # where the module itself has none
+        projected = projected if beside is None else projected + beside
+        heads = projected.reshape(*rows.shape[:2], attention.num_heads, -1)
+        found.append(heads.transpose(1, 2))
+    queries, keys, values = found
+    return attention.q_norm(queries), attention.k_norm(keys), values
 
 
 def attend(attention: Any, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:

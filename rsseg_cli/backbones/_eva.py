@@ -8,7 +8,7 @@ import torch
 from timm.layers.pos_embed_sincos import apply_rot_embed_cat
 from torch import Tensor
 
-from rsseg_cli.backbones._asking import ROLES, attend, heads
+from rsseg_cli.backbones._asking import attend, project
 from rsseg_cli.backbones._timm import TimmBackbone, third, whole
 from rsseg_cli.contract import Bands, Grid, Projection, Role
 
@@ -41,21 +41,12 @@ class EvaBackbone(TimmBackbone):
     def ask(self, index: int, asking: Tensor, tokens: Tensor, grid: Grid) -> Tensor:
         """Apply a block to rows that attend to its input and that nothing attends to."""
         block = self.model.blocks[index]
-        attention, seen = block.attn, block.norm1(tokens)
-        # Fused matrices have their biases beside them.
-        biases = (attention.q_bias, attention.k_bias, attention.v_bias)
-        q, k, v = (
-            heads(_shifted(self.projections(index, role)[0](rows), bias), attention.num_heads)
-            for role, rows, bias in zip(
-                ROLES, (block.norm1(asking), seen, seen), biases, strict=True
-            )
-        )
-        q, k = attention.q_norm(q), attention.k_norm(k)
-        still, placed = k.tensor_split([self.prefix], 2)
+        queries, keys, values = project(self, index, block, asking, tokens)
+        still, placed = keys.tensor_split([self.prefix], 2)
         turn = self.rotation(grid, 0, tokens.device)
-        placed = apply_rot_embed_cat(placed, turn, half=attention.rotate_half)
-        k = torch.cat([still, placed], 2).type_as(v)
-        return self._add(index, asking, attend(attention, q, k, v))
+        placed = apply_rot_embed_cat(placed, turn, half=block.attn.rotate_half)
+        keys = torch.cat([still, placed], 2).type_as(values)
+        return self._add(index, asking, attend(block.attn, queries, keys, values))
 
     def _add(self, index: int, tokens: Tensor, attended: Tensor) -> Tensor:
         """Add both branches of a block to tokens."""
@@ -90,10 +81,6 @@ class EvaBackbone(TimmBackbone):
         if attention.qkv is None:
             return [whole(getattr(attention, f"{role}_proj"))]
         return [third(attention.qkv, "qkv".index(role))]
-
-
-def _shifted(rows: Tensor, bias: Tensor | None) -> Tensor:
-    return rows if bias is None else rows + bias
 
 
 def _scaled(branch: Tensor, scale: Tensor | None) -> Tensor:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from rsseg_cli.backbones._asking import ROLES, attend, heads
+from rsseg_cli.backbones._asking import attend, project
 from rsseg_cli.backbones._timm import Size, TimmBackbone
 from rsseg_cli.contract import Grid
 
@@ -43,13 +43,8 @@ class Vit(TimmBackbone):
     def ask(self, index: int, asking: Tensor, tokens: Tensor, grid: Grid) -> Tensor:
         """Apply a block to rows that attend to its input and that nothing attends to."""
         block = self.model.blocks[index]
-        attention, seen = block.attn, block.norm1(tokens)
-        q, k, v = (
-            heads(self.projections(index, role)[0](rows), attention.num_heads)
-            for role, rows in zip(ROLES, (block.norm1(asking), seen, seen), strict=True)
-        )
-        q, k = attention.q_norm(q), attention.k_norm(k)
-        return self._add(index, asking, attend(attention, q, k, v))
+        queries, keys, values = project(self, index, block, asking, tokens)
+        return self._add(index, asking, attend(block.attn, queries, keys, values))
 
     def _add(self, index: int, tokens: Tensor, attended: Tensor) -> Tensor:
         """Add both branches of a block to tokens."""
