@@ -8,6 +8,7 @@ answers per token; X gets the sum times a learnable factor. Class and register t
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -98,6 +99,11 @@ class FrequencyExperts(nn.Module):
         added: Tensor = self.scale * self.up(inner)
         return added
 
+    def weights(self, tokens: Tensor) -> Tensor:
+        """Give the router's weights of the experts for patch tokens (B, N, D): (B, N, 3)."""
+        rows = slice(3 * self.hidden, None)
+        return F.linear(tokens, self.down.weight[rows], self.down.bias[rows]).softmax(-1)
+
 
 class SpatialExpert(nn.Module):
     """The first expert alone, with its factor: what blocks outside `split_blocks` get."""
@@ -159,6 +165,26 @@ class EarthAdapter(Method[Spectrum]):
         skip = self.prefix + state.extra
         refined: Tensor = tokens + self.blocks[index](tokens, state.grid, state.gain, skip)
         return refined
+
+    def explanations(self) -> Mapping[str, tuple[str, ...]]:
+        """Offer which expert weighs most."""
+        return {"routing": ("all frequencies", "low frequencies", "high frequencies")}
+
+    @torch.no_grad()
+    def explain(self, name: str, backbone: Backbone, image: Tensor, block: int) -> Tensor:
+        """Give the experts' weights at a block; all to the first where it is the only one."""
+        tokens, grid = backbone.embed(image)
+        state = self.begin(image, grid)
+        for index in range(block):
+            tokens = self.after_block(index, backbone.run(index, tokens, grid), state)
+        patches = backbone.run(block, tokens, grid)[:, self.prefix :]
+        experts = self.blocks[block]
+        if isinstance(experts, FrequencyExperts):
+            weights = experts.weights(patches)
+        else:
+            weights = patches.new_tensor((1.0, 0.0, 0.0)).expand(*patches.shape[:2], 3)
+        images = grid.to_images(weights)
+        return images.reshape(len(image), grid.groups, *images.shape[1:]).mean(1)
 
 
 def _split_blocks(wanted: tuple[int, ...] | None, depth: int) -> set[int]:

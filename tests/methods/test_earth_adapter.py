@@ -165,3 +165,29 @@ def test_counts_at_vit_large(bottleneck: int, count: int) -> None:
         backbone = dinov2(config, BANDS)  # type: ignore[call-arg]
         method = EarthAdapter(EarthAdapter.Config(bottleneck=bottleneck), backbone)
     assert sum(p.numel() for _, p in method.tuned(backbone)) == count
+
+
+def test_routing_is_the_routers_and_all_goes_to_the_only_expert() -> None:
+    model = build("earth_adapter", bottleneck=8, split_blocks=[1]).eval()
+    backbone, method = model.backbone, model.method
+    image = torch.randn(2, 4, 32, 48)
+    seen: list[Tensor] = []
+    router = method.blocks[1]
+    with torch.no_grad():
+        router.down.weight.normal_()
+    softmax = torch.Tensor.softmax
+
+    def watch(logits: Tensor, dim: int) -> Tensor:
+        seen.append(softmax(logits, dim))
+        return seen[-1]
+
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(torch.Tensor, "softmax", watch)
+        backbone(image, method)
+    (weights,) = seen
+    side = backbone.patch
+    shares = method.explain("routing", backbone, image, 1)
+    expected = weights[:, -shares[0, 0].numel() :].mT.reshape(2, 3, 32 // side, 48 // side)
+    assert torch.allclose(shares, expected, atol=1e-6)
+    alone = method.explain("routing", backbone, image, 0)
+    assert torch.equal(alone[:, 0], torch.ones(2, 32 // side, 48 // side))
