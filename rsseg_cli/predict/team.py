@@ -156,14 +156,14 @@ class _Crew(Team):
                 return
             yield number
 
-    def part(self) -> None:
-        """Leave; the leader goes last."""
+    def part(self, patience: float) -> None:
+        """Leave; who may keep the store waits until the others have left, so long at most."""
         self._stop.set()
         with suppress(RuntimeError):
             self._store.set(f"rsseg/left/{self.rank}", "")
             others = [f"rsseg/left/{other}" for other in range(self.size)]
-            until = time.monotonic() + (PARTING_S if self.leads else 0)
-            while time.monotonic() < until and not self._store.check(others):
+            until = time.monotonic() + patience
+            while self.leads and time.monotonic() < until and not self._store.check(others):
                 time.sleep(LOOK_S)
         self._pulse.join(PARTING_S)
 
@@ -189,13 +189,17 @@ def open_team(environment: Mapping[str, str] = os.environ) -> Iterator[Team]:
     with _reaching_others():
         store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=DEADLINE_S)))
     crew = _Crew(store, rank, size, int(environment.get("LOCAL_RANK", rank)))
+    patience = PARTING_S
     try:
         yield crew
-    except RssegError as error:
-        if crew.leads or isinstance(error, GoneError):
+    except GoneError:
+        patience = 0.0
+        raise
+    except RssegError:
+        if crew.leads:
             raise
     finally:
-        crew.part()
+        crew.part(patience)
 
 
 def _pulse_of(rank: int) -> str:

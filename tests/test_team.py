@@ -1,0 +1,192 @@
+"""Several processes give what one gives, whatever becomes of one of them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import geopandas
+import pytest
+import rasterio
+from conftest import WriteScene, random_samples, write_raster
+from ranks import GONE, REFUSED
+from runs import ground, rsseg, seen
+from torch.distributed import HashStore
+
+from rsseg_cli.errors import OutputExistsError, RssegError, UnreadableError
+from rsseg_cli.predict import team as teams
+from rsseg_cli.predict.plan import Plan, Tiling
+from rsseg_cli.predict.team import GoneError, Team, open_team
+from rsseg_cli.raster.grid import Window
+
+HERE = Path(__file__).parent
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
+
+
+def in_threads(work: Callable[[Team], Any], size: int = 3) -> list[Any]:
+    """Let a team of threads do something; gives what each returns or raises."""
+    store, found = HashStore(), [None] * size
+
+    def run(rank: int) -> None:
+        crew = teams._Crew(store, rank, size, rank)
+        try:
+            found[rank] = work(crew)
+        except RssegError as error:
+            found[rank] = error
+        finally:
+            crew.part(teams.PARTING_S)
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+def test_all_hear_the_same_in_the_same_order() -> None:
+    said = in_threads(lambda team: (team.gather(team.rank * 2), team.tell(lambda: [team.rank])))
+    assert said == [([0, 2, 4], [0])] * 3
+
+
+def test_work_is_dealt_out_once() -> None:
+    dealt = in_threads(lambda team: list(team.claims(50)))
+    assert sorted(itertools.chain(*dealt)) == list(range(50))
+    assert list(Team().claims(3)) == [0, 1, 2]
+
+
+def test_an_error_of_one_is_raised_in_all() -> None:
+    def work(team: Team) -> None:
+        with team.agreed():
+            if team.rank > 0:
+                raise UnreadableError(f"in {team.rank}", where="here", fix="this")
+
+    found = [(type(e), e.what, e.where, e.fix) for e in in_threads(work)]
+    assert found == [(UnreadableError, "in 1", "here", "this")] * 3
+
+
+def test_an_error_of_the_leader_is_raised_in_all() -> None:
+    def refuse() -> None:
+        raise OutputExistsError("there", where="x")
+
+    found = in_threads(lambda team: team.tell(refuse))
+    assert [type(error) for error in found] == [OutputExistsError] * 3
+
+
+def test_nobody_waits_for_the_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(teams, "PULSE_S", 0.01)
+    monkeypatch.setattr(teams, "DEADLINE_S", 0.2)
+    monkeypatch.setattr(teams, "PARTING_S", 0.2)
+
+    def work(team: Team) -> Any:
+        return None if team.rank == 1 else team.gather(1)
+
+    found = in_threads(work)
+    assert [type(one) for one in found] == [GoneError, type(None), GoneError]
+    assert "process 1 has not been heard of" in found[0].what
+    assert "--resume" in found[0].fix
+
+
+def test_others_that_cannot_be_reached() -> None:
+    there = {"RANK": "1", "WORLD_SIZE": "2"}
+    with pytest.raises(GoneError, match="cannot be reached"), open_team(there):
+        raise AssertionError("alone")
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_shares_are_neighbours_and_cover_what_is_left(size: int) -> None:
+    parts = tuple(Window(0, y, 9, 3 if y % 2 else 5) for y in range(23))
+    axis = Tiling(32).axis(99)
+    plan, finished = Plan(axis, axis, parts, 1, 1.0, 256), {0, 7, 8}
+    shares = [plan.share(finished, rank, size) for rank in range(size)]
+    assert set.union(*shares) | finished == set(range(23))
+    assert sum(map(len, shares)) == 20
+    left = [n for n in range(23) if n not in finished]
+    places = [[left.index(n) for n in sorted(share)] for share in shares]
+    assert all(place == list(range(place[0], place[-1] + 1)) for place in places)
+    pixels = [sum(parts[n].width * parts[n].height for n in share) for share in shares]
+    assert max(pixels) - min(pixels) <= 2 * 9 * 5
+
+
+def same_files(one: Path, other: Path) -> bool:
+    """Tell whether two folders have the same maps to the byte, and the same polygons."""
+    polygons = [geopandas.read_file(folder / "out.gpkg") for folder in (one, other)]
+    return polygons[0].equals(polygons[1]) and all(
+        (one / name).read_bytes() == (other / name).read_bytes()
+        for name in ("out.tif", "out.prob.tif", "out.conf.tif", "out.qml", "out.tif.aux.xml")
+    )
+
+
+def test_processes_give_the_bytes_of_one(write_scene: WriteScene, tmp_path: Path) -> None:
+    samples = random_samples(1, 411, 37).repeat(5, 1).repeat(5, 2)[:, :2053, :181]
+    scene = write_scene(samples, blockxsize=64, blockysize=64)
+    done = subprocess.run(
+        [sys.executable, HERE / "ranks.py", scene, tmp_path],
+        env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    one, three, box_one, box_two, first, again, second, third, failed = map(
+        json.loads, done.stdout.splitlines()
+    )
+    whole = [f"out{end}" for end in (
+        ".conf.tif", ".gpkg", ".json", ".prob.tif", ".qml", ".result", ".tif", ".tif.aux.xml"
+    )]  # fmt: skip
+    for case, size in ((one, 1), (three, 3), (box_one, 1), (box_two, 2), (again, 2), (third, 1)):
+        assert case == {"ends": [0] * size, "names": whole}
+    # The others do not hang, nothing has its name, and what is finished is used again.
+    assert first == {"ends": [-signal.SIGKILL, GONE], "names": []}
+    assert second == {"ends": [GONE, -signal.SIGKILL], "names": []}
+    assert failed == {"ends": [REFUSED, 0], "names": []}
+    for folder in ("three", "killed_0", "killed_1"):
+        assert same_files(tmp_path / "one", tmp_path / folder), folder
+    assert same_files(tmp_path / "box_one", tmp_path / "box_two")
+    results = [
+        json.loads((tmp_path / name / "out.result").read_text()) for name in ("one", "three")
+    ]
+    assert [(one["status"], one["width"], one["height"]) for one in results] == [
+        ("done", 181, 2053)
+    ] * 2
+    with rasterio.open(tmp_path / "box_two" / "out.tif") as file:
+        rows = (file.read(1) != 255).any(1).nonzero()[0]
+    assert (rows[0], rows[-1]) == (300, 1499)
+
+
+def test_torchrun_deals_scenes_out(
+    fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("in").mkdir()
+    for name, height in (("a", 71), ("b", 40), ("c", 53)):
+        write_raster(Path("in") / f"{name}.tif", seen(ground(height, 64, seed=height)))
+    Path("in/b.tif").write_bytes(b"no raster")
+    call = ["predict", "in", "--model", fitted, "--batch", "4", "--no-quicklook"]
+    alone = rsseg(*call, "-o", "alone", "--json")
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+            "-m", "rsseg_cli", *call, "-o", "out", "--json",
+        ],
+        env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=200,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert done.stderr.count("error: 1 of 3 scenes failed") == 1
+    kept = ("input", "width", "height", "status", "error")
+    found = [
+        [[one[key] for key in kept] for one in document["scenes"]]
+        for document in (alone.document, json.loads(done.stdout))
+    ]
+    assert found[0] == found[1]
+    assert [one[3] for one in found[1]] == ["done", "failed", "done"]
+    assert {path.name for path in Path("out").iterdir()} == {
+        path.name for path in Path("alone").iterdir()
+    }
+    for name in ("a.seg.tif", "c.seg.tif"):
+        assert (Path("out") / name).read_bytes() == (Path("alone") / name).read_bytes()
