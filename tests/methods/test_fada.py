@@ -1,0 +1,187 @@
+"""FADA against its equations written out with Haar filters, and what its switches mean."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+from torch.nn import functional as F
+
+from rsseg_cli.backbones.dinov2 import Dinov2
+from rsseg_cli.backbones.vit import Vit
+from rsseg_cli.contract import Bands, Grid, State
+from rsseg_cli.methods.fada import Fada, join, split
+
+RGB = Bands(
+    names=("red", "green", "blue"),
+    wavelengths_nm=(660.0, 560.0, 485.0),
+    mean=(100.0, 90.0, 80.0),
+    std=(50.0, 40.0, 30.0),
+    dtype="uint8",
+)
+
+
+def tiny(**settings: Any) -> tuple[Vit, Fada]:
+    torch.manual_seed(0)
+    backbone = Vit(Vit.Config(name="vit_tiny"), RGB).requires_grad_(False)
+    config = Fada.Config.model_validate({"tokens": 6, "rank": 4, "query_width": 12} | settings)
+    return backbone, Fada(config, backbone)
+
+
+def haar(dim: int) -> Tensor:
+    """Four kernels (4 * dim, 1, 2, 2), a channel's behind each other: [-1, 1] is turned round."""
+    low, high = torch.tensor([1.0, 1.0]) / 2**0.5, torch.tensor([1.0, -1.0]) / 2**0.5
+    outer = [torch.outer(a, b) for a, b in ((low, low), (low, high), (high, low), (high, high))]
+    return torch.stack(outer)[:, None].repeat(dim, 1, 1, 1)
+
+
+def look(x: Tensor, own: Tensor, branch: Any, norm: str) -> Tensor:
+    """One branch, as printed but for where the attention is normalised."""
+    logits = x @ own.T
+    if norm in ("logits", "released"):
+        mean, variance = logits.mean(-1, keepdim=True), logits.var(-1, False, keepdim=True)
+        logits = (logits - mean) / (variance + 1e-5).sqrt() / (8 if norm == "released" else 1)
+    else:
+        logits = logits / 8
+    weights = logits.softmax(-1)
+    if norm == "map":
+        deviation = weights.std(-1, correction=0, keepdim=True)
+        weights = (weights - weights.mean(-1, keepdim=True)) / deviation
+    return branch.mlp(weights @ branch.value(own) + x)
+
+
+@pytest.mark.parametrize("norm", ["logits", "released", "map"])
+def test_a_block_equals_the_equations(norm: str) -> None:
+    backbone, method = tiny(norm=norm)
+    for parameter in method.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    grid = Grid(4, 6)
+    tokens = torch.randn(2, backbone.prefix + 24, 64)
+    f = tokens[:, backbone.prefix :].mT.reshape(2, 64, 4, 6)
+    bands = F.conv2d(f, haar(64), stride=2, groups=64).view(2, 64, 4, 6)  # (B, D, band, n)
+    low_band, high_bands = bands[:, :, 0].mT, bands[:, :, 1:].flatten(2).mT
+    own_low, own_high = (branch.block(2).mean() for branch in (method.low, method.high))
+    assert own_high.shape == (3 * 6, 64)
+    answers = torch.cat(
+        [
+            look(low_band, own_low, method.low, "none"),
+            look(high_bands, own_high, method.high, norm),
+        ],
+        1,
+    )
+    changed = answers.mT.reshape(2, 64 * 4, 2, 3)
+    added = F.conv_transpose2d(changed, haar(64), stride=2, groups=64)
+    expected = f + method.scale * added
+    out = method.after_block(2, tokens, State(grid))
+    assert torch.equal(out[:, : backbone.prefix], tokens[:, : backbone.prefix])
+    found = out[:, backbone.prefix :].mT.reshape(2, 64, 4, 6)
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_weights_behind_the_softmax_sum_to_zero() -> None:
+    """So that the values' bias does not count."""
+    _, method = tiny(norm="map")
+    features = torch.randn(1, 9, 64)
+    before = method.high.adjustment(0, features)
+    with torch.no_grad():
+        method.high.value.bias.add_(5.0)
+    assert torch.allclose(method.high.adjustment(0, features), before, atol=1e-3)
+    logits = tiny(norm="logits")[1].high
+    weights = logits.block(0).weighing(torch.randn(4, 18), 64)
+    assert torch.allclose(weights.sum(-1), torch.ones(4))
+
+
+def test_released_weights_are_nearly_uniform() -> None:
+    similarities = torch.randn(50, 300)
+    plain, released = (
+        tiny(norm=norm)[1].high.block(0).weighing(similarities, 1024)
+        for norm in ("logits", "released")
+    )
+    assert released.max() < 1.15 / 300
+    assert plain.max() > 5 / 300
+
+
+@pytest.mark.parametrize("grid", [Grid(4, 6), Grid(3, 5), Grid(1, 1), Grid(3, 4, groups=3)])
+def test_split_and_join(grid: Grid) -> None:
+    patches = torch.randn(2, grid.tokens, 8)
+    low, high = split(patches, grid)
+    cells = (grid.h + 1) // 2 * ((grid.w + 1) // 2)
+    assert low.shape == (2 * grid.groups, cells, 8)
+    assert high.shape == (2 * grid.groups, 3 * cells, 8)
+    assert torch.allclose(join(low, high, grid), patches, atol=1e-5)
+    if grid.h % 2 == grid.w % 2 == 0:  # orthonormal
+        energy = low.square().sum() + high.square().sum()
+        assert energy.item() == pytest.approx(patches.square().sum().item(), rel=1e-5)
+
+
+def test_groups_do_not_mix() -> None:
+    _, method = tiny()
+    with torch.no_grad():
+        method.scale.fill_(1.0)
+    grid = Grid(4, 4, groups=2)
+    method.prefix = 0
+    tokens = torch.randn(1, 32, 64)
+    changed = tokens.clone()
+    changed[:, 1::2] += 1  # the second group
+    found, other = (method.after_block(0, one, State(grid)) for one in (tokens, changed))
+    assert torch.equal(found[:, ::2], other[:, ::2])
+    assert not torch.allclose(found[:, 1::2] + 1, other[:, 1::2], atol=1e-2)
+
+
+def test_starts_near_the_frozen_backbone_and_is_it_without_the_factor() -> None:
+    backbone, method = tiny()
+    image = torch.randn(2, 3, 40, 56)
+    assert method.scale.item() == pytest.approx(1e-3)
+    with torch.no_grad():
+        near = backbone(image, method)
+        method.scale.zero_()
+        same = backbone(image, method)
+    tokens, grid = backbone.embed(image)
+    for index in range(backbone.depth):
+        tokens = backbone.run(index, tokens, grid)
+        frozen = backbone.to_map(tokens, grid)
+        assert torch.equal(same.maps[index], frozen)
+        assert 0 < (near.maps[index] - frozen).norm() < 0.02 * frozen.norm()
+    bound = (6 / (3 * 8**2 + (64 * 4) ** 0.5)) ** 0.5
+    assert all(p.abs().max() <= bound for p in method.undecayed())
+    assert len(list(method.undecayed())) == 2 * 2 * backbone.depth
+    assert same.queries is not None
+    assert same.queries.shape == (6, 12)
+    assert tiny(scale=1.0)[1].scale.item() == 1.0
+
+
+def test_images_of_a_batch_do_not_touch_each_other() -> None:
+    backbone, method = tiny(scale=1.0)
+    image = torch.randn(2, 3, 40, 56)
+    other = image.clone()
+    other[1] += 1
+    for a, b in zip(backbone(image, method).maps, backbone(other, method).maps, strict=True):
+        assert torch.equal(a[0], b[0])
+        assert not torch.equal(a[1], b[1])
+
+
+def test_gradients_are_finite_and_reach_all_of_it() -> None:
+    backbone, method = tiny()
+    features = backbone(torch.randn(2, 3, 40, 56), method)
+    total = sum(one.square().mean() for one in features.maps) + features.queries.square().sum()
+    torch.autograd.backward(total)
+    for parameter in method.parameters():
+        assert parameter.grad is not None
+        assert torch.isfinite(parameter.grad).all()
+        assert parameter.grad.any()
+
+
+def test_counts_at_vit_large() -> None:
+    with torch.device("meta"):
+        backbone = Dinov2(Dinov2.Config(name="dinov2_large", pretrained=False), RGB)
+        method = Fada(Fada.Config(), backbone)
+    assert sum(p.numel() for _, p in method.tuned(backbone)) == 5_597_697
+
+
+def test_bad_settings() -> None:
+    for settings in ({"tokens": 1}, {"rank": 0}, {"norm": "none"}):
+        with pytest.raises(ValidationError):
+            Fada.Config.model_validate(settings)

@@ -1,0 +1,197 @@
+"""SET against its equations over numpy's transform, its exact inverse, and the released form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from rsseg_cli.backbones.dinov2 import Dinov2
+from rsseg_cli.backbones.vit import Vit
+from rsseg_cli.contract import Bands, Grid, State
+from rsseg_cli.methods.set import Set, join, join_released, split, split_released
+
+RGB = Bands(
+    names=("red", "green", "blue"),
+    wavelengths_nm=(660.0, 560.0, 485.0),
+    mean=(100.0, 90.0, 80.0),
+    std=(50.0, 40.0, 30.0),
+    dtype="uint8",
+)
+RELEASED = {"fft": "released", "amplitude_tokens": "full", "norm": "released"}
+
+
+def tiny(**settings: Any) -> tuple[Vit, Set]:
+    torch.manual_seed(0)
+    backbone = Vit(Vit.Config(name="vit_tiny"), RGB).requires_grad_(False)
+    config = Set.Config.model_validate({"tokens": 6, "rank": 4, "query_width": 12} | settings)
+    return backbone, Set(config, backbone)
+
+
+def look(x: Tensor, asking: Tensor, own: Tensor, branch: Any, norm: str) -> Tensor:
+    """One branch, with token 0 left out after the softmax."""
+    logits = asking @ own.T
+    if norm == "none":
+        logits = logits / 8
+    else:
+        mean, variance = logits.mean(-1, keepdim=True), logits.var(-1, False, keepdim=True)
+        logits = (logits - mean) / (variance + 1e-5).sqrt() / (8 if norm == "released" else 1)
+    return branch.mlp(x + logits.softmax(-1)[..., 1:] @ branch.value(own[1:]))
+
+
+def own_tokens(branch: Any, index: int) -> Tensor:
+    found: Tensor = branch.block(index).mean()
+    return found
+
+
+def randomise(method: Set) -> None:
+    for parameter in method.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+
+
+@pytest.mark.parametrize("norm", ["logits", "released"])
+@pytest.mark.parametrize("amplitude_tokens", ["lowrank", "full"])
+def test_a_block_equals_the_equations(norm: str, amplitude_tokens: str) -> None:
+    backbone, method = tiny(norm=norm, amplitude_tokens=amplitude_tokens)
+    randomise(method)
+    tokens = torch.randn(2, backbone.prefix + 15, 64)
+    f = tokens[:, backbone.prefix :].reshape(2, 3, 5, 64)
+    spectrum = np.fft.fft2(f.numpy(), axes=(1, 2), norm="ortho")[:, :, :3].reshape(2, 9, 64)
+    a, p = (torch.from_numpy(part).float() for part in (np.abs(spectrum), np.angle(spectrum)))
+    amplitude = look(a, a.log1p(), own_tokens(method.amplitude, 1), method.amplitude, norm)
+    phase = look(p, p, own_tokens(method.phase, 1), method.phase, "none")
+    changed = (amplitude * torch.exp(1j * phase)).detach().numpy().reshape(2, 3, 3, 64)
+    back = np.fft.irfft2(changed, s=(3, 5), axes=(1, 2), norm="ortho").reshape(2, 15, 64)
+    expected = f.flatten(1, 2) + method.scale * torch.from_numpy(back).float()
+    out = method.after_block(1, tokens, State(Grid(3, 5)))
+    assert torch.equal(out[:, : backbone.prefix], tokens[:, : backbone.prefix])
+    assert torch.allclose(out[:, backbone.prefix :], expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("grid", [Grid(4, 6), Grid(3, 5), Grid(5, 1), Grid(3, 4, groups=3)])
+def test_split_and_join(grid: Grid) -> None:
+    patches = torch.randn(2, grid.tokens, 8)
+    amplitude, phase = split(patches, grid)
+    assert amplitude.shape == (2 * grid.groups, grid.h * (grid.w // 2 + 1), 8)
+    assert torch.allclose(join(amplitude, phase, grid), patches, atol=1e-5)
+    assert torch.allclose(join(-amplitude, phase, grid), -patches, atol=1e-5)
+
+
+def test_silence_has_finite_gradients() -> None:
+    patches = torch.zeros(1, 12, 3)
+    patches[..., 1] = 2.0  # a constant: all but its mean is silent
+    patches[..., 2] = torch.randn(12)
+    patches.requires_grad_()
+    amplitude, phase = split(patches, Grid(3, 4))
+    assert torch.allclose(join(amplitude, phase, Grid(3, 4)), patches, atol=1e-5)
+    torch.autograd.backward((amplitude * 0.3 + phase).sum())
+    assert patches.grad is not None
+    assert torch.isfinite(patches.grad).all()
+
+
+def released_by_hand(f: Tensor) -> tuple[Tensor, Tensor]:
+    """Split (N, B, C) as the authors' code: floors, and a transform over its last two axes."""
+    spectrum = torch.fft.fft2(f) / (2 * f.shape[-1]) ** 0.5
+    squared = spectrum.real**2 + spectrum.imag**2
+    squared = torch.where(squared > 1e-5, squared, torch.full_like(squared, 1e-5))
+    real = torch.where(spectrum.real.abs() < 1e-5, torch.tensor(1e-5), spectrum.real)
+    return squared.sqrt(), torch.atan2(spectrum.imag, real)
+
+
+def test_the_released_form() -> None:
+    backbone, method = tiny(**RELEASED)
+    randomise(method)
+    tokens = torch.randn(4, backbone.prefix + 15, 64)
+    f = tokens[:, backbone.prefix :].transpose(0, 1)  # places first, as in the authors' code
+    a, p = released_by_hand(f)
+    amplitude = look(a, a, own_tokens(method.amplitude, 1), method.amplitude, "released")
+    phase = look(p, p, own_tokens(method.phase, 1), method.phase, "none")
+    back = torch.fft.ifft2(torch.polar(amplitude.abs(), phase), norm="ortho").real
+    signed = torch.fft.ifft2(amplitude * torch.exp(1j * phase), norm="ortho").real
+    assert not torch.allclose(back, signed, atol=1e-3)
+    expected = (f + method.scale * signed).transpose(0, 1)
+    out = method.after_block(1, tokens, State(Grid(3, 5)))
+    assert torch.allclose(out[:, backbone.prefix :], expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 8])
+def test_the_released_round_trip_depends_on_the_batch(batch: int) -> None:
+    patches = torch.randn(batch, 5, 32)
+    back = join_released(*split_released(patches))
+    assert torch.allclose(back, patches * (batch / 2) ** 0.5, atol=1e-2)
+
+
+@pytest.mark.parametrize(("settings", "apart"), [({}, True), (RELEASED, False)])
+def test_images_of_a_batch(settings: dict[str, Any], apart: bool) -> None:
+    backbone, method = tiny(**settings)
+    with torch.no_grad():
+        method.scale.fill_(0.5)
+    image = torch.randn(2, 3, 40, 56)
+    other = image.clone()
+    other[1] += 1
+    first, second = backbone(image, method).maps, backbone(other, method).maps
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(first, second, strict=True)) is apart
+
+
+@pytest.mark.parametrize("settings", [{}, RELEASED])
+def test_starts_near_the_frozen_backbone_and_is_it_without_the_factor(
+    settings: dict[str, Any],
+) -> None:
+    backbone, method = tiny(**settings)
+    image = torch.randn(2, 3, 40, 56)
+    assert method.scale.item() == pytest.approx(1e-3)
+    with torch.no_grad():
+        near = backbone(image, method)
+        method.scale.zero_()
+        same = backbone(image, method)
+    tokens, grid = backbone.embed(image)
+    for index in range(backbone.depth):
+        tokens = backbone.run(index, tokens, grid)
+        frozen = backbone.to_map(tokens, grid)
+        assert torch.equal(same.maps[index], frozen)
+        assert 0 < (near.maps[index] - frozen).norm() < 0.02 * frozen.norm()
+    assert same.queries is not None
+    assert same.queries.shape == (6, 12)
+
+
+@pytest.mark.parametrize(("kind", "width"), [("lowrank", 16), ("full", 64)])
+def test_laws_of_the_start(kind: str, width: int) -> None:
+    method = tiny(tokens=40, amplitude_tokens=kind)[1]
+    bound = (6 / (3 * 8**2 + width)) ** 0.5
+    amplitudes = torch.cat([p.flatten() for p in method.amplitude.undecayed()])
+    assert amplitudes.abs().max() <= bound
+    assert amplitudes.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
+    assert len(list(method.undecayed())) == (16 if kind == "lowrank" else 12)
+
+
+@pytest.mark.parametrize("settings", [{}, RELEASED])
+def test_gradients_are_finite_and_reach_all_of_it(settings: dict[str, Any]) -> None:
+    backbone, method = tiny(**settings)
+    features = backbone(torch.randn(2, 3, 40, 56), method)
+    total = sum(one.square().mean() for one in features.maps) + features.queries.square().sum()
+    torch.autograd.backward(total)
+    for parameter in method.parameters():
+        assert parameter.grad is not None
+        assert torch.isfinite(parameter.grad).all()
+        assert parameter.grad.any()
+
+
+@pytest.mark.parametrize(
+    ("settings", "count"),
+    [({}, 5_520_897), (RELEASED, 7_546_881), ({"query_link": False}, 5_520_897 - 459_264)],
+)
+def test_counts_at_vit_large(settings: dict[str, Any], count: int) -> None:
+    with torch.device("meta"):
+        backbone = Dinov2(Dinov2.Config(name="dinov2_large", pretrained=False), RGB)
+        method = Set(Set.Config.model_validate(settings), backbone)
+    assert sum(p.numel() for _, p in method.tuned(backbone)) == count
+
+
+def test_bad_settings() -> None:
+    for settings in ({"tokens": 1}, {"rank": 0}, {"norm": "map"}, {"fft": "channels"}):
+        with pytest.raises(ValidationError):
+            Set.Config.model_validate(settings)

@@ -1,0 +1,186 @@
+"""Visual query tuning: maps that stay bit for bit, and queries made of what tokens heard."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from test_contract import BANDS, make
+from torch import Tensor
+from torch.nn import functional as F
+
+from rsseg_cli.backbones.dinov2 import Dinov2
+from rsseg_cli.backbones.sam import Sam
+from rsseg_cli.backbones.vit import Vit
+from rsseg_cli.contract import Bands
+from rsseg_cli.errors import RssegError
+from rsseg_cli.methods.frozen import Frozen
+from rsseg_cli.methods.vqt import Vqt
+
+RGB = Bands(
+    names=("red", "green", "blue"),
+    wavelengths_nm=(660.0, 560.0, 485.0),
+    mean=(100.0, 90.0, 80.0),
+    std=(50.0, 40.0, 30.0),
+    dtype="uint8",
+)
+
+
+def tiny() -> Vit:
+    return Vit(Vit.Config(name="vit_tiny"), RGB).requires_grad_(False)
+
+
+def build(backbone: Any, **settings: Any) -> Vqt:
+    torch.manual_seed(0)
+    return Vqt(Vqt.Config.model_validate({"tokens": 5, "query_width": 12} | settings), backbone)
+
+
+def tokens_of(method: Vqt, index: int) -> Tensor:
+    block: Any = method.blocks[str(index)]
+    found: Tensor = block.mean()
+    return found
+
+
+@pytest.mark.parametrize("rank", [None, 3])
+def test_maps_are_those_of_the_frozen_backbone_bit_for_bit(rank: int | None) -> None:
+    backbone, image = tiny(), torch.randn(2, 3, 40, 56)
+    method = build(backbone, rank=rank)
+    frozen = Frozen(Frozen.Config(), backbone)
+    expected = backbone(image, frozen).maps
+    features = backbone(image, method)
+    assert all(torch.equal(a, b) for a, b in zip(features.maps, expected, strict=True))
+    assert not any(one.requires_grad for one in features.maps)
+    for parameter in method.parameters():
+        torch.nn.init.normal_(parameter)
+    again = backbone(image, method)
+    assert all(torch.equal(a, b) for a, b in zip(again.maps, expected, strict=True))
+    assert not torch.allclose(again.queries, features.queries, atol=1e-2)
+
+
+def test_queries_equal_the_equations() -> None:
+    """Jia's joining with Tu's change: keys and values of the features alone."""
+    backbone, image = tiny(), torch.randn(2, 3, 40, 56)
+    method = build(backbone)
+    tokens, _ = backbone.embed(image)
+    projected = []
+    assert method.link is not None
+    for index, block in enumerate(backbone.model.blocks):
+        own = tokens_of(method, index).expand(2, -1, -1)
+        joined = torch.cat([own, tokens], 1)
+        mask = torch.arange(joined.shape[1]) >= 5
+        out = block(joined, attn_mask=mask.expand(joined.shape[1], -1))
+        heard, tokens = out[:, :5], out[:, 5:]
+        mean = heard.mean(-1, keepdim=True)
+        deviation = heard.var(-1, keepdim=True, correction=0).add(1e-5).sqrt()
+        projected.append(method.link.project((heard - mean) / deviation))
+    stacked = torch.stack(projected)
+    merged = torch.cat([stacked.max(0).values, stacked.mean(0), stacked[-1]], -1)
+    queries = backbone(image, method).queries
+    assert queries.shape == (2, 5, 12)
+    assert torch.allclose(queries, method.link.merge(merged), atol=1e-4)
+
+
+def test_what_was_heard_depends_on_a_blocks_own_tokens_alone() -> None:
+    backbone, image = tiny(), torch.randn(2, 3, 40, 56)
+    method = build(backbone)
+    tokens, grid = backbone.embed(image)
+    state = method.begin(image, grid)
+    for index in range(backbone.depth):
+        tokens = backbone.run(index, method.before_block(index, tokens, state), grid)
+    own = list(method.blocks.parameters())
+    for index in range(backbone.depth):
+        weight = torch.randn_like(state.heard[index])  # else a normalised row has no gradient
+        gradients = torch.autograd.grad(
+            (state.heard[index] * weight).sum(), own, allow_unused=True, retain_graph=True
+        )
+        assert [one is not None and bool(one.any()) for one in gradients] == [
+            other == index for other in range(backbone.depth)
+        ]
+
+
+def test_maps_may_attend_to_what_was_heard() -> None:
+    backbone, image = tiny(), torch.randn(2, 3, 40, 56)
+    method = build(backbone, inject=True, query_link=False)
+    plain = backbone(image, Frozen(Frozen.Config(), backbone)).maps
+    assert method.scale is not None
+    assert method.scale.item() == pytest.approx(1e-3)
+    with torch.no_grad():
+        method.scale.zero_()
+    same = backbone(image, method)
+    assert same.queries is None
+    assert all(torch.equal(a, b) for a, b in zip(same.maps, plain, strict=True))
+    with torch.no_grad():
+        method.scale.fill_(0.5)
+    tokens, grid = backbone.embed(image)
+    for index, (found, frozen) in enumerate(zip(backbone(image, method).maps, plain, strict=True)):
+        own = tokens_of(method, index).expand(2, -1, -1)
+        heard = F.layer_norm(backbone.ask(index, own, tokens, grid), (64,))
+        tokens = backbone.run(index, tokens, grid)
+        cells = frozen.flatten(2).mT
+        added = (cells @ heard.mT / 8).softmax(-1) @ heard
+        expected = (cells + 0.5 * added).mT.reshape(frozen.shape)
+        assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_only_tapped_blocks_are_asked_for_the_maps() -> None:
+    backbone = Vit(Vit.Config(name="vit_tiny", taps=(1, 3)), RGB)
+    assert list(build(backbone, inject=True, query_link=False).blocks) == ["1", "3"]
+    assert list(build(backbone, inject=True).blocks) == ["0", "1", "2", "3"]
+
+
+def test_queries_train_all_of_it_and_nothing_else() -> None:
+    backbone = tiny()
+    method = build(backbone)
+    queries = backbone(torch.randn(2, 3, 32, 32), method).queries
+    torch.autograd.backward((queries * torch.randn_like(queries)).sum())
+    assert all(p.grad is not None and p.grad.any() for p in method.parameters())
+    assert all(p.grad is None for p in backbone.parameters())
+
+
+def test_a_copy_asks_its_own_backbone() -> None:
+    model = make("vqt")
+    other = copy.deepcopy(model)
+    assert other.method.ask.__self__ is other.backbone
+    assert model.method.ask.__self__ is model.backbone
+    assert not any(name.startswith("method.ask") for name in model.state_dict())
+
+
+def test_start_and_dropout() -> None:
+    backbone = tiny()
+    method = build(backbone, tokens=50, dropout=0.5)
+    bound = (6 / (3 * 8**2 + 64)) ** 0.5
+    own = torch.stack(list(method.undecayed()))
+    assert own.shape == (4, 50, 64)
+    assert own.abs().max() <= bound
+    assert own.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
+    image = torch.randn(1, 3, 16, 16)
+    for training in (True, False):
+        method.train(training)
+        first, second = (backbone(image, method).queries for _ in range(2))
+        assert torch.equal(first, second) == (not training)
+
+
+@pytest.mark.parametrize(
+    ("settings", "count"),
+    [({}, 2_916_864), ({"rank": 16}, 890_880), ({"inject": True}, 2_916_865)],
+)
+def test_counts_at_vit_large(settings: dict[str, Any], count: int) -> None:
+    with torch.device("meta"):
+        backbone = Dinov2(Dinov2.Config(name="dinov2_large", pretrained=False), RGB)
+        method = Vqt(Vqt.Config.model_validate(settings), backbone)
+    assert sum(p.numel() for _, p in method.tuned(backbone)) == count
+
+
+def test_what_cannot_work_is_refused() -> None:
+    with torch.device("meta"):
+        backbone = Sam(Sam.Config(name="sam_base", pretrained=False), BANDS)
+    with pytest.raises(RssegError, match="cannot be asked"):
+        build(backbone)
+    with pytest.raises(ValidationError, match="serve nothing"):
+        Vqt.Config(query_link=False)
+    for settings in ({"tokens": 1}, {"rank": 0}, {"dropout": 1.0}):
+        with pytest.raises(ValidationError):
+            Vqt.Config.model_validate(settings)
