@@ -114,7 +114,7 @@ def test_the_map_shows_the_expert_of_the_nearest_tile(
     made = read(f"scene.{name}.tif")
     assert [each.name for each in read_classes(f"scene.{name}.tif")] == EXPERTS
     assert block is None or len(np.unique(made)) > 1
-    np.testing.assert_array_equal(made, by_the_nearest_tile(fitted, samples, name, at))
+    np.testing.assert_array_equal(made, 1 + by_the_nearest_tile(fitted, samples, name, at))
     again = rsseg("predict", scene, "--model", routed, "--explain", name, *chosen, "--overwrite")
     assert again.code == 0
     np.testing.assert_array_equal(made, read(f"scene.{name}.tif"))
@@ -161,7 +161,7 @@ def test_without_depth_there_is_one_routing(scene: Path, city: Path, tmp_path: P
     assert call.code == 0, call.err
     asked = ("predict", scene, "--model", tmp_path / "run", "--explain")
     assert rsseg(*asked, "routing").code == 0
-    assert set(np.unique(read("scene.routing.tif"))) <= {0, 1, 2}
+    assert set(np.unique(read("scene.routing.tif"))) <= {1, 2, 3}
     call = rsseg(*asked, "routing-depth", "--overwrite")
     assert (call.code, "(offered: routing)" in call.err) == (1, True)
 

@@ -343,6 +343,20 @@ def test_stretch_leaves_missing_pixels_out() -> None:
     assert (dark == 0).all()
 
 
+def test_many_scenes_are_folded_with_the_worst_first(tmp_path: Path) -> None:
+    scenes = {f"scene {seed:03}": counted(seed).scores() for seed in range(30)}
+    total = replace(counted(0).scores(), groups=scenes, scenes=scenes)
+    page = Report("many", total).write(tmp_path)[0].read_text()
+    wanted = sorted(scenes, key=lambda name: scenes[name].miou)
+    shown, folded = page.split("<details><summary>All 30</summary>")
+    assert re.findall(r"scene \d{3}", shown) == wanted[:10]
+    assert re.findall(r"scene \d{3}", folded.split("</details>")[0]) == wanted
+    text = (tmp_path / "report.md").read_text()
+    assert re.findall(r"scene \d{3}", text) == wanted[:10]
+    assert "The 10 worst of 30" in text
+    assert len(json.loads((tmp_path / "report.json").read_text())["scenes"]) == 30
+
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 

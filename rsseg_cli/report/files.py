@@ -139,11 +139,15 @@ def _classes(scores: Scores) -> str:
 
 
 def _groups(parts: Mapping[str, Scores]) -> str:
+    shown, note = list(parts.items()), ""
+    if len(parts) > text.FEW:
+        shown = list(text.worst_first(parts).items())[: text.WORST]
+        note = f"\n\nThe {text.WORST} worst of {len(parts)}; all are in report.json."
     rows = [
         [name, *map(text.percent, (p.miou, p.macc, p.accuracy, p.f1)), text.count(p.pixels)]
-        for name, p in parts.items()
+        for name, p in shown
     ]
-    return text.table(["", "mIoU", "mAcc", "accuracy", "F1", "pixels"], rows)
+    return text.table(["", "mIoU", "mAcc", "accuracy", "F1", "pixels"], rows) + note
 
 
 def _confusion(scores: Scores) -> str:

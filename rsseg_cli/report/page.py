@@ -20,6 +20,8 @@ from rsseg_cli.report.charts import Line, line_chart
 from rsseg_cli.report.curves import curves
 
 _FOLDER = Path(__file__).parent
+MOST_ROWS = 1000
+"""Scenes in a table of the page; a browser sorts no more with ease."""
 
 
 def to_html(
@@ -169,13 +171,38 @@ def _shares(rows: list[list[float | None]]) -> list[list[tuple[str, float]]]:
     return [[(text.percent(value), value or 0.0) for value in row] for row in rows]
 
 
-def _tables(scores: Scores) -> list[tuple[str, Mapping[str, Scores], bool]]:
+@dataclass(frozen=True)
+class _Parts:
+    """A table of domains or scenes.
+
+    Attributes:
+        title: Heading.
+        first: Rows that are always seen; of many only the worst.
+        rest: All rows, behind a fold, where `first` are not all.
+        spanned: Whether there are intervals.
+        left_out: Rows that are in the other files only.
+    """
+
+    title: str
+    first: Mapping[str, Scores]
+    rest: Mapping[str, Scores]
+    spanned: bool
+    left_out: int
+
+
+def _tables(scores: Scores) -> list[_Parts]:
     """List the tables of parts: groups, and scenes where they are not the same."""
     found = [("Domains" if scores.scenes != scores.groups else "Scenes", scores.groups)]
     if len(scores.scenes) > 1 and scores.scenes.keys() != scores.groups.keys():
         found.append(("Scenes", scores.scenes))
-    return [
-        (title, parts, any(part.intervals for part in parts.values()))
-        for title, parts in found
-        if parts
-    ]
+    return [_folded(title, parts) for title, parts in found if parts]
+
+
+def _folded(title: str, parts: Mapping[str, Scores]) -> _Parts:
+    """Show a long table's worst rows, and all up to a bound behind a fold, worst first."""
+    spanned = any(part.intervals for part in parts.values())
+    if len(parts) <= text.FEW:
+        return _Parts(title, parts, {}, spanned, 0)
+    ordered = list(text.worst_first(parts).items())
+    first, rest = dict(ordered[: text.WORST]), dict(ordered[:MOST_ROWS])
+    return _Parts(title, first, rest, spanned, len(parts) - len(rest))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rsseg_cli.metrics.area import AreaEstimate
@@ -10,6 +10,8 @@ from rsseg_cli.metrics.interval import Estimate
 from rsseg_cli.metrics.saliency_names import NAMES
 from rsseg_cli.metrics.scores import ClassScore, Scores
 
+FEW, WORST = 20, 10
+"""A table of more scenes than the first shows the second, the worst of them."""
 NOTHING = "-"
 """Shown where nothing defines a score."""
 
@@ -47,6 +49,16 @@ def score_span(scores: Scores, name: str) -> str:
 def share(part: int, whole: int) -> float | None:
     """Divide two counts; None where there is nothing to divide by."""
     return part / whole if whole else None
+
+
+def worst_first(parts: Mapping[str, Scores]) -> dict[str, Scores]:
+    """Order domains or scenes by mIoU; those without any come last."""
+
+    def key(name: str) -> tuple[bool, float]:
+        miou = parts[name].miou
+        return miou is None, miou or 0.0
+
+    return {name: parts[name] for name in sorted(parts, key=key)}
 
 
 def headline_spans(scores: Scores) -> list[str]:

@@ -114,4 +114,4 @@ def choose(
 
 
 def _things(names: Sequence[str]) -> tuple[Class, ...]:
-    return tuple(Class(index, name, default_color(index)) for index, name in enumerate(names))
+    return tuple(Class(index + 1, name, default_color(index)) for index, name in enumerate(names))
