@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from fakes import FakeProbe, FakeStep, build, sample
+from test_contract import BANDS
 from torch import Tensor
 from torch.optim import AdamW
 
+from rsseg_cli.backbones.dinov2 import Dinov2
 from rsseg_cli.methods._domain import Scores
 from rsseg_cli.methods._sparse import Sparse
 from rsseg_cli.methods.fishertune import FisherTune
@@ -68,6 +70,16 @@ def train(
         adam.zero_grad(set_to_none=True)
         method.after_step(now)
     return adam
+
+
+def published_vit_large() -> Dinov2:
+    """DINOv2-L as the tables count it: RGB, and positions for 512 pixels in patches of 16."""
+    config = Dinov2.Config(name="dinov2_large", pretrained=False)
+    with torch.device("meta"):
+        backbone = Dinov2(config, BANDS)
+        backbone.model.pos_embed = torch.nn.Parameter(torch.empty(1, 1 + 32 * 32, 1024))
+        backbone.model.patch_embed.proj = torch.nn.Conv2d(3, 1024, 16, 16)
+    return backbone
 
 
 def chosen(method: Sparse) -> list[Tensor]:

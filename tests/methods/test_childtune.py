@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import sample
+from fakes import build, sample
 from pydantic import ValidationError
-from selections import SETTINGS, SeededStep, chosen, made, train, weights
+from selections import SETTINGS, SeededStep, chosen, made, published_vit_large, train, weights
 
 from rsseg_cli.methods.childtune import ChildTune
 from rsseg_cli.training import optimizer
@@ -116,6 +116,27 @@ def test_warm_up_of_form_f() -> None:
             method.before_step(SeededStep(model, index, 40))
             found.append(all(weight.requires_grad for weight in method.candidates.weights))
         assert found == expected
+
+
+@pytest.mark.parametrize("form", ["D", "F"])
+def test_starts_at_the_frozen_backbone(form: str) -> None:
+    model, method = made("childtune", form=form)
+    image, frozen = sample(1)[0], build("frozen")
+    expected = frozen.backbone(image, frozen.method).maps
+    found = model.backbone(image, method).maps
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize(("form", "elements"), [("D", 15_209_933), ("F", 13_841_203)])
+def test_counts_at_vit_large(form: str, elements: int) -> None:
+    """D: 5 % of the backbone. F: 5 % of what may move, anew in every step."""
+    backbone = published_vit_large()
+    with torch.device("meta"):
+        method = ChildTune(ChildTune.Config.model_validate({"form": form}), backbone)
+    assert method.candidates.total == 304_198_656
+    assert method.candidates.size == 276_824_064
+    assert sum(p.numel() for _, p in method.tuned(backbone)) == 276_824_064
+    assert (method.sizes[0] if form == "D" else method.record()["tuned"]) == elements
 
 
 @pytest.mark.parametrize(

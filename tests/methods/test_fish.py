@@ -6,7 +6,7 @@ import pytest
 import torch
 from fakes import build, sample
 from pydantic import ValidationError
-from selections import SeededStep, chosen, made, train, weights
+from selections import SeededStep, chosen, made, published_vit_large, train, weights
 from torch import Tensor
 
 from rsseg_cli.contract import State
@@ -78,6 +78,14 @@ def test_record_tells_the_selection_once() -> None:
     assert line["domain_share"] is None
     assert set(line["sensitivity"]) == {"q", "k", "v", "fc1", "fc2"}  # type: ignore[arg-type]
     assert "sensitivity" not in method.record()
+
+
+def test_counts_at_vit_large() -> None:
+    backbone = published_vit_large()
+    with torch.device("meta"):
+        method = Fish(Fish.Config(), backbone)
+    assert method.sizes == [15_209_933]
+    assert method.sizes[0] / method.candidates.size == pytest.approx(0.0549, abs=1e-4)
 
 
 def test_bad_settings() -> None:

@@ -18,6 +18,7 @@ from selections import (
     SeededStep,
     chosen,
     fishertune,
+    published_vit_large,
     selected,
     train,
     weights,
@@ -76,11 +77,7 @@ def vit_large(name: str) -> Backbone:
 
 
 def test_counts_at_vit_large() -> None:
-    backbone = vit_large("dinov2_large")
-    network: Any = backbone.model
-    # As published: RGB, and positions for 512 pixels.
-    network.pos_embed = torch.nn.Parameter(torch.empty(1, 1 + 32 * 32, 1024, device="meta"))
-    network.patch_embed.proj = torch.nn.Conv2d(3, 1024, 16, 16, device="meta")
+    backbone = published_vit_large()
     with torch.device("meta"):
         method = FisherTune(FisherTune.Config(), backbone)
     assert method.candidates.total == 304_198_656

@@ -55,7 +55,11 @@ METHODS: dict[str, tuple[str, ...]] = {
         "method.frequency_bottleneck=8",
     ),
     "rein": ("method.tokens=16", "method.rank=8", "method.query_link=false"),
+    "set": ("method.tokens=16", "method.rank=8", "method.query_link=false"),
+    "fada": ("method.tokens=16", "method.rank=8", "method.query_link=false"),
     "vpt": ("method.prompts=8",),
+    # The linear head takes no queries: without them the maps attend to what was heard.
+    "vqt": ("method.tokens=16", "method.query_link=false", "method.inject=true"),
     "depthforge": (
         "method.tokens=16",
         "method.rank=8",
@@ -95,6 +99,13 @@ VARIANTS: dict[str, dict[str, tuple[str, ...]]] = {
         "random_depth": ("method.depth=random",),
         "random_depth_one_gate": ("method.depth=random", "method.gates=shared"),
     },
+    "set": {"uniform": ("method.norm=released",)},
+    "fada": {
+        "uniform": ("method.norm=released",),
+        "printed": ("method.norm=map", "method.scale=1.0"),
+    },
+    "vpt": {"shallow": ("method.deep=false",)},
+    "childtune": {"random": ("method.form=F",)},
     "weft": {
         "no_twe": ("method.twe=false",),
         "no_esto": ("method.esto=false",),
