@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import rasterio
 from conftest import write_raster
+from jobs import same, weights
 from runs import SMALL, Call, describe, ground, rsseg, seen, write_pair
 
 from rsseg_cli.classes import IGNORE
@@ -19,7 +22,9 @@ from rsseg_cli.data.unlabelled import hold_back, without_labels
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.run.shrink import resampled
 from rsseg_cli.run.target_validation import COLLAPSED, TargetValidation
+from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training.choice import Look
+from rsseg_cli.training.self_training import SelfTraining
 
 QUICK = ["--steps", "4", "--set", "training.threads=0", "--device", "cpu"]
 
@@ -39,6 +44,10 @@ def adapt(*args: str | Path) -> Call:
     return rsseg("adapt", *args, "--json")
 
 
+def lines(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
 def test_from_a_model_without_opening_a_label(fitted: Path, suburb: Path, tmp_path: Path) -> None:
     call = adapt("--model", fitted, "--tgt", suburb, "--run", tmp_path / "run", *QUICK)
     assert call.code == 0, call.err
@@ -46,11 +55,9 @@ def test_from_a_model_without_opening_a_label(fitted: Path, suburb: Path, tmp_pa
     assert found["steps"] == 4
     assert found["stopped"] is None
     assert 0 <= found["last"]["target"]["information"] <= 1
-    lines = [
-        json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().split("\n")[:-1]
-    ]
-    assert lines[0]["step"] == 0  # the start may be the best
-    assert any("teacher" in line for line in lines)
+    told = lines(tmp_path / "run")
+    assert told[0]["step"] == 0  # the start may be the best
+    assert any("teacher" in line for line in told)
     for name in ("before", "after"):
         with rasterio.open(tmp_path / f"run/report/maps/{name}.tif") as file:
             assert file.crs.to_epsg() == 32633
@@ -80,6 +87,46 @@ def test_without_a_source(fitted: Path, suburb: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert call.code == 0, call.err
     assert "miou" not in call.document["best"]
+
+
+@pytest.mark.parametrize("free", [False, True])
+def test_stopped_and_resumed_is_as_never_stopped(
+    free: bool, fitted: Path, suburb: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def call(name: str, *more: str) -> Call:
+        way = ["--source-free"] if free else []
+        every = ["--set", "training.validate_every=1", "--set", "training.log_every=1"]
+        return adapt(
+            "--model", fitted, "--tgt", suburb, "--run", tmp_path / name, *QUICK, *way, *every,
+            *more,
+        )  # fmt: skip
+
+    whole = call("whole")
+    assert whole.code == 0, whole.err
+    follow = SelfTraining.after_step
+
+    def stopped(self: SelfTraining, model: Segmenter, step: int) -> None:
+        follow(self, model, step)
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SelfTraining, "after_step", stopped)
+        cut = call("parts")
+    assert cut.code == 130
+    assert "after step 2 of 4" in cut.err
+    assert not (tmp_path / "parts" / "last.safetensors").exists()
+    resumed = call("parts", "--resume")
+    assert resumed.code == 0, resumed.err
+    for file in ("last.safetensors", "model.safetensors"):
+        assert same(*(weights(tmp_path / name / file) for name in ("whole", "parts")))
+    told = [
+        [line["val"] for line in lines(tmp_path / name) if "val" in line]
+        for name in ("whole", "parts")
+    ]
+    assert told[0] == told[1]
+    assert len(told[0]) == 5
+    assert resumed.document["best"] == whole.document["best"]
 
 
 def other(tmp_path: Path, **profile: Any) -> Path:

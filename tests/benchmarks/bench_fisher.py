@@ -1,12 +1,17 @@
 """Time and memory of FisherTune beside plain tuning of the same weights.
 
 python tests/benchmarks/bench_fisher.py --backbone vit_small --tile 320 --batch 2
+python tests/benchmarks/bench_fisher.py --ranks cloud_s2_to_l7 sample_north_to_south
 
 Three ratios, each with what it must not exceed: a step of its tuning phase over a step that trains
 all candidates with AdamW (1.10); an iteration of its estimation over such a step (2.2); and the
 memory that the estimation needs beside weights and activations, in float32 copies of the
 candidates, gradients included (4). Also the seconds in which all candidates are ranked. Weights
 are random. The least of several times counts; what is compared takes turns.
+
+With `--ranks`, instead, how far two seeds of the estimation agree on the sources of some pairs of
+`bench_generalise.py`: the rank correlation of all scores, and the common part of the best 1 % and
+5 %. The backbone is the pretrained galileo_nano, after the same warm-up.
 """
 
 from __future__ import annotations
@@ -15,17 +20,24 @@ import argparse
 import json
 import multiprocessing
 import os
+import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
+from generalise import ranks, settings
+from generalise.pairs import PAIRS
+from generalise.runs import Job, Workshop
 from torch import Tensor
 
 from rsseg_cli.config import family
 from rsseg_cli.contract import Backbone, Bands, Head
+from rsseg_cli.errors import RssegWarning
 from rsseg_cli.find import find
 from rsseg_cli.methods import _ranking
 from rsseg_cli.methods.fishertune import FisherTune
@@ -41,7 +53,7 @@ BANDS = Bands(
     std=(1.0,) * 3,
     dtype="uint8",
 )
-PAIRS = 4
+TIMED = 4
 """Iterations of the estimation that are timed together."""
 
 
@@ -79,7 +91,7 @@ def prepare(arguments: argparse.Namespace) -> tuple[Run, FisherTune]:
     config: Any = kind.Config.model_validate({"name": arguments.backbone, "pretrained": False})
     backbone = kind(config, BANDS)  # type: ignore[call-arg,arg-type]
     settings = FisherTune.Config(
-        warmup=0, statistics=2, gauge=2, estimation=PAIRS, samples=arguments.batch
+        warmup=0, statistics=2, gauge=2, estimation=TIMED, samples=arguments.batch
     )
     method, head_kind = FisherTune(settings, backbone), find("heads", arguments.head, Head)
     maps = method.maps(backbone)
@@ -153,7 +165,7 @@ def times(arguments: argparse.Namespace) -> dict[str, float]:
         found["tuning"].append(step(run, method, adam, hooks=True))
         start = seconds_since(0)
         method._estimate(run, centre, prior, shift)
-        found["pair"].append(seconds_since(start) / PAIRS)
+        found["pair"].append(seconds_since(start) / TIMED)
     least = {kind: min(seconds[1:]) for kind, seconds in found.items()}
     return least | {"ranking": ranking, "candidates": float(method.candidates.size)}
 
@@ -166,7 +178,7 @@ def memory(arguments: argparse.Namespace, *, estimating: bool) -> int:
         peak = Peak()
         shift.start(0, run.image.device)
         method._feature = shift
-        for _ in range(2 * PAIRS):
+        for _ in range(2 * TIMED):
             run.backward()
         return peak.read()
     centre = [weight.detach().clone() for weight in method.candidates.weights]
@@ -181,6 +193,29 @@ def measure(kind: str, arguments: argparse.Namespace) -> Any:
     return times(arguments) if kind == "times" else memory(arguments, estimating=kind == "pair")
 
 
+def compare_ranks(arguments: argparse.Namespace) -> None:
+    """Print a line for each pair, kind of score and length of the estimation."""
+    shared = Path(os.environ.get("RSSEG_SHARED", Path(__file__).parents[3] / "shared"))
+    warnings.simplefilter("ignore", RssegWarning)
+    with tempfile.TemporaryDirectory(prefix="rsseg-") as work:
+        shop = Workshop(
+            data=shared / "data",
+            work=Path(work),
+            weights=shared / "data" / "weights" / "galileo-nano",
+            budget=settings.FULL,
+        )
+        for pair, score, count in product(arguments.ranks, arguments.scores, arguments.estimations):
+            job = Job(pair, "galileo_nano", "pretrained", "fishertune", seed=1)
+            # An estimation must not be longer than the run, which ends with it.
+            more = [
+                f"method.score={score}",
+                f"method.estimation={count}",
+                f"training.steps={max(count, settings.FULL.steps)}",
+            ]
+            found = ranks.measure(job, shop, arguments.seeds, more)
+            print(json.dumps({"pair": pair, "score": score, "estimation": count} | found))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--backbone", default="vit_small")
@@ -190,7 +225,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--ranks", nargs="+", choices=list(PAIRS), metavar="PAIR")
+    parser.add_argument("--scores", nargs="+", default=["domain_fisher", "fisher", "domain"])
+    parser.add_argument("--estimations", nargs="+", type=int, default=[20, 200])
+    parser.add_argument("--seeds", nargs=2, type=int, default=[1, 2])
     arguments = parser.parse_args()
+    if arguments.ranks:
+        torch.set_num_threads(arguments.threads)
+        compare_ranks(arguments)
+        return
     context = multiprocessing.get_context("spawn")
     measured = {}
     for kind in ("times", "plain", "pair"):

@@ -6,13 +6,13 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from generalise import settings
-from generalise.pairs import make
+from generalise.pairs import Pair, make
 from rsseg_cli import config
 from rsseg_cli.errors import Interrupted
 from rsseg_cli.run import evaluate
@@ -65,21 +65,33 @@ class Workshop:
         # Each seed has random weights of its own, the same for all methods.
         return found if job.init == "pretrained" else [*found, f"backbone.seed={job.seed}"]
 
-    def run(self, job: Job) -> Record:
-        """Fit and evaluate."""
-        pair = make(job.pair, data=self.data, work=self.work)
-        changes = self.changes(job, pair.tile)
+    def ground(self, job: Job) -> Pair:
+        """Write the dataset files of a run."""
+        return make(job.pair, data=self.data, work=self.work)
+
+    def settings(self, job: Job, source: str, changes: Sequence[str]) -> config.RunConfig:
+        """Settle what a fit does."""
         pretrained = job.init == "pretrained"
-        chosen = config.resolve(
+        return config.resolve(
             method=job.method.partition("+")[0],
             file=None,
-            sources=[pair.source],
+            sources=[source],
             backbone=job.backbone,
             head="linear",
             weights=self.weights if pretrained else None,
             pretrained=pretrained,
             changes=changes,
         )
+
+    def tell(self, record: Record) -> str:
+        """Say in a few words what a run found."""
+        return f"mIoU {record['miou']:.3f}, {record['fit_s'] + record['evaluate_s']:.0f} s"
+
+    def run(self, job: Job) -> Record:
+        """Fit and evaluate."""
+        pair = self.ground(job)
+        changes = self.changes(job, pair.tile)
+        chosen = self.settings(job, pair.source, changes)
         with tempfile.TemporaryDirectory(dir=self.work, prefix="run-") as folder:
             started, worked = time.perf_counter(), time.process_time()
             fit = Fit(chosen, folder=Path(folder), device=self.device, overwrite=True, quiet=True)
@@ -119,9 +131,7 @@ def run_all(jobs: Iterable[Job], shop: Workshop, folder: Path) -> list[Record]:
         if record is None:
             record = vars(job) | _attempt(job, shop)
             _write(path, record)
-            outcome = record.get("error") or (
-                f"mIoU {record['miou']:.3f}, {record['fit_s'] + record['evaluate_s']:.0f} s"
-            )
+            outcome = record.get("error") or shop.tell(record)
             _say(f"[{number}/{len(wanted)}] {job.name}: {outcome}")
         records.append(record)
     return records
@@ -134,8 +144,9 @@ def _finished(path: Path, job: Job, shop: Workshop) -> Record | None:
     record: Record = json.loads(path.read_text(encoding="utf-8"))
     if "error" in record:
         return None
-    pair = make(job.pair, data=shop.data, work=shop.work)
-    if (record["changes"], record["data"]) != (shop.changes(job, pair.tile), pair.fingerprint()):
+    ground = shop.ground(job)
+    made = (shop.changes(job, ground.tile), ground.fingerprint())
+    if (record["changes"], record["data"]) != made:
         _say(f"{job.name}: its settings or data have changed, it is run again")
         return None
     return record

@@ -1,0 +1,121 @@
+"""Five ways to a model for ground without labels, and what each is worth there."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from generalise.areas import Areas, make
+from generalise.runs import Job, Record, Workshop
+from rsseg_cli.metrics.scores import Scores
+from rsseg_cli.run import adapt_config, evaluate
+from rsseg_cli.run.adapt import Adapt
+from rsseg_cli.run.fit import Fit, FitResult
+
+WAYS = ("source", "longer", "adapt", "source_free", "target")
+"""A fit on the source; that model fitted on, without a look at the target, for as long as adapting
+takes; adapted, with the source at hand and without; and a fit on the labels of the target, which
+nobody has: what could be reached."""
+OF_ADAPT = {
+    "longer": ("adapt.share=0.0",),  # what adapting gains beyond this, the target has taught
+    "adapt": (),
+    "source_free": ("adapt.source_free=True",),
+}
+"""How the ways from a fitted model differ."""
+VALIDATIONS = 4
+"""Validations of a fit, on a part of its own ground."""
+
+
+@dataclass(frozen=True)
+class Ways(Workshop):
+    """Goes all ways with one method and seed.
+
+    Attributes:
+        adapt_steps: Steps of an adaptation.
+        more: Settings of adaptations, in the form of `--set`.
+    """
+
+    adapt_steps: int = 80
+    more: tuple[str, ...] = ()
+
+    def ground(self, job: Job) -> Areas:
+        """Write the dataset files of a run."""
+        return make(job.pair, data=self.data, work=self.work)
+
+    def changes(self, job: Job, tile: int) -> list[str]:
+        """List the settings of the fits and, after them, what adaptations change."""
+        return [*self._of_fits(job, tile), *self._of_adaptations()]
+
+    def _of_fits(self, job: Job, tile: int) -> list[str]:
+        every = max(1, self.budget.steps // VALIDATIONS)
+        held = ["data.validation=0.2", f"training.validate_every={every}"]
+        return [*super().changes(job, tile), *held]
+
+    def _of_adaptations(self) -> list[str]:
+        return [f"training.steps={self.adapt_steps}", *self.more]
+
+    def run(self, job: Job) -> Record:
+        """Go all ways, each from the same model if it starts from one."""
+        areas = self.ground(job)
+        with tempfile.TemporaryDirectory(dir=self.work, prefix="run-") as folder:
+            found = {
+                way: self._measure(self._prepare(way, job, areas, Path(folder)), areas)
+                for way in WAYS
+            }
+        made = {"changes": self.changes(job, areas.tile), "data": areas.fingerprint()}
+        return made | {"ways": found}
+
+    def _prepare(self, way: str, job: Job, areas: Areas, folder: Path) -> Fit:
+        """Prepare a way's run; adaptations find the model of `source` in the folder."""
+        run, more = {"folder": folder / way, "device": self.device, "quiet": True}, self.more
+        if way not in OF_ADAPT:
+            ground = areas.source if way == "source" else areas.unlabelled
+            return Fit(self.settings(job, ground, self._of_fits(job, areas.tile)), **run)
+        config = adapt_config.resolve(
+            model=folder / "source",
+            method=None,
+            file=None,
+            sources=(),
+            targets=[areas.unlabelled],
+            backbone=None,
+            head=None,
+            pretrained=True,
+            changes=[f"training.steps={self.adapt_steps}", *OF_ADAPT[way]],
+            more=more,
+        )
+        return Adapt(config, **run)
+
+    def _measure(self, run: Fit, areas: Areas) -> Record:
+        """Run it and score its model on target and source; also the model of the last step."""
+        started = time.process_time()
+        result = run.run()
+        spent = time.process_time() - started
+        scores = self._score(Path(result.run), [areas.tested])
+        last = self._score(Path(result.run) / "last.safetensors", [areas.tested])
+        source = self._score(Path(result.run), [f"{areas.source}:val"])
+        return {
+            "target": scores.miou,
+            "ious": {row.name: row.iou for row in scores.present},
+            "last": last.miou,
+            "source": source.miou,
+            "chosen": _chosen(result),
+            "stopped": (result.outcome.last or {}).get("stop"),
+            "cpu_s": spent,
+        }
+
+    def _score(self, model: Path, on: Sequence[str]) -> Scores:
+        report = evaluate.model(model, on, overlap=0.0, device=self.device, quiet=True)
+        assert report.scores is not None
+        return report.scores
+
+    def tell(self, record: Record) -> str:
+        """Say in a few words what a run found."""
+        return ", ".join(f"{way} {one['target']:.3f}" for way, one in record["ways"].items())
+
+
+def _chosen(result: FitResult) -> Any:
+    return (result.outcome.best or {}).get("step")
