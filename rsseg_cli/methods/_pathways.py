@@ -51,7 +51,7 @@ def top(scores: Tensor, count: int) -> Tensor:
 def draw_pathways(selections: Sequence[dict[str, Any]]) -> Figure:
     """Draw which blocks of each type were active after each selection, coloured by score."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
+    from matplotlib.ticker import MaxNLocator
 
     names = list(selections[0]["scores"])
     steps = [int(selection["step"]) for selection in selections]
@@ -73,10 +73,8 @@ def draw_pathways(selections: Sequence[dict[str, Any]]) -> Figure:
         )  # fmt: skip
         axis.set_ylabel(f"{name}\nblock")
         axis.yaxis.set_major_locator(MaxNLocator(integer=True))
-    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes[-1].xaxis.set_major_formatter(
-        FuncFormatter(lambda x, _: f"{steps[int(x)]:,}" if 0 <= x < len(steps) else "")
-    )
+    ticks = range(0, len(steps), 1 + len(steps) // 9)
+    axes[-1].set_xticks(ticks, [f"{steps[tick]:,}" for tick in ticks])
     axes[-1].set_xlabel("step of the selection")
     figure.colorbar(picture, ax=list(axes), label="score of the active modules")
     return figure

@@ -59,6 +59,7 @@ def _picture(
     )
     ticks = np.unique(np.linspace(0, len(steps) - 1, 5).round().astype(int))
     left.set_xticks(ticks, [f"{steps[tick]:,}" for tick in ticks])
+    left.set_yticks(range(0, blocks, 1 + blocks // 13))
     for block in range(1, blocks):
         left.axhline(block - 0.5, color="white", linewidth=0.5)
     left.set(title=f"share of tokens per expert, {modality}", xlabel="step", ylabel="block")
