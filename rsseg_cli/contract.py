@@ -52,6 +52,8 @@ class Bands(Strict):
     """Reflectance = stored value * scale, e.g. 1.0e-4; None when values are no reflectance."""
     gsd_m: float | None = None
     """Size of a pixel on the ground in metres, where known."""
+    bandwidths_nm: tuple[float | None, ...] = ()
+    """Width of each band, where the dataset says it; empty where it says none."""
 
     def __len__(self) -> int:
         """Number of bands C."""
@@ -217,6 +219,11 @@ class Backbone(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._beside: dict[int, list[Listener]] = {}
+
+    @classmethod
+    def terms(cls, size: str) -> tuple[str, str]:
+        """Tell the licence of a size's weights, empty where unknown, and the page that says it."""
+        raise NotImplementedError
 
     def embed(self, image: Tensor) -> tuple[Tensor, Grid]:
         """Turn a standardised image (B, C, H, W) into tokens (B, P+N, D) and their grid."""

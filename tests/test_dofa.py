@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rsseg_cli.backbones import dofa
-from rsseg_cli.backbones.dofa import Dofa, KernelMaker
+from rsseg_cli.backbones import _weights
+from rsseg_cli.backbones._kernels import KernelMaker
+from rsseg_cli.backbones.dofa import Dofa
 from rsseg_cli.contract import Bands
 from rsseg_cli.errors import RssegError, UnreadableError
 from rsseg_cli.methods.frozen import Frozen
@@ -174,6 +175,6 @@ def test_wrong_and_missing_files(
     def offline(*_: Any, **__: Any) -> str:
         raise FileNotFoundError("no network")
 
-    monkeypatch.setattr(dofa, "hf_hub_download", offline)
-    with pytest.raises(RssegError, match=r"torchgeo/dofa.*no network"):
+    monkeypatch.setattr(_weights, "hf_hub_download", offline)
+    with pytest.raises(RssegError, match=r"torchgeo/dofa/dofa_base_patch16_224.*no network"):
         Dofa(Dofa.Config(name="dofa_base"), bands())

@@ -11,7 +11,10 @@ import rasterio
 import yaml
 from runs import BANDS, CLASSES, SMALL, rsseg, write_city
 
-from rsseg_cli.run.export import UNNAMED, backbone_licence
+from rsseg_cli.backbones.galileo import Galileo
+from rsseg_cli.config import backbone_names
+from rsseg_cli.report.card import Licence
+from rsseg_cli.run.export import UNKNOWN, backbone_licence
 
 
 @pytest.fixture(scope="module")
@@ -84,12 +87,34 @@ def test_item_is_a_machine_learning_model(run: Path, tmp_path: Path) -> None:
     assert asset["file:size"] == (tmp_path / "out" / "model.safetensors").stat().st_size
 
 
-def test_licences_of_backbones_are_those_that_timm_knows() -> None:
+def test_licences_of_backbones_are_those_of_their_weights() -> None:
     large = backbone_licence({"name": "mae_large", "pretrained": True})
     assert large.terms == "cc-by-nc-4.0"
     assert large.where.startswith("https://huggingface.co/")
     assert "dinov3" in backbone_licence({"name": "dinov3_base"}).terms
-    assert backbone_licence({"name": "galileo_nano"}).terms == UNNAMED
+    for name, terms, where in [
+        ("galileo_nano", "MIT", "nasaharvest/galileo"),
+        ("dofa_base", "CC-BY-4.0", "torchgeo/dofa"),  # not that of the name behind timm's class
+        ("softcon_sar_base", "CC-BY-4.0", "wangyi111/softcon"),
+        ("copernicus_fm_base", "CC-BY-4.0", "torchgeo/copernicus-fm"),
+        ("uniperceiver_large", "Apache-2.0", "czczup/ViT-Adapter"),
+        ("vit_tiny", "none", "-"),
+    ]:
+        found = backbone_licence({"name": name})
+        assert found.terms.startswith(terms), name
+        assert where in found.where
+
+
+def test_a_licence_that_nobody_says_is_not_made_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Galileo, "terms", classmethod(lambda cls, size: ("", "a page")))
+    assert backbone_licence({"name": "galileo_nano"}) == Licence("galileo_nano", UNKNOWN, "a page")
+
+
+@pytest.mark.parametrize("name", backbone_names())
+def test_every_backbone_says_its_terms(name: str) -> None:
+    found = backbone_licence({"name": name})
+    assert found.terms != UNKNOWN
+    assert found.where
 
 
 def test_nothing_is_replaced_unasked(run: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 from timm.layers.pos_embed_sincos import apply_rot_embed_cat
 from torch import Tensor
 
+from rsseg_cli.backbones import _resize
 from rsseg_cli.backbones._asking import attend, project
 from rsseg_cli.backbones._timm import TimmBackbone, third, whole
 from rsseg_cli.contract import Bands, Grid, Projection, Role
@@ -28,8 +29,7 @@ class EvaBackbone(TimmBackbone):
     def embed(self, image: Tensor) -> tuple[Tensor, Grid]:
         """Embed patches, add absolute positions if there are any, put the prefix in front."""
         patches = self.model.patch_embed(self.restate(image))
-        tokens, _ = self.model._pos_embed(patches)
-        tokens = self.model.norm_pre(tokens)
+        tokens: Tensor = self.model.norm_pre(_resize.place(self.model, patches, self.positions))
         return tokens, self.grid_of(image)
 
     def run(self, index: int, tokens: Tensor, grid: Grid, extra: int = 0) -> Tensor:

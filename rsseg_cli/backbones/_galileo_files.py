@@ -13,6 +13,7 @@ from rsseg_cli.backbones import _galileo_bands, _weights
 from rsseg_cli.errors import UnreadableError
 
 REPOSITORY = "nasaharvest/galileo"
+LICENCE = "MIT"
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def locate(weights: Path | None, size: str) -> Path:
         hf_hub_download(REPOSITORY, f"models/{size}/config.json")
         return Path(hf_hub_download(REPOSITORY, f"models/{size}/encoder.pt"))
     except (OSError, RuntimeError, ValueError) as error:
-        raise _weights.unavailable(REPOSITORY, "MIT", error) from error
+        raise _weights.unavailable(REPOSITORY, LICENCE, error) from error
 
 
 def read_shape(encoder: Path) -> Shape:

@@ -12,10 +12,9 @@ from typing import Any, ClassVar
 
 import timm
 from pydantic import Field
-from timm.layers.patch_embed import resample_patch_embed
 from torch import Tensor, nn
 
-from rsseg_cli.backbones import _bands, _weights
+from rsseg_cli.backbones import _bands, _resize, _weights
 from rsseg_cli.contract import Backbone, Bands, Grid, Projection, Role
 from rsseg_cli.errors import RssegError, unknown
 
@@ -32,6 +31,12 @@ class Size:
     """Arguments of timm's constructor that differ from those behind the name."""
     published: bool = True
     """Whether there are weights at all; without, the numbers are random by design."""
+    home: _weights.Home | None = None
+    """Where the weights are if they are not those behind timm's name."""
+    side: int | None = None
+    """Places per side that the weights have positions for; None: as behind timm's name."""
+    channels: int = 3
+    """Bands that the patch kernel of the weights takes."""
 
 
 class TimmBackbone(Backbone):
@@ -56,21 +61,30 @@ class TimmBackbone(Backbone):
         """How the RGB kernel becomes one for all bands, see `_bands.mixing`."""
         stats: _bands.Stats = "auto"
         """Statistics of the input: the data's own, or those that the weights were trained with."""
+        resize: _resize.Resize | None = None
+        """How kernel and positions are fitted to other sizes; None takes the family's own way."""
 
     sizes: ClassVar[Mapping[str, Size]]
     resizable: ClassVar[bool] = True
     """Whether timm's class wants to be told that images come in many sizes."""
+    words: ClassVar[int] = 1
+    """Words of the family's name, before those of the size."""
+    way: ClassVar[_resize.Resize] = "timm"
+    """How the family is resized unless a run says otherwise: by the library that serves it."""
     model: Any
 
     def __init__(self, config: Config, bands: Bands) -> None:
         super().__init__()
-        size = _size_of(config.name, self.sizes)
+        size = _size_of(config.name, self.sizes, self.words)
         self.bands = bands
+        self.resize = config.resize or self.way
         self.patch = config.patch or size.patch
         from_random = config.weights is None and not (config.pretrained and size.published)
         if config.weights is not None and not config.pretrained:
             raise _weights.contradiction()
-        self.model = self._make(size, config.seed, channels=len(bands) if from_random else 3)
+        channels = len(bands) if from_random else size.channels
+        self.model = self._make(size, config.seed, channels=channels)
+        self.positions = self._positions(config.name)
         mix = _bands.mixing(bands, config.adapt)
         if from_random:
             source = f"random numbers of seed {config.seed}"
@@ -90,7 +104,7 @@ class TimmBackbone(Backbone):
             "source": source,
             "sha256": content,
             "patch": self.patch,
-            "resize": "timm",
+            "resize": self.resize,
             "adapt": config.adapt,
             "stats": "native" if native else "data",
         }
@@ -99,11 +113,11 @@ class TimmBackbone(Backbone):
 
     def _make(self, size: Size, seed: int, *, channels: int) -> nn.Module:
         """Build the network with seeded random numbers, on the CPU or the meta device."""
-        native_side = _weights.published_as(size.model)["input_size"][-1]
+        side = size.side or _weights.published_as(size.model)["input_size"][-1] // size.patch
         arguments: dict[str, Any] = {
             "patch_size": self.patch,
             # As many positions as the weights have: they are resampled once, to each image's grid.
-            "img_size": native_side // size.patch * self.patch,
+            "img_size": side * self.patch,
             "in_chans": channels,
             "num_classes": 0,
         }
@@ -115,10 +129,12 @@ class TimmBackbone(Backbone):
 
     def _load(self, config: Config, size: Size) -> tuple[str, str]:
         """Load the published or the given weights; return their source and their digest."""
-        if config.weights is None:
-            tensors, where = _weights.read_hub(size.model), f"hub: {size.model}"
-        else:
+        if config.weights is not None:
             tensors, where = _weights.read_file(config.weights), str(config.weights)
+        elif size.home is not None:
+            tensors, where = _weights.read_file(_weights.fetch(size.home)), size.home.file
+        else:
+            tensors, where = _weights.read_hub(size.model), f"hub: {size.model}"
         content = _weights.digest(tensors)
         try:
             translated = self.translate(tensors)
@@ -132,16 +148,41 @@ class TimmBackbone(Backbone):
         return (where if config.weights is None else config.weights.name), content
 
     def translate(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Rename and resample tensors as published to those of `model`, by timm's own rules."""
+        """Rename tensors as published to those of `model`, and resize the patch kernel."""
+        channels = self.model.patch_embed.proj.in_channels
+        fitted = {  # before timm does it, whose way is only one of several
+            key: _resize.resize_kernel(t, self.patch, self.resize)
+            if t.ndim == 4 and t.shape[1] == channels
+            else t
+            for key, t in tensors.items()
+        }
         rules = sys.modules[type(self.model).__module__]
         with contextlib.redirect_stdout(io.StringIO()):  # timm prints the keys that it drops
-            translated: dict[str, Tensor] = rules.checkpoint_filter_fn(dict(tensors), self.model)
-        kernel = translated.get("patch_embed.proj.weight")
-        if kernel is not None and kernel.ndim == 4 and kernel.shape[-1] != self.patch:
-            translated["patch_embed.proj.weight"] = resample_patch_embed(
-                kernel, [self.patch, self.patch]
-            )
+            translated: dict[str, Tensor] = rules.checkpoint_filter_fn(fitted, self.model)
         return {key: t for key, t in translated.items() if not key.startswith("head.")}
+
+    def _positions(self, name: str) -> _resize.Positions:
+        """Choose the rule for positions.
+
+        Raises:
+            RssegError: The authors have none.
+        """
+        if self.resize == "timm":
+            return _resize.TIMM
+        if self.resize == "plain":
+            return _resize.BARE
+        rule = self.authors()
+        if rule is None:
+            raise RssegError(
+                f"the authors of {name} resize no positions",
+                where="backbone.resize",
+                fix="backbone.resize timm (or plain)",
+            )
+        return rule
+
+    def authors(self) -> _resize.Positions | None:
+        """Tell how the authors' own code resizes positions, None where it does not."""
+        return None
 
     def widen(self, mix: Tensor) -> None:
         """Give the loaded patch embedding for RGB a kernel for the bands of `mix` (C, 3)."""
@@ -165,6 +206,17 @@ class TimmBackbone(Backbone):
             return image
         return image * self.gain + self.offset
 
+    @classmethod
+    def terms(cls, size: str) -> tuple[str, str]:
+        """Tell the licence of a size's weights and the page that says it."""
+        entry = cls.sizes[size]
+        if not entry.published:
+            return "none: it starts at random", "-"
+        if entry.home is not None:
+            return entry.home.license, entry.home.page
+        known = _weights.published_as(entry.model)
+        return known.get("license") or "", f"https://huggingface.co/{known['hf_hub_id']}"
+
     def default_taps(self) -> tuple[int, ...]:
         """Choose the taps of a run that names none."""
         return even_taps(self.depth)
@@ -181,8 +233,9 @@ class TimmBackbone(Backbone):
         return Grid(image.shape[2] // self.patch, image.shape[3] // self.patch)
 
 
-def _size_of(name: str, sizes: Mapping[str, Size]) -> Size:
-    family, _, size = name.partition("_")
+def _size_of(name: str, sizes: Mapping[str, Size], words: int) -> Size:
+    parts = name.split("_")
+    family, size = "_".join(parts[:words]), "_".join(parts[words:])
     if size not in sizes:
         raise unknown("backbone", name, [f"{family}_{known}" for known in sizes])
     return sizes[size]

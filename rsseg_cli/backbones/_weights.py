@@ -7,11 +7,13 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from huggingface_hub import hf_hub_download
 from timm.models import load_state_dict, load_state_dict_from_hf
 from torch import Tensor, nn
 
@@ -20,6 +22,19 @@ from rsseg_cli.errors import RssegError, UnreadableError
 
 SHOWN = 4
 """Tensors that an error names of each kind."""
+
+
+@dataclass(frozen=True)
+class Home:
+    """Where weights that timm does not list are published, and on which terms."""
+
+    page: str
+    file: str
+    license: str
+    """An SPDX name; empty where nobody says."""
+    repository: str = ""
+    """On the hub; empty where the file is elsewhere."""
+    revision: str = "main"
 
 
 def read_file(path: Path) -> dict[str, Tensor]:
@@ -66,6 +81,19 @@ def read_hub(model: str) -> dict[str, Tensor]:
     return dict(tensors)
 
 
+def fetch(home: Home) -> Path:
+    """Find a published file in the hub's cache, or download it there.
+
+    Raises:
+        RssegError: No network.
+    """
+    try:
+        return Path(hf_hub_download(home.repository, home.file, revision=home.revision))
+    except (OSError, RuntimeError, ValueError) as error:
+        name = f"{home.repository}/{home.file}"
+        raise unavailable(home.repository, home.license, error, name=name) from error
+
+
 def published_as(model: str) -> dict[str, Any]:
     """Look up what timm knows about a `name.tag`: repository, licence, input size, mean and std."""
     config = timm.get_pretrained_cfg(model)
@@ -74,12 +102,15 @@ def published_as(model: str) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def unavailable(repository: str, license_name: str | None, error: Exception) -> RssegError:
-    """Build the error for published weights that cannot be had."""
+def unavailable(
+    repository: str, license_name: str | None, error: Exception, *, name: str = ""
+) -> RssegError:
+    """Build the error for published weights that cannot be had; `name` says which file."""
     page = f"https://huggingface.co/{repository}"
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return RssegError(
-        f"the pretrained weights {repository} are neither in the cache nor to be had: {reason}",
+        f"the pretrained weights {name or repository} are neither in the cache nor to be had: "
+        f"{reason}",
         where=f"{page} (licence: {license_name or 'see there'})",
         fix="connect and, if it is asked for, accept the licence on that page and `hf auth login`;"
         " or fetch the file by other means and give it with --weights FILE;"

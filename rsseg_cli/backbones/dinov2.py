@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
+from rsseg_cli.backbones._resize import TIMM, Positions
 from rsseg_cli.backbones._timm import Size
 from rsseg_cli.backbones.vit import Vit
 
@@ -20,3 +21,7 @@ class Dinov2(Vit):
         "base_reg": Size("vit_base_patch14_reg4_dinov2.lvd142m", patch=14),
         "large_reg": Size("vit_large_patch14_reg4_dinov2.lvd142m", patch=14),
     }
+
+    def authors(self) -> Positions:
+        """The authors add 0.1 to each side, and smooth only in models with registers."""
+        return Positions(antialias=False, offset=0.1) if self.model.reg_token is None else TIMM

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from rsseg_cli.backbones._eva import EvaBackbone
+from rsseg_cli.backbones._resize import BARE, Positions
 from rsseg_cli.backbones._timm import Size
 
 
@@ -18,3 +19,7 @@ class Eva02(EvaBackbone):
         "base": Size("eva02_base_patch14_224.mim_in22k", patch=14),
         "large": Size("eva02_large_patch14_224.mim_m38m", patch=14),
     }
+
+    def authors(self) -> Positions:
+        """The authors' code takes bicubic positions as they are."""
+        return BARE

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from rsseg_cli.backbones import _galileo_bands, _weights
 from rsseg_cli.backbones._galileo_blocks import Affine, Block
 from rsseg_cli.backbones._galileo_files import (
+    LICENCE,
     REPOSITORY,
     Shape,
     locate,
@@ -120,6 +121,11 @@ class Galileo(Backbone):
         if config.weights is not None:
             raise _weights.contradiction()
         return None
+
+    @classmethod
+    def terms(cls, size: str) -> tuple[str, str]:
+        """Tell the licence of a size's weights and the page that says it."""
+        return LICENCE, f"https://huggingface.co/{REPOSITORY}"
 
     def _make(self) -> None:
         """Lay out the network; tensors are named as in the published file."""

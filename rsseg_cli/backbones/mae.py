@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
+from rsseg_cli.backbones._resize import BARE, Positions
 from rsseg_cli.backbones._timm import Size
 from rsseg_cli.backbones.vit import Vit
 
@@ -17,3 +18,7 @@ class Mae(Vit):
         "large": Size("vit_large_patch16_224.mae", patch=16),
         "huge": Size("vit_huge_patch14_224.mae", patch=14),
     }
+
+    def authors(self) -> Positions:
+        """The authors' code takes bicubic positions as they are."""
+        return BARE

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from timm.layers.pos_embed import resample_abs_pos_embed_nhwc
 from timm.models.vision_transformer_sam import window_partition, window_unpartition
 from torch import Tensor, nn
 
+from rsseg_cli.backbones import _resize
 from rsseg_cli.backbones._timm import Size, TimmBackbone
 from rsseg_cli.contract import Grid
 
@@ -45,8 +45,10 @@ class Sam(TimmBackbone):
     def embed(self, image: Tensor) -> tuple[Tensor, Grid]:
         """Embed patches and add positions resampled to the grid; no prefix."""
         patches = self.model.patch_embed(self.restate(image))  # (B, h, w, D)
-        places = resample_abs_pos_embed_nhwc(self.model.pos_embed, list(patches.shape[1:3]))
-        return (patches + places).flatten(1, 2), self.grid_of(image)
+        table, size = self.model.pos_embed, (patches.shape[1], patches.shape[2])
+        old = (table.shape[1], table.shape[2])
+        places = _resize.resize_positions(table.flatten(1, 2), old, size, self.positions)
+        return patches.flatten(1, 2) + places, self.grid_of(image)
 
     def run(self, index: int, tokens: Tensor, grid: Grid, extra: int = 0) -> Tensor:
         """Apply a block; only attention knows windows."""

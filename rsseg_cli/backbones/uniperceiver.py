@@ -16,11 +16,11 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from rsseg_cli.backbones import _weights
+from rsseg_cli.backbones._resize import BARE, Positions
 from rsseg_cli.backbones._timm import Size, TimmBackbone
 from rsseg_cli.backbones.vit import Vit
-from rsseg_cli.contract import Grid
 from rsseg_cli.errors import RssegError
 
 FILE = "uni-perceiver-large-L24-H1024-224size-pretrained_converted.pth"
@@ -44,12 +44,14 @@ TEXT = "token_embed."
 
 
 class Uniperceiver(Vit):
-    """timm's blocks, with an embedding of its own."""
+    """timm's blocks, with an embedding of its own and no prefix."""
 
+    way = "authors"
     sizes: ClassVar[Mapping[str, Size]] = {
         "large": Size(
             "vit_large_patch16_224.mae",  # as trained: ImageNet's mean and std
             patch=16,
+            home=_weights.Home(page=URL, file=FILE, license="Apache-2.0"),
             changes={
                 "class_token": False,
                 "global_pool": "",
@@ -61,16 +63,9 @@ class Uniperceiver(Vit):
         ),
     }
 
-    def embed(self, image: Tensor) -> tuple[Tensor, Grid]:
-        """Embed patches, add positions resampled to the grid, normalise; no prefix."""
-        patches = self.model.patch_embed(self.restate(image))  # (B, h, w, D)
-        side = self.model.patch_embed.grid_size
-        places = self.model.pos_embed.transpose(1, 2).unflatten(2, side)
-        size = patches.shape[1:3]
-        if size != side:
-            places = F.interpolate(places, size, mode="bicubic", align_corners=False)
-        tokens: Tensor = self.model.norm_pre(patches.flatten(1, 2) + places.flatten(2).mT)
-        return tokens, self.grid_of(image)
+    def authors(self) -> Positions:
+        """The authors' code takes bicubic positions as they are."""
+        return BARE
 
     def _load(self, config: TimmBackbone.Config, size: Size) -> tuple[str, str]:
         """Load the given file, or the one that ViT-Adapter published."""

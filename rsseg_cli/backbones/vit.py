@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from rsseg_cli.backbones import _resize
 from rsseg_cli.backbones._asking import attend, project
 from rsseg_cli.backbones._timm import Size, TimmBackbone
 from rsseg_cli.contract import Grid
@@ -32,7 +33,7 @@ class Vit(TimmBackbone):
     def embed(self, image: Tensor) -> tuple[Tensor, Grid]:
         """Embed patches, add positions resampled to the grid, put the prefix in front."""
         patches = self.model.patch_embed(self.restate(image))
-        tokens: Tensor = self.model.norm_pre(self.model._pos_embed(patches))
+        tokens: Tensor = self.model.norm_pre(_resize.place(self.model, patches, self.positions))
         return tokens, self.grid_of(image)
 
     def run(self, index: int, tokens: Tensor, grid: Grid, extra: int = 0) -> Tensor:

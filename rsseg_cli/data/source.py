@@ -164,6 +164,7 @@ class Source:
             dtype=chosen[0].place.dtype,
             scale=spec.scale,
             gsd_m=spec.gsd_m,
+            bandwidths_nm=tuple(band.bandwidth_nm for band in spec.bands),
         )
 
     def keep(self, fallback: Path) -> Path | None:

@@ -34,6 +34,8 @@ class BandSpec(Strict):
     name: str
     wavelength_nm: float | None = None
     """Centre of the band; None where it is no light (height, temperature, masks)."""
+    bandwidth_nm: float | None = None
+    """Width of the band, which Copernicus-FM wants to know."""
     band: Annotated[int, Field(ge=1)] | None = None
     """Band of the file, from 1; by default the position in the list."""
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import yaml
 
-from rsseg_cli.backbones._weights import published_as
 from rsseg_cli.classes import Class
 from rsseg_cli.config import family
 from rsseg_cli.contract import Backbone, Bands
@@ -23,6 +22,8 @@ from rsseg_cli.report.report import replace_file
 from rsseg_cli.training.checkpoint import load_model
 
 UNNAMED = "not named"
+"""Terms of data whose spec says nothing."""
+UNKNOWN = "unknown, ask those who published the weights"
 FILES = ("model.safetensors", "config.yaml", "README.md", "item.json")
 
 
@@ -76,7 +77,7 @@ def export(model: Path, output: Path | None = None, *, overwrite: bool = False) 
         size=file.stat().st_size,
     )
     for one in licences:
-        if one.terms == UNNAMED:
+        if one.terms in (UNNAMED, UNKNOWN):
             warnings.warn(f"the licence of {one.what} is not named", RssegWarning, stacklevel=2)
     folder.mkdir(parents=True, exist_ok=True)
     if file.resolve() != (folder / FILES[0]).resolve():
@@ -94,18 +95,13 @@ def export(model: Path, output: Path | None = None, *, overwrite: bool = False) 
 
 
 def backbone_licence(settings: dict[str, Any]) -> Licence:
-    """Find the terms of a backbone's weights: what timm knows of them."""
+    """Find the terms of a backbone's weights."""
     name = settings["name"]
     if not settings.get("pretrained", True):
         return Licence(name, "none: it started at random", "-")
     kind = family(name)
-    size = find("backbones", kind, Backbone).sizes.get(name.removeprefix(f"{kind}_"))
-    published = getattr(size, "model", None)
-    if published is None or "." not in published:
-        return Licence(name, UNNAMED, "the page of its weights")
-    known = published_as(published)
-    page = f"https://huggingface.co/{known['hf_hub_id']}" if known.get("hf_hub_id") else published
-    return Licence(name, known.get("license") or UNNAMED, page)
+    terms, page = find("backbones", kind, Backbone).terms(name.removeprefix(f"{kind}_"))
+    return Licence(name, terms or UNKNOWN, page)
 
 
 def _data_licences(sources: list[dict[str, Any]]) -> list[Licence]:
