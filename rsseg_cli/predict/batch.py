@@ -13,29 +13,41 @@ from rsseg_cli.predict.turns import as_signed
 PROBE_SHARE = 0.02
 """Share of the work that may go into finding the best batch; with less to do none is looked for."""
 GAIN = 0.97
-"""A larger batch is taken when its time per tile is below this share of a smaller one's."""
+"""A batch is taken when its time per tile is below this share of the best so far."""
+FAR = 0.01
+"""What half or twice the wanted batch costs: padding of such a share is worth as much."""
 ROUNDS = 2
 """How often each batch is timed; the fastest counts."""
 FILL = 0.8
 """Share of the device's memory that a batch may take."""
 
 
-def even_batch(tiles: int, most: int) -> int:
-    """Choose the batch of at most `most` tiles that leaves least to pad in the last one.
+def even_batch(tiles: int, wanted: int, most: int | None = None) -> int:
+    """Choose the batch near the wanted one that leaves least to pad in the last one.
 
     All batches have one shape: kernels differ between shapes, and with them the last bits of
-    scores. At least three quarters of `most` are used.
+    scores. Being far from what is wanted counts as a cost, too.
+
+    Args:
+        tiles: How many there are.
+        wanted: Batch; at least half of it is used.
+        most: Bound; `wanted` when None.
     """
+    most = max(wanted, most or 0)
     if tiles <= most:
         return tiles
-    candidates = range(most, -(-most * 3 // 4) - 1, -1)
-    return min(candidates, key=lambda batch: -(-tiles // batch) * batch)
+
+    def cost(batch: int) -> float:
+        padded = -(-tiles // batch) * batch
+        return padded * (1 + FAR * (max(wanted / batch, batch / wanted) - 1))
+
+    return min(range(most, -(-wanted // 2) - 1, -1), key=cost)
 
 
 def fastest_batch(
-    infer: Callable[[Tensor], Tensor], tile: Tensor, usual: int, most: int, tiles: int
+    infer: Callable[[Tensor], Tensor], tile: Tensor, wanted: int, most: int, tiles: int
 ) -> int:
-    """Find the batch with which a tile takes the least time.
+    """Find the batch with which a tile takes the least time, among those that leave little to pad.
 
     Where the model works on the CPU only batches count whose scores equal those of the usual one
     bit by bit, so that maps do not depend on what was found. On other devices kernels differ so
@@ -44,11 +56,13 @@ def fastest_batch(
     Args:
         infer: The model.
         tile: (C, T, T) of the scene, on the device.
-        usual: What is taken without looking.
+        wanted: What is taken, or a number near it, where looking does not pay.
         most: Bound.
         tiles: How many tiles there are to do.
     """
-    candidates = [2**power for power in range(most.bit_length()) if 2**power <= most]
+    usual = even_batch(tiles, wanted, most)
+    powers = (2**power for power in range(most.bit_length()))
+    candidates = sorted({even_batch(tiles, power) for power in powers} - {usual})
     if ROUNDS * (sum(candidates) + usual) > PROBE_SHARE * tiles:
         return usual
     expected = infer(_repeat(tile, usual))[0].clone()
@@ -60,10 +74,8 @@ def fastest_batch(
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             break
-        if tile.device.type == "cpu" and not same:
-            continue
-        if seconds < fastest * (GAIN if batch > best else 1 / GAIN):
-            best, fastest = batch, min(seconds, fastest)
+        if seconds < GAIN * fastest and (same or tile.device.type != "cpu"):
+            best, fastest = batch, seconds
         if _full(tile.device):
             break
     return best

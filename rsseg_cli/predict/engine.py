@@ -157,14 +157,14 @@ class _Job:
 
     def _choose_batch(self, plan: Plan) -> int:
         """Choose how many tiles the model gets at a time, if need be by trying."""
-        batch, tile = self.tiling.batch, self.tiling.tile
-        if self.tiling.most is not None:
-            part = plan.parts[len(plan.parts) // 2]
-            middle = Window(part.x + part.width // 2, part.y + part.height // 2, tile, tile)
-            samples = torch.from_numpy(self.scene.read(middle)[0]).to(self.device)
-            with torch.inference_mode():
-                batch = fastest_batch(self.infer, samples, batch, self.tiling.most, plan.tiles)
-        return even_batch(plan.tiles, batch)
+        batch, most, tile = self.tiling.batch, self.tiling.most, self.tiling.tile
+        if most is None:
+            return even_batch(plan.tiles, batch)
+        part = plan.parts[len(plan.parts) // 2]
+        middle = Window(part.x + part.width // 2, part.y + part.height // 2, tile, tile)
+        samples = torch.from_numpy(self.scene.read(middle)[0]).to(self.device)
+        with torch.inference_mode():
+            return fastest_batch(self.infer, samples, batch, most, plan.tiles)
 
     def _open_writers(
         self, stack: ExitStack, parts: Sequence[Window], batch: int, overwrite: bool
