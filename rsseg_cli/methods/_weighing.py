@@ -13,7 +13,8 @@ Norm = Literal["none", "logits", "released", "map"]
 tokens before the softmax; `released` divides these by sqrt D once more, which leaves all weights
 nearly the same; `map` normalises the weights behind the softmax, which then sum to 0."""
 EPSILON = 1e-5
-"""Added to the variance of logits, as in instance norms."""
+"""Added to variances, as in instance norms: of logits, and of weights as multiples of their mean.
+Features of 0, such as the differences along a repeated row, are alike to all tokens."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Weighing:
             similarities = similarities * dim**-0.5
         weights = similarities.softmax(-1, dtype=torch.float32)
         if self.norm == "map":
-            weights = _normal(weights, torch.finfo(weights.dtype).tiny)
+            weights = _normal(weights, EPSILON / weights.shape[-1] ** 2)
         return weights[..., self.first :]
 
 
