@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import rasterio
@@ -83,8 +85,68 @@ def test_item_is_a_machine_learning_model(run: Path, tmp_path: Path) -> None:
     assert {one["value"]: one["description"] for one in said["classification:classes"]} == CLASSES
     asset = item["assets"]["model"]
     assert "mlm:model" in asset["roles"]
-    assert asset["bands"][0] == {"name": "blue", "eo:center_wavelength": 0.49}
+    assert properties["bands"][0] == {"name": "blue", "eo:center_wavelength": 0.49}
     assert asset["file:size"] == (tmp_path / "out" / "model.safetensors").stat().st_size
+
+
+SEMVER = r"\d+\.\d+\.\d+(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?"
+
+
+def breaches(item: dict[str, Any]) -> list[str]:
+    """What the schema of the extension (mlm v1.5.0) would refuse, its rules written out."""
+    properties, assets = item["properties"], item["assets"].values()
+    own = {name for name in properties if name.startswith("mlm:")}
+    known = {
+        "name", "architecture", "tasks", "framework", "framework_version", "memory_size",
+        "total_parameters", "pretrained", "pretrained_source", "batch_size_suggestion",
+        "accelerator", "accelerator_constrained", "accelerator_summary", "accelerator_count",
+        "input", "output", "hyperparameters",
+    }  # fmt: skip
+    rules = {
+        "declares the schema": any("/mlm/v1.5.0/" in url for url in item["stac_extensions"]),
+        "knows its fields": own <= {f"mlm:{name}" for name in known},
+        "has what is required": own
+        >= {f"mlm:{name}" for name in ("name", "architecture", "tasks", "input", "output")},
+        "is named": re.fullmatch(r"[a-zA-Z][a-zA-Z0-9_.\-\s]+[a-zA-Z0-9]", properties["mlm:name"]),
+        "names a version": re.fullmatch(SEMVER, properties["mlm:framework_version"]),
+        "says that it is from scratch": properties["mlm:pretrained"]
+        or properties["mlm:pretrained_source"] is None,
+        "has hyperparameters": all(
+            re.fullmatch(r"[0-9a-zA-Z_.-]+", key) for key in properties["mlm:hyperparameters"]
+        ),
+        "describes its bands": [one["name"] for one in properties["bands"]]
+        == properties["mlm:input"][0]["bands"],
+        "has a model": any("mlm:model" in one["roles"] for one in assets),
+        "has an artifact type where a model is, only": all(
+            ("mlm:model" in one["roles"]) == ("mlm:artifact_type" in one) for one in assets
+        ),
+    }
+    for side, structure in (("input", "input"), ("output", "result")):
+        for one in properties[f"mlm:{side}"]:
+            order, shape = one[structure]["dim_order"], one[structure]["shape"]
+            rules[f"{side}: bands are a dimension"] = ("bands" in order) == bool(one.get("bands"))
+            rules[f"{side}: dimensions"] = len(order) == len(set(order)) == len(shape)
+            rules[f"{side}: names"] = all(re.fullmatch(r"[a-z-_]+", name) for name in order)
+            rules[f"{side}: sizes"] = all(isinstance(n, int) and n >= -1 for n in shape)
+    for one in properties["mlm:output"][0]["classification:classes"]:
+        rules[f"class {one['value']}"] = (
+            isinstance(one["value"], int)
+            and bool(one["description"])
+            and re.fullmatch(r"[0-9A-Za-z_.-]+", one["name"])
+            and re.fullmatch(r"[0-9A-F]{6}", one["color_hint"])
+        )
+    return [rule for rule, kept in rules.items() if not kept]
+
+
+def test_item_keeps_to_the_schema_of_the_extension(run: Path, tmp_path: Path) -> None:
+    for name in ("out", "7"):  # a folder's name becomes the model's
+        shutil.copytree(run, tmp_path / name)
+        rsseg("export", tmp_path / name, "-o", tmp_path / f"{name}-model")
+        item = json.loads((tmp_path / f"{name}-model" / "item.json").read_text())
+        assert breaches(item) == []
+    item["properties"]["mlm:rank"] = 8
+    del item["properties"]["bands"][0]
+    assert breaches(item) == ["knows its fields", "describes its bands"]
 
 
 def test_licences_of_backbones_are_those_of_their_weights() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -177,7 +178,7 @@ def _classification(classes: Sequence[Class]) -> list[dict[str, Any]]:
     described: list[dict[str, Any]] = [
         {
             "value": one.id,
-            "name": "".join(char if char.isalnum() else "_" for char in one.name),
+            "name": re.sub(r"[^0-9A-Za-z_-]", "_", one.name),
             "title": one.name,
             "color_hint": "{:02X}{:02X}{:02X}".format(*one.color),
         }

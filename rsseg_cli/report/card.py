@@ -15,7 +15,7 @@ from rsseg_cli.report import text
 
 STAC = "1.1.0"
 EXTENSIONS = (
-    "https://stac-extensions.github.io/mlm/v1.4.0/schema.json",
+    "https://stac-extensions.github.io/mlm/v1.5.0/schema.json",
     "https://stac-extensions.github.io/classification/v2.0.0/schema.json",
     "https://stac-extensions.github.io/eo/v2.0.0/schema.json",
     "https://stac-extensions.github.io/file/v2.1.0/schema.json",
@@ -153,6 +153,7 @@ class Card:
             "title": self.name,
             "description": f"{self.parts}, {len(self.classes)} classes",
             "license": "other",
+            "bands": self._described(),  # mlm:input names them, so the item must describe them
             "mlm:name": _identifier(self.name),
             "mlm:architecture": self.parts,
             "mlm:tasks": ["semantic-segmentation"],
@@ -187,7 +188,6 @@ class Card:
                     "roles": ["mlm:model", "mlm:weights"],
                     "mlm:artifact_type": "safetensors",
                     "file:size": self.size,
-                    "bands": self._described(),
                 },
                 "card": {"href": "./README.md", "type": "text/markdown", "roles": ["metadata"]},
                 "config": {
@@ -250,4 +250,4 @@ class Card:
 def _identifier(name: str) -> str:
     """Write a name with the characters that identifiers may have."""
     plain = re.sub(r"[^0-9A-Za-z_.-]+", "-", name).strip("-_.")
-    return plain if re.match(r"[A-Za-z].+", plain) else f"model-{plain}".rstrip("-")
+    return plain if re.match(r"[A-Za-z].{2}", plain) else f"model-{plain}".rstrip("-")
