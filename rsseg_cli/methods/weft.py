@@ -9,9 +9,9 @@ the activations of the backbone.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 from pydantic import Field, model_validator
@@ -84,22 +84,17 @@ class Injector(nn.Module):
             values: (B, N', D), the pyramid's.
             sizes: (rows, columns) of its levels.
         """
-        found = self.ask(tokens, grid, values, sizes)
-        if self.optimizer is not None:
-            found = self.optimizer(found)
-        answer: Tensor = self.gamma * found
-        return answer.repeat_interleave(grid.groups, dim=1)
-
-    def ask(self, tokens: Tensor, grid: Grid, values: Tensor, sizes: Sizes) -> Tensor:
-        """Find what the pyramid has for each place, before it is optimised: (B, h * w, D)."""
         per_place = _mean_over_groups(tokens, grid)
-        found: Tensor = self.attention(
+        found = self.attention(
             self.query_norm(per_place),
             centres([(grid.h, grid.w)], tokens.device),
             self.value_norm(values),
             sizes,
         )
-        return found
+        if self.optimizer is not None:
+            found = self.optimizer(found)
+        answer: Tensor = self.gamma * found
+        return answer.repeat_interleave(grid.groups, dim=1)
 
 
 class Weft(Method[WeftState]):
@@ -263,26 +258,6 @@ class Weft(Method[WeftState]):
             if axis.lines:
                 axis.legend(fontsize=7)
         yield "experts and injections", figure
-
-    def explanations(self) -> Mapping[str, tuple[str, ...]]:
-        """Offer where the token optimiser sees boundaries."""
-        injector = cast(Injector, self.injectors[0])
-        return {} if injector.optimizer is None else {"boundary": ("inside", "boundary")}
-
-    @torch.no_grad()
-    def explain(self, name: str, backbone: Backbone, image: Tensor, block: int) -> Tensor:
-        """Give how much of a boundary each place is to the optimiser of the block's stage."""
-        tokens, grid = backbone.embed(image)
-        state = self.begin(image, grid)
-        start = max(first for first in self.first if first <= block)
-        for index in range(start):
-            tokens = backbone.run(index, self.before_block(index, tokens, state), grid)
-            tokens = self.after_block(index, tokens, state)
-        injector = cast(Injector, self.injectors[self.first[start]])
-        found = injector.ask(tokens[:, self.prefix :], grid, state.tokens, state.sizes)
-        assert injector.optimizer is not None
-        share = injector.optimizer.boundaries(found).mT.reshape(len(image), 1, grid.h, grid.w)
-        return torch.cat((1 - share, share), dim=1)
 
 
 def _injector(config: Weft.Config, dim: int) -> Injector:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -55,13 +55,10 @@ class Explanation:
         return journal | {"--explain": self.name, "--block": str(self.block)}
 
     def outputs(self, like: Outputs, stem: Path, journal: dict[str, str]) -> Outputs:
-        """Say what the engine is to make, in the format of the class map.
-
-        Where there are two things, the share of the second is a map of its own.
-        """
+        """Say what the engine is to make, in the format of the class map."""
         digest = journal_digest(self.journal(journal))
         about = {"explains": self.name, "block": str(self.block), "journal": digest}
-        made = Outputs(
+        return Outputs(
             self.path(stem),
             self.things,
             driver=like.driver,
@@ -69,9 +66,6 @@ class Explanation:
             overwrite=like.overwrite,
             tags={**like.tags, **about},
         )
-        if len(self.things) != 2:
-            return made
-        return replace(made, soft=made.map.with_name(f"{stem.name}.{self.name}-soft.tif"))
 
 
 def choose(

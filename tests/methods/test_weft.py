@@ -357,25 +357,3 @@ def test_pictures_of_a_run() -> None:
     assert list(Weft.draw([])) == []
     lines = [{"step": 1, "method": {"experts": [], "injection": [0.0] * 4}}]
     assert len(next(iter(dict(Weft.draw(lines)).values())).axes[0].lines) == 0
-
-
-def test_boundary_is_what_the_optimiser_of_the_stage_sees() -> None:
-    method, backbone = make()
-    wake(method).eval()
-    image = torch.randn(2, len(BANDS), 64, 96)
-    kept: list[Tensor] = []
-    for injector in method.injectors:
-        optimizer = injector.optimizer
-        optimizer.register_forward_hook(
-            lambda module, inputs, _: kept.append(module.boundaries(inputs[0]))
-        )
-    with torch.no_grad():
-        backbone(image, method)
-    seen = list(kept)
-    for block in range(backbone.depth):
-        stage = max(at for first, at in method.first.items() if first <= block)
-        shares = method.explain("boundary", backbone, image, block)
-        rows, columns = 64 // backbone.patch, 96 // backbone.patch
-        expected = seen[stage].mT.reshape(2, rows, columns)
-        assert torch.allclose(shares[:, 1], expected, atol=1e-6)
-    assert make(esto=False)[0].explanations() == {}
