@@ -16,7 +16,15 @@ from rsseg_cli.errors import UnreadableError
 from rsseg_cli.predict.batch import even_batch, fastest_batch
 from rsseg_cli.predict.outputs import Outputs, Progress, SceneResult
 from rsseg_cli.predict.pipeline import Infer, Pipeline
-from rsseg_cli.predict.plan import CACHE_MB, MIB, Plan, Tiling, peak_rss_mb, plan_scene
+from rsseg_cli.predict.plan import (
+    CACHE_MB,
+    MIB,
+    Plan,
+    Tiling,
+    peak_rss_mb,
+    plan_scene,
+    return_memory,
+)
 from rsseg_cli.predict.team import Team
 from rsseg_cli.raster.area import Area
 from rsseg_cli.raster.begun import read_begun
@@ -194,7 +202,10 @@ class _Job:
             for writer in self.writers:
                 writer.await_others()
         pairs = list(zip(self.outputs.made(), self.writers, strict=True))
-        drafts = {made.kind: writer.assemble() for made, writer in pairs}
+        drafts = {}
+        for made, writer in pairs:
+            return_memory()
+            drafts[made.kind] = writer.assemble()
         wanted = self.outputs.polygons
         if wanted is not None:
             draw_polygons(

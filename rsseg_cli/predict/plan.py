@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import sys
 from collections.abc import Iterator, Sequence
@@ -217,3 +218,15 @@ def peak_rss_mb() -> float:
     """Highest memory that this process has had so far, in MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / MIB if sys.platform == "darwin" else peak / 1024
+
+
+def return_memory() -> None:
+    """Give what is free back to the system, where its allocator would keep it.
+
+    glibc has pools per thread: what readers have freed would stay, and whatever comes afterwards
+    in another thread would be added to it.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:  # musl has none
+            trim(0)

@@ -37,6 +37,9 @@ from rsseg_cli.raster.parts import (
 
 DRAFT = "map.tif"
 """Name of the whole map in the folder of its parts, before it appears."""
+THREADED_PX = 2**24
+"""Pixels up to which GDAL's threads put a map together. For larger ones, memory would be scattered
+over the pools of all threads, more with each overview, while the model takes most of the time."""
 
 
 class MapWriter:
@@ -214,7 +217,8 @@ class MapWriter:
             source, draft = self._folder / "map.vrt", self._folder / DRAFT
             pieces = [(self._part_path(n).name, part) for n, part in enumerate(self.parts)]
             source.write_text(virtual_map(self.grid, self.look, pieces))
-            with anywhere(), rasterio.Env(GDAL_NUM_THREADS="ALL_CPUS"):
+            small = self.grid.width * self.grid.height <= THREADED_PX
+            with anywhere(), rasterio.Env(GDAL_NUM_THREADS="ALL_CPUS" if small else "1"):
                 rasterio.shutil.copy(source, draft, driver=self._driver, **self._creation())
                 require_whole(draft)
             self._beside = self._describe(draft)
