@@ -18,6 +18,7 @@ from rsseg_cli.backbones.vit import Vit
 from rsseg_cli.contract import Bands
 from rsseg_cli.errors import RssegError
 from rsseg_cli.methods.frozen import Frozen
+from rsseg_cli.methods.vpt import Vpt
 from rsseg_cli.methods.vqt import Vqt
 
 RGB = Bands(
@@ -138,6 +139,31 @@ def test_queries_train_all_of_it_and_nothing_else() -> None:
     torch.autograd.backward((queries * torch.randn_like(queries)).sum())
     assert all(p.grad is not None and p.grad.any() for p in method.parameters())
     assert all(p.grad is None for p in backbone.parameters())
+
+
+def kept(backbone: Vit, method: Any) -> int:
+    """Count the numbers that a pass over 16 x 16 tokens keeps for its gradients."""
+    sizes: dict[int, int] = {}
+    frozen = {parameter.data_ptr() for parameter in backbone.parameters()}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.data_ptr() not in frozen:
+            sizes[tensor.data_ptr()] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        features = backbone(torch.randn(1, 3, 128, 128), method)
+        assert features.maps
+    return sum(sizes.values())
+
+
+def test_keeps_little_more_than_keys_and_values_for_its_gradients() -> None:
+    backbone = tiny()
+    ours = kept(backbone, build(backbone))
+    prompts = Vpt(Vpt.Config(prompts=5), backbone)
+    keys_and_values = 4 * 2 * 257 * 64
+    assert keys_and_values < ours < 2 * keys_and_values
+    assert ours < kept(backbone, prompts) / 4
 
 
 def test_a_copy_asks_its_own_backbone() -> None:
