@@ -20,6 +20,7 @@ from rsseg_cli.data.pair import Handles, Opener
 from rsseg_cli.data.source import Source
 from rsseg_cli.data.unlabelled import hold_back, without_labels
 from rsseg_cli.raster.grid import Window
+from rsseg_cli.run.adapt_config import resolve
 from rsseg_cli.run.shrink import resampled
 from rsseg_cli.run.target_validation import COLLAPSED, TargetValidation
 from rsseg_cli.segmenter import Segmenter
@@ -217,3 +218,38 @@ def test_a_model_that_goes_astray_stops_the_run(monkeypatch: pytest.MonkeyPatch)
     assert "stop" not in scores[1]
     assert scores[2]["stop"] == COLLAPSED
     assert scores[2]["merit"] == -1
+
+
+def test_ratings_are_averaged_also_after_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
+    def judge(past: list[dict[str, Any]], *informed: float) -> list[float]:
+        steps = iter(range(10 * len(past), 1000, 10))
+        made = TargetValidation(
+            tiles=None, source=None, source_shares=None, start=0, step=lambda: next(steps),
+            precision=None, threads=0, limit=0.3, patience=None, gain=1.0,
+            before=lambda model: None,
+        )  # type: ignore[arg-type]  # fmt: skip
+        made.remember(past)
+        looks = [Look([0.5, 0.5], [0.5, 0.5], 1 - one, 0.9) for one in informed]
+        monkeypatch.setattr(made, "look", lambda model: looks.pop(0))
+        kept.append([made(None) for _ in informed])  # type: ignore[arg-type]
+        return [float(one["merit"]) for one in kept[-1]]  # type: ignore[arg-type]
+
+    kept: list[Any] = []
+    whole = judge([], 0.2, 0.8, 0.5, 0.3)
+    assert whole == pytest.approx([0.2, 0.5, 0.5, 1.6 / 3])
+    past = [{"step": 10 * index, "val": one} for index, one in enumerate(kept[0][:2])]
+    assert judge(past, 0.5, 0.3) == pytest.approx(whole[2:])
+
+
+def test_without_a_source_the_rates_are_small(fitted: Path) -> None:
+    def rates(*changes: str, more: tuple[str, ...] = ()) -> tuple[float, float | None]:
+        found = resolve(
+            model=fitted, method=None, file=None, sources=(), targets=("x",), backbone=None,
+            head=None, pretrained=True, changes=changes, more=more,
+        ).optimizer  # fmt: skip
+        return found.lr, found.backbone_lr
+
+    assert rates() == (3e-3, None)
+    assert rates("adapt.source_free=True") == (pytest.approx(9e-5), None)
+    asked = ("optimizer.lr=1.0e-3",)
+    assert rates("adapt.source_free=True", more=asked) == (1e-3, None)

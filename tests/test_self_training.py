@@ -26,7 +26,7 @@ from rsseg_cli.find import names
 from rsseg_cli.heads._criterion import Predictions
 from rsseg_cli.heads.mask2former import MaskOutput
 from rsseg_cli.segmenter import Segmenter
-from rsseg_cli.training.choice import Look, collapsed, distance, merit
+from rsseg_cli.training.choice import Look, collapsed, distance, merit, rating
 from rsseg_cli.training.mixing import paste, pasted
 from rsseg_cli.training.pseudo_labels import by_confidence, by_entropy, normalised_entropy
 from rsseg_cli.training.self_training import SelfTraining
@@ -357,8 +357,16 @@ def test_information_is_for_the_sure_and_various() -> None:
     assert look(0.25, 0.25, 0.25, 0.25).information == pytest.approx(1.0)
     assert look(1.0, 0.0, 0.0, 0.0).information == pytest.approx(0.0)
     assert look(0.5, 0.5, entropy=0.75).information == pytest.approx(0.25)
-    assert merit(0.5, 0.80, 0.90) == pytest.approx(0.43)
-    assert merit(0.5, 0.88, 0.90) == merit(0.5, None, None) == 0.5
+    assert rating(0.5, 0.80, 0.90) == pytest.approx(0.43)
+    assert rating(0.5, 0.88, 0.90) == rating(0.5, None, None) == 0.5
+
+
+def test_a_lucky_look_chooses_nothing() -> None:
+    ratings = [0.5, 0.4, 0.9, 0.4, 0.7, 0.7, 0.7]
+    merits = [merit(ratings[: index + 1]) for index in range(len(ratings))]
+    assert merits[0] == 0.5
+    assert merits[2] == pytest.approx(0.6)
+    assert merits.index(max(merits)) == 6
 
 
 def test_shares_that_run_away_from_both() -> None:

@@ -278,7 +278,8 @@ def _remarks(outcome: Outcome, records: Sequence[Mapping[str, Any]]) -> list[str
     best, last = outcome.best or {}, outcome.last or {}
     remarks = [
         "the model was chosen without labels of the target: by the information that its "
-        "predictions carry on held-out target tiles, less what it lost on the source",
+        "predictions carry on held-out target tiles, less what it lost on the source, over three "
+        "validations",
         f"chosen: step {best.get('step')}, merit {_number(best.get('merit'))}, source mIoU "
         f"{_number(best.get('miou'))}; last: step {outcome.steps}, merit "
         f"{_number(last.get('merit'))}, source mIoU {_number(last.get('miou'))}",

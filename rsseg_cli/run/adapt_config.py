@@ -15,6 +15,8 @@ from rsseg_cli.training.checkpoint import load_model
 
 VALIDATIONS = 10
 """How often a model that starts as fitted is validated."""
+SOURCE_FREE_RATE = 0.03
+"""Learning rates without a source, as a part of the fit's: nothing holds such a run back."""
 PATIENCE = 4
 """Validations without a better model that a run without source waits for."""
 
@@ -96,5 +98,9 @@ def _from_fit(fitted: RunConfig, path: Path, changes: Sequence[str]) -> list[str
         f"optimizer.warmup={min(fitted.optimizer.warmup, steps // VALIDATIONS)}",
     ]
     if "adapt.source_free=True" in changes:
+        optimizer = fitted.optimizer
         found.append(f"adapt.patience={PATIENCE}")
+        found.append(f"optimizer.lr={optimizer.lr * SOURCE_FREE_RATE}")
+        if optimizer.backbone_lr is not None:
+            found.append(f"optimizer.backbone_lr={optimizer.backbone_lr * SOURCE_FREE_RATE}")
     return found

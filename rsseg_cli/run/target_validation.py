@@ -13,7 +13,7 @@ from rsseg_cli.data.covering import CoveringTiles
 from rsseg_cli.run.validation import Validation
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training import distributed
-from rsseg_cli.training.choice import Look, collapsed, merit
+from rsseg_cli.training.choice import Look, collapsed, merit, rating
 from rsseg_cli.training.precision import Precision
 from rsseg_cli.training.prefetch import Prefetch
 from rsseg_cli.training.pseudo_labels import normalised_entropy
@@ -74,12 +74,13 @@ class TargetValidation:
         return found | {"target_labels": {"use": "reported only"} | self.reported(model)}
 
     def _judge(self, found: dict[str, Any], look: Look, step: int) -> None:
-        """Add `merit`, and `stop` where it is time."""
-        start = self._start()
-        found["merit"] = look.information
-        if start is None or step <= self.start:
+        """Add `rating` and `merit`, and `stop` where it is time."""
+        start = self._start() if step > self.start else None
+        at_start = None if start is None else start.get("miou")
+        found["rating"] = rating(look.information, found.get("miou"), at_start)
+        found["merit"] = merit([*(one["rating"] for one in self.past), found["rating"]])
+        if start is None:
             return
-        found["merit"] = merit(look.information, found.get("miou"), start.get("miou"))
         first = start["target"]["shares"]
         if collapsed(look.shares, first, self.source_shares, self.limit):
             found["merit"], found["stop"] = -1.0, COLLAPSED

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from rsseg_cli.contract import Json
 
 TOLERATED = 0.03
 """Loss of mIoU on the source, from the start, that costs nothing in the choice."""
+LOOKS = 3
+"""Validations whose ratings are averaged: one lucky look among noisy ones chooses nothing."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,16 @@ def distance(one: Sequence[float], other: Sequence[float]) -> float:
     return sum(abs(a - b) for a, b in zip(one, other, strict=True)) / 2
 
 
-def merit(information: float, miou: float | None, miou_at_start: float | None) -> float:
+def rating(information: float, miou: float | None, miou_at_start: float | None) -> float:
     """Rate a model: information on the target, less what was lost on the source beyond 3 points."""
     if miou is None or miou_at_start is None:
         return information
     return information - max(0.0, miou_at_start - miou - TOLERATED)
+
+
+def merit(ratings: Sequence[float]) -> float:
+    """Say what a model is chosen by: the mean of its rating and the ones just before."""
+    return fmean(ratings[-LOOKS:])
 
 
 def collapsed(

@@ -56,8 +56,9 @@ class SelfTraining:
         """Largest change of the mixture's gain and offset, overall and per band (DAFormer)."""
         jitter_chance: float = Field(0.8, ge=0, le=1)
         """Share of mixtures that are changed so (DACS)."""
-        blur: float = Field(0.5, ge=0, le=1)
-        """Share of mixtures that are blurred (DACS)."""
+        blur: float = Field(0.0, ge=0, le=1)
+        """Share of mixtures that are blurred (Earth-Adapter none; DACS .5). Seen from above, what
+        tells classes apart is often texture of a few pixels, which a blur takes away."""
         keep: float = Field(0.5, gt=0, le=1)
         """Without a source: share of the pixels of each class, those of lowest entropy, that are
         learnt from."""
