@@ -6,22 +6,33 @@ import re
 import shlex
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 from runs import rsseg
 from typer.main import get_command
 
 from rsseg_cli.cli import app
+from rsseg_cli.contract import Backbone, Bands, Method
 from rsseg_cli.data.spec import DatasetSpec
 from rsseg_cli.demo.sample import write_sample
+from rsseg_cli.find import find
 from rsseg_cli.presets import read_text
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"(?P<mark><!-- \w+ -->)?\n```(?P<kind>\w+)\n(?P<text>.*?)```", re.DOTALL)
 STOPS = (">", ">>", "2>", "|", "&&", "&", ";")
-SMALLER = {"300": "3"}
+BANDS = Bands(
+    names=("red", "green", "blue"),
+    wavelengths_nm=(660.0, 560.0, 485.0),
+    mean=(0.0,) * 3,
+    std=(1.0,) * 3,
+    dtype="uint8",
+)
+SMALLER = {"300": "3", "40": "2"}
 """Values of `--steps` that a test has no time for."""
 
 
@@ -131,3 +142,42 @@ def test_files_that_are_named_exist() -> None:
     ):
         if "NAME" not in name:
             assert (ROOT / name).is_file(), name
+
+
+def test_pictures_are_there_and_small() -> None:
+    named = re.findall(r"\.github/\w+\.png", README)
+    assert len(named) >= 3
+    for name in named:
+        picture = ROOT / name
+        assert picture.stat().st_size < 150_000, name
+    assert {f".github/{path.name}" for path in (ROOT / ".github").glob("*.png")} == set(named)
+
+
+def test_links_lead_to_headings() -> None:
+    headings = re.findall(r"^#+ (.+)$", README, re.MULTILINE)
+    anchors = {re.sub(r"[^a-z0-9 -]", "", one.lower()).replace(" ", "-") for one in headings}
+    links = re.findall(r"\]\(#([\w-]+)\)", README)
+    assert links
+    assert set(links) <= anchors
+
+
+def test_every_method_is_in_the_table() -> None:
+    rows = re.findall(r"^\| (`.+?) \|", README[README.index("## Methods") :], re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert named >= {path.stem for path in (ROOT / "presets" / "methods").glob("*.yaml")}
+
+
+def test_the_example_of_a_method_is_one() -> None:
+    (text,) = blocks("python")
+    scope: dict[str, Any] = {"__name__": "shift"}
+    exec(text, scope)
+    torch.manual_seed(0)
+    vit = find("backbones", "vit", Backbone)
+    backbone = vit(vit.Config(name="vit_tiny"), BANDS)  # type: ignore[call-arg]
+    kind = scope["Shift"]
+    image = torch.randn(1, 3, 32, 32)
+    still, moved = (kind(kind.Config(start=start), backbone) for start in (0.0, 0.5))
+    plain = backbone(image, find("methods", "frozen", Method)(Method.Config(), backbone)).maps
+    assert all(map(torch.equal, backbone(image, still).maps, plain))
+    assert not any(map(torch.equal, backbone(image, moved).maps, plain))
+    assert [name for name, _ in moved.tuned(backbone)] == ["method.shift"]
