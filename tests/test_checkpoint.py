@@ -9,10 +9,12 @@ from typing import IO
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from rsseg_cli.errors import RssegError, UnreadableError
 from rsseg_cli.training import checkpoint
+from rsseg_cli.training.folder import RunFolder
 
 
 def test_model_round_trip(tmp_path: Path) -> None:
@@ -70,6 +72,37 @@ def test_full_disk_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Monkey
         checkpoint.save_resume(path, {"step": 2})
     assert checkpoint.load_resume(path) == {"step": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["resume.pt"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    big = {"w": torch.zeros(100_000)}
+    folder.save_resume({"step": 1, "model": big})
+    (tmp_path / ".resume.pt.part").symlink_to("/dev/full")
+    with pytest.raises(RssegError, match="disk is full") as caught:
+        folder.save_resume({"step": 2, "model": big})
+    assert "--resume" in caught.value.fix
+    assert [path.name for path in tmp_path.iterdir()] == ["resume.pt"]
+    assert checkpoint.load_resume(folder.resume)["step"] == 1
+    folder.metrics.symlink_to("/dev/full")
+    with pytest.raises(RssegError, match="disk is full"):
+        folder.add({"step": 2})
+
+
+def test_full_disk_keeps_the_old_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.safetensors"
+    checkpoint.save_model(path, {"w": torch.zeros(10)}, {"step": 1})
+
+    def full(tensors: object, part: Path, metadata: object) -> None:
+        part.write_bytes(b"half")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(RssegError, match="disk is full"):
+        checkpoint.save_model(path, {"w": torch.ones(10)}, {"step": 2})
+    assert checkpoint.load_model(path)[1]["step"] == 1
+    assert [one.name for one in tmp_path.iterdir()] == ["model.safetensors"]
 
 
 def test_nothing_to_resume(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def require_free(path: Path, *, overwrite: bool) -> None:
             where=str(path),
             fix="another --run",
         )
-    if above != path.absolute() or not any(path.iterdir()):
+    if above != path.absolute() or all(one.suffix == ".part" for one in path.iterdir()):
         return
     run = RunFolder(path)
     if not run.config.is_file():

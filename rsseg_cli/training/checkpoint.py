@@ -26,10 +26,12 @@ FORMAT = 1
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary name beside `path`, renamed to it when the block ends well.
 
+    What a killed process has left under that name is written over.
+
     Raises:
         RssegError: The disk is full or the folder cannot be written.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.part")
     try:
         yield part
         with part.open("rb") as stream:
