@@ -144,6 +144,16 @@ def test_files_that_are_named_exist() -> None:
             assert (ROOT / name).is_file(), name
 
 
+def test_benchmarks_take_the_options_that_are_shown() -> None:
+    shown = [line for line in README.splitlines() if line.startswith("python tests/benchmarks/")]
+    assert len(shown) >= 2
+    for line in shown:
+        _, file, *words = shlex.split(line)
+        source = (ROOT / file).read_text(encoding="utf-8")
+        for option in (word for word in words if word.startswith("--")):
+            assert f'"{option}"' in source, f"{file} {option}"
+
+
 def test_pictures_are_there_and_small() -> None:
     named = re.findall(r"\.github/\w+\.png", README)
     assert len(named) >= 3

@@ -357,6 +357,13 @@ def test_many_scenes_are_folded_with_the_worst_first(tmp_path: Path) -> None:
     assert len(json.loads((tmp_path / "report.json").read_text())["scenes"]) == 30
 
 
+def test_names_need_no_font_and_are_no_formula() -> None:
+    panel = pictures.Panel("map $", np.zeros((9, 9, 3), np.uint8))
+    classes = [Class(1, "\u6c34\u4f53", (0, 0, 9)), Class(2, "$\\frac$", (9, 0, 0))]
+    drawn = pictures.draw([panel], classes, title="\u56fe_$x_.tif$")
+    assert pictures.to_png(drawn).startswith(b"\x89PNG")
+
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 

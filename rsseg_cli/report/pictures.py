@@ -14,6 +14,7 @@ import numpy as np
 import rasterio
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.text import Text
 from numpy.typing import NDArray
 from rasterio.enums import Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
@@ -156,9 +157,17 @@ def draw(
 
 
 def to_png(figure: Figure) -> bytes:
-    """Draw a figure, without a display."""
+    """Draw a figure, without a display or fonts of the system.
+
+    Names are shown as they are, a dollar sign too. Characters that matplotlib's own font lacks
+    become boxes; the ids beside the names still tell classes apart.
+    """
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
     out = io.BytesIO()
-    figure.savefig(out, format="png", metadata={"Software": "rsseg"})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure.savefig(out, format="png", metadata={"Software": "rsseg"})
     return out.getvalue()
 
 

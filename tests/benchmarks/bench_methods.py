@@ -6,8 +6,8 @@ The share counts what may ever train at the size of a ViT-L beside the encoder's
 without the head, with the settings of each method's preset; nothing is computed for it. A step is
 forward, backward and update of a ViT-S with a linear head, random weights and default settings, in
 processor seconds beside those of `frozen`; methods take turns and the fastest step counts. Work
-around steps (estimates, selections) comes on top. SpectralMoE goes without depth; DepthForge cannot,
-and has a random depth encoder of the same size.
+around steps (estimates, selections) comes on top. SpectralMoE goes without depth; DepthForge, which
+cannot, has a random depth encoder of the same size.
 """
 
 from __future__ import annotations
