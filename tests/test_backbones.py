@@ -14,6 +14,7 @@ from rsseg_cli.backbones._timm import Size, TimmBackbone
 from rsseg_cli.backbones.clip import Clip
 from rsseg_cli.backbones.dinov2 import Dinov2
 from rsseg_cli.backbones.dinov3 import Dinov3
+from rsseg_cli.backbones.dofa import PLAIN, Dofa
 from rsseg_cli.backbones.eva02 import Eva02
 from rsseg_cli.backbones.mae import Mae
 from rsseg_cli.backbones.sam import Sam
@@ -35,6 +36,7 @@ CASES: dict[str, tuple[type[TimmBackbone], Size, int]] = {
     "dinov3_biased": (Dinov3, Size("vit_small_patch16_dinov3_qkvb.lvd1689m", 16, SMALL), 5),
     "eva02": (Eva02, Size("eva02_base_patch14_224.mim_in22k", 14, SMALL), 1),
     "eva02_fused": (Eva02, Size("eva02_small_patch14_224.mim_in22k", 14, SMALL), 1),
+    "dofa": (Dofa, Size("vit_base_patch16_224.mae", 16, {**SMALL, **PLAIN}), 1),
     "sam": (Sam, Size("samvit_base_patch16.sa1b", 16, WINDOWS), 0),
 }
 EVERY = pytest.mark.parametrize("case", CASES)
