@@ -159,7 +159,10 @@ class Fit:
         shares = zip(self.sources.classes, self._shares(), strict=True)
         missing = [one.name for one, share in shares if share == 0]
         if missing:
-            found.append(f"no training pixel of: {', '.join(missing)}")
+            found.append(
+                f"no training pixel of: {', '.join(missing)} (`rsseg data check` compares what "
+                "labels hold with what is expected)"
+            )
         if not self.sources.validation:
             found.append("nothing to validate on: the last step is kept")
         tile, places = (

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rsseg_cli import distributed
 from rsseg_cli.contract import Json
 from rsseg_cli.segmenter import Segmenter
-from rsseg_cli.training import checkpoint, distributed
+from rsseg_cli.training import checkpoint
 
 
 @dataclass
@@ -57,8 +58,8 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Say whether there is a model and nothing left to resume."""
-        return self.model.is_file() and not self.resume.exists()
+        """Say whether the last step was taken: a killed run may have a best model, too."""
+        return self.model.is_file() and self.last.is_file() and not self.resume.exists()
 
     def begin(self, config: str) -> None:
         """Make the folder with its `config.yaml`; files of an earlier run go, and no others.
@@ -78,18 +79,18 @@ class RunFolder:
 
     def save_model(self, path: Path, model: Segmenter, score: Json, step: int) -> None:
         """Write a model file together with its validation score."""
-        if distributed.rank() == 0:
+        if distributed.leads():
             about = self.metadata | {"score": score, "step": step}
             checkpoint.save_model(path, model.pack(), about)
 
     def save_resume(self, state: dict[str, Any]) -> None:
         """Write the state to resume from."""
-        if distributed.rank() == 0:
+        if distributed.leads():
             checkpoint.save_resume(self.resume, state | {"about": self.metadata})
 
     def add(self, record: dict[str, Json]) -> None:
         """Append a line to the metrics."""
-        if distributed.rank() == 0:
+        if distributed.leads():
             try:
                 with self.metrics.open("a", encoding="utf-8") as stream:
                     stream.write(json.dumps(record) + "\n")
@@ -105,6 +106,8 @@ class RunFolder:
 
     def cut(self, step: int) -> None:
         """Drop metrics of steps that a resumed run will take again (those from `step` on)."""
+        if not distributed.leads():
+            return
         kept = [line for line in self.records() if int(str(line["step"])) <= step]
         with checkpoint.replacing(self.metrics) as part:
             part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")

@@ -11,11 +11,12 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import Parameter
 
+from rsseg_cli import distributed
 from rsseg_cli.contract import Json, Strict
 from rsseg_cli.data.tiles import Batch
 from rsseg_cli.errors import Interrupted
 from rsseg_cli.segmenter import Segmenter
-from rsseg_cli.training import distributed, optimizer
+from rsseg_cli.training import optimizer
 from rsseg_cli.training.deadline import Deadline, Work
 from rsseg_cli.training.folder import RunFolder
 from rsseg_cli.training.meter import Meter
@@ -135,11 +136,13 @@ def train(job: Job, progress: Progress, resumed: dict[str, Any] | None = None) -
             if last:
                 break
             late = job.deadline.near(*job.works(done + 1))
-            if done % settings.save_every == 0 or stop.wanted or late:
+            ends = distributed.any_wants(stop.wanted or late)
+            if done % settings.save_every == 0 or ends:
                 meter.check()
                 with job.deadline.timing("save"):
                     job.folder.save_resume(_state(done, job, updates, best))
-            if stop.wanted or late:
+            if ends:
+                distributed.wait()  # for the one that writes
                 raise Interrupted(
                     f"stopped after step {done:,} of {settings.steps:,}"
                     + ": the time of --max-time is up" * late,
@@ -194,8 +197,9 @@ class Updates:
         terms = self.room.run(
             lambda: self._backward(index, batches), self._undo, lambda: batches.kept[0]
         )
-        self.scaler.unscale_(self.adam)
+        # Scaled as they are: what overflows in one process is skipped in all.
         distributed.average_gradients(self.tuned)
+        self.scaler.unscale_(self.adam)
         model.method.before_update(step)
         if job.optimization.clip is not None:
             torch.nn.utils.clip_grad_norm_(self.clipped, job.optimization.clip)
@@ -210,14 +214,15 @@ class Updates:
     def _backward(self, index: int, batches: StepBatches) -> dict[str, Tensor]:
         """Leave the gradients of a step; a pure function of weights, seed and index."""
         job = self.job
-        torch.manual_seed(seed_for(job.settings.seed, index, distributed.rank()))
         return backward(
             job.model,
             job.objective,
             (self.room.cut(batch.to(job.device)) for batch in batches),
             count=batches.count,
+            seed=seed_for(job.settings.seed, index),
             autocast=self.precision.autocast,
             scale=self.scaler.scale,
+            together=True,
         )
 
     def _undo(self) -> None:
@@ -262,7 +267,8 @@ def _finish(
     """Write the last model, also as the model to use when nothing was validated."""
     for path in (job.folder.last,) if best else (job.folder.last, job.folder.model):
         job.folder.save_model(path, job.model, score, done)
-    job.folder.resume.unlink(missing_ok=True)
+    if distributed.leads():
+        job.folder.resume.unlink(missing_ok=True)
 
 
 def _keep_best(

@@ -9,11 +9,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rsseg_cli import distributed
 from rsseg_cli.contract import Json
 from rsseg_cli.data.tiles import Batch
 from rsseg_cli.errors import RssegError
 from rsseg_cli.training.memory import peak_memory_mb
 from rsseg_cli.training.prefetch import Prefetch
+
+NEVER = 2**62
+"""The step at which a loss was not finite, as long as all were."""
 
 
 @dataclass
@@ -46,7 +50,7 @@ class Meter:
         self.waited = 0.0
         self.steps = self.all_steps = 0
         self.sums: dict[str, Tensor] = {}
-        self.bad = torch.full((), -1, device=device)
+        self.bad = torch.full((), NEVER, device=device)
 
     def add(self, index: int, terms: dict[str, Tensor]) -> None:
         """Count a step; remember the first one whose loss is not finite."""
@@ -54,13 +58,13 @@ class Meter:
         self.all_steps += 1
         for name, value in terms.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
-            broken = ~torch.isfinite(value) & (self.bad < 0)
+            broken = ~torch.isfinite(value) & (self.bad == NEVER)
             self.bad = torch.where(broken, index + 1, self.bad)
 
     def check(self) -> None:
-        """Stop the run if a loss was not finite."""
-        bad = int(self.bad)
-        if bad >= 0:
+        """Stop the run if a loss was not finite; all processes ask at the same step."""
+        bad = int(distributed.least(self.bad))
+        if bad != NEVER:
             raise RssegError(
                 f"the loss is not a finite number at step {bad:,}",
                 where=str(self.folder),
@@ -73,7 +77,8 @@ class Meter:
         self.check()
         now = time.perf_counter()
         seconds = max(now - self.since, 1e-9)
-        losses = {name: float(value) / self.steps for name, value in self.sums.items()}
+        sums = distributed.average(torch.stack(list(self.sums.values()))).tolist()
+        losses = {name: value / self.steps for name, value in zip(self.sums, sums, strict=True)}
         record: dict[str, Json] = {
             "step": step,
             "loss": sum(losses.values()),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rsseg_cli import share
 from rsseg_cli.contract import IGNORE
 
 
@@ -24,7 +25,10 @@ def pasted(label: Tensor, classes: int, generator: torch.Generator) -> Tensor:
     flat = label.long().flatten(1)
     present = torch.zeros(len(label), IGNORE + 1, device=label.device)
     present = present.scatter_(1, flat, 1.0)[:, :classes] > 0
-    drawn = torch.rand(present.shape, generator=generator, device=generator.device)
+    drawn = share.own(
+        lambda tiles: torch.rand(tiles, classes, generator=generator, device=generator.device),
+        len(label),
+    )
     ranks = drawn.masked_fill(~present, 2.0).argsort(1).argsort(1)
     half = (present.sum(1, keepdim=True) + 1) // 2
     chosen = torch.zeros(len(label), IGNORE + 1, dtype=torch.bool, device=label.device)

@@ -8,9 +8,11 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
+from rsseg_cli import distributed
 from rsseg_cli.data.tiles import Batch
 from rsseg_cli.errors import RssegError
 from rsseg_cli.segmenter import Segmenter
+from rsseg_cli.share import Share, taking
 from rsseg_cli.training.objectives import Objective
 
 
@@ -49,8 +51,10 @@ def backward(
     batches: Iterable[Sequence[Batch]],
     *,
     count: int,
+    seed: int,
     autocast: Callable[[], AbstractContextManager[None]],
     scale: Callable[[Tensor], Tensor] = lambda loss: loss,
+    together: bool = False,
 ) -> dict[str, Tensor]:
     """Add the gradients of the loss over some batches of one size to `.grad`.
 
@@ -59,21 +63,31 @@ def backward(
         objective: Names the loss terms.
         batches: `count` batches on the device, each in pieces of one size.
         count: Number of batches.
+        seed: Of the random numbers; every piece takes its own of those drawn for all images.
         autocast: Opens the number format of the forward pass.
         scale: Multiplies the loss before backward.
+        together: Every process passes such batches, the parts of a larger one.
 
     Returns:
         The mean of each term, on the device.
     """
     means: dict[str, Tensor] = {}
-    for pieces in batches:
-        for piece in pieces:
-            share = 1 / (count * len(pieces))
-            with autocast():
-                terms = objective(model, piece)
-            loss = torch.stack(list(terms.values())).sum() * share
-            torch.autograd.backward(scale(loss))
+    processes = distributed.world() if together else 1
+    together = processes > 1
+    for number, pieces in enumerate(batches):
+        place = number * processes + (distributed.rank() if together else 0)
+        for order, piece in enumerate(pieces):
+            weight = 1 / (count * len(pieces))
+            share = Share(
+                place * len(pieces) + order, count * processes * len(pieces), together=together
+            )
+            torch.manual_seed(seed)
+            with taking(share):
+                with autocast():
+                    terms = objective(model, piece)
+                loss = torch.stack(list(terms.values())).sum() * weight
+                torch.autograd.backward(scale(loss))
             for name, term in terms.items():
-                value = term.detach().float() * share
+                value = term.detach().float() * weight
                 means[name] = means[name] + value if name in means else value
     return means

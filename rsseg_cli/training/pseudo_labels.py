@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rsseg_cli import distributed, share
 from rsseg_cli.contract import IGNORE
 
 THINNED = 4
@@ -66,11 +67,13 @@ def by_entropy(probabilities: Tensor, there: Tensor, keep: float) -> PseudoLabel
     confidence, label = probabilities.max(1)
     entropy = normalised_entropy(probabilities)
     few = (slice(None), slice(None, None, THINNED), slice(None, None, THINNED))
+    labels, values = label[few].masked_fill(~there[few], IGNORE), entropy[few]
+    if share.together():
+        labels, values = distributed.joined(labels), distributed.joined(values)
     bounds = []
     for index in range(probabilities.shape[1]):
-        of_class = (label[few] == index) & there[few]
-        values = entropy[few].masked_fill(~of_class, torch.nan).flatten()
-        bounds.append(torch.nanquantile(values, keep))
+        of_class = values.masked_fill(labels != index, torch.nan).flatten()
+        bounds.append(torch.nanquantile(of_class, keep))
     # A class seen on none of these pixels has no bound (NaN): none of its pixels is sure.
     sure = (entropy <= torch.stack(bounds)[label]) & there
     return PseudoLabels(label.masked_fill(~there, IGNORE), confidence, there, sure)

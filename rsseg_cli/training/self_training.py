@@ -13,11 +13,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from rsseg_cli import distributed
 from rsseg_cli.contract import IGNORE, Json, Strict
 from rsseg_cli.data.augment import Augment
 from rsseg_cli.data.joined import DomainBatch
 from rsseg_cli.data.tiles import Batch
 from rsseg_cli.segmenter import Segmenter
+from rsseg_cli.share import own
 from rsseg_cli.training.mixing import paste, pasted
 from rsseg_cli.training.objectives import generator_like
 from rsseg_cli.training.pseudo_labels import PseudoLabels, by_confidence, by_entropy
@@ -137,7 +139,10 @@ class SelfTraining:
     def _view(self, image: Tensor, generator: torch.Generator) -> Tensor:
         """Make the strong view of tiles: other radiometry and less sharp."""
         nothing = image.new_zeros(len(image), *image.shape[-2:])
-        drawn = torch.rand(len(image), generator=generator, device=generator.device)
+        drawn = own(
+            lambda tiles: torch.rand(tiles, generator=generator, device=generator.device),
+            len(image),
+        )
         chosen = drawn < self.settings.jitter_chance
         changed, _ = self.jitter(image, nothing, generator)
         image = torch.where(chosen.to(image.device)[:, None, None, None], changed, image)
@@ -160,7 +165,10 @@ class SelfTraining:
         """Pass all tiles through the backbone at once, and weigh the head's terms by group."""
         image = torch.cat([part[0] for part in parts])
         label = torch.cat([part[1].long() for part in parts])
-        terms: dict[str, Tensor] = model(image, label, groups=[count for _, count, _ in groups])
+        alone = [isinstance(weight, Tensor) for _, _, weight in groups]  # weighed by themselves
+        terms: dict[str, Tensor] = model(
+            image, label, groups=[count for _, count, _ in groups], apart=sum(alone)
+        )
         losses: dict[str, Tensor] = {}
         for name, term in terms.items():
             if not term.ndim:  # the method's own
@@ -227,7 +235,7 @@ class _Seen:
         """Give shares of all that was seen; None when there was nothing."""
         if self.sums is None:
             return None
-        pixels, sure, confidence, *classes = self.sums.tolist()
+        pixels, sure, confidence, *classes = distributed.total(self.sums).tolist()
         pixels = max(1.0, pixels)
         return {
             "coverage": sure / pixels,

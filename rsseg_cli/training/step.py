@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from rsseg_cli import distributed
 from rsseg_cli.data.tiles import Batch
 from rsseg_cli.segmenter import Segmenter
-from rsseg_cli.training import distributed
 from rsseg_cli.training.objectives import Objective
 from rsseg_cli.training.passes import backward
 from rsseg_cli.training.precision import Precision
@@ -52,12 +52,12 @@ class TaskProbe:
         self.model.zero_grad(set_to_none=True)
         devices = [self.batch.image.device] if self.batch.image.is_cuda else []
         with torch.random.fork_rng(devices), torch.enable_grad():
-            torch.manual_seed(self.seed)
             terms = backward(
                 self.model,
                 self.objective,
                 [self.room.cut(self.batch)],
                 count=1,
+                seed=self.seed,
                 autocast=self.precision.probing,
             )
         return torch.stack(list(terms.values())).sum()

@@ -6,9 +6,14 @@ import signal
 import threading
 from types import FrameType, TracebackType
 
+from rsseg_cli import distributed
+
 
 class StopSignal:
-    """Listens for SIGINT and SIGTERM while it is entered; a second Ctrl-C stops at once."""
+    """Listens for SIGINT and SIGTERM while it is entered; a second Ctrl-C stops at once.
+
+    Under several processes it does not: `torchrun` passes on a Ctrl-C that all have had already.
+    """
 
     def __init__(self) -> None:
         self.wanted = False
@@ -22,7 +27,7 @@ class StopSignal:
         return self
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.wanted and number == signal.SIGINT:
+        if self.wanted and number == signal.SIGINT and not distributed.active():
             raise KeyboardInterrupt
         self.wanted = True
 
