@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn import functional as F
 
+from rsseg_cli import share
 from rsseg_cli.contract import IGNORE, Backbone, Bands, Features, Head, Method, Output
 
 
@@ -91,7 +93,12 @@ class Segmenter(nn.Module):
         return self.backbone(image, self.method), (height + bottom, width + right)
 
     def forward(
-        self, image: Tensor, labels: Tensor, groups: Sequence[int] | None = None
+        self,
+        image: Tensor,
+        labels: Tensor,
+        groups: Sequence[int] | None = None,
+        *,
+        apart: int = 0,
     ) -> dict[str, Tensor]:
         """Name the weighted terms of the loss.
 
@@ -100,6 +107,8 @@ class Segmenter(nn.Module):
             labels: (B, H, W), class indices, `IGNORE` where there is none.
             groups: Sizes of consecutive groups of the batch, summing to B. The head's terms are
                 then (G,), one per group; the method's own stay scalars of the whole batch.
+            apart: So many groups, the last ones, are whole in this process; the others are
+                parts of groups that all processes share.
         """
         features, size = self.features(image)
         bottom, right = size[0] - labels.shape[1], size[1] - labels.shape[2]
@@ -108,10 +117,11 @@ class Segmenter(nn.Module):
         if groups is None:
             return self.head.losses(self.head(features, size), labels) | features.losses
         found, start = [], 0
-        for count in groups:
+        for number, count in enumerate(groups):
             stop = start + count
             output = self.head(features.part(start, stop), size)
-            found.append(self.head.losses(output, labels[start:stop]))
+            with share.apart() if number >= len(groups) - apart else nullcontext():
+                found.append(self.head.losses(output, labels[start:stop]))
             start = stop
         return {
             name: torch.stack([one[name] for one in found]) for name in found[0]

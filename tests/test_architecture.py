@@ -15,6 +15,8 @@ PACKAGE = Path(__file__).parent.parent / "rsseg_cli"
 # From left to right; parts in one group never import each other, except where they are one folder.
 LAYERS: list[set[str]] = [
     {"errors", "classes"},
+    {"distributed"},
+    {"share"},
     {"presets"},
     {"contract", "raster", "metrics"},
     {"find", "data", "backbones", "heads", "report"},

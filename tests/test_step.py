@@ -12,7 +12,8 @@ from torch import Tensor
 
 from rsseg_cli.data.tiles import Batch
 from rsseg_cli.segmenter import Segmenter
-from rsseg_cli.training import distributed, optimizer
+from rsseg_cli import distributed
+from rsseg_cli.training import optimizer
 from rsseg_cli.training.optimizer import Optimization
 from rsseg_cli.training.precision import Format, Precision
 from rsseg_cli.training.prefetch import Indexed

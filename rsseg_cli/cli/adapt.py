@@ -95,6 +95,7 @@ def adapt(
     from rsseg_cli.training.deadline import Deadline
 
     deadline = Deadline.parse(max_time)  # the time for loading counts, too
+    from rsseg_cli import distributed
     from rsseg_cli.run import adapt as runs
     from rsseg_cli.run import adapt_config
 
@@ -122,22 +123,26 @@ def adapt(
         changes=options.changes(short),
         more=settings or (),
     )
-    job = runs.Adapt(
-        settled,
-        data_root=data_root,
-        folder=run,
-        device=device,
-        resume=resume,
-        overwrite=overwrite,
-        deadline=deadline,
-        quiet=quiet or as_json,
-    )
-    if dry_run:
-        plan = job.plan()
-        options.answer(plan.document()) if as_json else plan.show()
-        return
-    made = job.run()
-    early = runs.stopped(made.outcome)
-    if early is not None:
-        typer.echo(f"warning: {early}; the best model before is kept", err=True)
-    options.answer(runs.result(made)) if as_json else typer.echo(made.model)
+    with distributed.group(device):
+        job = runs.Adapt(
+            settled,
+            data_root=data_root,
+            folder=run,
+            device=device,
+            resume=resume,
+            overwrite=overwrite,
+            deadline=deadline,
+            quiet=quiet or as_json,
+        )
+        if dry_run:
+            plan = job.plan()
+            if distributed.leads():
+                options.answer(plan.document()) if as_json else plan.show()
+            return
+        made = job.run()
+        if not distributed.leads():
+            return
+        early = runs.stopped(made.outcome)
+        if early is not None:
+            typer.echo(f"warning: {early}; the best model before is kept", err=True)
+        options.answer(runs.result(made)) if as_json else typer.echo(made.model)

@@ -60,6 +60,7 @@ def fit(
 
     deadline = Deadline.parse(max_time)  # the time for loading counts, too
     from rsseg_cli import config as configs
+    from rsseg_cli import distributed
     from rsseg_cli.run import fit as runs
 
     changes: list[str] = []
@@ -93,19 +94,22 @@ def fit(
         pretrained=not no_pretrained,
         changes=changes,
     )
-    job = runs.Fit(
-        settled,
-        data_root=data_root,
-        folder=run,
-        device=device,
-        resume=resume,
-        overwrite=overwrite,
-        deadline=deadline,
-        quiet=quiet or as_json,
-    )
-    if dry_run:
-        plan = job.plan()
-        options.answer(plan.document()) if as_json else plan.show()
-        return
-    result = job.run()
-    options.answer(result.document()) if as_json else typer.echo(result.model)
+    with distributed.group(device):
+        job = runs.Fit(
+            settled,
+            data_root=data_root,
+            folder=run,
+            device=device,
+            resume=resume,
+            overwrite=overwrite,
+            deadline=deadline,
+            quiet=quiet or as_json,
+        )
+        if dry_run:
+            plan = job.plan()
+            if distributed.leads():
+                options.answer(plan.document()) if as_json else plan.show()
+            return
+        result = job.run()
+        if distributed.leads():
+            options.answer(result.document()) if as_json else typer.echo(result.model)

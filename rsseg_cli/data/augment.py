@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import torch
@@ -9,6 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
+from rsseg_cli import share
 from rsseg_cli.contract import Strict
 
 Strength = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -82,7 +84,7 @@ class Augment:
     ) -> tuple[Tensor, Tensor]:
         """Mirror at the axes and the diagonal; two of these make a turn."""
         config = self.config
-        across, down, diagonal = _draw((3, len(image)), generator, image.device) < 0.5
+        across, down, diagonal = _draw((3, len(image)), generator, image.device, of=1) < 0.5
         if not config.flips:
             # Turns alone: an even number of mirrorings. A half turn is both axes.
             down = across ^ diagonal
@@ -108,8 +110,8 @@ class Augment:
             image = _blur(image, config.blur, generator)
         if config.noise:
             level = _draw((batch, 1, 1, 1), generator, image.device) * config.noise
-            noise = torch.randn(image.shape, generator=generator, device=generator.device)
-            image = image + level * noise.to(image.device, non_blocking=True)
+            noise = _draw(image.shape, generator, image.device, draw=torch.randn)
+            image = image + level * noise
         return image
 
 
@@ -128,10 +130,21 @@ def resize(image: Tensor, label: Tensor, tile: int) -> tuple[Tensor, Tensor]:
     return image, label[:, rows][:, :, columns]
 
 
-def _draw(shape: tuple[int, ...], generator: torch.Generator, device: torch.device) -> Tensor:
-    """Draw from 0..1 where the generator is, and bring it to the device."""
-    drawn = torch.rand(shape, generator=generator, device=generator.device)
-    return drawn.to(device, non_blocking=True)
+def _draw(
+    shape: Sequence[int],
+    generator: torch.Generator,
+    device: torch.device,
+    *,
+    of: int = 0,
+    draw: Callable[..., Tensor] = torch.rand,
+) -> Tensor:
+    """Draw where the generator is, axis `of` being the tiles, and bring it to the device."""
+
+    def drawn(tiles: int) -> Tensor:
+        whole = (*shape[:of], tiles, *shape[of + 1 :])
+        return draw(whole, generator=generator, device=generator.device)
+
+    return share.own(drawn, shape[of], of).to(device, non_blocking=True)
 
 
 def _where(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rsseg_cli import share
 from rsseg_cli.heads._matching import Matching, Weights, costs, match
 from rsseg_cli.heads._points import PointLabels, present, sample, spread
 
@@ -83,17 +84,20 @@ def set_losses(
         shown = present(labels, wide.classes.shape[-1] - 1)
         with torch.no_grad():
             matching = match(_all_costs(wide, labels, sampling, weights), shown)
+        targets = share.mean(shown.sum().float()).clamp(min=1.0e-6)
         surprise, dice = _mask_terms(wide, labels, matching, sampling)
         return {
             "class": weights.classes * _class_term(wide.classes, shown, matching, class_weights),
-            "mask": weights.masks * surprise,
-            "dice": weights.dice * dice,
+            "mask": weights.masks * surprise / targets,
+            "dice": weights.dice * dice / targets,
         }
 
 
 def _draw(count: int, labels: Tensor) -> Tensor:
     """Draw points (B, count, 2) on the labelled ground."""
-    uniform = torch.rand(len(labels), count, 2, device=labels.device)
+    uniform = share.own(
+        lambda images: torch.rand(images, count, 2, device=labels.device), len(labels)
+    )
     return spread(uniform, labels)
 
 
@@ -126,13 +130,13 @@ def _class_term(
     weight = class_weights.float()[wanted] * shown.any(1)[:, None]
     surprise = F.cross_entropy(classes.flatten(0, 2), wanted.flatten(), reduction="none")
     sums = (surprise.view_as(weight) * weight).sum((1, 2))
-    return (sums / weight.sum((1, 2)).clamp(min=1.0e-6)).sum()
+    return (sums / share.mean(weight.sum((1, 2))).clamp(min=1.0e-6)).sum()
 
 
 def _mask_terms(
     predictions: Predictions, labels: Tensor, matching: Matching, sampling: Sampling
 ) -> tuple[Tensor, Tensor]:
-    """Binary cross-entropy and dice loss of the matched masks, per class present."""
+    """Binary cross-entropy and dice loss of the matched masks, summed over all of them."""
     logits, shares, labelled = _at_chosen_points(predictions, labels, matching, sampling)
     counts = labelled.sum(-1)
     surprise = (labelled * F.softplus(logits) - logits * shares).sum(-1) / counts.clamp(min=1e-6)
@@ -140,8 +144,7 @@ def _mask_terms(
     sizes = (covered * labelled).sum(-1) + shares.sum(-1)
     dice = 1 - (2 * (covered * shares).sum(-1) + 1) / (sizes + 1)
     # Empty slots multiply by 0 instead of being cut out: shapes stay those of the matching.
-    taken = matching.taken / max(1, matching.targets)
-    return (surprise * taken).sum(), (dice * taken).sum()
+    return (surprise * matching.taken).sum(), (dice * matching.taken).sum()
 
 
 def _at_chosen_points(

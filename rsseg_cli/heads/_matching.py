@@ -39,8 +39,6 @@ class Matching:
     """(B, N) index of a class; 0 in an empty slot."""
     taken: Tensor
     """(layers, B, N) booleans: the slot has a query."""
-    targets: int
-    """Classes present, summed over the images."""
 
 
 def costs(
@@ -99,5 +97,4 @@ def match(costs: Tensor, present: Tensor) -> Matching:
         queries=sent[:layers],
         classes=sent[-1],
         taken=sent[layers:-1].bool(),
-        targets=sum(len(classes) for classes in found),
     )

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rsseg_cli import share
 from rsseg_cli.contract import IGNORE, Features, Head, Output
 
 
@@ -66,7 +67,7 @@ class Linear(Head[LinearOutput]):
         self.projections = nn.ModuleList(
             nn.Conv2d(dim, config.width or classes, kernel_size=1) for _ in range(maps)
         )
-        self.dropout = nn.Dropout2d(config.dropout)
+        self.dropout = share.Dropout2d(config.dropout)
         self.decoder = nn.Sequential(*_decoder(config, classes)) if config.width else nn.Identity()
 
     def forward(self, features: Features, size: tuple[int, int]) -> LinearOutput:
@@ -93,7 +94,8 @@ class Linear(Head[LinearOutput]):
             )
             # IGNORE lies beyond the classes and finds the weight 0 there.
             of_label = F.pad(weights, (0, IGNORE + 1 - len(weights)))
-            return {"cross_entropy": total / of_label[labels].sum().clamp(min=1.0e-6)}
+            counted = share.mean(of_label[labels].sum())
+            return {"cross_entropy": total / counted.clamp(min=1.0e-6)}
 
 
 def _decoder(config: Linear.Config, classes: int) -> Iterator[nn.Module]:
@@ -105,5 +107,5 @@ def _decoder(config: Linear.Config, classes: int) -> Iterator[nn.Module]:
         yield nn.ConvTranspose2d(before, after, kernel_size=2, stride=2)
         yield from (nn.GroupNorm(1, after), nn.GELU())
         yield from (nn.Conv2d(after, after, 3, padding=1), nn.GELU())
-    yield nn.Dropout2d(config.dropout)
+    yield share.Dropout2d(config.dropout)
     yield nn.Conv2d(channels[-1], classes, kernel_size=1)

@@ -6,12 +6,14 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+
+from rsseg_cli import share
 
 _again: ContextVar[bool] = ContextVar("again", default=False)
 """Whether a forward pass is the second one, inside backward."""
@@ -45,11 +47,14 @@ def _second_pass() -> Iterator[None]:
 class BatchNorm(nn.BatchNorm2d):
     """Batch norm that counts each batch once, also where activations are computed again.
 
-    It uses its running statistics when a batch has one value per channel.
+    It uses its running statistics when a batch has one value per channel. The statistics of a
+    batch are those of all processes; one of them may have no image of it at all.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (B, C, h, w)."""
+        if self.training and share.together():
+            return self._together(x)
         single = x.numel() == x.shape[1]
         if not self.training or not (single or _again.get()):
             return super().forward(x)
@@ -57,6 +62,29 @@ class BatchNorm(nn.BatchNorm2d):
         if mean is not None and var is not None and _again.get():
             mean, var = mean.clone(), var.clone()
         return F.batch_norm(x, mean, var, self.weight, self.bias, training=not single, eps=self.eps)
+
+    def _together(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            wide = x.float()
+            sums = torch.cat((wide.sum((0, 2, 3)), wide.new_full((1,), x[:, 0].numel())))
+            sums = share.mean(sums)
+            count = sums[-1]
+            mean = sums[:-1] / count
+            centred = wide - mean[:, None, None]
+            var = share.mean(centred.square().sum((0, 2, 3))) / count
+            normal = centred * (var + self.eps).rsqrt()[:, None, None]
+            weighed = normal * self.weight[:, None, None] + self.bias[:, None, None]
+        if not _again.get():
+            self._follow(mean.detach(), var.detach(), count * share.of_all(1))
+        return weighed.to(x.dtype)
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
+        """Update the running statistics, with the unbiased variance of `count` values."""
+        new = {"running_mean": mean, "running_var": var * count / (count - 1).clamp(min=1)}
+        for name, value in new.items():
+            self.get_buffer(name).lerp_(value, cast(float, self.momentum))
+        self.get_buffer("num_batches_tracked").add_(1)
 
 
 class Cascade(nn.Module):

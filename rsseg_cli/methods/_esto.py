@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rsseg_cli import share
+
 Similarity = Literal["head", "token"]
 Statistics = Literal["image", "batch"]
 
@@ -52,8 +54,12 @@ class TokenOptimizer(nn.Module):
     def boundaries(self, tokens: Tensor) -> Tensor:
         """Say how much of a boundary each token is: (B, N, 1) in (0, 1), without gradient."""
         variance = tokens.detach().float().var(dim=2, keepdim=True)
-        over = (0, 1) if self.statistics == "batch" else (1,)
-        std, mean = torch.std_mean(variance, dim=over, keepdim=True)
+        if self.statistics == "image":
+            std, mean = torch.std_mean(variance, dim=1, keepdim=True)
+        else:
+            mean = share.mean(variance.mean())
+            unbiased = 1 - 1 / share.of_all(variance.numel())
+            std = (share.mean((variance - mean).square().mean()) / unbiased).sqrt()
         return ((variance - mean) / (std + 1e-6)).sigmoid().to(tokens.dtype)
 
     def _gather(self, tokens: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ long, and the distances from one of them to all experts differ little.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn import functional as F
 
+from rsseg_cli import share
 from rsseg_cli.methods._tokens import Routes
 
 Kind = Literal["laplace", "gaussian", "softmax"]
@@ -42,7 +44,7 @@ class Gate(nn.Module):
             if not self.training:
                 return self._route(clean)
             deviation = F.softplus(features @ self.spread) + SMALLEST_NOISE
-            noisy = clean + torch.randn_like(clean) * deviation
+            noisy = clean + share.own(partial(_noise, clean), len(clean)) * deviation
             routes = self._route(noisy)
             if self.k == self.centres.shape[1]:
                 return routes
@@ -53,6 +55,10 @@ class Gate(nn.Module):
         best, chosen = scores.topk(self.k, dim=-1)
         shares = torch.zeros_like(scores).scatter(-1, chosen, best.softmax(-1))
         return Routes(chosen, shares)
+
+
+def _noise(scores: Tensor, images: int) -> Tensor:
+    return torch.randn(images, *scores.shape[1:], device=scores.device)
 
 
 def affinity(features: Tensor, centres: Tensor, kind: Kind) -> Tensor:

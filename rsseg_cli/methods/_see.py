@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import torch
-from timm.layers.drop import DropPath
+from timm.layers.drop import drop_path
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rsseg_cli import share
 from rsseg_cli.methods._convolution import Cascade, initialise, recomputed
 from rsseg_cli.methods._deformable import DeformableAttention, centres
 
@@ -140,7 +142,7 @@ class Enhancer(nn.Module):
         self.narrow = nn.Linear(dim, hidden)
         self.expert = expert
         self.widen = nn.Linear(hidden, dim)
-        self.drop: nn.Module = DropPath(drop_path)
+        self.drop_path = drop_path
         self.narrow.apply(initialise)
         self.widen.apply(initialise)
         self.attention = attention
@@ -165,5 +167,12 @@ class Enhancer(nn.Module):
             )
         maps = split(self.narrow(self.norm(tokens)), sizes)
         enhanced = join([recomputed(self.expert, z, level) for level, z in enumerate(maps)])
-        added: Tensor = self.drop(self.widen(F.gelu(enhanced)))
-        return tokens + added
+        added: Tensor = self.widen(F.gelu(enhanced))
+        return tokens + self._dropped(added)
+
+    def _dropped(self, added: Tensor) -> Tensor:
+        """Leave the addition to some images out, in training."""
+        if not self.training or self.drop_path == 0.0:
+            return added
+        drop = partial(drop_path, drop_prob=self.drop_path, training=True)
+        return share.dropped(added, drop, (1,) * (added.ndim - 1))

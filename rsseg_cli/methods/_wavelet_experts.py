@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rsseg_cli import share
 from rsseg_cli.methods._convolution import BatchNorm, Cascade, initialise, recomputed
 from rsseg_cli.methods._wavelets import WaveletConvolution
 
@@ -54,9 +55,9 @@ class Router(nn.Module):
 class Experts(nn.Module):
     """A sum of wavelet cascades with different kernels, weighted per image by the router.
 
-    An expert that is not chosen is not computed. The exceptions are in training: `trained` =
-    "all", and several processes, whose gradients can only be averaged if all have the same.
-    Activations of experts are not kept for backward; the choice is, so that it cannot differ.
+    An expert that no image chose, in any process, is not computed, unless in training `trained`
+    is "all". Activations of experts are not kept for backward; the choice is, so that it cannot
+    differ.
     """
 
     def __init__(
@@ -79,14 +80,13 @@ class Experts(nn.Module):
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Add the experts' answers to features (B, C, h, w); also say who was chosen (B, E)."""
         shares, chosen = self.router(features)
-        if self.training and (self.trained == "all" or _several_processes()):
-            everyone = torch.arange(len(features), device=features.device)
-            groups = [everyone for _ in self.experts]
-        else:
-            groups = [images.nonzero().flatten() for images in chosen.cpu().T]
+        answering = torch.ones_like(chosen) if self.training and self.trained == "all" else chosen
+        somewhere = share.mean(answering.float().mean(0)) > 0
+        *here, used = torch.cat((answering, somewhere[None])).cpu()
         total = features
-        for number, (expert, images) in enumerate(zip(self.experts, groups, strict=True)):
-            if len(images):
+        for number, expert in enumerate(self.experts):
+            if used[number]:
+                images = torch.stack(here)[:, number].nonzero().flatten()
                 total = _add(total, features, expert, images.to(features.device), shares[:, number])
         return total, chosen
 
@@ -99,10 +99,6 @@ def _add(
     answer = recomputed(expert, features if whole else features[images])
     weighted = (shares[images, None, None, None] * answer).to(total.dtype)
     return total + weighted if whole else total.index_add(0, images, weighted)
-
-
-def _several_processes() -> bool:
-    return distributed.is_available() and distributed.is_initialized()
 
 
 class Pyramid(nn.Module):
@@ -161,5 +157,5 @@ class Pyramid(nn.Module):
                 choices.append(chosen)
             maps.append(self.widen(level))
         if self.training and choices:
-            self.usage = torch.stack(choices).float().mean((0, 1))
+            self.usage = share.mean(torch.stack(choices).float().mean((0, 1)))
         return maps

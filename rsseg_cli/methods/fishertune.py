@@ -18,6 +18,7 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
+from rsseg_cli import distributed
 from rsseg_cli.contract import Backbone, State, Step
 from rsseg_cli.errors import RssegError
 from rsseg_cli.methods import _domain, _posterior, _ranking
@@ -132,6 +133,12 @@ class FisherTune(Sparse):
                 where="method.estimation",
                 fix=f"fewer, such as {max(1, step.total // 10):,}, or more training.steps",
             )
+        if config.statistics < distributed.world():
+            raise RssegError(
+                f"{distributed.world()} processes cannot share {config.statistics} probes",
+                where="method.statistics",
+                fix=f"{distributed.world()} or more",
+            )
         super().before_step(step)
 
     def score(self, step: Step, centre: Sequence[Tensor]) -> _domain.Scores:
@@ -211,7 +218,8 @@ class FisherTune(Sparse):
         weights = [weight.detach() for weight in self.candidates.weights]
         self.candidates.open(False)
         total, seed = 0.0, int(self.draws)
-        for number, probe in enumerate(step.probes(4, samples=self.config.samples)):
+        probes = step.probes(4, samples=self.config.samples)
+        for number, probe in zip(distributed.numbers(), probes, strict=False):
             if prior:
                 _posterior.sample(prior, weights, centre, seed + number)
             total += probe.backward()
@@ -225,7 +233,8 @@ class FisherTune(Sparse):
         """Estimate the Fisher information of clean and of shifted passes.
 
         Both passes of a pair use the same samples, crops, matching points and posterior noise,
-        and count alike, by the weight of their shift: without a shift nothing differs.
+        and count alike, by the weight of their shift: without a shift nothing differs. Each of
+        several processes follows a posterior of its own, and these are merged in the end.
 
         Returns:
             F, F under shifts if any, and the mean weight of a pair.
@@ -237,7 +246,8 @@ class FisherTune(Sparse):
 
         clean, shifted = posterior(), posterior() if shift else None
         seed, total, pairs = int(self.draws), 0.0, 0
-        for number, probe in enumerate(step.probes(config.estimation, samples=config.samples)):
+        probes = step.probes(config.estimation, samples=config.samples)
+        for number, probe in zip(distributed.numbers(), probes, strict=False):
             counted = 1.0
             if shift and shifted:
                 shifted.sample(weights, centre, seed + number)

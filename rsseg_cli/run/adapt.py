@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rsseg_cli import presets
+from rsseg_cli import distributed, presets
 from rsseg_cli.contract import Json
 from rsseg_cli.data.joined import JoinedTiles, ProbeTiles, TargetTiles
 from rsseg_cli.data.locate import take_apart
@@ -186,7 +186,7 @@ class Adapt(Fit):
             limit=settings.collapse,
             patience=settings.patience,
             gain=target.gain,
-            before=lambda model: self._glance.map(model, self._before),
+            before=self._map_before,
             reported=self._reported(),
         )
 
@@ -197,6 +197,10 @@ class Adapt(Fit):
         target, threads = self.targets, self.config.training.threads
         tiles = self.covering(self.reported, target.bands(self.sources.bands))
         return Validation(tiles, self.sources.classes, self.precision, threads, gain=target.gain)
+
+    def _map_before(self, model: Segmenter) -> None:
+        if distributed.leads():
+            self._glance.map(model, self._before)
 
     @cached_property
     def _glance(self) -> Glance:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rsseg_cli import distributed
 from rsseg_cli.config import RunConfig
 from rsseg_cli.contract import Bands, Json
 from rsseg_cli.data.augment import Augment
@@ -29,7 +30,6 @@ from rsseg_cli.run.review import review, shown_bands
 from rsseg_cli.run.sources import Sources
 from rsseg_cli.run.validation import Validation
 from rsseg_cli.segmenter import Segmenter
-from rsseg_cli.training import distributed
 from rsseg_cli.training.checkpoint import load_model
 from rsseg_cli.training.deadline import Deadline
 from rsseg_cli.training.folder import RunFolder
@@ -188,7 +188,8 @@ class Fit:
         folder, resumed = self._open_folder(), self.resumed
         job = self.job(folder)
         shown, start = self.plan(), 0 if resumed is None else resumed["step"]
-        with Progress(self.config.training.steps, start=start, quiet=self.quiet) as progress:
+        quiet = self.quiet or not distributed.leads()
+        with Progress(self.config.training.steps, start=start, quiet=quiet) as progress:
             progress.say(
                 f"source   {shown.source}",
                 f"model    {shown.model}",
@@ -196,12 +197,13 @@ class Fit:
                 f"run      {folder.path}",
                 *(f"warning: {text}" for text in shown.warnings),
             )
-            for source in self.sources.sources:
+            for source in self.sources.sources if distributed.leads() else ():
                 written = source.keep(folder.path)
                 if written is not None:
                     progress.say(f"classes  were found by looking: name them in {written}")
             outcome = train(job, progress, resumed)
-        self.report(folder, shown, outcome)
+        if distributed.leads():
+            self.report(folder, shown, outcome)
         return FitResult(str(folder.path), str(folder.model), outcome)
 
     def report(self, folder: RunFolder, shown: Plan, outcome: Outcome) -> None:
@@ -210,12 +212,12 @@ class Fit:
 
     def review(self, folder: RunFolder) -> Evaluation | None:
         """Look closely at the held-back ground with the kept model; None where there is none."""
-        if not self.sources.validation or distributed.rank() != 0:
+        if not self.sources.validation:
             return None
         self.model.unpack(load_model(folder.model)[0])
         return review(
             self.model,
-            self.covering(self.sources.validation),
+            self.covering(self.sources.validation, whole=True),
             self.sources.classes,
             self.precision,
             rgb=shown_bands(self.sources.bands),
@@ -228,7 +230,8 @@ class Fit:
         folder = RunFolder(self.path, about)
         if self.resumed is not None:
             place.require_same_data(self.resumed, about, self.path)
-        elif distributed.rank() == 0:
+        distributed.wait()  # until all have looked at the folder as it was
+        if self.resumed is None and distributed.leads():
             folder.begin(self.config.text())
         return folder
 
@@ -262,15 +265,17 @@ class Fit:
         """The number format of the forward pass."""
         return Precision.choose(self.config.training.precision, self.device)
 
-    def covering(self, parts: Sequence[Part], bands: Bands | None = None) -> CoveringTiles:
-        """Open this process' share of the tiles that cover some ground."""
+    def covering(
+        self, parts: Sequence[Part], bands: Bands | None = None, *, whole: bool = False
+    ) -> CoveringTiles:
+        """Open the tiles that cover some ground: this process' share, or the `whole`."""
         return CoveringTiles(
             parts,
             bands or self.sources.bands,
             tile=self.config.data.tile,
             batch=self.batch,
-            rank=distributed.rank(),
-            world=distributed.world(),
+            rank=0 if whole else distributed.rank(),
+            world=1 if whole else distributed.world(),
         )
 
     def stream(self, batch: int, *, seed: int = 0) -> Indexed[Batch]:
@@ -292,7 +297,7 @@ class Fit:
         seed: int = 0,
         index: ClassIndex | None = None,
     ) -> TileStream:
-        """Open this process' share of random tiles of some ground."""
+        """Open random tiles of some ground: this process' share, of a stream apart all."""
         return TileStream(
             parts,
             bands,
@@ -301,8 +306,8 @@ class Fit:
             seed=self.config.training.seed + seed,
             scale=self.config.augment.scale,
             index=index,
-            rank=distributed.rank(),
-            world=distributed.world(),
+            rank=0 if seed else distributed.rank(),
+            world=1 if seed else distributed.world(),
         )
 
 

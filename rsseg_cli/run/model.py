@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from rsseg_cli import __version__
+from rsseg_cli import __version__, distributed
 from rsseg_cli.backbones._weights import fingerprint
 from rsseg_cli.classes import Class
 from rsseg_cli.config import RunConfig, family, parse
@@ -132,17 +132,19 @@ def newest(runs: Path = Path("runs")) -> Path:
 
 
 def pick_device(wanted: str) -> torch.device:
-    """Choose where to compute.
+    """Choose where to compute; each of several processes gets a GPU of its own.
 
     Raises:
         RssegError: The device is unknown, or not there.
     """
     if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", wanted):
         raise RssegError(
             f"{wanted} is not a device", where="--device", fix="auto, cpu, cuda or cuda:0"
         )
+    if wanted == "cuda" and distributed.active():
+        wanted = f"cuda:{distributed.local_rank()}"
     device = torch.device(wanted)
     if device.type == "cuda" and (
         not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()

@@ -8,9 +8,9 @@ from typing import Any
 from rich.console import Console
 
 from rsseg_cli.config import RunConfig
+from rsseg_cli.distributed import world
 from rsseg_cli.run.sources import Sources
 from rsseg_cli.segmenter import Segmenter
-from rsseg_cli.training.distributed import world
 
 ACTIVATIONS = {False: 34, True: 4}
 """Floats kept per token, channel and block: the branches of a block, or only its input."""

@@ -18,7 +18,6 @@ from rsseg_cli.find import find
 from rsseg_cli.metrics.scores import Scores
 from rsseg_cli.report.report import Report
 from rsseg_cli.run.plan import Plan
-from rsseg_cli.training import distributed
 from rsseg_cli.training.folder import RunFolder
 from rsseg_cli.training.meter import Outcome
 
@@ -47,8 +46,6 @@ def write_report(
         remarks: More to know.
         review: A closer look at the held-back ground.
     """
-    if distributed.rank() != 0:
-        return
     records = folder.records()
     method = find("methods", config.method.name, Method)
     best = outcome.best

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
+from rsseg_cli import distributed
 from rsseg_cli.contract import IGNORE, Json
 from rsseg_cli.data.covering import CoveringTiles
 from rsseg_cli.run.validation import Validation
 from rsseg_cli.segmenter import Segmenter
-from rsseg_cli.training import distributed
 from rsseg_cli.training.choice import Look, collapsed, merit, rating
 from rsseg_cli.training.precision import Precision
 from rsseg_cli.training.prefetch import Prefetch

@@ -167,14 +167,8 @@ def test_experts_that_nobody_chose_are_not_computed() -> None:
     assert torch.allclose(total, dense, atol=1e-5)
 
 
-@pytest.mark.parametrize("reason", ["all", "processes"])
-def test_all_experts_are_computed_where_they_must(
-    reason: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trained: Any = "all" if reason == "all" else "chosen"
-    if reason == "processes":
-        monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
-    module = Experts(8, (1, 3, 5), active=1, shares="proportional", trained=trained)
+def test_all_experts_are_computed_where_they_must() -> None:
+    module = Experts(8, (1, 3, 5), active=1, shares="proportional", trained="all")
     module(torch.randn(2, 8, 4, 4))[0].sum().backward()
     assert all(parameter.grad is not None for parameter in module.parameters())
     norms = [norm for norm in module.modules() if isinstance(norm, BatchNorm)]
