@@ -1,4 +1,4 @@
-"""Rows that ask a block and that nothing attends to, in every family that can be asked."""
+"""Rows that ask a block and that nothing attends to, in timm's blocks."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import pytest
 import torch
 from test_backbones import PROMPTED, make, picture
 from torch import Tensor
-
-from rsseg_cli.backbones.galileo import Galileo
-from rsseg_cli.contract import Bands
 
 ROWS = 4
 
@@ -38,34 +35,6 @@ def test_equals_timms_block_with_a_mask(case: str) -> None:
         expected = block(joined, attn_mask=mask)
     torch.testing.assert_close(found, expected[:, ~seen], rtol=1e-5, atol=1e-5)
     assert backbone.answers
-
-
-@PROMPTED
-@torch.no_grad()
-def test_a_row_that_is_a_token_hears_what_the_token_hears(case: str) -> None:
-    backbone = make(case)
-    tokens, grid = backbone.embed(picture(backbone, 2, 3))
-    placeless = backbone.prefix if case.startswith(("dinov3", "eva")) else tokens.shape[1]
-    found = backbone.ask(0, tokens[:, :placeless], tokens, grid)
-    expected = backbone.run(0, tokens, grid)[:, :placeless]
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-
-
-@torch.no_grad()
-def test_galileo_answers_for_all_its_groups() -> None:
-    bands = Bands(
-        names=("blue", "green", "red", "nir"),
-        wavelengths_nm=(490.0, 560.0, 665.0, 842.0),
-        mean=(500.0,) * 4,
-        std=(200.0,) * 4,
-        dtype="uint16",
-        scale=1e-4,
-    )
-    backbone = Galileo(Galileo.Config(name="galileo_nano", pretrained=False), bands)
-    tokens, grid = backbone.embed(torch.randn(2, 4, 16, 24))
-    assert grid.groups > 1
-    found = backbone.ask(1, tokens[:, 3:8], tokens, grid)
-    torch.testing.assert_close(found, backbone.run(1, tokens, grid)[:, 3:8], rtol=1e-5, atol=1e-5)
 
 
 def test_windows_do_not_answer() -> None:

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from matrix import FAMILIES
+from matrix import backbone as backbone_of
 from pydantic import ValidationError
-from test_contract import BANDS, make
+from test_contract import BANDS, batch, make
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -139,6 +141,17 @@ def test_queries_train_all_of_it_and_nothing_else() -> None:
     torch.autograd.backward((queries * torch.randn_like(queries)).sum())
     assert all(p.grad is not None and p.grad.any() for p in method.parameters())
     assert all(p.grad is None for p in backbone.parameters())
+
+
+@pytest.mark.parametrize("family", [one for one in FAMILIES if one != "sam"])
+@torch.no_grad()
+def test_a_row_that_is_a_token_hears_what_the_token_hears(family: str) -> None:
+    one: Any = backbone_of(family)
+    tokens, grid = one.embed(batch(32, 40)[0])
+    placeless = one.prefix if hasattr(one, "rotation") else tokens.shape[1]
+    found = one.ask(1, tokens[:, :placeless], tokens, grid)
+    expected = one.run(1, tokens, grid)[:, :placeless]
+    assert torch.allclose(found, expected, atol=1e-5)
 
 
 def kept(backbone: Vit, method: Any) -> int:
