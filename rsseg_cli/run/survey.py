@@ -6,7 +6,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from rich.console import Console
 from torch import Tensor
 
 from rsseg_cli.errors import RssegError, RssegWarning
+from rsseg_cli.predict.batch import even_batch
 from rsseg_cli.predict.outputs import Outputs
 from rsseg_cli.predict.pipeline import Infer
 from rsseg_cli.predict.plan import MIB, Plan, Tiling, peak_rss_mb, plan_scene
@@ -97,6 +98,7 @@ def survey(
     """
     doubts = find_doubts(scene, fitted)
     plan = _plan(scene, outputs, tiling, area)
+    tiling = replace(tiling, batch=even_batch(plan.tiles, tiling.batch, tiling.most))
     seconds, vram = _probe(scene, infer, plan, tiling, device)
     pixels = sum(part.width * part.height for part in plan.parts)
     return Survey(
