@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -14,7 +14,7 @@ from rsseg_cli import presets
 from rsseg_cli.contract import Backbone, Head, Method, Strict
 from rsseg_cli.data.augment import Augment
 from rsseg_cli.errors import RssegError, unknown
-from rsseg_cli.find import find, names
+from rsseg_cli.find import backbone_names, find, names
 from rsseg_cli.presets import Document
 from rsseg_cli.training.loop import Training
 from rsseg_cli.training.optimizer import Optimization
@@ -121,15 +121,6 @@ def family(name: str) -> str:
     return next(
         (file for file in names("backbones") if name.startswith(f"{file}_")), name.partition("_")[0]
     )
-
-
-def backbone_names() -> list[str]:
-    """List every backbone, `family_size`."""
-    found = []
-    for file in names("backbones"):
-        sizes: Iterable[str] = find("backbones", file, Backbone).sizes
-        found += [f"{file}_{size}" for size in sizes]
-    return found
 
 
 def parse(document: Document) -> RunConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 from functools import cache
@@ -18,6 +19,22 @@ def names(package: str) -> tuple[str, ...]:
     """List the parts of `package` ("methods", "heads", "backbones") by file name."""
     folder = Path(__file__).parent / package
     return tuple(sorted(path.stem for path in folder.glob("*.py") if path.stem[0] != "_"))
+
+
+@cache
+def backbone_names() -> tuple[str, ...]:
+    """List every backbone, `family_size`, from the families' files without running them.
+
+    That is for completion, which has no time to import torch.
+    """
+    found = []
+    for family in names("backbones"):
+        file = Path(__file__).parent / "backbones" / f"{family}.py"
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "sizes":
+                keys = node.value.keys if isinstance(node.value, ast.Dict) else ()
+                found += [f"{family}_{ast.literal_eval(key)}" for key in keys if key]
+    return tuple(found)
 
 
 def find(package: str, name: str, kind: type[T], *, where: str = "") -> type[T]:

@@ -151,6 +151,8 @@ def test_a_preset_is_shown_as_it_is(name: str) -> None:
     [
         ("rsseg fit --method lo", {"lora"}),
         ("rsseg fit -m spec", {"spectralmoe"}),
+        ("rsseg fit --backbone dinov3_sat", {"dinov3_sat_large", "dinov3_sat_7b"}),
+        ("rsseg adapt --backbone soft", {"softcon_small", "softcon_sar_base"}),
         ("rsseg fit --src lov", {"loveda"}),
         ("rsseg fit --src my", {"my_city"}),
         ("rsseg pre", {"predict", "presets"}),

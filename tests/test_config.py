@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from rsseg_cli import presets
-from rsseg_cli.config import RunConfig, backbone_names, family, parse, resolve
+from rsseg_cli.config import RunConfig, family, parse, resolve
 from rsseg_cli.contract import Backbone
 from rsseg_cli.errors import RssegError
-from rsseg_cli.find import find, names
+from rsseg_cli.find import backbone_names, find, names
 
 TEXT = """\
 title: A try
@@ -175,12 +175,13 @@ def test_sources_replace_those_of_the_file(tmp_path: Path) -> None:
 
 
 def test_every_backbone_is_listed_and_found() -> None:
+    """They are read from the text of the families' files, as their classes say them."""
     listed = backbone_names()
     assert len(listed) == len(set(listed)) > 20
-    assert {family(name) for name in listed} == set(names("backbones"))
+    said = {kind: find("backbones", kind, Backbone).sizes for kind in names("backbones")}
+    assert set(listed) == {f"{kind}_{size}" for kind, sizes in said.items() for size in sizes}
     for name in listed:
-        size = name.removeprefix(f"{family(name)}_")
-        assert size in find("backbones", family(name), Backbone).sizes
+        assert name.removeprefix(f"{family(name)}_") in said[family(name)]
         assert (
             resolve(method="lora", file=None, backbone=name).document()["backbone"]["name"] == name
         )

@@ -42,7 +42,11 @@ def adapt(
         ),
     ] = None,
     backbone: Annotated[
-        str | None, typer.Option(help="Backbone instead of the preset's, with --method.")
+        str | None,
+        typer.Option(
+            help="Backbone instead of the preset's, with --method.",
+            autocompletion=options.complete_backbone,
+        ),
     ] = None,
     head: Annotated[
         str | None, typer.Option(help="Head instead of the preset's, with --method.")

@@ -24,7 +24,11 @@ def fit(
         typer.Option("--run", "-o", help="Folder of the run; runs/METHOD-SOURCE if not given."),
     ] = None,
     backbone: Annotated[
-        str | None, typer.Option(help="Backbone instead of the preset's, e.g. dinov3_base.")
+        str | None,
+        typer.Option(
+            help="Backbone instead of the preset's, e.g. dinov3_base.",
+            autocompletion=options.complete_backbone,
+        ),
     ] = None,
     head: Annotated[str | None, typer.Option(help="Head instead of the preset's.")] = None,
     weights: Annotated[

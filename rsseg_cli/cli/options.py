@@ -22,6 +22,13 @@ def _complete(kind: Kind) -> Callable[[str], list[str]]:
     return choices
 
 
+def complete_backbone(typed: str) -> list[str]:
+    """Complete the name of a backbone."""
+    from rsseg_cli.find import backbone_names
+
+    return [name for name in backbone_names() if name.startswith(typed)]
+
+
 def _complete_source(typed: str) -> list[str]:
     folders = [str(path) for path in Path().glob(f"{typed}*") if path.is_dir()]
     return _complete("datasets")(typed) + folders
