@@ -61,6 +61,35 @@ def test_counts_at_patch_16(
     assert all(parameter.is_meta for parameter in backbone.parameters())
 
 
+@pytest.mark.parametrize(
+    ("name", "model", "licence"),
+    [
+        ("dinov2_base", "vit_base_patch14_dinov2.lvd142m", "apache-2.0"),
+        ("dinov2_large", "vit_large_patch14_dinov2.lvd142m", "apache-2.0"),
+        ("dinov2_base_reg", "vit_base_patch14_reg4_dinov2.lvd142m", "apache-2.0"),
+        ("dinov2_large_reg", "vit_large_patch14_reg4_dinov2.lvd142m", "apache-2.0"),
+        ("dinov3_base", "vit_base_patch16_dinov3.lvd1689m", "dinov3-license"),
+        ("dinov3_large", "vit_large_patch16_dinov3.lvd1689m", "dinov3-license"),
+        ("dinov3_sat_large", "vit_large_patch16_dinov3.sat493m", "dinov3-license"),
+        ("eva02_base", "eva02_base_patch14_224.mim_in22k", "mit"),
+        ("eva02_large", "eva02_large_patch14_224.mim_m38m", "mit"),
+        ("clip_base", "vit_base_patch16_clip_quickgelu_224.openai", "apache-2.0"),
+        ("clip_large", "vit_large_patch14_clip_quickgelu_224.openai", "apache-2.0"),
+        ("mae_base", "vit_base_patch16_224.mae", "cc-by-nc-4.0"),
+        ("mae_large", "vit_large_patch16_224.mae", "cc-by-nc-4.0"),
+        ("sam_base", "samvit_base_patch16.sa1b", "apache-2.0"),
+        ("sam_large", "samvit_large_patch16.sa1b", "apache-2.0"),
+        ("sam_huge", "samvit_huge_patch16.sa1b", "apache-2.0"),
+    ],
+)
+def test_names_stand_for_these_weights(name: str, model: str, licence: str) -> None:
+    family, _, size = name.partition("_")
+    kind = find("backbones", family, Backbone)
+    assert kind.sizes[size].model == model
+    page = f"https://huggingface.co/timm/{model.replace('_quickgelu', '')}"  # one file for both
+    assert kind.terms(size) == (licence, page)
+
+
 def test_every_published_size_is_known_to_timm() -> None:
     sizes = [size for kind in FAMILIES for size in kind.sizes.values()]
     assert len(sizes) >= 30

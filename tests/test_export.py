@@ -17,6 +17,7 @@ from rsseg_cli.backbones.galileo import Galileo
 from rsseg_cli.find import backbone_names
 from rsseg_cli.report.card import Licence
 from rsseg_cli.run.export import UNKNOWN, backbone_licence
+from rsseg_cli.training.checkpoint import load_model
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +166,12 @@ def test_licences_of_backbones_are_those_of_their_weights() -> None:
         found = backbone_licence({"name": name})
         assert found.terms.startswith(terms), name
         assert where in found.where
+
+
+def test_the_model_file_says_how_its_backbone_was_made(run: Path) -> None:
+    _, about = load_model(run / "model.safetensors")
+    assert about["backbone"]["name"] == "vit_tiny"
+    assert about["backbone"]["resize"] == "timm"
 
 
 def test_a_licence_that_nobody_says_is_not_made_up(monkeypatch: pytest.MonkeyPatch) -> None:

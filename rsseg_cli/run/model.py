@@ -50,6 +50,7 @@ def metadata(
         "classes": [{"id": c.id, "name": c.name, "color": list(c.color)} for c in classes],
         "bands": model.bands.model_dump(mode="json"),
         "fingerprint": fingerprint(model.backbone),
+        "backbone": dict(model.backbone.origin),
         "sources": sources,
     }
 
