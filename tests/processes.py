@@ -1,20 +1,20 @@
-"""Trains every method a little, as one of the processes in the environment: FOLDER [CASE ...].
-
-With names of cases only those are trained. The leading process leaves the model files and the
-metrics of each case in FOLDER/CASE.
-"""
+"""Trains every method a little, as one of the processes in the environment: FOLDER KIND=NAME ..."""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from fakes import build, sample
 from jobs import SMALL, job, run
-from test_contract import BANDS, make
+from test_contract import BANDS
 from torch import Tensor
 
 from rsseg_cli import distributed
@@ -22,19 +22,24 @@ from rsseg_cli.contract import IGNORE
 from rsseg_cli.data.augment import Augment
 from rsseg_cli.data.joined import DomainBatch
 from rsseg_cli.data.tiles import Batch
+from rsseg_cli.errors import Interrupted
 from rsseg_cli.find import names
+from rsseg_cli.heads.mask2former import Mask2Former
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training.objectives import Supervised
 from rsseg_cli.training.optimizer import Optimization
 from rsseg_cli.training.self_training import SelfTraining
 
 BATCH, STEPS = 4, 3
+MASKS = Mask2Former.Config(
+    width=32, queries=8, layers=2, encoder_layers=1, ffn=64, encoder_ffn=64, points=128
+)
 STRONG = Augment.Config(noise=0.3, blur=0.5)
 
 
 @dataclass
 class Uneven:
-    """Tiles of this process; the first ones have much fewer labels than the last."""
+    """Tiles of this process; the first ones have fewer labels than the last."""
 
     passes: int = 1
 
@@ -82,10 +87,11 @@ class Case:
     lr: float = 3e-3
 
     def model(self) -> Segmenter:
-        if self.head != "linear":
-            return make(self.method, self.head)
         settings = SMALL.get(self.method, {}) | self.settings
         model = build(self.method, **settings)
+        if self.head == "mask2former":
+            head = Mask2Former(MASKS, dim=model.backbone.dim, maps=4, classes=3)
+            model = Segmenter(model.backbone, model.method, head, BANDS)
         model.head.class_weights.copy_(torch.tensor([1.0, 2.0, 0.5]))
         return model
 
@@ -95,7 +101,7 @@ RELEASED = {
     "drop_path": 0.4,
 }  # fmt: skip
 CASES = {name: Case(name) for name in names("methods")} | {
-    "mask head": Case("rein", head="mask2former", lr=1e-4),
+    "mask head": Case(head="mask2former", lr=1e-4),
     "weft released": Case("weft", RELEASED),
     "gates of two": Case("spectralmoe", {"k": 2, "depth": "random"}),
     "fishertune without a posterior": Case("fishertune", {"posterior": "none"}),
@@ -104,36 +110,67 @@ CASES = {name: Case(name) for name in names("methods")} | {
     "target weighed alike": Case(adapt={"start": 0.0, "threshold": 0.4, "weight": "pixel"}),
     "source-free": Case(adapt={"start": 0.0, "source": False}),
 }
+CUT = ("crossearth_gate", "self-training")
+"""Cases that are stopped and resumed."""
 
 
-def train(name: str, folder: Path) -> None:
+class Stopped:
+    """An objective during whose second step one process gets a signal."""
+
+    def __init__(self, objective: Any) -> None:
+        self.objective, self.calls = objective, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.objective, name)
+
+    def __call__(self, model: Segmenter, batch: Batch) -> dict[str, Tensor]:
+        self.calls += "probe" not in batch.names
+        if self.calls == 2 and distributed.rank() == distributed.world() - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return self.objective(model, batch)  # type: ignore[no-any-return]
+
+
+def train(name: str, folder: Path, *, stop: bool = False, resume: bool = False) -> None:
     """Train a case; the metrics say what it learned from."""
+    torch.manual_seed(distributed.rank())  # nothing may depend on it
     case = CASES[name]
     model = case.model()
-    parts: dict[str, Any] = {
-        "objective": Supervised(Augment(STRONG, tile=32)),
-        "batches": Uneven(case.loop.get("accumulate", 1)),
-    }
+    objective: Any = Supervised(Augment(STRONG, tile=32))
+    batches: Any = Uneven(case.loop.get("accumulate", 1))
     if case.adapt is not None:
         settings = dict(case.adapt)
-        sources = settings.pop("source", True)
+        batches = Domains(sources=settings.pop("source", True))
         config = SelfTraining.Config(**settings)
-        parts["objective"] = SelfTraining(config, model, STRONG, tile=32, steps=STEPS)
-        parts["batches"] = Domains(sources=sources)
-    parts["optimization"] = Optimization(lr=case.lr, weight_decay=0.1, clip=1.0)
-    common = {"batch": BATCH, "steps": STEPS, "log_every": 1}
-    run(job(folder / name, model=model, **common, **case.loop, **parts))
+        objective = SelfTraining(config, model, STRONG, tile=32, steps=STEPS)
+    work = job(
+        folder / name,
+        model=model,
+        objective=Stopped(objective) if stop else objective,
+        batches=batches,
+        optimization=Optimization(lr=case.lr, weight_decay=0.1, clip=1.0),
+        **{"batch": BATCH, "steps": STEPS, "log_every": 1} | case.loop,
+    )
+    if not stop:
+        run(work, resume=resume)
+        return
+    with pytest.raises(Interrupted, match="after step 2"):
+        run(work)
 
 
-def main() -> None:
-    """Join the others and train."""
-    torch.set_num_threads(1)
-    folder, *chosen = sys.argv[1:]
-    with distributed.group("cpu"):
-        for name in chosen or CASES:
-            torch.manual_seed(distributed.rank())  # nothing may depend on it
-            train(name, Path(folder))
+def act(folder: Path, kinds: Sequence[str]) -> None:
+    """Train all cases, and stop or resume some.
+
+    Args:
+        folder: Where the cases' folders go.
+        kinds: `train=one` trains all in FOLDER/one, `stop=cut` and `resume=cut` those of `CUT`.
+    """
+    for kind in kinds:
+        what, _, below = kind.partition("=")
+        for name in CASES if what == "train" else CUT:
+            train(name, folder / below, stop=what == "stop", resume=what == "resume")
 
 
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    with distributed.group("cpu"):
+        act(Path(sys.argv[1]), sys.argv[2:])

@@ -14,12 +14,18 @@ def analyse(images: Tensor) -> Tensor:
     column and along both. The four outer products of [1, 1] / sqrt 2 and [1, -1] / sqrt 2 are
     written as sums and differences: there is no filter tensor that could train or drift.
     """
-    return _butterfly(F.pixel_unshuffle(images, 2))
+    batch, channels, height, width = images.shape
+    # Spelled out: torch's own shuffles leave a batch without images as it is.
+    cells = images.reshape(batch, channels, height // 2, 2, width // 2, 2)
+    quads = cells.permute(0, 1, 3, 5, 2, 4)
+    return _butterfly(quads.reshape(batch, 4 * channels, height // 2, width // 2))
 
 
 def synthesise(bands: Tensor) -> Tensor:
     """Undo `analyse`: (B, 4C, h, w) to (B, C, 2h, 2w). The transform is its own inverse."""
-    return F.pixel_shuffle(_butterfly(bands), 2)
+    batch, channels, height, width = bands.shape
+    quads = _butterfly(bands).reshape(batch, channels // 4, 2, 2, height, width)
+    return quads.permute(0, 1, 4, 2, 5, 3).reshape(batch, channels // 4, 2 * height, 2 * width)
 
 
 def _butterfly(quads: Tensor) -> Tensor:

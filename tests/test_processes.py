@@ -1,0 +1,155 @@
+"""Several processes learn what one learns, whatever the method, and go on where one stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from jobs import weights
+from processes import CASES, CUT, act
+
+from rsseg_cli import distributed, share
+from rsseg_cli.errors import RssegError
+from rsseg_cli.share import Share
+
+HERE = Path(__file__).parent
+CHAINS = {"fishertune"}
+"""Each process follows a posterior of its own: what they find together is another estimate."""
+NOISE = 1e-5
+"""Relative difference of losses, absolute difference of weights."""
+
+
+def environment(rank: int, world: int, port: int) -> dict[str, str]:
+    paths = [str(HERE.parent), str(HERE), str(HERE / "methods")]
+    own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port}
+    own |= {"MASTER_ADDR": "127.0.0.1", "PYTHONPATH": os.pathsep.join(paths)}
+    return os.environ | {name: str(value) for name, value in own.items()} | {"OMP_NUM_THREADS": "1"}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def together(*arguments: str, world: int = 2) -> list[tuple[int, str, str]]:
+    """Call a script or module in several processes; return codes and what they printed."""
+    port = free_port()
+    children = [
+        subprocess.Popen(
+            [sys.executable, *arguments],
+            env=environment(rank, world, port),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for rank in range(world)
+    ]
+    said = [child.communicate(timeout=280) for child in children]
+    return [(child.returncode, *both) for child, both in zip(children, said, strict=True)]
+
+
+def losses(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["losses"] for line in lines]
+
+
+def differences(one: Path, other: Path) -> str:
+    """Say how two runs differ by more than float noise; nothing if they do not.
+
+    Adam turns a gradient that is only float noise, as of a bias before a batch norm, into steps
+    of full length: a few weights may differ.
+    """
+    for step, (these, those) in enumerate(zip(losses(one), losses(other), strict=True), 1):
+        for name in these.keys() | those.keys():
+            if abs(these[name] - those[name]) > NOISE * max(1.0, abs(these[name])):
+                return f"{name} at step {step}: {these[name]} and {those[name]}"
+    ours, theirs = (weights(folder / "last.safetensors") for folder in (one, other))
+    pairs = [(ours[name].double(), theirs[name].double()) for name in sorted(ours)]
+    gaps = torch.cat([(a - b).abs().flatten() for a, b in pairs])
+    off = (gaps > NOISE).double().mean().item()
+    return f"{off:.2%} of the weights" if off > 0.02 else ""
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
+    act(tmp_path, ["train=one", "stop=early"])
+    for code, _, said in together(
+        str(HERE / "processes.py"), str(tmp_path), "train=two", "resume=early", "stop=late"
+    ):
+        assert code == 0, said
+    act(tmp_path, ["resume=late"])
+    pairs = [("two", name) for name in CASES if name not in CHAINS]
+    pairs += [(folder, name) for folder in ("early", "late") for name in CUT]
+    found = {
+        f"{folder} {name}": differences(tmp_path / "one" / name, tmp_path / folder / name)
+        for folder, name in pairs
+    }
+    assert {name: what for name, what in found.items() if what} == {}
+    for name in CHAINS:
+        pair = [losses(tmp_path / folder / name)[-1] for folder in ("one", "two")]
+        assert pair[0] == pytest.approx(pair[1], rel=0.01)
+
+
+def test_shares_take_their_own_of_what_is_drawn_for_all() -> None:
+    def numbers(images: int) -> torch.Tensor:
+        return torch.rand(2, images, 3)
+
+    torch.manual_seed(0)
+    whole = share.own(numbers, 6, dim=1)
+    parts = []
+    for number in range(3):
+        torch.manual_seed(0)
+        with share.taking(Share(number, 3)):
+            parts.append(share.own(numbers, 2, dim=1))
+    assert torch.equal(torch.cat(parts, 1), whole)
+    assert torch.equal(share.mean(whole), whole)
+
+
+def test_dropout_of_shares_is_that_of_the_whole() -> None:
+    x = torch.randn(4, 8, 3, 3)
+    channels = share.Dropout2d(0.5)
+    kinds = [lambda part: share.dropout(part, 0.5, training=True), channels]
+    for drop in kinds:
+        torch.manual_seed(1)
+        whole = drop(x)
+        assert 0 < (whole == 0).double().mean() < 1
+        parts = []
+        for number in range(2):
+            torch.manual_seed(1)
+            with share.taking(Share(number, 2)):
+                parts.append(drop(x[2 * number : 2 * number + 2]))
+        assert torch.equal(torch.cat(parts), whole)
+    assert channels.eval()(x) is x
+
+
+def test_alone_there_is_no_group() -> None:
+    with distributed.group("cpu", {}):
+        assert not distributed.active()
+        assert distributed.leads()
+        assert distributed.any_wants(True)
+        assert distributed.gather(3) == [3]
+    assert torch.equal(distributed.joined(torch.ones(2)), torch.ones(2))
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    asked = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "1"}
+    with pytest.raises(RssegError, match="2 processes want a GPU each, there are 1"):
+        distributed.group("cuda", asked).__enter__()
+    with pytest.raises(RssegError, match="cannot be the device of all"):
+        distributed.group("cuda:0", asked).__enter__()
+
+
+def test_a_group_that_cannot_start_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(RssegError, match="the other processes cannot be reached"):
+        distributed.group("cpu", {"WORLD_SIZE": "2"}).__enter__()
