@@ -52,7 +52,8 @@ def local_rank() -> int:
 def group(device: str, environment: Mapping[str, str] = os.environ) -> Iterator[None]:
     """Join the processes that `torchrun` has started, or work alone.
 
-    Each gets a GPU of its own; what lies on the CPU is exchanged by gloo.
+    Each gets a GPU of its own; what lies on the CPU is exchanged by gloo. Inside a group this
+    does nothing.
 
     Args:
         device: auto, cpu, cuda or cuda:N.
@@ -62,7 +63,7 @@ def group(device: str, environment: Mapping[str, str] = os.environ) -> Iterator[
         RssegError: There are fewer GPUs than processes, or the others cannot be reached or
             have gone.
     """
-    if int(environment.get("WORLD_SIZE", "1")) == 1:
+    if active() or int(environment.get("WORLD_SIZE", "1")) == 1:
         yield
         return
     gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())

@@ -1,4 +1,7 @@
-"""Trains every method a little, as one of the processes in the environment: FOLDER KIND=NAME ..."""
+"""Works as one of the processes in the environment: FOLDER KIND=NAME ..., or FOLDER commands.
+
+See `act`, which trains every method a little, and `command`, which calls the command line.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ import pytest
 import torch
 from fakes import build, sample
 from jobs import SMALL, job, run
+from runs import rsseg
 from test_contract import BANDS
 from torch import Tensor
 
@@ -170,7 +174,29 @@ def act(folder: Path, kinds: Sequence[str]) -> None:
             train(name, folder / below, stop=what == "stop", resume=what == "resume")
 
 
+def command(root: Path) -> None:
+    """Fit on ROOT/city, adapt to ROOT/town, evaluate there; leave what is said in ROOT/said."""
+    loop = ["--device", "cpu", "--batch", "4", "--tile", "32", "--set", "training.threads=0"]
+    loop += ["--set", "training.log_every=1", "--set", "training.validate_every=2"]
+    fitted = ["--method", "lora", "--src", root / "city", "--run", root / "fitted", "--steps", "3"]
+    fitted += ["--backbone", "vit_tiny", "--head", "linear"]
+    adapted = ["--model", root / "fitted", "--tgt", root / "town" / "images", "--steps", "3"]
+    adapted += ["--run", root / "adapted"]
+    scored = ["--model", root / "adapted", "--on", root / "town", "--device", "cpu"]
+    for number, words in enumerate(
+        (["fit", *fitted, *loop], ["adapt", *adapted, *loop], ["evaluate", *scored])
+    ):
+        call = rsseg(*words, "--json")
+        assert call.code == 0, call.err
+        assert bool(call.out) == distributed.leads()
+        if distributed.leads():
+            (root / f"said{number}.json").write_text(call.out)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with distributed.group("cpu"):
-        act(Path(sys.argv[1]), sys.argv[2:])
+        if sys.argv[2] == "commands":
+            command(Path(sys.argv[1]))
+        else:
+            act(Path(sys.argv[1]), sys.argv[2:])

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 from jobs import weights
-from processes import CASES, CUT, act
+from processes import CASES, CUT, act, command
+from runs import write_city
 
 from rsseg_cli import distributed, share
 from rsseg_cli.errors import RssegError
@@ -58,7 +59,7 @@ def together(*arguments: str, world: int = 2) -> list[tuple[int, str, str]]:
 
 def losses(folder: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line["losses"] for line in lines]
+    return [line["losses"] for line in lines if "losses" in line]
 
 
 def differences(one: Path, other: Path) -> str:
@@ -96,6 +97,24 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
     for name in CHAINS:
         pair = [losses(tmp_path / folder / name)[-1] for folder in ("one", "two")]
         assert pair[0] == pytest.approx(pair[1], rel=0.01)
+
+
+@pytest.mark.slow
+def test_two_processes_fit_adapt_and_evaluate_as_one(tmp_path: Path) -> None:
+    for root in (tmp_path / "one", tmp_path / "two"):
+        write_city(root / "city", scenes=3)
+        write_city(root / "town", scenes=3)
+    command(tmp_path / "one")
+    script = str(HERE / "processes.py")
+    for code, _, said in together(script, str(tmp_path / "two"), "commands"):
+        assert code == 0, said
+    for name in ("fitted", "adapted"):
+        assert differences(tmp_path / "one" / name, tmp_path / "two" / name) == ""
+        assert (tmp_path / "two" / name / "report" / "report.html").is_file()
+    found = [json.loads((tmp_path / n / "said2.json").read_text()) for n in ("one", "two")]
+    assert found[0]["miou"] == pytest.approx(found[1]["miou"], abs=1e-3)
+    assert found[0]["classes"][0].keys() == found[1]["classes"][0].keys()
+    assert [list(one["scenes"]) for one in found] == [["a", "b", "c"]] * 2
 
 
 def test_shares_take_their_own_of_what_is_drawn_for_all() -> None:

@@ -79,6 +79,7 @@ def evaluate(
 
     rsseg evaluate --model runs/lora-loveda --on loveda:val:urban
     """
+    from rsseg_cli import distributed
     from rsseg_cli.errors import RssegError
     from rsseg_cli.run import evaluate as runs
 
@@ -92,41 +93,44 @@ def evaluate(
         device=device,
         quiet=quiet or as_json,
     )
-    if experiment is not None:
-        from rsseg_cli.run.experiment import Chosen, require_alone, score
+    with distributed.group(device):
+        if experiment is not None:
+            from rsseg_cli.run.experiment import Chosen, require_alone, score
 
-        require_alone({"a map": prediction, "--on": on, "--map": class_map})
-        result = score(Chosen.find(experiment), on_data, model=model, data_root=data_root)
-    elif on and prediction is None:
-        result = on_data(model, on, class_map=class_map)
-    elif class_map is not None:
-        raise RssegError(
-            "--map joins the classes of a model and a dataset",
-            where="--map",
-            fix="rsseg evaluate --model RUN --on DATASET --map NAME",
-        )
-    elif prediction is not None and truth is not None and not on:
-        result = runs.rasters(
-            prediction,
-            truth,
-            field=field,
-            align=align,
-            ignore=ignore or (),
-            classes=classes,
-            boundary_px=boundary or None,
-            image=image,
-            pictures=report is not None,
-            soft=soft,
-        )
-    else:
-        raise RssegError(
-            "there is nothing to compare",
-            fix="rsseg evaluate MAP TRUTH, rsseg evaluate --model RUN --on DATASET, or "
-            "rsseg evaluate --experiment NAME",
-        )
-    if report is not None:
-        result.write(report)
-    if as_json:
-        options.answer(result.to_json())
-    else:
-        result.show()
+            require_alone({"a map": prediction, "--on": on, "--map": class_map})
+            result = score(Chosen.find(experiment), on_data, model=model, data_root=data_root)
+        elif on and prediction is None:
+            result = on_data(model, on, class_map=class_map)
+        elif class_map is not None:
+            raise RssegError(
+                "--map joins the classes of a model and a dataset",
+                where="--map",
+                fix="rsseg evaluate --model RUN --on DATASET --map NAME",
+            )
+        elif prediction is not None and truth is not None and not on:
+            result = runs.rasters(
+                prediction,
+                truth,
+                field=field,
+                align=align,
+                ignore=ignore or (),
+                classes=classes,
+                boundary_px=boundary or None,
+                image=image,
+                pictures=report is not None,
+                soft=soft,
+            )
+        else:
+            raise RssegError(
+                "there is nothing to compare",
+                fix="rsseg evaluate MAP TRUTH, rsseg evaluate --model RUN --on DATASET, or "
+                "rsseg evaluate --experiment NAME",
+            )
+        if not distributed.leads():
+            return
+        if report is not None:
+            result.write(report)
+        if as_json:
+            options.answer(result.to_json())
+        else:
+            result.show()

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import tempfile
+from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from rsseg_cli import distributed
+from rsseg_cli.classes import Class
 from rsseg_cli.contract import Bands
 from rsseg_cli.data.class_map import Merge
 from rsseg_cli.data.pair import Opener, Pair
 from rsseg_cli.data.source import Source
 from rsseg_cli.errors import RssegError
+from rsseg_cli.evaluate.evaluation import Evaluation
 from rsseg_cli.evaluate.rasters import (
     BOUNDARY_PX,
     Comparison,
@@ -28,6 +34,7 @@ from rsseg_cli.predict.outputs import Outputs
 from rsseg_cli.predict.pipeline import Infer
 from rsseg_cli.predict.plan import Tiling
 from rsseg_cli.raster.labels import LabelReader, Placed
+from rsseg_cli.raster.scene import Scene
 from rsseg_cli.report.pictures import quicklook
 from rsseg_cli.report.report import Report
 from rsseg_cli.run.classes import MergedInfer, reconcile
@@ -104,6 +111,8 @@ def model(
 ) -> Report:
     """Map every scene of some datasets with a model, and score the maps where there is truth.
 
+    Several processes map a scene each; the leading one compares.
+
     Args:
         path: Run folder or model file; the newest finished run when None.
         on: `DATASET[:split[:domain]]`, one or more.
@@ -136,21 +145,40 @@ def model(
         )
     classes = fitted.classes if merge is None else list(merge.classes)
     tiling = tiling_for(fitted, where, tile=None, overlap=overlap, batch=None)
-    line = Line(quiet=quiet)
+    line = Line(quiet=quiet or not distributed.leads())
     line.say(f"model    {fitted.describe()}")
-    with tempfile.TemporaryDirectory(prefix="rsseg-") as folder:
-        maps = _Maps(fitted, tiling, where, Path(folder), line, merge, by_position)
+    with _common_folder() as folder:
+        maps = _Maps(fitted, tiling, where, folder, line, merge, by_position)
         comparisons = (one for source in sources for one in maps.of(source))
-        found = evaluate_scenes(comparisons, classes, boundary_px=boundary_px)
+        if distributed.leads():
+            evaluation = evaluate_scenes(comparisons, classes, boundary_px=boundary_px)
+        else:
+            evaluation = Evaluation.of(classes, boundary_px=None)
+            deque(comparisons, maxlen=0)  # there are none: it makes maps for the other
+        found = distributed.gather(evaluation)[0]
     title = f"{fitted.name} on {', '.join(on)}"
     return found.report(
         title, subtitle=fitted.describe(), about=versions(), config=fitted.config.document()
     )
 
 
+@contextmanager
+def _common_folder() -> Iterator[Path]:
+    """Make a folder that all processes see, for the time being."""
+    with tempfile.TemporaryDirectory(prefix="rsseg-") as own:
+        folder = Path(distributed.gather(own)[0])
+        if not folder.is_dir():
+            raise RssegError(
+                "the processes share no folder for maps",
+                where=str(folder),
+                fix="set TMPDIR to a folder that all machines see",
+            )
+        yield folder
+
+
 @dataclass
 class _Maps:
-    """Makes the maps of datasets, one at a time and for as long as it is compared.
+    """Makes the maps of datasets, one per process and for as long as they are compared.
 
     Attributes:
         fitted: The model.
@@ -160,6 +188,7 @@ class _Maps:
         line: Told which scene it is at.
         merge: What becomes of the model's classes; None: they stay.
         by_position: Whether bands are taken one by one, not by name and wavelength.
+        numbers: Of the scenes, for the names of their maps.
     """
 
     fitted: Fitted
@@ -169,9 +198,10 @@ class _Maps:
     line: Line
     merge: Merge | None = None
     by_position: bool = False
+    numbers: Iterator[int] = field(default_factory=count)
 
     def of(self, source: Source) -> Iterator[Comparison]:
-        """Map every pair that has a label, and say how it is compared."""
+        """Map every pair that has a label; say in the leading process how it is compared."""
         bands = self.fitted.model.bands
         opener = source.opener if self.by_position else matched(bands, source)
         require_count(bands, opener, source)
@@ -180,36 +210,47 @@ class _Maps:
         classes = self.fitted.classes
         if self.merge is not None:
             infer, classes = MergedInfer(infer, self.merge), list(self.merge.classes)
-        for number, pair in enumerate(source.pairs()):
-            if pair.label is None:
-                continue
-            target, sure = (self.folder / f"{number}{end}.tif" for end in ("", "-sure"))
-            soft = self.folder / f"{number}-soft.tif" if len(classes) == 2 else None
-            fill = [value / gain for value in self.fitted.model.bands.mean]
-            made = Outputs(
-                target, classes, confidence=sure, soft=soft, driver="GTiff", overwrite=True
-            )
-            with (
-                opener.scene(pair.image, fill=fill) as scene,
-                self.line.scene(scene.width * scene.height) as progress,
-            ):
-                predict_scene(
-                    scene, infer, made, tiling=self.tiling, device=self.device, progress=progress
+        fill = [value / gain for value in self.fitted.model.bands.mean]
+        labelled = [pair for pair in source.pairs() if pair.label is not None]
+        todo = [(pair, self._outputs(classes)) for pair in labelled]
+        for first in range(0, len(todo), distributed.world()):
+            turn = todo[first : first + distributed.world()]
+            for pair, made in turn[distributed.rank() :][:1]:
+                self._map(opener.scene(pair.image, fill=fill), infer, made)
+            distributed.wait()  # while this turn is compared the others map the next one
+            for pair, made in turn if distributed.leads() else ():
+                yield Comparison(
+                    pair.name,
+                    made.map,
+                    partial(_open_labels, opener, pair),
+                    pair.domain,
+                    pair.regions,
+                    open_image=partial(opener.scene, pair.image, fill=fill),
+                    rgb=shown_bands(self.fitted.model.bands),
+                    confidence=made.confidence,
+                    soft=made.soft,
                 )
-            labels = partial(_open_labels, opener, pair)
-            yield Comparison(
-                pair.name,
-                target,
-                labels,
-                pair.domain,
-                pair.regions,
-                open_image=partial(opener.scene, pair.image, fill=fill),
-                rgb=shown_bands(self.fitted.model.bands),
-                confidence=sure,
-                soft=soft,
+                for file in filter(None, (made.map, made.confidence, made.soft)):
+                    file.unlink()
+
+    def _outputs(self, classes: Sequence[Class]) -> Outputs:
+        """Name the maps of the next scene."""
+        number = next(self.numbers)
+        target, sure, soft = (self.folder / f"{number}{end}.tif" for end in ("", "-sure", "-soft"))
+        return Outputs(
+            target,
+            classes,
+            confidence=sure,
+            soft=soft if len(classes) == 2 else None,
+            driver="GTiff",
+            overwrite=True,
+        )
+
+    def _map(self, opened: Scene, infer: Infer, made: Outputs) -> None:
+        with opened as scene, self.line.scene(scene.width * scene.height) as progress:
+            predict_scene(
+                scene, infer, made, tiling=self.tiling, device=self.device, progress=progress
             )
-            for file in filter(None, (target, sure, soft)):
-                file.unlink()
 
 
 def _open_labels(opener: Opener, pair: Pair, on: Placed) -> LabelReader:
