@@ -192,7 +192,8 @@ def test_options_that_messages_name_exist() -> None:
         for parameter in command.params
         for option in (*parameter.opts, *parameter.secondary_opts)
     }
-    others = {"--force-reinstall", "--no-deps", "--upgrade", "--crs", "--help"}  # of pip and rio
+    of_pip = {"--force-reinstall", "--no-deps", "--upgrade"}
+    others = {*of_pip, "--crs", "--nproc-per-node", "--help"}  # of rio, torchrun, and everyone
     unknown = {
         (path.name, option)
         for path in sorted(PACKAGE.rglob("*.py"))

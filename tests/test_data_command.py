@@ -73,7 +73,7 @@ def test_counts_by_split_and_domain(tmp_path: Path) -> None:
     assert ("val", "rural") not in counts
     shown = rsseg("data", "check", "loveda", "--data-root", tmp_path).out
     assert "1,669 images" in shown
-    assert "rsseg presets show loveda" in shown
+    assert "rsseg data describe loveda" in shown
 
 
 def shift_labels(root: Path, by: int) -> None:
