@@ -100,7 +100,7 @@ def _take_gpu(device: str, environment: Mapping[str, str]) -> None:
         raise RssegError(
             f"{asked} processes want a GPU each, there are {there}",
             where="--device",
-            fix=f"torchrun --nproc-per-node {max(1, there)}, or --device cpu",
+            fix=f"torchrun --nproc-per-node {there}, or --device cpu" if there else "--device cpu",
         )
     torch.cuda.set_device(number)
 

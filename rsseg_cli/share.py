@@ -3,7 +3,8 @@
 The images of a step are cut into equal shares: by process, by pass (`training.accumulate`), and
 again where memory is short. Every share begins with the same random numbers, draws for all images
 and takes its own: so nobody's numbers depend on how the images were cut. Sums over images that
-a loss is divided by, and statistics of a batch, are averaged over the processes.
+a loss is divided by, and statistics of a batch, are averaged over the processes; passes one after
+the other have sums and statistics of their own, as the labels of later ones are not known yet.
 
 Alone, with the whole batch, all of this is the plain call.
 """
