@@ -5,7 +5,7 @@
 The same weights (a small ViT of timm with a linear head), scene, tile, overlap and batch for all:
 rsseg; `terratorch`'s tiled inference of a scene in memory; `torchgeo`'s grid sampler with the loop
 that its tutorials show. A tool that is not installed is left out, and that is said. Each round of
-each tool is a process of its own; the best of a few rounds counts, tools take turns. Throughput is
+a tool is a process of its own; the best of a few rounds counts, tools take turns. Throughput is
 from opening the scene to the closed class map, without the start of Python.
 
 `--packages` is a folder in which the other tools are installed, beside what this Python has.
@@ -39,9 +39,10 @@ from rsseg_cli.predict.outputs import Outputs
 from rsseg_cli.predict.plan import Tiling, peak_rss_mb
 from rsseg_cli.raster.scene import Scene
 
-TILE, OVERLAP, BATCH, ROUNDS = 256, 64, 8, 2
+TILE, OVERLAP, BATCH, ROUNDS = 256, 64, 8, 3
 SIZE, SMALL = (2051, 1999), (1027, 515)
 NODATA = 0
+MODELS = ("null", "vit")
 Shares = NDArray[np.float32]
 """Class probabilities (K, H, W) of a whole scene."""
 
@@ -159,20 +160,25 @@ class NullOfAny(NullModel):
         return super().__call__(tiles[:, :1].to(torch.uint8)).clone()
 
 
-def run_once(tool: str, model: str, scene: Path, out: Path, shares: Path | None) -> None:
-    """Map once in this process and print what it took."""
-    scorer = NullOfAny() if model == "null" else SmallTransformer().eval()
-    with torch.inference_mode():
-        scorer(torch.zeros(1, 3, TILE, TILE, dtype=torch.uint8))
-    if tool != "rsseg":
-        importlib.import_module(
-            {"terratorch": "terratorch.tasks.tiled_inference", "torchgeo": "torchgeo.samplers"}[
-                tool
-            ]
-        )
-    before, started = peak_rss_mb(), time.perf_counter()
-    TOOLS[tool](scene, scorer, out, shares)
-    print(json.dumps({"seconds": time.perf_counter() - started, "mb": peak_rss_mb() - before}))
+def run_once(tool: str, folder: Path) -> None:
+    """Map both scenes in this process and print what it took."""
+    modules = {"terratorch": "terratorch.tasks.tiled_inference", "torchgeo": "torchgeo.samplers"}
+    importlib.import_module(modules.get(tool, "rsseg_cli"))
+    found = {}
+    for name, model in (("null", NullOfAny()), ("vit", SmallTransformer().eval())):
+        with torch.inference_mode():
+            model(torch.zeros(1, 3, TILE, TILE, dtype=torch.uint8))
+        before, started = peak_rss_mb(), time.perf_counter()
+        TOOLS[tool](folder / "scene.tif", model, folder / f"{tool}.{name}.tif", None)
+        found[f"{name}_s"] = time.perf_counter() - started
+        found[f"{name}_peak_mb"] = peak_rss_mb() - (before if name == "null" else found["start"])
+        found.setdefault("start", before)
+    TOOLS[tool](folder / "small.tif", model, folder / f"{tool}.small.tif", _shares(folder, tool))
+    print(json.dumps(found))
+
+
+def _shares(folder: Path, tool: str) -> Path:
+    return folder / f"{tool}{'.prob.tif' if tool == 'rsseg' else '.npy'}"
 
 
 def seam_excess(shares: Shares) -> float:
@@ -197,19 +203,16 @@ def read_shares(path: Path) -> Shares:
     return quantised
 
 
-def judge(tool: str, folder: Path, call: Callable[..., dict[str, float]]) -> dict[str, Any]:
+def judge(tool: str, folder: Path) -> dict[str, Any]:
     """Say what a tool's maps are like: exact, with the missing pixels kept, without seams."""
-    scene, small = folder / "scene.tif", folder / "small.tif"
-    out = folder / f"{tool}.null.tif"
+    scene, out = folder / "scene.tif", folder / f"{tool}.null.tif"
     with rasterio.open(scene) as file, rasterio.open(out) as made:
         first, found = file.read(1), made.read(1)
     there = first != NODATA
-    shares = folder / f"{tool}{'.prob.tif' if tool == 'rsseg' else '.npy'}"
-    call(tool, "vit", small, folder / f"{tool}.small.tif", shares)
     return {
         "exact": bool((first % 8 == found)[there].all()),
         "nodata_kept": float((found[~there] == 255).mean()),
-        "seam_excess": seam_excess(read_shares(shares)[:, 340:]),
+        "seam_excess": seam_excess(read_shares(_shares(folder, tool))[:, 340:]),
     }
 
 
@@ -220,32 +223,25 @@ def compare(folder: Path, source: Path, packages: Path | None) -> dict[str, dict
     paths = [str(packages)] * bool(packages) + [os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     tools = [tool for tool in TOOLS if tool == "rsseg" or _installed(tool, packages)]
-
-    def call(tool: str, model: str, scene: Path, out: Path, *more: Path) -> dict[str, float]:
+    runs: dict[str, list[dict[str, float]]] = {tool: [] for tool in tools}
+    for tool in tools * ROUNDS:
         done = subprocess.run(
-            [sys.executable, "-W", "ignore", __file__, "--once", tool, model]
-            + [str(path) for path in (scene, out, *more)],
+            [sys.executable, "-W", "ignore", __file__, "--once", tool, str(folder)],
             env=environment,
             check=True,
             stdout=subprocess.PIPE,
             text=True,
         )
-        answer: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-        return answer
-
+        runs[tool].append(json.loads(done.stdout.splitlines()[-1]))
     mpx = SIZE[0] * SIZE[1] / 1e6
-    found: dict[str, dict[str, Any]] = {tool: {} for tool in tools}
-    for model in ("null", "vit"):
-        runs: dict[str, list[dict[str, float]]] = {tool: [] for tool in tools}
-        for tool in tools * ROUNDS:
-            out = folder / f"{tool}.{model}.tif"
-            runs[tool].append(call(tool, model, folder / "scene.tif", out))
-        for tool in tools:
-            found[tool][f"{model}_mpx_per_s"] = mpx / min(one["seconds"] for one in runs[tool])
-            found[tool][f"{model}_peak_mb"] = min(one["mb"] for one in runs[tool])
-    for tool in tools:
-        found[tool] |= judge(tool, folder, call)
-    return found
+    return {
+        tool: {
+            **{f"{m}_mpx_per_s": mpx / min(one[f"{m}_s"] for one in runs[tool]) for m in MODELS},
+            **{f"{m}_peak_mb": min(one[f"{m}_peak_mb"] for one in runs[tool]) for m in MODELS},
+            **judge(tool, folder),
+        }
+        for tool in tools
+    }
 
 
 def _installed(tool: str, packages: Path | None) -> bool:
@@ -281,11 +277,10 @@ def main() -> None:
     parser.add_argument("--packages", type=Path)
     parser.add_argument("--scene", type=Path, help="imagery of three bytes a pixel")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--once", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--once", nargs=2, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.once:
-        tool, model, scene, out, *shares = asked.once
-        run_once(tool, model, Path(scene), Path(out), Path(shares[0]) if shares else None)
+        run_once(asked.once[0], Path(asked.once[1]))
         return
     source = asked.scene or next((root / "buildings" / "banepa" / "images").glob("*.tif"))
     with tempfile.TemporaryDirectory() as folder:

@@ -269,10 +269,12 @@ def bench_overlap(folder: Path) -> dict[str, float]:
     scene, source = root / "cloud" / "sentinel2", folder / "sentinel2.yaml"
     source.write_text(SENTINEL2.format(root=scene))
     fit = [
-        "fit", "-m", "lora", "--src", str(source), "--run", str(folder / "run"),
+        "fit", "-m", "full", "--src", str(source), "--run", str(folder / "run"),
         "--backbone", "galileo_nano", "--weights", str(root / "weights" / "galileo-nano"),
-        "--head", "linear", "--tile", "64", "--batch", "4", "--steps", "40", "--device", "cpu",
-        "--set", "training.threads=0", "-q",
+        "--set", "backbone.patch=8", "--head", "linear", "--tile", "128", "--batch", "4",
+        "--steps", "80", "--set", "optimizer.lr=2e-3", "--set", "optimizer.backbone_lr=3e-4",
+        "--set", "data.sampling=balanced", "--set", "data.validation=0",
+        "--set", "training.threads=0", "--device", "cpu", "-q",
     ]  # fmt: skip
     subprocess.run([sys.executable, "-m", "rsseg_cli", *fit], check=True, stdout=sys.stderr)
     [path] = scene.glob("images/*.tif")
@@ -285,7 +287,7 @@ def bench_overlap(folder: Path) -> dict[str, float]:
         with rasterio.open(out) as file:
             maps.append(file.read(1))
     differ, valid = maps[0] != maps[1], maps[0] != 255
-    tiling = Tiling(64, 0.25)
+    tiling = Tiling(128, 0.25)
     shared = [np.zeros(length, bool) for length in differ.shape]
     for along, length in zip(shared, differ.shape, strict=True):
         axis = tiling.axis(length)
