@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from jobs import weights
+from jobs import Tiles, job, run, weights
 from processes import CASES, CUT, act, command
 from runs import write_city
 
@@ -115,6 +115,18 @@ def test_two_processes_fit_adapt_and_evaluate_as_one(tmp_path: Path) -> None:
     assert found[0]["miou"] == pytest.approx(found[1]["miou"], abs=1e-3)
     assert found[0]["classes"][0].keys() == found[1]["classes"][0].keys()
     assert [list(one["scenes"]) for one in found] == [["a", "b", "c"]] * 2
+
+
+def test_passes_draw_what_one_pass_draws(tmp_path: Path) -> None:
+    whole, cut = (
+        job(tmp_path / str(passes), "lora", batches=Tiles(count=2 // passes), accumulate=passes)
+        for passes in (1, 2)
+    )
+    for work in (whole, cut):
+        run(work)
+    found = [weights(tmp_path / str(passes) / "last.safetensors") for passes in (1, 2)]
+    for name, tensor in found[0].items():
+        assert torch.allclose(tensor, found[1][name], atol=NOISE), name
 
 
 def test_shares_take_their_own_of_what_is_drawn_for_all() -> None:
