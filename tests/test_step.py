@@ -10,9 +10,9 @@ from fakes import build
 from jobs import Scripted, Tiles
 from torch import Tensor
 
+from rsseg_cli import distributed
 from rsseg_cli.data.tiles import Batch
 from rsseg_cli.segmenter import Segmenter
-from rsseg_cli import distributed
 from rsseg_cli.training import optimizer
 from rsseg_cli.training.optimizer import Optimization
 from rsseg_cli.training.precision import Format, Precision
