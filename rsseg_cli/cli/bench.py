@@ -48,3 +48,45 @@ def predict(
         options.answer(found)
     else:
         bench.show(found)
+
+
+@app.command("fit")
+def fit(
+    src: options.Sources = None,
+    methods: Annotated[
+        list[str] | None,
+        typer.Option("--method", "-m", help="Preset for the table; may be repeated. All if none."),
+    ] = None,
+    no_methods: Annotated[
+        bool, typer.Option("--no-methods", help="Measure the loop only.")
+    ] = False,
+    backbone: Annotated[
+        str | None, typer.Option(help="Backbone; dinov3_large on a GPU, else dinov3_small.")
+    ] = None,
+    tile: Annotated[int | None, typer.Option(help="Side of a tile in pixels.", min=32)] = None,
+    batch: Annotated[int | None, typer.Option(help="Tiles per step.", min=1)] = None,
+    steps: Annotated[int, typer.Option(help="Steps per count.", min=2)] = 8,
+    rounds: Annotated[int, typer.Option(help="Counts of each loop, in turns.", min=1)] = 3,
+    device: options.Device = "auto",
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Train with random weights: the loop beside a bare one, every method's step beside frozen's.
+
+    Example: rsseg bench fit --src my_city/ --method lora
+    """
+    from rsseg_cli.run import bench_fit as bench
+
+    found = bench.bench_fit(
+        src or (),
+        methods=() if no_methods else methods or [bench.EVERY_METHOD],
+        size={"backbone": backbone, "tile": tile, "batch": batch},
+        steps=steps,
+        rounds=rounds,
+        device=device,
+        say=lambda text: None if quiet or as_json else typer.echo(text, err=True),
+    )
+    if as_json:
+        options.answer(found)
+    else:
+        bench.show(found)

@@ -1,0 +1,208 @@
+"""`bench fit`: what the loop costs beside a bare one, and what a step of each method costs.
+
+All numbers are ratios of things measured in one run, in turns.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import rasterio
+import torch
+import yaml
+from rich.console import Console
+
+from rsseg_cli import presets
+from rsseg_cli.config import resolve
+from rsseg_cli.contract import Json
+from rsseg_cli.run.bench import write_scene
+from rsseg_cli.run.bench_steps import (
+    BANDS,
+    BASES,
+    CLASSES,
+    Size,
+    beside,
+    clocks,
+    make_step,
+    measure_apart,
+    seconds_of,
+)
+from rsseg_cli.run.fit import Fit
+from rsseg_cli.run.model import pick_device
+from rsseg_cli.run.reports import versions
+from rsseg_cli.training import optimizer
+from rsseg_cli.training.folder import RunFolder
+from rsseg_cli.training.loop import Job, train
+from rsseg_cli.training.precision import Precision
+from rsseg_cli.training.progress import Progress
+
+SCENE_PX = 1536
+"""Side of a scene that is made for it."""
+LEVELS = 256 // CLASSES + 1
+"""Grey levels of a class there."""
+EVERY_METHOD = "all"
+
+
+def bench_fit(
+    sources: Sequence[str] = (),
+    *,
+    methods: Sequence[str] = (EVERY_METHOD,),
+    size: Mapping[str, Any] | None = None,
+    steps: int = 8,
+    rounds: int = 3,
+    device: str = "auto",
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Measure the loop and the methods.
+
+    Args:
+        sources: Labelled data for the loop; scenes that are made for it when empty.
+        methods: Presets; `all` names every one, nothing leaves the table out.
+        size: What differs from `Size.usual`; None changes nothing.
+        steps: Steps per count.
+        rounds: Counts of the loop and the bare loop, in turns.
+        device: auto, cpu, cuda or cuda:N.
+        say: Told what is measured next.
+
+    Returns:
+        `device`, `versions`, `size`, `loop` (per method, with `ratio`), `methods` (a row each).
+    """
+    where = pick_device(device)
+    given = {key: value for key, value in (size or {}).items() if value is not None}
+    chosen = replace(Size.usual(where), **given)
+    named = presets.names("methods") if EVERY_METHOD in methods else list(methods)
+    loops = {}
+    with tempfile.TemporaryDirectory(prefix="rsseg-bench-") as name:
+        src = list(sources) or [str(_write_scenes(Path(name) / "made"))]
+        for method in BASES:
+            say(f"loop of {method}")
+            loops[method] = _loop(method, src, Path(name), chosen, steps, rounds, device)
+    rows = []
+    for method in ["frozen", "full", *(n for n in named if n not in BASES)] if named else ():
+        say(f"step of {method}")
+        rows.append(measure_apart(method, chosen, max(3, steps // 2), device))
+    return {
+        "device": str(where),
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        "size": asdict(chosen),
+        "sources": list(sources) or "made for the bench",
+        "loop": loops,
+        "methods": beside(rows),
+    }
+
+
+def _loop(
+    method: str, src: list[str], folder: Path, size: Size, steps: int, rounds: int, device: str
+) -> dict[str, Any]:
+    """Count images of the whole loop and of a bare one, in turns."""
+    changes = [
+        f"data.tile={size.tile}", f"training.batch={size.batch}", f"training.steps={2 * steps}",
+        f"training.log_every={steps}", f"training.save_every={2 * steps}", "data.validation=0",
+    ]  # fmt: skip
+    config = resolve(
+        method=method, file=None, sources=src, backbone=size.backbone, head="linear",
+        pretrained=False, changes=changes,
+    )  # fmt: skip
+    fit = Fit(config, folder=folder / method, device=device, quiet=True)
+    run = RunFolder(fit.path, fit.about())
+    run.begin(config.text())
+    job = replace(fit.job(run), validate=None)
+    rows = []
+    for _ in range(rounds):
+        bare, clock = _bare(job, size, steps), _Clock(2 * steps, quiet=True)
+        train(job, clock)
+        whole = clock.last() / steps  # the first half warms up
+        rows.append((whole[0], bare[0], bare[0] / whole[0], bare[1] / whole[1]))
+    middle = [statistics.median(column) for column in zip(*rows, strict=True)]
+    return {
+        "images_per_s": size.batch / middle[0],
+        "bare_images_per_s": size.batch / middle[1],
+        "ratio": middle[2],
+        "ratios": [row[2] for row in rows],
+        "cpu_ratio": middle[3],
+        "wait": float(str(run.records()[-1]["wait"])),
+    }
+
+
+class _Clock(Progress):
+    """Reads wall and processor seconds whenever the loop logs: then it waits for the device."""
+
+    def log(self, record: dict[str, Json]) -> None:
+        """Read the clocks."""
+        self.read = [*getattr(self, "read", []), clocks()]
+
+    def last(self) -> Any:
+        """Seconds (wall, processor) between the last two lines."""
+        return self.read[-1] - self.read[-2]
+
+
+def _bare(job: Job, size: Size, steps: int) -> Any:
+    """Seconds (wall, processor) per step of the same model on tensors that are there."""
+    precision = Precision.choose(job.settings.precision, job.device)
+    adam = optimizer.build(job.optimization, job.model.train())
+    shape = (size.batch, size.tile, size.tile)
+    image = torch.randn(size.batch, len(job.model.bands), *shape[1:], device=job.device)
+    # Labels that can be learnt would end in gradients too small for a CPU to be quick with.
+    label = torch.randint(0, job.model.head.classes, shape, device=job.device)
+    step = make_step(job.model, adam, image, label, precision)
+    step()
+    return seconds_of(lambda: [step() for _ in range(steps)], job.device) / steps
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print what was measured."""
+    console, size = Console(highlight=False, soft_wrap=True), found["size"]
+    console.print(
+        f"{size['backbone']}, batch {size['batch']}, {size['tile']} px on {found['device']}"
+    )
+    for method, one in found["loop"].items():
+        console.print(
+            f"loop of {method}: {one['images_per_s']:.2f} images/s, bare "
+            f"{one['bare_images_per_s']:.2f}: ratio {one['ratio']:.2f} (of processor time "
+            f"{one['cpu_ratio']:.2f}), wait {one['wait']:.0%}"
+        )
+    if not found["methods"]:
+        return
+    console.print(
+        f"{'method':<16} {'trained':>9} {'step s':>8} {'/frozen':>8} {'/full':>6} {'MB':>7} "
+        f"{'/frozen':>8} {'/full':>6} {'TFLOP':>7} {'used':>5}"
+    )
+    for row in found["methods"]:
+        if "refused" in row:
+            console.print(f"{row['method']:<16} {row['refused']}", markup=False)
+            continue
+        console.print(
+            f"{row['method']:<16} {row['trained'] / 1e6:>8.2f}M {row['step_s']:>8.3f} "
+            f"{row['step_of_frozen']:>8.2f} {row['step_of_full']:>6.2f} "
+            f"{row['peak_memory_mb']:>7.0f} {row['memory_of_frozen']:>8.2f} "
+            f"{row['memory_of_full']:>6.2f} {row['tflop']:>7.3f} {row['utilisation']:>5.0%}"
+        )
+
+
+def _write_scenes(root: Path) -> Path:
+    """Write two scenes with labels, compressed in blocks."""
+    for folder in ("images", "labels"):
+        (root / folder).mkdir(parents=True)
+    for name in ("a", "b"):
+        path = root / "images" / f"{name}.tif"
+        write_scene(path, SCENE_PX, BANDS.mean, BANDS.std, BANDS.dtype)
+        with rasterio.open(path) as image:
+            labels, profile = image.read(1) // LEVELS, image.profile | {"count": 1}
+        with rasterio.open(root / "labels" / f"{name}.tif", "w", **profile) as file:
+            file.write(labels, 1)
+    described = {
+        "name": "made",
+        "bands": [
+            {"name": band, "wavelength_nm": wavelength}
+            for band, wavelength in zip(BANDS.names, BANDS.wavelengths_nm, strict=True)
+        ],
+        "classes": [{"id": k, "name": f"class {k}", "color": [k, 0, 0]} for k in range(CLASSES)],
+    }
+    (root / "dataset.yaml").write_text(yaml.safe_dump(described))
+    return root

@@ -1,0 +1,51 @@
+"""`rsseg bench fit` measures what it says, in the keys that scripts rely on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from runs import rsseg
+
+from rsseg_cli.run import bench_steps
+from rsseg_cli.run.bench_fit import show
+
+TINY = bench_steps.Size("vit_tiny", 32, 2)
+
+
+def test_the_loop_beside_a_bare_one(city: Path) -> None:
+    call = rsseg(
+        "bench", "fit", "--src", city, "--no-methods", "--backbone", "vit_tiny", "--tile", "32",
+        "--batch", "2", "--steps", "2", "--rounds", "1", "--device", "cpu", "--json",
+    )  # fmt: skip
+    assert call.code == 0, call.err
+    found = call.document
+    assert {"device", "threads", "versions", "size", "sources", "loop", "methods"} == set(found)
+    assert found["size"] == {"backbone": "vit_tiny", "tile": 32, "batch": 2}
+    assert (found["device"], found["methods"]) == ("cpu", [])
+    for one in found["loop"].values():
+        assert one["ratio"] == pytest.approx(one["images_per_s"] / one["bare_images_per_s"])
+        assert one["cpu_ratio"] > 0
+
+
+def test_what_a_step_costs(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"method": name} | bench_steps.measure(name, TINY, 1, "cpu") for name in ("frozen", "full")
+    ]
+    frozen, full = bench_steps.beside([*rows, {"method": "other", "refused": "too small"}])[:2]
+    assert frozen["trained"] < full["trained"]
+    # Backward costs twice a forward pass, and a frozen backbone has none.
+    assert 2.0 < full["tflop"] / frozen["tflop"] < 3.1
+    assert (frozen["step_of_frozen"], full["memory_of_full"]) == (1.0, 1.0)
+    assert full["step_of_frozen"] == pytest.approx(full["step_s"] / frozen["step_s"])
+    show({
+        "size": {"backbone": "vit_tiny", "batch": 2, "tile": 32}, "device": "cpu", "loop": {},
+        "methods": [frozen, full, {"method": "other", "refused": "too small"}],
+    })  # fmt: skip
+    assert "too small" in capsys.readouterr().out
+
+
+def test_refusals_and_usual_sizes() -> None:
+    assert bench_steps.Size.usual(torch.device("cuda")).backbone == "dinov3_large"
+    assert bench_steps.Size.usual(torch.device("cpu")).tile == 256
