@@ -1,6 +1,6 @@
 """Fits a tiny model in processes that are killed at any moment: FOLDER OF WHOLE, OF KILLED.
 
-Half of the kills strike while a file is being written. After each one it prints what is there,
+Two kills of three strike while a file is being written. After each one it prints what is there,
 and whether it can be read.
 """
 
@@ -27,7 +27,7 @@ from rsseg_cli.data.tiles import Batch
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training import checkpoint
 
-STEPS = 10
+STEPS = 14
 PAUSE_S = 0.02
 
 
@@ -79,11 +79,11 @@ def in_child(folder: Path, model: Segmenter, rng: random.Random | None, number: 
     if not child:
         code = 1
         try:
-            resumes = half_written(torch.save, rng.randrange(3) if rng and number % 3 == 1 else 99)
-            models = half_written(save_file, rng.randrange(5) if rng and number % 3 == 2 else 99)
-            if rng and number % 3 == 0:
+            resumes = half_written(torch.save, rng.randrange(2) if rng and number % 3 == 0 else 99)
+            models = half_written(save_file, rng.randrange(3) if rng and number % 3 == 1 else 99)
+            if rng and number % 3 == 2:
                 threading.Timer(
-                    rng.uniform(0.0, 0.5), os.kill, (os.getpid(), signal.SIGKILL)
+                    rng.uniform(0.0, 0.3), os.kill, (os.getpid(), signal.SIGKILL)
                 ).start()
             with (
                 patch.object(torch, "save", resumes),
