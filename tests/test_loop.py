@@ -272,3 +272,23 @@ def test_a_full_disk_is_said_and_the_last_state_stays(
     with pytest.raises(RssegError, match="disk is full"):
         run(job(tmp_path, save_every=1))
     assert checkpoint.load_resume(tmp_path / "resume.pt")["step"] == 1
+
+
+def test_a_state_of_another_device_is_taken(tmp_path: Path) -> None:
+    run(job(tmp_path / "whole"))
+    stopped = job(tmp_path / "parts", objective=Scripted(signalled(signal.SIGTERM), at=2))
+    with pytest.raises(Interrupted):
+        run(stopped)
+    path = tmp_path / "parts" / "resume.pt"
+    state = checkpoint.load_resume(path)
+    for group in state["optimizer"]["param_groups"]:
+        group["fused"] = True  # as a GPU writes it
+    checkpoint.save_resume(path, state)
+    run(job(tmp_path / "parts"), resume=True)
+    assert same(*(weights(tmp_path / name / "last.safetensors") for name in ("whole", "parts")))
+
+
+def test_a_state_without_a_scale_is_taken_where_losses_are_scaled(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        run(job(tmp_path, objective=Scripted(signalled(signal.SIGTERM), at=2)))
+    assert run(job(tmp_path, precision="fp16"), resume=True).steps == 5

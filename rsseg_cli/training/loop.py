@@ -240,9 +240,10 @@ class Updates:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Put back what `state` collected."""
-        self.adam.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        """Put back what `state` collected, perhaps on another device."""
+        optimizer.restore(self.adam, state["optimizer"])
+        if state["scaler"]:  # empty where no loss was scaled
+            self.scaler.load_state_dict(state["scaler"])
         self.room.images, self.probe_room.images = state["room"]
 
 

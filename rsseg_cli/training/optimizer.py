@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 from torch import nn
@@ -67,6 +67,15 @@ def build(settings: Optimization, model: Segmenter) -> AdamW:
         betas=settings.betas,
         fused=next(model.parameters()).is_cuda or None,
     )
+
+
+def restore(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Put a state back that another device may have written: how to compute stays this one's."""
+    groups = [
+        group | {"fused": own["fused"], "foreach": own["foreach"]}
+        for group, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    optimizer.load_state_dict(state | {"param_groups": groups})
 
 
 def set_lr(optimizer: Optimizer, settings: Optimization, step: int, steps: int) -> float:
