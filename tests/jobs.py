@@ -19,7 +19,8 @@ from rsseg_cli.data.tiles import Batch
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training import checkpoint
 from rsseg_cli.training.folder import RunFolder
-from rsseg_cli.training.loop import Job, Outcome, Training, train
+from rsseg_cli.training.loop import Job, Training, train
+from rsseg_cli.training.meter import Outcome
 from rsseg_cli.training.objectives import Supervised
 from rsseg_cli.training.optimizer import Optimization
 from rsseg_cli.training.progress import Progress

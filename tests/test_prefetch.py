@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 
 import pytest
+import torch
 
-from rsseg_cli.training.prefetch import Prefetch
+from rsseg_cli.data.tiles import Batch
+from rsseg_cli.training.prefetch import Prefetch, pinned
 
 
 class Slow:
@@ -52,3 +55,25 @@ def test_reading_overlaps_with_work() -> None:
     for _ in prefetch:
         time.sleep(0.02)
     assert prefetch.waited < 0.1
+
+
+class Pinning(Batch):
+    """Says that it was pinned, on a machine without a GPU."""
+
+    def pin_memory(self) -> Pinning:
+        return replace(self, names=("pinned",))
+
+
+class Raw:
+    def __getitem__(self, index: int) -> Batch:
+        image = torch.full((1, 1, 2, 2), index, dtype=torch.uint16)
+        return Pinning(image, torch.zeros(1, 2, 2, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(("device", "names"), [("cuda", ("pinned",)), ("cpu", ())])
+def test_only_batches_for_a_gpu_are_pinned(device: str, names: tuple[str, ...]) -> None:
+    source = pinned(Raw(), torch.device(device))
+    batches = list(Prefetch(source, range(2, 4), threads=1))
+    assert [batch.names for batch in batches] == [names, names]
+    assert [int(batch.image[0, 0, 0, 0]) for batch in batches] == [2, 3]
+    assert batches[0].image.dtype == torch.uint16

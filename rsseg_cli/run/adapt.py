@@ -31,7 +31,8 @@ from rsseg_cli.run.validation import Validation
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training.checkpoint import load_model
 from rsseg_cli.training.folder import RunFolder
-from rsseg_cli.training.loop import Job, Outcome
+from rsseg_cli.training.loop import Job
+from rsseg_cli.training.meter import Outcome
 from rsseg_cli.training.prefetch import Indexed
 from rsseg_cli.training.self_training import SelfTraining
 

@@ -19,7 +19,7 @@ from rsseg_cli.raster.decode import Labels
 from rsseg_cli.report.samples import Sample, shrink
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training.precision import Precision
-from rsseg_cli.training.prefetch import Prefetch
+from rsseg_cli.training.prefetch import Prefetch, pinned
 
 SHOWN = 256
 """Side in pixels at which tiles are shown."""
@@ -54,7 +54,7 @@ def review(
     """
     model.eval()
     found = Evaluation.of(classes, boundary_px=None)
-    for batch in Prefetch(tiles, range(len(tiles)), threads=threads):
+    for batch in Prefetch(pinned(tiles, precision.device), range(len(tiles)), threads=threads):
         with precision.autocast():
             shares = model.infer(batch.image.to(precision.device))
         sure, best = (part.cpu().numpy() for part in shares.float().max(1))

@@ -15,7 +15,7 @@ from rsseg_cli.run.validation import Validation
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training.choice import Look, collapsed, merit, rating
 from rsseg_cli.training.precision import Precision
-from rsseg_cli.training.prefetch import Prefetch
+from rsseg_cli.training.prefetch import Prefetch, pinned
 from rsseg_cli.training.pseudo_labels import normalised_entropy
 
 COLLAPSED = "the class shares on the target have run away from the start's"
@@ -101,7 +101,8 @@ class TargetValidation:
         model.eval()
         classes = model.head.classes
         sums = torch.zeros(2 * classes + 3, dtype=torch.float64, device=self.precision.device)
-        for batch in Prefetch(self.tiles, range(len(self.tiles)), threads=self.threads):
+        tiles = pinned(self.tiles, self.precision.device)
+        for batch in Prefetch(tiles, range(len(self.tiles)), threads=self.threads):
             moved = batch.to(self.precision.device)
             image = moved.image if self.gain == 1.0 else moved.image * self.gain
             with self.precision.autocast():

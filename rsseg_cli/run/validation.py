@@ -14,7 +14,7 @@ from rsseg_cli.data.covering import CoveringTiles
 from rsseg_cli.metrics.confusion import ConfusionMatrix
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training.precision import Precision
-from rsseg_cli.training.prefetch import Prefetch
+from rsseg_cli.training.prefetch import Prefetch, pinned
 
 
 @dataclass
@@ -40,7 +40,8 @@ class Validation:
         """Give the score object; the model is left in eval mode."""
         model.eval()
         matrix = ConfusionMatrix(self.classes)
-        for batch in Prefetch(self.tiles, range(len(self.tiles)), threads=self.threads):
+        tiles = pinned(self.tiles, self.precision.device)
+        for batch in Prefetch(tiles, range(len(self.tiles)), threads=self.threads):
             moved = batch.to(self.precision.device)
             image = moved.image if self.gain == 1.0 else moved.image * self.gain
             with self.precision.autocast():

@@ -19,8 +19,7 @@ from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training import optimizer
 from rsseg_cli.training.deadline import Deadline, Work
 from rsseg_cli.training.folder import RunFolder
-from rsseg_cli.training.meter import Meter
-from rsseg_cli.training.meter import Outcome as Outcome
+from rsseg_cli.training.meter import Meter, Outcome
 from rsseg_cli.training.objectives import Objective
 from rsseg_cli.training.passes import StepBatches, backward
 from rsseg_cli.training.precision import Format, Precision
