@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,10 @@ import numpy as np
 import pytest
 import rasterio
 from conftest import write_raster
-from folders import folder, folder_of, image, label, polygons
+from folders import PNG, folder, folder_of, image, label, polygons
 
 from rsseg_cli.data.source import Source
-from rsseg_cli.errors import RssegError, RssegWarning
+from rsseg_cli.errors import RssegError, RssegWarning, UnreadableError
 from rsseg_cli.raster.grid import Window
 
 
@@ -29,6 +30,118 @@ def test_a_folder_is_discovered_and_written_down(tmp_path: Path) -> None:
     again = Source.locate(str(tmp_path))
     assert again.spec == source.spec
     assert again.keep(tmp_path) is None
+
+
+# --- layouts --------------------------------------------------------------------------------------
+
+
+def labels_of(source: Source) -> dict[str, str | None]:
+    """Path of the label of each image, below the root."""
+    return {
+        pair.name: pair.label and pair.label.relative_to(source.root).as_posix()
+        for pair in source.pairs()
+    }
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        ("images", "masks"), ("image", "mask"), ("img", "lbl"), ("imgs", "masks"),
+        ("images", "annotations"), ("JPEGImages", "SegmentationClass"), ("Images", "GT"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("ending", ["", "_mask", "_GT"])
+def test_folders_of_usual_names(tmp_path: Path, images: str, labels: str, ending: str) -> None:
+    expected = {}
+    for name in ("a.b", "north/c_2"):
+        image(tmp_path, f"{images}/{name}.tif")
+        label(tmp_path, f"{labels}/{name}{ending}.tif")
+        expected[name] = f"{labels}/{name}{ending}.tif"
+    source = Source.locate(str(tmp_path))
+    assert labels_of(source) == expected
+    assert f"{images}/ with {labels}/ is assumed from the names." in source.remark
+    assert (f"named like its image, with {ending} behind" in source.remark) == bool(ending)
+    source.keep(tmp_path)
+    assert labels_of(Source.locate(str(tmp_path))) == labels_of(source)
+
+
+@pytest.mark.parametrize("ending", ["_mask", "_masks", "_label", "_labels", "_gt", "_seg", "_Mask"])
+def test_labels_beside_their_images(tmp_path: Path, ending: str) -> None:
+    expected = {}
+    for name in ("tile_0", "tile.1", "masked"):
+        image(tmp_path, f"{name}.tif", 2, "float32")
+        expected[name] = label(tmp_path, f"{name}{ending}.png", **PNG).name
+    (tmp_path / "notes.txt").write_text("no raster")
+    source = Source.locate(str(tmp_path))
+    assert labels_of(source) == expected
+    assert "looking at 3 images and 3 labels" in source.remark
+    assert f"Files named *{ending} are assumed to be the labels" in source.remark
+    source.keep(tmp_path)
+    assert labels_of(Source.locate(str(tmp_path))) == expected
+
+
+def test_polygons_beside_their_images_and_what_has_no_partner(tmp_path: Path) -> None:
+    image(tmp_path, "a.tif")
+    polygons(tmp_path, "a_labels.gpkg", kind=["x", "y"] * 2)
+    polygons(tmp_path, "lost_labels.gpkg", kind=["x", "y"] * 2)
+    with pytest.raises(RssegError, match=r"have no image: lost_labels\.gpkg"):
+        Source.locate(str(tmp_path)).pairs()
+    (tmp_path / "lost_labels.gpkg").unlink()
+    image(tmp_path, "b.tif")
+    with pytest.raises(RssegError, match=r"have no label: b\.tif"):
+        Source.locate(str(tmp_path)).pairs()
+    (tmp_path / "b.tif").unlink()
+    assert labels_of(Source.locate(str(tmp_path))) == {"a": "a_labels.gpkg"}
+
+
+@pytest.mark.parametrize(
+    ("paths", "said"),
+    [
+        (["img/a", "masks/a", "gt/a"], r"img/ with gt/, or img/ with masks/"),
+        (["img/a", "image/a", "gt/a"], r"image/ with gt/, or img/ with gt/"),
+        (["img/a", "gt/a", "a", "a_seg"], r"img/ with gt/, or labels named \*_seg beside"),
+        (["a", "a_gt", "a_mask"], r"labels named \*_gt .*, or labels named \*_mask beside"),
+        (["a", "a_gt", "b", "b_mask"], r"labels named \*_gt .*, or labels named \*_mask beside"),
+        (["a", "a_mask", "b_seg"], r"labels named \*_mask .*, or labels named \*_seg beside"),
+        (["img/a", "gt/a_gt", "gt/a_mask"], r"gt\b.*some end in _gt, some in _mask"),
+    ],
+)
+def test_what_can_be_read_in_two_ways_is_refused(
+    tmp_path: Path, paths: list[str], said: str
+) -> None:
+    for path in paths:
+        label(tmp_path, f"{path}.tif")
+    with pytest.raises(RssegError, match="it is not clear") as refused:
+        Source.locate(str(tmp_path))
+    assert re.search(said, f"{refused.value.where} {refused.value.what}")
+
+
+def test_the_documented_folders_stand_beside_others(tmp_path: Path) -> None:
+    folder(tmp_path)
+    for path in ("masks/a.tif", "img/a.tif", "b.tif", "b_gt.tif"):
+        label(tmp_path, path, (7, 8, 9))
+    source = Source.locate(str(tmp_path))
+    assert labels_of(source) == {"a": "labels/a.tif", "b": "labels/b.tif"}
+    assert len(source.classes) == 2
+    assert "Not read: img/, masks/, labels named *_gt beside their images." in source.remark
+    (tmp_path / "labels").rename(tmp_path / "elsewhere")
+    with pytest.raises(RssegError, match="images/ with masks/, or img/ with masks/, or labels"):
+        Source.locate(str(tmp_path))
+
+
+def test_a_refusal_says_what_was_looked_for(tmp_path: Path) -> None:
+    image(tmp_path, "a.tif")
+    label(tmp_path, "a_truth.tif")
+    folder_of(tmp_path / "imgs")
+    with pytest.raises(UnreadableError, match=r"imgs/, img/ or JPEGImages/.*a_gt\.\* or a_seg\.\*"):
+        Source.locate(str(tmp_path))
+    image(tmp_path, "imgs/a.tif")
+    label(tmp_path, "truths/a.tif")
+    with pytest.raises(UnreadableError, match=r"imgs/ without any of labels/, .*, mask/, gt/"):
+        Source.locate(str(tmp_path))
+
+
+# --- bands and classes ----------------------------------------------------------------------------
 
 
 def test_bands_take_their_names_from_the_file(tmp_path: Path) -> None:
@@ -164,4 +277,5 @@ def test_one_label_serves_several_dates(tmp_path: Path) -> None:
     with pytest.warns(RssegWarning, match=r"truth\.gtif is taken"):
         source = Source.locate(str(tmp_path))
     assert {pair.label.name for pair in source.pairs() if pair.label} == {"truth.gtif"}
+    assert "labels/truth.gtif is taken as the label of every image." in source.remark
     assert source.spec.reader.nodata == -99

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from rsseg_cli.data.discover_classes import find_classes
-from rsseg_cli.data.layout import RASTER_SUFFIXES, is_label
+from rsseg_cli.data.discover_layout import find_layout
 from rsseg_cli.data.spec import BandSpec, DatasetSpec, Reader
-from rsseg_cli.errors import RssegWarning, UnreadableError
-from rsseg_cli.raster.labels import is_vector, open_quietly
+from rsseg_cli.raster.labels import open_quietly
 from rsseg_cli.raster.scene import Scene
 
 LIGHT_NM = {
@@ -27,23 +25,17 @@ COMMON = {3: ("red", "green", "blue"), 4: ("red", "green", "blue", "nir")}
 
 
 def discover(root: Path) -> tuple[DatasetSpec, str]:
-    """Look at `images/` and `labels/` of a folder.
+    """Look at the images and labels of a folder.
 
     Returns:
         The spec, and a remark that says what was found and what was assumed.
 
     Raises:
-        RssegError: No images, unreadable files, or labels whose classes cannot be told.
+        RssegError: No layout that we know, or several; unreadable files; or labels whose classes
+            cannot be told.
     """
-    images = sorted(p for p in (root / "images").rglob("*") if p.suffix.lower() in RASTER_SUFFIXES)
-    if not images:
-        raise UnreadableError(
-            "the folder is no dataset: no images in images/",
-            where=str(root),
-            fix="put scenes into images/ and labels of the same names into labels/, "
-            "or describe your layout in dataset.yaml",
-        )
-    template, labels = _find_labels(root, images)
+    layout = find_layout(root)
+    images, labels = layout.images, layout.labels
     found = find_classes(labels)
     with open_quietly(images[0]) as scene:
         bands, assumed = name_bands(scene)
@@ -55,7 +47,9 @@ def discover(root: Path) -> tuple[DatasetSpec, str]:
         bands=bands,
         dtype=dtype,
         gsd_m=gsd_m,
-        labels=(template,),
+        images=(layout.glob,),
+        pattern=layout.pattern,
+        labels=(layout.template,),
         reader=Reader(nodata=nodata) if mixed else Reader(),
         classes=found.classes,
         ignore=found.ignore,
@@ -65,36 +59,12 @@ def discover(root: Path) -> tuple[DatasetSpec, str]:
     )
     remark = [
         f"Found by looking at {len(images)} images and {len(labels)} labels: correct it freely.",
+        *layout.remarks,
         *(["Bands are not named in the files; this order is assumed."] if assumed else []),
         *(["Only some images are tagged with that nodata value."] if mixed else []),
         *found.remarks,
     ]
     return spec, "\n".join(remark)
-
-
-def _find_labels(root: Path, images: Sequence[Path]) -> tuple[str, list[Path]]:
-    """Find how labels belong to images: by name, or one for all of them."""
-    labels = sorted(path for path in (root / "labels").rglob("*") if is_label(path))
-    if not labels:
-        raise UnreadableError(
-            "the folder has images but no labels",
-            where=str(root / "labels"),
-            fix="rasters on the grid of their images or polygons, under the images' names",
-        )
-    stems = {path.relative_to(root / "images").with_suffix("") for path in images}
-    of_image = [p for p in labels if p.relative_to(root / "labels").with_suffix("") in stems]
-    if of_image or len({path.stem for path in labels}) > 1:
-        return "labels/{stem}.*", labels
-    # One label for all images: dates of the same ground.
-    rasters = [path for path in labels if not is_vector(path)]
-    label = (rasters or labels)[0]
-    if len(labels) > 1:
-        warnings.warn(
-            f"{label.name} is taken as the labels, not {', '.join(p.name for p in labels[1:])}",
-            RssegWarning,
-            stacklevel=4,
-        )
-    return label.relative_to(root).as_posix(), [label]
 
 
 def name_bands(scene: Scene) -> tuple[tuple[BandSpec, ...], bool]:
