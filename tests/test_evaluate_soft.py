@@ -15,6 +15,7 @@ from rsseg_cli.classes import Class
 from rsseg_cli.errors import RssegError
 from rsseg_cli.evaluate import evaluate_rasters
 from rsseg_cli.evaluate.truth import OBJECT
+from rsseg_cli.raster.names import classes_tag, read_classes
 
 SHIP = [Class(0, "background", (0, 0, 0)), Class(1, "ship", (255, 0, 0))]
 
@@ -115,3 +116,16 @@ def test_masks_of_other_values_are_named(write_scene: WriteScene) -> None:
     with pytest.raises(RssegError, match="no class: 128") as caught:
         evaluate_rasters(made, write_scene(truth, "mask.tif"), SHIP)
     assert caught.value.where.endswith("mask.tif")
+
+
+def test_statistics_beside_a_soft_map_do_not_hide_its_classes(write_scene: WriteScene) -> None:
+    classes = [Class(0, "land", (1, 2, 3)), Class(1, "lake", (4, 5, 6))]
+    path = write_scene(np.zeros((1, 8, 8), np.uint8))
+    with rasterio.open(path, "r+") as file:
+        file.update_tags(rsseg_classes=classes_tag(classes)["classes"])
+    assert read_classes(path) == classes
+    # As QGIS leaves it, once it has shown the map.
+    statistics = '<MDI key="STATISTICS_MEAN">0</MDI>'
+    sidecar = f'<PAMDataset><PAMRasterBand band="1"><Metadata>{statistics}</Metadata>'
+    Path(f"{path}.aux.xml").write_text(f"{sidecar}</PAMRasterBand></PAMDataset>")
+    assert read_classes(path) == classes

@@ -48,7 +48,8 @@ def read_classes(path: str | PathLike[str]) -> list[Class]:
     """Read the classes of a map from `<map>.aux.xml`, or from the tag that a soft map has.
 
     Names are those of the raster attribute table, else the category names; colours are those of
-    the table, else of the colour table in the file. None when nothing is said.
+    the table, else of the colour table in the file. A sidecar may well name no class: programs that
+    show a map put its statistics there. None when nothing is said.
 
     Raises:
         UnreadableError: The file is not XML.
@@ -64,10 +65,10 @@ def read_classes(path: str | PathLike[str]) -> list[Class]:
             where=str(sidecar),
             fix="delete the file and give --classes",
         ) from error
-    if band is None:
-        return []
-    named = _from_table(band) or _from_categories(band)
+    named = {} if band is None else _from_table(band) or _from_categories(band)
     named = {value: row for value, row in named.items() if 0 <= value < IGNORE}
+    if not named:
+        return _from_tag(path)
     shown = _palette(path) if any(color is None for _, color in named.values()) else {}
     return [
         Class(value, name, color or shown.get(value) or default_color(index))
