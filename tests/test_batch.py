@@ -72,3 +72,4 @@ def test_a_batch_that_does_not_fit_ends_the_search() -> None:
         return tiles.float()
 
     assert fastest_batch(model, TILE, 4, 64, 65_536) == 8
+    assert fastest_batch(model, TILE, 16, 64, 65_536) == 16  # to be halved by who maps with it

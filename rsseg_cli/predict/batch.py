@@ -65,8 +65,12 @@ def fastest_batch(
     candidates = sorted({even_batch(tiles, power) for power in powers} - {usual})
     if ROUNDS * (sum(candidates) + usual) > PROBE_SHARE * tiles:
         return usual
-    expected = infer(_repeat(tile, usual))[0].clone()
-    best, fastest = usual, _seconds(infer, tile, usual) / usual
+    try:
+        expected = infer(_repeat(tile, usual))[0].clone()
+        best, fastest = usual, _seconds(infer, tile, usual) / usual
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return usual  # whoever maps with it takes fewer at a time
     for batch in candidates:
         try:
             same = torch.equal(infer(_repeat(tile, batch))[0], expected)
