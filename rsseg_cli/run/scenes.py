@@ -21,7 +21,9 @@ LOOK = ".png"
 
 
 def expand(texts: Sequence[str]) -> list[str]:
-    """List the scenes meant by files, folders, patterns and `-` (stdin); maps are no scenes.
+    """List the scenes meant by files, folders, patterns and `-` (stdin).
+
+    Maps among what is listed are no scenes.
 
     Raises:
         RssegError: Nothing is there.
@@ -29,18 +31,16 @@ def expand(texts: Sequence[str]) -> list[str]:
     found: list[str] = []
     for text in texts:
         if text == "-":
-            found += [line.strip() for line in sys.stdin if line.strip()]
+            listed = [line.strip() for line in sys.stdin if line.strip()]
         elif Path(text).is_dir():
             inside = sorted(Path(text).iterdir())
-            suffixes = (path.suffix.lower() for path in inside)
-            images = zip(inside, suffixes, strict=True)
-            found += [str(path) for path, suffix in images if suffix in RASTER_SUFFIXES]
+            listed = [str(path) for path in inside if path.suffix.lower() in RASTER_SUFFIXES]
         elif has_magic(text) and not Path(text).exists():
-            found += sorted(glob(text))  # noqa: PTH207 - Path.glob refuses absolute patterns
+            listed = sorted(glob(text))  # noqa: PTH207 - Path.glob refuses absolute patterns
         else:
-            found.append(text)
+            found.append(text)  # whoever names a file means it
             continue
-        found = [path for path in found if not _is_map(path)]
+        found += [path for path in listed if not _is_map(path)]
     if not found:
         raise RssegError(
             "there is no scene", where=" ".join(texts), fix="a file, a folder, or a quoted pattern"
