@@ -136,6 +136,10 @@ def test_turned_scene_gives_the_turned_map(
         (["--overlap", "0.6"], 2, "--overlap"),
         (["--bbox", "1,2,3"], 1, "has 3 numbers"),
         (["--bbox", "0,0,1,1", "--aoi", "x.gpkg"], 1, "both given"),
+        (["--bbox-crs", "EPSG:4326"], 1, "--bbox-crs does nothing without --bbox"),
+        (["--block", "0"], 1, "--block does nothing without --explain"),
+        (["--sieve", "9"], 1, "--sieve does nothing without --polygons"),
+        (["--simplify", "9"], 1, "--simplify does nothing without --polygons"),
         (["--co", "COMPRESS=NONSENSE"], 1, "does not take these"),
     ],
 )

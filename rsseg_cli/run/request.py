@@ -88,6 +88,18 @@ class Request:
     def __post_init__(self) -> None:
         if self.aoi is not None and self.bbox is not None:
             raise RssegError("--aoi and --bbox are both given", fix="one of them")
+        boxed, drawn = self.bbox is not None, self.polygons is not None
+        for option, given, needed, there in (
+            ("--bbox-crs", self.bbox_crs is not None, "--bbox", boxed),
+            ("--block", self.block is not None, "--explain", bool(self.explain)),
+            ("--sieve", self.sieve > 0, "--polygons", drawn),
+            ("--simplify", self.simplify > 0, "--polygons", drawn),
+        ):
+            if given and not there:
+                raise RssegError(
+                    f"{option} does nothing without {needed}",
+                    fix=f"{needed}, or leave {option} out",
+                )
 
     def area(self, scene: Scene) -> Area | None:
         """Find what is wanted of a scene, None for all of it."""
