@@ -70,13 +70,24 @@ def parts_folder(path: Path) -> Path:
 
 
 def read_begun(path: Path) -> Begun | None:
-    """Tell how an unfinished run has begun a map, None when there is none."""
+    """Tell how an unfinished run has begun a map, None when there is none.
+
+    Raises:
+        RssegError: What it left is broken, or of a release that wrote it in another way.
+    """
     file = parts_folder(path) / JOURNAL
     if not file.is_file():
         return None
-    state = json.loads(file.read_text())
-    parts = tuple(Window(*numbers) for numbers in state["parts"])
-    return Begun(parts, state["batch"], state["journal"])
+    try:
+        state = json.loads(file.read_text())
+        parts = tuple(Window(*numbers) for numbers in state["parts"])
+        return Begun(parts, state["batch"], state["journal"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise RssegError(
+            "cannot resume: what the earlier run left cannot be read",
+            where=str(file),
+            fix="leave --resume out to start anew",
+        ) from error
 
 
 def wait_for(files: Sequence[Path]) -> None:

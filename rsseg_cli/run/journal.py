@@ -21,8 +21,7 @@ def made_before(path: Path, journal: dict[str, str], overwrite: bool) -> bool:
     """
     if not path.exists():
         return False
-    with anywhere(), rasterio.open(path) as file:
-        same: bool = file.tags().get("rsseg_journal") == journal_digest(journal)
+    same = _journal_of(path) == journal_digest(journal)
     if not same and not overwrite:
         raise OutputExistsError(
             "the output is there already, of another model, input or options",
@@ -33,12 +32,18 @@ def made_before(path: Path, journal: dict[str, str], overwrite: bool) -> bool:
 
 
 def is_ours(path: Path) -> bool:
-    """Tell whether a raster was made by `predict`; one that cannot be read was not."""
+    """Tell whether a raster was made by `predict`."""
+    return _journal_of(path) is not None
+
+
+def _journal_of(path: Path) -> str | None:
+    """Read the digest that `predict` leaves in a map; None where it has made none of the file."""
     try:
         with anywhere(), rasterio.open(path) as file:
-            return "rsseg_journal" in file.tags()
+            found: str | None = file.tags().get("rsseg_journal")
+            return found
     except RasterioError:
-        return False
+        return None  # no raster, whatever it is
 
 
 def file_digest(path: Path) -> str:
