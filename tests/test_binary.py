@@ -62,6 +62,9 @@ def test_predict_writes_the_soft_map_and_the_cut_one(
         np.testing.assert_array_equal(found[clear], (soft > 127)[clear])
     alone = rsseg("predict", scene, "--model", run, "-o", tmp_path / "b", "--no-soft", "--json")
     assert "a.soft.tif" not in str(alone.document)
+    later = rsseg("predict", scene, "--model", run, "-o", tmp_path / "b", "--resume")
+    assert later.code == 1, "a map without its soft one is not all that was asked for"
+    assert "of another model, input or options" in later.err
 
 
 def test_both_ways_to_evaluate_say_the_same(objects: Path, run: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,11 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import torch
 from conftest import write_raster
 from runs import ground, rsseg, seen
+from torch import Tensor
 
 from rsseg_cli.contract import Bands
 from rsseg_cli.errors import RssegWarning
+from rsseg_cli.predict import batch
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.run import mapper
 from rsseg_cli.run.survey import find_doubts
@@ -63,6 +67,67 @@ def test_dry_run_of_a_part_takes_less(scene: Path, fitted: Path, tmp_path: Path)
     call = predict(scene, fitted, "--bbox", box, "--dry-run", "--json", "-o", tmp_path / "a.tif")
     assert call.code == 0, call.err
     assert call.document["scenes"][0]["tiles"] < 125
+
+
+# --- compiling ------------------------------------------------------------------------------------
+
+
+def test_compiled_only_where_it_pays(
+    scene: Path, fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes: list[tuple[int, ...]] = []
+    compile_ = torch.compile
+
+    def quickly(function: Callable[[Tensor], Tensor], **options: Any) -> Callable[[Tensor], Tensor]:
+        compiled = compile_(function, backend="eager", **options)
+
+        def call(tiles: Tensor) -> Tensor:
+            shapes.append(tuple(tiles.shape))
+            return compiled(tiles)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", quickly)
+    monkeypatch.setattr(batch, "PROBE_SHARE", 100.0)  # as if there were much to do
+    out = ["--overwrite", "-o", tmp_path / "map.tif"]
+    assert "compile  " not in predict(scene, fitted, *out).err
+    plain = rasterio.open(tmp_path / "map.tif").read()
+    assert "compile  no: below" in predict(scene, fitted, *out, "--compile").err
+    monkeypatch.setattr(mapper, "COMPILE_TILES", 100)
+    box = "500000,5299900,500300,5300000"
+    assert "compile  no: below" in predict(scene, fitted, *out, "--compile", "--bbox", box).err
+    assert not shapes
+    assert "the first batch takes a while" in predict(scene, fitted, *out, "--compile").err
+    assert len(set(shapes)) == 1, "a graph for each batch that is tried"
+    assert (rasterio.open(tmp_path / "map.tif").read() == plain).mean() > 0.999
+    shapes.clear()
+    small = write_raster(scene.with_name("small.tif"), seen(ground(40, 40)))
+    both = ["--compile", "--overwrite", "-o", tmp_path / "maps"]
+    assert rsseg("predict", scene, small, "--model", fitted, "--device", "cpu", *both).code == 0
+    assert len(set(shapes)) == 1, "compiled for a small scene after a large one"
+
+
+def test_dry_run_says_whether_the_model_is_compiled(
+    scene: Path, fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def said(*args: str) -> tuple[Any, str]:
+        given = ["-o", tmp_path / "map.tif", "--dry-run", *args]
+        (found,) = predict(scene, fitted, *given, "--json").document["scenes"]
+        return found["compile"], predict(scene, fitted, *given).out
+
+    asked, shown = said()
+    assert asked is None
+    assert "compile  " not in shown
+    asked, shown = said("--compile")
+    assert asked is False
+    assert "compile   no" in shown
+    monkeypatch.setattr(mapper, "COMPILE_TILES", 100)
+    asked, shown = said("--compile")
+    assert asked is True
+    assert "compile   yes" in shown
+
+
+# --- doubts ---------------------------------------------------------------------------------------
 
 
 def doubts(path: Path, **changes: Any) -> str:
@@ -198,6 +263,26 @@ def test_resume_goes_on_and_then_keeps_the_whole_map(
     other = predict(scene, fitted, "-o", out, "--resume", "--overlap", "0.5")
     assert other.code == 1
     assert "of another model, input or options" in other.err
+
+
+@pytest.mark.parametrize("left", ["", "{", '{"journal": {}, "parts": []}', '{"parts": 3}'])
+def test_resume_from_what_cannot_be_read(
+    stopped: tuple[Path, Path], fitted: Path, left: str
+) -> None:
+    scene, out = stopped
+    (out.parent / ".map.tif.parts" / "journal.json").write_text(left)
+    call = predict(scene, fitted, "-o", out, "--resume")
+    assert call.code == 1
+    assert "cannot be read" in call.err
+    assert "leave --resume out" in call.err
+
+
+def test_resume_beside_a_file_that_is_no_map(scene: Path, fitted: Path, tmp_path: Path) -> None:
+    (tmp_path / "map.tif").write_text("mine")
+    call = predict(scene, fitted, "-o", tmp_path / "map.tif", "--resume")
+    assert call.code != 0
+    assert "is there already" in call.err
+    assert (tmp_path / "map.tif").read_text() == "mine"
 
 
 @pytest.mark.parametrize(

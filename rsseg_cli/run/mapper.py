@@ -20,6 +20,8 @@ from rsseg_cli.predict.plan import PART_PIXELS, Tiling
 from rsseg_cli.predict.team import Team
 from rsseg_cli.predict.turns import Turned
 from rsseg_cli.raster.area import Area
+from rsseg_cli.raster.grid import Window
+from rsseg_cli.raster.labels import open_quietly
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.run import scenes as names
 from rsseg_cli.run import survey
@@ -63,9 +65,10 @@ class ModelInfer:
         self.precision = Precision.choose(wanted, device)
         self._infer = self.model.infer
 
-    def compile(self) -> None:
-        """Compile the model for the one shape that batches have, at the next call."""
-        self._infer = torch.compile(self.model.infer, dynamic=False)
+    def compile(self, wanted: bool) -> None:
+        """Compile the model for the one shape that batches of a scene have, or do not any more."""
+        plain = self.model.infer
+        self._infer = torch.compile(plain, dynamic=False) if wanted else plain
 
     def __call__(self, tiles: Tensor) -> Tensor:
         """Score tiles (B, C, T, T) of stored values: (B, K, T, T)."""
@@ -108,7 +111,6 @@ class Mapper:
         if request.tta is not None:
             self.infer = Turned(self._model, request.tta)
         self.explanations = choose(request.explain, request.block, self.fitted, self.precision)
-        self._compiled = False
         line.say(f"model    {self.fitted.describe()}")
 
     def open(self, path: str) -> Scene:
@@ -124,7 +126,7 @@ class Mapper:
 
     def _pixels(self, path: str) -> int:
         try:
-            with self.open(path) as scene:
+            with open_quietly(path) as scene:
                 return scene.width * scene.height
         except RssegError:
             return 0  # said when its turn comes
@@ -144,24 +146,32 @@ class Mapper:
                 journal = self.journal(scene)
             self.line.say(f"scene    {_describe(scene)}")
             outputs = self.request.outputs(target, self.fitted, self.tags(scene, journal))
-            self._compile_for(scene, team)
-            result = self._map(scene, self.infer, outputs, journal, self.tiling, area, team)
+            tiling = self._compile_for(scene, area, team)
+            result = self._map(scene, self.infer, outputs, journal, tiling, area, team)
             more = self._beside(scene, outputs, target, journal, area, team)
             return replace(result, more=tuple(str(path) for path in more))
 
-    def _compile_for(self, scene: Scene, team: Team) -> None:
-        """Compile the model if that was asked for and pays."""
-        across, down = self.tiling.axis(scene.width), self.tiling.axis(scene.height)
-        if not self.request.compile or self._compiled:
-            return
-        if across.count * down.count < COMPILE_TILES * team.size:
+    def _compile_for(self, scene: Scene, area: Area | None, team: Team) -> Tiling:
+        """Compile the model if that was asked for and pays, and say how the scene is cut then."""
+        pays = self._compiles(scene, area, team.size)
+        self._model.compile(bool(pays))
+        if pays is not None:
             self.line.say(
-                f"compile  no: below {COMPILE_TILES:,} tiles it takes longer than it saves"
+                "compile  the first batch takes a while"
+                if pays
+                else f"compile  no: below {COMPILE_TILES:,} tiles it takes longer than it saves"
             )
-            return
-        self._model.compile()
-        self._compiled = True
-        self.line.say("compile  the first batch takes a while")
+        # Each batch that is tried would be compiled anew.
+        return replace(self.tiling, most=None) if pays else self.tiling
+
+    def _compiles(self, scene: Scene, area: Area | None, processes: int) -> bool | None:
+        """Tell whether compiling pays for a scene; None where nobody asked for it."""
+        if not self.request.compile:
+            return None
+        box = Window(0, 0, scene.width, scene.height) if area is None else area.box
+        across = self.tiling.axis(scene.width).touching(box.x, box.right)
+        down = self.tiling.axis(scene.height).touching(box.y, box.bottom)
+        return len(across) * len(down) >= COMPILE_TILES * processes
 
     def _map(
         self,
@@ -224,9 +234,12 @@ class Mapper:
         with self.open(path) as scene:
             outputs = self.request.outputs(target, self.fitted, {})
             area = self.request.area(scene)
-            return survey.survey(
-                scene, self.fitted, self.infer, outputs, self.tiling, self.device, area
+            compiles = self._compiles(scene, area, 1)
+            tiling = replace(self.tiling, most=None) if compiles else self.tiling
+            found = survey.survey(
+                scene, self.fitted, self.infer, outputs, tiling, self.device, area
             )
+            return replace(found, compile=compiles)
 
     def journal(self, scene: Scene) -> dict[str, str]:
         """Name all that the maps of a scene depend on."""
@@ -237,6 +250,7 @@ class Mapper:
             "the input": identity(scene.path),
             "--aoi": "" if request.aoi is None else identity(str(request.aoi)),
             "--polygons": str(request.polygons is not None),
+            "--soft": request.soft and len(self.fitted.classes) == 2,
             "--tile": tiling.tile,
             "the precision": str(self.precision.dtype),
             "the version": __version__,
@@ -307,7 +321,7 @@ def open_scene(
         RssegError: Its bands are not the model's.
     """
     wanted = fitted.model.bands
-    with Scene.open(path, bands=bands, nodata=nodata) as scene:
+    with open_quietly(path, bands=bands, nodata=nodata) as scene:  # what is odd is said below
         if scene.count != len(wanted):
             names = " ".join(name or "?" for name in scene.descriptions)
             raise RssegError(

@@ -59,6 +59,8 @@ class Survey:
     free_mb: float
     seconds: float
     mpx_per_s: float
+    compile: bool | None = None
+    """Whether the model will be compiled; None: nobody asked for it."""
     warnings: list[str] = field(default_factory=list)
 
     def document(self) -> dict[str, Any]:
@@ -78,6 +80,9 @@ class Survey:
         console.print(f"memory    {self.ram_mb:,.0f} MB{vram}")
         console.print(f"disk      {self.disk_mb:,.0f} MB of {self.free_mb:,.0f} MB free")
         console.print(f"time      {_spoken(self.seconds)} ({self.mpx_per_s:.2f} Mpx/s)")
+        if self.compile is not None:
+            answer = "yes; the time is without it" if self.compile else "no: too few tiles to pay"
+            console.print(f"compile   {answer}")
         for text in self.warnings:
             console.print(f"warning   {text}", markup=False)
 
