@@ -51,16 +51,10 @@ def adapt(
     head: Annotated[
         str | None, typer.Option(help="Head instead of the preset's, with --method.")
     ] = None,
-    weights: Annotated[
-        Path | None, typer.Option(help="Weights file of the backbone, if it has moved.")
-    ] = None,
+    weights: options.MovedWeights = None,
     no_pretrained: options.NoPretrained = False,
-    bands: Annotated[
-        str | None, typer.Option(help="File bands of the scenes in the model's order: 4,3,2.")
-    ] = None,
-    nodata: Annotated[
-        float | None, typer.Option(help="Value of missing pixels, in place of the file's own.")
-    ] = None,
+    bands: options.Bands = None,
+    nodata: options.Nodata = None,
     gsd: Annotated[
         float | None, typer.Option("--gsd", help="Resample the scenes to pixels of M metres.")
     ] = None,
@@ -139,9 +133,7 @@ def adapt(
             quiet=quiet or as_json,
         )
         if dry_run:
-            plan = job.plan()
-            if distributed.leads():
-                options.answer(plan.document()) if as_json else plan.show()
+            options.show_plan(job, as_json)
             return
         made = job.run()
         if not distributed.leads():

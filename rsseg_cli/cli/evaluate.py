@@ -63,12 +63,8 @@ def evaluate(
     report: Annotated[
         Path | None, typer.Option("--report", help="Folder for report.json, .csv, .md and .html.")
     ] = None,
-    weights: Annotated[
-        Path | None, typer.Option(help="Weights file of the backbone, if it has moved.")
-    ] = None,
-    overlap: Annotated[
-        float, typer.Option(help="Share of a tile that overlaps its neighbour.", min=0.0, max=0.75)
-    ] = 0.25,
+    weights: options.MovedWeights = None,
+    overlap: Annotated[float, options.overlap()] = 0.25,
     device: options.Device = "auto",
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,

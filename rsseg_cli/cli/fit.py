@@ -110,9 +110,7 @@ def fit(
             quiet=quiet or as_json,
         )
         if dry_run:
-            plan = job.plan()
-            if distributed.leads():
-                options.answer(plan.document()) if as_json else plan.show()
+            options.show_plan(job, as_json)
             return
         result = job.run()
         if distributed.leads():

@@ -11,6 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from rsseg_cli.presets import Kind
+    from rsseg_cli.run.fit import Fit
 
 
 def _complete(kind: Kind) -> Callable[[str], list[str]]:
@@ -78,6 +79,16 @@ Device = Annotated[
 NoPretrained = Annotated[
     bool, typer.Option("--no-pretrained", help="Start the backbone at random.")
 ]
+MovedWeights = Annotated[
+    Path | None, typer.Option("--weights", help="Weights file of the backbone, if it has moved.")
+]
+Bands = Annotated[
+    str | None, typer.Option("--bands", help="File bands in the model's order, e.g. 4,3,2,1.")
+]
+Nodata = Annotated[
+    float | None,
+    typer.Option("--nodata", help="Value of missing pixels, in place of the file's own."),
+]
 Tile = Annotated[int | None, typer.Option("--tile", help="Side of a tile in pixels.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of all random numbers.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")]
@@ -95,9 +106,33 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout,
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 
 
+def overlap(panel: str | None = None) -> Any:
+    """Make the option for how far tiles overlap.
+
+    Args:
+        panel: Where the help shows it.
+    """
+    return typer.Option(
+        "--overlap",
+        help="Share of a tile that overlaps its neighbour.",
+        min=0.0,
+        max=0.5,
+        rich_help_panel=panel,
+    )
+
+
 def changes(short: Mapping[str, object]) -> list[str]:
     """Write what was given of some options as `section.key=value`."""
     return [f"{key}={value}" for key, value in short.items() if value is not None]
+
+
+def show_plan(job: Fit, as_json: bool) -> None:
+    """Print what a fit would do, once however many processes there are."""
+    from rsseg_cli import distributed
+
+    plan = job.plan()
+    if distributed.leads():
+        answer(plan.document()) if as_json else plan.show()
 
 
 def answer(result: Any) -> None:

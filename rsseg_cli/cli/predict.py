@@ -152,12 +152,8 @@ def predict(
             rich_help_panel=MADE,
         ),
     ] = None,
-    bands: Annotated[
-        str | None, typer.Option(help="File bands in the model's order, e.g. 4,3,2,1.")
-    ] = None,
-    nodata: Annotated[
-        float | None, typer.Option(help="Value of missing pixels, in place of the file's own.")
-    ] = None,
+    bands: options.Bands = None,
+    nodata: options.Nodata = None,
     aoi: Annotated[
         Path | None,
         typer.Option(help="Vector file: nothing outside is mapped.", rich_help_panel=GROUND),
@@ -176,15 +172,7 @@ def predict(
         int | None,
         typer.Option(help="Side of a tile; the model's own if none.", min=8, rich_help_panel=SPEED),
     ] = None,
-    overlap: Annotated[
-        float,
-        typer.Option(
-            help="Share of a tile that overlaps its neighbour.",
-            min=0.0,
-            max=0.5,
-            rich_help_panel=SPEED,
-        ),
-    ] = 0.25,
+    overlap: Annotated[float, options.overlap(SPEED)] = 0.25,
     batch: Annotated[
         int | None, typer.Option(help="Tiles per forward pass.", min=1, rich_help_panel=SPEED)
     ] = None,
@@ -226,9 +214,7 @@ def predict(
     threads: Annotated[
         int, typer.Option(help="Threads that read the scene.", min=1, rich_help_panel=SPEED)
     ] = 2,
-    weights: Annotated[
-        Path | None, typer.Option(help="Weights file of the backbone, if it has moved.")
-    ] = None,
+    weights: options.MovedWeights = None,
     device: options.Device = "auto",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it would take, and what looks wrong.")

@@ -19,18 +19,12 @@ def preview(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The PNG; SCENE.preview.png if none.")
     ] = None,
-    bands: Annotated[
-        str | None, typer.Option(help="File bands in the model's order, e.g. 4,3,2,1.")
-    ] = None,
-    nodata: Annotated[
-        float | None, typer.Option(help="Value of missing pixels, in place of the file's own.")
-    ] = None,
+    bands: options.Bands = None,
+    nodata: options.Nodata = None,
     tile: Annotated[
         int | None, typer.Option(help="Side of a tile; the model's own, else 512.", min=8)
     ] = None,
-    overlap: Annotated[
-        float, typer.Option(help="Share of a tile that overlaps its neighbour.", min=0.0, max=0.5)
-    ] = 0.25,
+    overlap: Annotated[float, options.overlap()] = 0.25,
     overwrite: options.Overwrite = False,
     as_json: options.AsJson = False,
 ) -> None:
