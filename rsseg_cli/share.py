@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,11 +23,12 @@ from torch.nn import functional as F
 from rsseg_cli import distributed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Share:
     """One of `count` equal parts of the images of a step; `together`: processes hold one each."""
 
-    number: int = 0
+    number: Tensor = field(default_factory=lambda: torch.tensor(0))
+    """(), on the CPU: as a plain number it would make a compiled graph of its own per part."""
     count: int = 1
     together: bool = False
 
@@ -74,7 +75,9 @@ def own(draw: Callable[[int], Tensor], images: int, dim: int = 0) -> Tensor:
     """
     if _share.count == 1:
         return draw(images)
-    return draw(images * _share.count).narrow(dim, _share.number * images, images)
+    drawn = draw(images * _share.count)
+    rows = torch.arange(images, device=drawn.device) + _share.number * images
+    return drawn.index_select(dim, rows)
 
 
 def dropped(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partialmethod
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from fakes import build
 from jobs import SMALL, job, run
 from test_contract import batch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from rsseg_cli.find import names
 from rsseg_cli.segmenter import Segmenter
@@ -63,3 +66,17 @@ def test_compiled_and_plain_learn_the_same(
         losses.append([line["loss"] for line in RunFolder(tmp_path / name).records()])
     assert len(compiled) == 1
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_all_passes_share_graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for passes in (2, 4):
+        torch._dynamo.reset()
+        graphs = CompileCounter()
+        compile_ = partialmethod(nn.Module.compile, backend=graphs)
+        monkeypatch.setattr(Segmenter, "compile", compile_)
+        whole: dict[str, Any] = {"batch": 2 * passes, "steps": 1, "compile": True}
+        model = build("adaptformer")
+        run(job(tmp_path / str(passes), model=model, accumulate=passes, **whole))
+        found.append(graphs.frame_count)
+    assert found[0] == found[1] > 0

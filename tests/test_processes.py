@@ -138,7 +138,7 @@ def test_shares_take_their_own_of_what_is_drawn_for_all() -> None:
     parts = []
     for number in range(3):
         torch.manual_seed(0)
-        with share.taking(Share(number, 3)):
+        with share.taking(Share(torch.tensor(number), 3)):
             parts.append(share.own(numbers, 2, dim=1))
     assert torch.equal(torch.cat(parts, 1), whole)
     assert torch.equal(share.mean(whole), whole)
@@ -155,7 +155,7 @@ def test_dropout_of_shares_is_that_of_the_whole() -> None:
         parts = []
         for number in range(2):
             torch.manual_seed(1)
-            with share.taking(Share(number, 2)):
+            with share.taking(Share(torch.tensor(number), 2)):
                 parts.append(drop(x[2 * number : 2 * number + 2]))
         assert torch.equal(torch.cat(parts), whole)
     assert channels.eval()(x) is x

@@ -93,6 +93,17 @@ def test_other_errors_pass(tmp_path: Path) -> None:
         run(job(tmp_path, objective=Tight(error=RuntimeError("shapes differ"))))
 
 
+@pytest.mark.parametrize("error", [RuntimeError("CUDA error: out of memory"), MemoryError()])
+def test_readers_without_memory_are_no_matter_of_passes(tmp_path: Path, error: Exception) -> None:
+    class Starved(Tiles):
+        def __getitem__(self, index: int) -> Batch:  # pinning, for one, takes memory
+            raise error
+
+    with pytest.raises(RssegError, match="no memory is left to read tiles with") as caught:
+        run(job(tmp_path, batches=Starved()))
+    assert caught.value.__cause__ is error
+
+
 def test_later_steps_and_resumed_runs_stay_small(tmp_path: Path) -> None:
     def tight(name: str, **changes: Any) -> Any:
         return job(tmp_path / name, batch=2, save_every=1, **changes)

@@ -14,6 +14,7 @@ from rsseg_cli.errors import RssegError
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.share import Share, taking
 from rsseg_cli.training.objectives import Objective
+from rsseg_cli.training.room import out_of_memory
 
 
 class StepBatches:
@@ -38,7 +39,9 @@ class StepBatches:
     def _read(self) -> Batch:
         try:
             return next(self.stream)
-        except MemoryError as error:  # no smaller pass would help
+        except (RuntimeError, MemoryError) as error:  # no smaller pass would help
+            if not out_of_memory(error):
+                raise
             raise RssegError(
                 "no memory is left to read tiles with",
                 fix="--set training.threads=1, or a smaller --batch",
@@ -79,7 +82,9 @@ def backward(
         for order, piece in enumerate(pieces):
             weight = 1 / (count * len(pieces))
             share = Share(
-                place * len(pieces) + order, count * processes * len(pieces), together=together
+                torch.tensor(place * len(pieces) + order),
+                count * processes * len(pieces),
+                together=together,
             )
             torch.manual_seed(seed)
             with taking(share):
