@@ -110,10 +110,10 @@ def test_a_finished_run_leaves_models_and_metrics_only(tmp_path: Path) -> None:
 def test_the_best_model_is_kept_beside_the_last(tmp_path: Path) -> None:
     work = job(tmp_path, validate=Scores(0.2, 0.9, None, 0.9, 0.5), validate_every=1)
     outcome = run(work)
-    assert outcome.best == {"miou": 0.9, "step": 2}
+    assert outcome.best == {"miou": 0.9, "step": 4}  # of equals the last
     assert outcome.last == {"miou": 0.5}
     (best, about), (last, final) = map(checkpoint.load_model, (work.folder.model, work.folder.last))
-    assert (about["step"], about["score"]) == (2, {"miou": 0.9})
+    assert (about["step"], about["score"]) == (4, {"miou": 0.9})
     assert (final["step"], final["score"]) == (5, {"miou": 0.5})
     assert not same(best, last)
 

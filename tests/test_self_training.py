@@ -371,6 +371,12 @@ def test_a_lucky_look_chooses_nothing() -> None:
     assert merits.index(max(merits)) == 6
 
 
+def test_of_models_alike_the_last_counts() -> None:
+    assert merit([0.770], 0.774) == 0.774
+    assert merit([0.753], 0.774) == 0.753
+    assert merit([0.780], 0.774) == 0.780
+
+
 def test_shares_that_run_away_from_both() -> None:
     assert distance([0.5, 0.5], [1.0, 0.0]) == pytest.approx(0.5)
     start, source = [0.5, 0.5], [0.9, 0.1]

@@ -78,7 +78,8 @@ class TargetValidation:
         start = self._start() if step > self.start else None
         at_start = None if start is None else start.get("miou")
         found["rating"] = rating(look.information, found.get("miou"), at_start)
-        found["merit"] = merit([*(one["rating"] for one in self.past), found["rating"]])
+        ratings = [*(one["rating"] for one in self.past), found["rating"]]
+        found["merit"] = merit(ratings, max((one["merit"] for one in self.past), default=None))
         if start is None:
             return
         first = start["target"]["shares"]
@@ -86,7 +87,7 @@ class TargetValidation:
             found["merit"], found["stop"] = -1.0, COLLAPSED
             return
         merits = [one["merit"] for one in self.past] + [found["merit"]]
-        since = len(merits) - 1 - merits.index(max(merits))
+        since = merits[::-1].index(max(merits))
         if self.patience is not None and since >= self.patience:
             found["stop"] = f"{since} validations brought no better model"
 

@@ -13,6 +13,8 @@ TOLERATED = 0.03
 """Loss of mIoU on the source, from the start, that costs nothing in the choice."""
 LOOKS = 3
 """Validations whose ratings are averaged: one lucky look among noisy ones chooses nothing."""
+ALIKE = 0.02
+"""Differences of merit that say nothing: of models so close the one that adapted longest counts."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,15 @@ def rating(information: float, miou: float | None, miou_at_start: float | None) 
     return information - max(0.0, miou_at_start - miou - TOLERATED)
 
 
-def merit(ratings: Sequence[float]) -> float:
-    """Say what a model is chosen by: the mean of its rating and the ones just before."""
-    return fmean(ratings[-LOOKS:])
+def merit(ratings: Sequence[float], best: float | None = None) -> float:
+    """Say what a model is chosen by: the mean of its rating and the ones just before.
+
+    Args:
+        ratings: Of all models so far, this one's last.
+        best: Highest merit so far. What is hardly below it counts as much.
+    """
+    mean = fmean(ratings[-LOOKS:])
+    return best if best is not None and best - ALIKE <= mean < best else mean
 
 
 def collapsed(

@@ -61,7 +61,7 @@ class Job:
         batches: Item i is the i-th pass' batch: a pure function of i.
         open_probes: Opens labelled batches of a given size, apart from the training stream.
         validate: Scores the model; its result has at least `miou`. None: nothing to validate on.
-            Of several scores the one with the highest `merit`, else `miou`, is the best; a score
+            The last of the scores with the highest `merit`, else `miou`, is the best; a score
             with a `stop` ends the run, and says why.
         folder: Where files go.
         deadline: When the run must have come to rest.
@@ -82,7 +82,8 @@ class Job:
 
     def works(self, step: int) -> list[Work]:
         """List what comes with step number `step`, from 1, until a state is written after it."""
-        rated = self.validate is not None and step % self.settings.validate_every == 0
+        due = step % self.settings.validate_every == 0 or step == self.settings.steps
+        rated = self.validate is not None and due
         return ["step", "validation", "save"] if rated else ["step", "save"]
 
 
@@ -274,8 +275,8 @@ def _finish(
 def _keep_best(
     job: Job, best: dict[str, Json] | None, score: dict[str, Json], step: int
 ) -> dict[str, Json]:
-    """Write the model file if it is the best so far (a score without numbers counts as 0)."""
-    if best is not None and _merit(score) <= _merit(best):
+    """Write the model file if none was better so far (a score without numbers counts as 0)."""
+    if best is not None and _merit(score) < _merit(best):
         return best
     job.folder.save_model(job.folder.model, job.model, score, step)
     return score | {"step": step}
