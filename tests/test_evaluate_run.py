@@ -160,6 +160,21 @@ def on(fitted: Path, *datasets: str | Path) -> Call:
     return rsseg("evaluate", "--model", fitted, *options, "--json")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["--on", "city", "--align"], "--align"),
+        (["--on", "city", "--no-soft"], "--soft"),
+        (["--experiment", "weft/eorssd", "--field", "cover"], "--field"),
+        (["map.tif", "truth.tif", "--model", "run"], "--model"),
+    ],
+)
+def test_options_that_would_do_nothing(arguments: list[str], option: str) -> None:
+    call = rsseg("evaluate", *arguments)
+    assert call.code == 1
+    assert f"{option} does nothing where" in call.err
+
+
 def test_a_model_on_the_ground_held_back(city: Path, fitted: Path) -> None:
     whole, held = on(fitted, city), on(fitted, f"{city}:val")
     assert whole.code == held.code == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rsseg_cli.cli import options
+from rsseg_cli.errors import RssegError
 
 if TYPE_CHECKING:
     from rsseg_cli.report.report import Report
@@ -76,7 +78,6 @@ def evaluate(
     rsseg evaluate --model runs/lora-loveda --on loveda:val:urban
     """
     from rsseg_cli import distributed
-    from rsseg_cli.errors import RssegError
     from rsseg_cli.run import evaluate as runs
 
     result: Report | Scored
@@ -89,6 +90,18 @@ def evaluate(
         device=device,
         quiet=quiet or as_json,
     )
+    of_maps = {
+        "--field": field,
+        "--align": align,
+        "--ignore": ignore,
+        "--classes": classes,
+        "--soft": soft is not None,
+        "--image": image,
+    }
+    if experiment is not None or on:
+        _refuse("a model", of_maps)
+    elif prediction is not None:
+        _refuse("a map", {"--model": model, "--weights": weights})
     with distributed.group(device):
         if experiment is not None:
             from rsseg_cli.run.experiment import Chosen, require_alone, score
@@ -130,3 +143,13 @@ def evaluate(
             options.answer(result.to_json())
         else:
             result.show()
+
+
+def _refuse(evaluated: str, options: Mapping[str, object]) -> None:
+    """Refuse options that say nothing about what is evaluated."""
+    given = [name for name, value in options.items() if value]
+    if given:
+        raise RssegError(
+            f"{given[0]} does nothing where {evaluated} is evaluated",
+            fix=f"leave {' and '.join(given)} out",
+        )
