@@ -108,6 +108,18 @@ class _Every:
     __hash__ = object.__hash__
 
 
+class Slow(Scores):
+    """Takes 200 seconds for a validation."""
+
+    def __init__(self, clock: Clock, *scores: float) -> None:
+        super().__init__(*scores)
+        self.clock = clock
+
+    def __call__(self, model: Any) -> Any:
+        self.clock.seconds += 200.0
+        return super().__call__(model)
+
+
 def test_a_run_stops_in_time_and_goes_on_exactly(tmp_path: Path) -> None:
     run(job(tmp_path / "whole"))
     clock = Clock()
@@ -125,18 +137,19 @@ def test_a_run_stops_in_time_and_goes_on_exactly(tmp_path: Path) -> None:
 
 def test_a_validation_that_would_not_end_in_time_is_left_to_the_next_run(tmp_path: Path) -> None:
     clock = Clock()
-
-    class Slow(Scores):
-        def __call__(self, model: Any) -> Any:
-            clock.seconds += 200.0
-            return super().__call__(model)
-
-    work = timed(tmp_path, clock, 500.0, validate=Slow(0.1, 0.2), validate_every=2, steps=8)
+    work = timed(tmp_path, clock, 500.0, validate=Slow(clock, 0.1, 0.2), validate_every=2, steps=8)
     with pytest.raises(Interrupted, match="after step 3 of 8"):
         run(work)
     assert clock.seconds == 30.0 + 200.0
     again = job(tmp_path, validate=Scores(0.2, 0.3, 0.4), validate_every=2, steps=8)
     assert run(again, resume=True).best == {"miou": 0.4, "step": 8}
+
+
+def test_the_last_step_comes_with_a_validation(tmp_path: Path) -> None:
+    clock = Clock()
+    work = timed(tmp_path, clock, 500.0, validate=Slow(clock, 0.1, 0.2), validate_every=2, steps=3)
+    with pytest.raises(Interrupted, match="after step 2 of 3"):
+        run(work)
 
 
 def test_every_run_takes_a_step_and_the_last_one_ends_it(tmp_path: Path) -> None:

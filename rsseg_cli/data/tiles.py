@@ -6,6 +6,7 @@ import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any, Self, TypeAlias
 
 import numpy as np
@@ -71,17 +72,23 @@ class Batch:
         """Cut into equal pieces, in order; `pieces` divides `common`."""
         if pieces == 1:
             return [self]
-        groups = torch.split(torch.arange(self.size), list(self.groups))
-        shares = zip(*(group.chunk(pieces) for group in groups), strict=True)
-        return [self._take(torch.cat(rows).tolist()) for rows in shares]
+        parts = [
+            (start, size // pieces)
+            for start, size in zip(accumulate(self.groups, initial=0), self.groups, strict=False)
+        ]
+        return [
+            self._take([slice(start + n * size, start + (n + 1) * size) for start, size in parts])
+            for n in range(pieces)
+        ]
 
-    def _take(self, rows: list[int]) -> Self:
+    def _take(self, rows: list[slice]) -> Self:
+        # Slices, as numbers of rows would have to be copied to the device first.
         return replace(
             self,
-            image=self.image[rows],
-            label=self.label[rows],
-            names=tuple(self.names[row] for row in rows) if self.names else (),
-            domains=tuple(self.domains[row] for row in rows) if self.domains else (),
+            image=torch.cat([self.image[some] for some in rows]),
+            label=torch.cat([self.label[some] for some in rows]),
+            names=tuple(name for some in rows for name in self.names[some]),
+            domains=tuple(domain for some in rows for domain in self.domains[some]),
         )
 
     def to(self, device: torch.device | str) -> Self:
