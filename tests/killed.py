@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,21 +31,29 @@ def slow_model(tiles: Tensor) -> Tensor:
     return torch.nn.functional.avg_pool2d(exact, 3, 1, 1, count_include_pad=False)
 
 
-def map_scene(scene_path: Path, target: Path, *, resume: bool) -> None:
-    """Map the scene with all products."""
-    plan.PART_PIXELS = 512 * 200
-    outputs = Outputs(
+def all_products(target: Path) -> Outputs:
+    """Everything that can be written of a scene, beside its map."""
+    return Outputs(
         map=target,
         classes=CLASSES,
         probabilities=target.with_suffix(".prob.tif"),
         confidence=target.with_suffix(".conf.tif"),
         polygons=Polygons(target.with_suffix(".gpkg")),
     )
+
+
+def small_steps() -> dict[str, Any]:
+    """Let a scene be mapped in many parts, by one thread; give what `predict_scene` takes."""
+    plan.PART_PIXELS = 512 * 200
     torch.set_num_threads(1)
+    return {"tiling": plan.Tiling(64, 0.25, batch=4), "journal": {"model": "a"}}
+
+
+def map_scene(scene_path: Path, target: Path, *, resume: bool) -> None:
+    """Map the scene with all products."""
     with Scene.open(scene_path) as scene:
         predict_scene(
-            scene, slow_model, outputs, tiling=plan.Tiling(64, 0.25, batch=4),
-            journal={"model": "a"}, resume=resume,
+            scene, slow_model, all_products(target), resume=resume, **small_steps()
         )  # fmt: skip
 
 

@@ -14,14 +14,12 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-from killed import CLASSES, slow_model
+from killed import all_products, slow_model, small_steps
 from torch import Tensor
 
 from rsseg_cli.errors import RssegError
-from rsseg_cli.predict import plan, team
+from rsseg_cli.predict import team
 from rsseg_cli.predict.engine import predict_scene
-from rsseg_cli.predict.outputs import Outputs, Polygons
 from rsseg_cli.raster.area import Area
 from rsseg_cli.raster.scene import Scene
 
@@ -31,15 +29,7 @@ team.PULSE_S, team.DEADLINE_S = 0.1, 2.0
 
 def map_scene(path: Path, target: Path, *, resume: bool, box: bool, fails: bool) -> None:
     """Map the scene with all products, as one process of those in the environment."""
-    plan.PART_PIXELS = 512 * 200
-    outputs = Outputs(
-        map=target,
-        classes=CLASSES,
-        probabilities=target.with_suffix(".prob.tif"),
-        confidence=target.with_suffix(".conf.tif"),
-        polygons=Polygons(target.with_suffix(".gpkg")),
-    )
-    torch.set_num_threads(1)
+    steps = small_steps()
     with team.open_team() as crew, Scene.open(path) as scene:
 
         def model(tiles: Tensor) -> Tensor:
@@ -54,8 +44,7 @@ def map_scene(path: Path, target: Path, *, resume: bool, box: bool, fails: bool)
             bounds = (min(left, right), min(top, bottom), max(left, right), max(top, bottom))
             area = Area.from_bounds(bounds, scene)
         result = predict_scene(
-            scene, model, outputs, tiling=plan.Tiling(64, 0.25, batch=4), area=area,
-            journal={"model": "a"}, resume=resume, team=crew,
+            scene, model, all_products(target), area=area, resume=resume, team=crew, **steps
         )  # fmt: skip
         if crew.leads:
             target.with_suffix(".result").write_text(json.dumps(asdict(result)))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from fakes import UNIT_RGB as BANDS
 
 from rsseg_cli.backbones.clip import Clip
 from rsseg_cli.backbones.dinov2 import Dinov2
@@ -15,18 +16,11 @@ from rsseg_cli.backbones.eva02 import Eva02
 from rsseg_cli.backbones.mae import Mae
 from rsseg_cli.backbones.sam import Sam
 from rsseg_cli.backbones.vit import Vit
-from rsseg_cli.contract import Backbone, Bands
+from rsseg_cli.contract import Backbone
 from rsseg_cli.errors import RssegError
 from rsseg_cli.find import find
 
 FAMILIES = (Vit, Mae, Clip, Dinov2, Dinov3, Eva02, Sam)
-BANDS = Bands(
-    names=("red", "green", "blue"),
-    wavelengths_nm=(660.0, 560.0, 485.0),
-    mean=(0.0,) * 3,
-    std=(1.0,) * 3,
-    dtype="uint8",
-)
 
 
 @pytest.mark.parametrize(

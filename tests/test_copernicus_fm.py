@@ -12,11 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from test_dofa import encoder_layer
+from test_dofa import encoder_layer, go_offline, random_trunk
 from torch import Tensor
 from torch.nn import functional as F
 
-from rsseg_cli.backbones import _weights
 from rsseg_cli.backbones._kernels import KernelMaker
 from rsseg_cli.backbones.copernicus_fm import CopernicusFm, Told
 from rsseg_cli.config import family
@@ -96,11 +95,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Tenso
     torch.manual_seed(0)
     with torch.device("meta"):
         trunk = Small(Small.Config(name="copernicus_fm_base", pretrained=False), bands())
-    tensors = {
-        name: torch.randn(tensor.shape) * 0.02
-        for name, tensor in trunk.model.state_dict().items()
-        if not name.startswith("patch_embed.")
-    }
+    tensors = random_trunk(trunk)
     for name, tensor in KernelMaker(DIM, 16).state_dict().items():
         tensors[f"patch_embed_spectral.{name}"] = tensor + torch.randn_like(tensor) * 0.02
     for name, tensor in Told(DIM).state_dict().items():
@@ -208,11 +203,7 @@ def test_wrong_and_missing_files(
             load(wrong)
     with pytest.raises(UnreadableError):
         load(tmp_path / "absent.pth")
-
-    def offline(*_: Any, **__: Any) -> str:
-        raise FileNotFoundError("no network")
-
-    monkeypatch.setattr(_weights, "hf_hub_download", offline)
+    go_offline(monkeypatch)
     with pytest.raises(RssegError, match=r"CopernicusFM_ViT_base.*no network") as caught:
         CopernicusFm(CopernicusFm.Config(name="copernicus_fm_base"), bands())
     assert "CC-BY-4.0" in caught.value.where

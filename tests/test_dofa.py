@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from rsseg_cli.backbones import _weights
 from rsseg_cli.backbones._kernels import KernelMaker
+from rsseg_cli.backbones._timm import TimmBackbone
 from rsseg_cli.backbones.dofa import Dofa
 from rsseg_cli.contract import Bands
 from rsseg_cli.errors import RssegError, UnreadableError
@@ -72,17 +73,31 @@ def kernels(parts: dict[str, Tensor], waves: Tensor, dim: int) -> tuple[Tensor, 
     return weight, F.linear(out[-1], parts[f"{stem}weight"], parts[f"{stem}bias"]) * 0.01
 
 
+def random_trunk(shaped: TimmBackbone) -> dict[str, Tensor]:
+    """Random tensors of a network but for the embedding of its patches."""
+    return {
+        name: torch.randn(tensor.shape) * 0.02
+        for name, tensor in shaped.model.state_dict().items()
+        if not name.startswith("patch_embed.")
+    }
+
+
+def go_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every download of weights fail."""
+
+    def offline(*_: Any, **__: Any) -> str:
+        raise FileNotFoundError("no network")
+
+    monkeypatch.setattr(_weights, "hf_hub_download", offline)
+
+
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Tensor], Path]:
     """Tensors as in the published file of the base size, with random numbers."""
     torch.manual_seed(0)
     with torch.device("meta"):
         trunk = Dofa(Dofa.Config(name="dofa_base", pretrained=False), bands())
-    tensors = {
-        name: torch.randn(tensor.shape) * 0.02
-        for name, tensor in trunk.model.state_dict().items()
-        if not name.startswith("patch_embed.")
-    }
+    tensors = random_trunk(trunk)
     for name, tensor in KernelMaker(768, 16).state_dict().items():
         tensors[f"patch_embed.{name}"] = tensor + torch.randn_like(tensor) * 0.02
     tensors["fc_norm.weight"] = torch.ones(768)
@@ -171,10 +186,6 @@ def test_wrong_and_missing_files(
         load(wrong)
     with pytest.raises(UnreadableError):
         load(tmp_path / "absent.pth")
-
-    def offline(*_: Any, **__: Any) -> str:
-        raise FileNotFoundError("no network")
-
-    monkeypatch.setattr(_weights, "hf_hub_download", offline)
+    go_offline(monkeypatch)
     with pytest.raises(RssegError, match=r"torchgeo/dofa/dofa_base_patch16_224.*no network"):
         Dofa(Dofa.Config(name="dofa_base"), bands())

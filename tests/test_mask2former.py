@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from test_heads import CLASSES, DIM, SMALL, mask_head, plain
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -16,32 +17,6 @@ from rsseg_cli.heads._criterion import Predictions
 from rsseg_cli.heads._pixel_decoder import positions
 from rsseg_cli.heads._query_decoder import _allowed
 from rsseg_cli.heads.mask2former import Mask2Former, MaskOutput
-
-SMALL: dict[str, Any] = {
-    "width": 64,
-    "queries": 12,
-    "layers": 4,
-    "encoder_layers": 2,
-    "ffn": 48,
-    "encoder_ffn": 40,
-    "points": 256,
-}
-DIM, CLASSES = 24, 5
-
-
-def mask_head(*, maps: int = 4, classes: int = CLASSES, **settings: Any) -> Mask2Former:
-    """A small one, with no two parameters alike."""
-    torch.manual_seed(0)
-    config = Mask2Former.Config(**SMALL | settings)
-    head = Mask2Former(config, dim=DIM, maps=maps, classes=classes)
-    with torch.no_grad():
-        for parameter in head.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
-    return head
-
-
-def plain(batch: int = 2, h: int = 4, w: int = 6, maps: int = 4) -> list[Tensor]:
-    return [torch.randn(batch, DIM, h, w) for _ in range(maps)]
 
 
 def pyramid(height: int, width: int) -> list[Tensor]:

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from fakes import UNIT_RGB as BANDS
 from runs import rsseg
 from typer.main import get_command
 
 from rsseg_cli.cli import app
-from rsseg_cli.contract import Backbone, Bands, Method
+from rsseg_cli.contract import Backbone, Method
 from rsseg_cli.data.spec import DatasetSpec
 from rsseg_cli.demo.sample import write_sample
 from rsseg_cli.find import find
@@ -25,13 +26,6 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"(?P<mark><!-- \w+ -->)?\n```(?P<kind>\w+)\n(?P<text>.*?)```", re.DOTALL)
 STOPS = (">", ">>", "2>", "|", "&&", "&", ";")
-BANDS = Bands(
-    names=("red", "green", "blue"),
-    wavelengths_nm=(660.0, 560.0, 485.0),
-    mean=(0.0,) * 3,
-    std=(1.0,) * 3,
-    dtype="uint8",
-)
 SMALLER = {"300": "3", "40": "2"}
 """Values of `--steps` that a test has no time for."""
 

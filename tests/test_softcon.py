@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import timm
 import torch
+from test_dofa import go_offline
 from torch import Tensor
 
-from rsseg_cli.backbones import _weights
 from rsseg_cli.backbones._resize import Positions
 from rsseg_cli.backbones.softcon import OPTICAL_NM, Softcon
 from rsseg_cli.contract import Bands
@@ -155,10 +155,7 @@ def test_the_file_of_another_size_or_sensor(published: tuple[dict[str, Tensor], 
 
 
 def test_no_network_names_the_file_and_its_terms(monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline(*_: Any, **__: Any) -> str:
-        raise FileNotFoundError("no network")
-
-    monkeypatch.setattr(_weights, "hf_hub_download", offline)
+    go_offline(monkeypatch)
     with pytest.raises(RssegError, match=r"softcon/B13_vits14_softcon_enc\.pth") as caught:
         Softcon(Softcon.Config(name="softcon_small"), bands(GF2))
     assert "CC-BY-4.0" in caught.value.where

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from fakes import UNIT_RGB as BANDS
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,7 +15,6 @@ from torch.nn import functional as F
 from rsseg_cli.backbones import uniperceiver
 from rsseg_cli.backbones._timm import Size
 from rsseg_cli.backbones.uniperceiver import Uniperceiver
-from rsseg_cli.contract import Bands
 from rsseg_cli.errors import RssegError
 
 DIM, DEPTH, HEADS = 32, 3, 4
@@ -31,15 +31,6 @@ class Small(Uniperceiver):
             {**LARGE.changes, "embed_dim": DIM, "depth": DEPTH, "num_heads": HEADS},
         )
     }
-
-
-BANDS = Bands(
-    names=("red", "green", "blue"),
-    wavelengths_nm=(660.0, 560.0, 485.0),
-    mean=(0.0,) * 3,
-    std=(1.0,) * 3,
-    dtype="uint8",
-)
 
 
 def published(*, scales: bool = True) -> dict[str, Tensor]:

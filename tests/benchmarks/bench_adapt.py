@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable
 
 import torch
+from rgb import BANDS
 
 from rsseg_cli.config import RunConfig, resolve
-from rsseg_cli.contract import Bands
 from rsseg_cli.data.augment import Augment
 from rsseg_cli.data.joined import DomainBatch
 from rsseg_cli.run.model import build
@@ -28,13 +28,6 @@ from rsseg_cli.training.self_training import SelfTraining
 
 MOST_TIME, MOST_MEMORY = 2.3, 1.5
 CLASSES = 6
-BANDS = Bands(
-    names=("red", "green", "blue"),
-    wavelengths_nm=(660.0, 560.0, 485.0),
-    mean=(0.0,) * 3,
-    std=(1.0,) * 3,
-    dtype="uint8",
-)
 
 
 def tiles(batch: int, side: int, device: torch.device) -> DomainBatch:

@@ -33,10 +33,11 @@ import torch
 from generalise import ranks, settings
 from generalise.pairs import PAIRS
 from generalise.runs import Job, Workshop
+from rgb import BANDS
 from torch import Tensor
 
 from rsseg_cli.config import family
-from rsseg_cli.contract import Backbone, Bands, Head
+from rsseg_cli.contract import Backbone, Head
 from rsseg_cli.errors import RssegWarning
 from rsseg_cli.find import find
 from rsseg_cli.methods import _ranking
@@ -46,13 +47,6 @@ from rsseg_cli.training import optimizer
 from rsseg_cli.training.precision import Precision
 
 MOST = {"tuning": 1.10, "estimation": 2.2, "copies": 4.0}
-BANDS = Bands(
-    names=("red", "green", "blue"),
-    wavelengths_nm=(660.0, 560.0, 485.0),
-    mean=(0.0,) * 3,
-    std=(1.0,) * 3,
-    dtype="uint8",
-)
 TIMED = 4
 """Iterations of the estimation that are timed together."""
 

@@ -19,22 +19,16 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import torch
+from rgb import BANDS
 
 from rsseg_cli import presets
 from rsseg_cli.backbones.vit import Size, Vit
-from rsseg_cli.contract import Backbone, Bands, Method
+from rsseg_cli.contract import Backbone, Method
 from rsseg_cli.find import find, names
 from rsseg_cli.heads.linear import Linear
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training import optimizer
 
-BANDS = Bands(
-    names=("red", "green", "blue"),
-    wavelengths_nm=(660.0, 560.0, 485.0),
-    mean=(0.0,) * 3,
-    std=(1.0,) * 3,
-    dtype="uint8",
-)
 WITHOUT_DEPTH: dict[str, dict[str, Any]] = {
     "spectralmoe": {"depth": "off"},
     "depthforge": {"depth": "random"},

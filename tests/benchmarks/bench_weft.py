@@ -21,11 +21,12 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import torch
+from rgb import BANDS
 from torch.nn import Parameter
 
 from rsseg_cli import presets
 from rsseg_cli.config import family
-from rsseg_cli.contract import Backbone, Bands, Method
+from rsseg_cli.contract import Backbone, Method
 from rsseg_cli.find import find
 from rsseg_cli.heads.mask2former import Mask2Former
 from rsseg_cli.methods.full import Full
@@ -55,13 +56,6 @@ METHODS: dict[str, tuple[type[Method[Any]], dict[str, Any]]] = {
     "weft_released": (Weft, PRESETS["weft_released"]["method"]),
     "weft_unfrozen": (Unfrozen, PRESETS["weft"]["method"]),
 }
-BANDS = Bands(
-    names=("red", "green", "blue"),
-    wavelengths_nm=(660.0, 560.0, 485.0),
-    mean=(0.0,) * 3,
-    std=(1.0,) * 3,
-    dtype="uint8",
-)
 
 
 def build(label: str, backbone_name: str) -> Segmenter:

@@ -1,18 +1,43 @@
-"""Stands in for the training loop: steps and probes that run real backward passes."""
+"""Small models, and stand-ins for the training loop with real backward passes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from test_contract import BANDS, HEADS
 from torch import Tensor
 
-from rsseg_cli.contract import Backbone, Head, Method
+from rsseg_cli.backbones.dinov2 import Dinov2
+from rsseg_cli.backbones.vit import Vit
+from rsseg_cli.contract import Backbone, Bands, Head, Method
 from rsseg_cli.find import find
 from rsseg_cli.segmenter import Segmenter
+
+Made = TypeVar("Made", bound=Method[Any])
+
+RGB = Bands(
+    names=("red", "green", "blue"),
+    wavelengths_nm=(660.0, 560.0, 485.0),
+    mean=(100.0, 90.0, 80.0),
+    std=(50.0, 40.0, 30.0),
+    dtype="uint8",
+)
+UNIT_RGB = RGB.model_copy(update={"mean": (0.0,) * 3, "std": (1.0,) * 3})
+"""The same bands for values that nobody standardises."""
+
+
+def tiny_vit(bands: Bands = RGB) -> Vit:
+    return Vit(Vit.Config(name="vit_tiny"), bands)
+
+
+def at_vit_large(kind: type[Made], bands: Bands = RGB, **settings: Any) -> tuple[Dinov2, Made]:
+    """A method at the size that papers print counts for, without any numbers in it."""
+    with torch.device("meta"):
+        backbone = Dinov2(Dinov2.Config(name="dinov2_large", pretrained=False), bands)
+        return backbone, kind(kind.Config.model_validate(settings), backbone)
 
 
 def build(method: str, *, seed: int = 0, head: str = "linear", **settings: Any) -> Segmenter:

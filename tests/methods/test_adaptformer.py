@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import torch
-from fakes import build
+from fakes import at_vit_large, build
 from test_contract import BANDS
 from timm.layers.layer_scale import LayerScale
 from torch.nn import functional as F
 
-from rsseg_cli.contract import Backbone, Grid
-from rsseg_cli.find import find
+from rsseg_cli.contract import Grid
 from rsseg_cli.methods.adaptformer import AdaptFormer
 
 
@@ -58,10 +57,6 @@ def test_units_are_dropped_in_training_only() -> None:
 
 
 def test_counts_at_vit_large() -> None:
-    dinov2 = find("backbones", "dinov2", Backbone)
-    with torch.device("meta"):
-        config = dinov2.Config(name="dinov2_large", pretrained=False)  # type: ignore[call-arg]
-        backbone = dinov2(config, BANDS)  # type: ignore[call-arg]
-        method = AdaptFormer(AdaptFormer.Config(), backbone)
+    backbone, method = at_vit_large(AdaptFormer, BANDS)
     assert sum(p.numel() for _, p in method.tuned(backbone)) == 3_171_840
     assert sum(p.numel() for p in method.blocks[0].parameters()) == 132_160

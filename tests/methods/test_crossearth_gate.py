@@ -9,14 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import FakeStep, build, sample
+from fakes import FakeStep, at_vit_large, build, sample
 from pydantic import ValidationError
 from test_contract import BANDS
 from torch import Tensor
 
-from rsseg_cli.contract import Backbone
 from rsseg_cli.errors import RssegError
-from rsseg_cli.find import find
 from rsseg_cli.methods._pathways import normalise, top
 from rsseg_cli.methods.crossearth_gate import CrossEarthGate
 from rsseg_cli.segmenter import Segmenter
@@ -77,11 +75,7 @@ def train(model: Segmenter, steps: range) -> list[int]:
 
 # --- size and start --------------------------------------------------------------------------
 def test_counts_at_vit_large() -> None:
-    dinov2 = find("backbones", "dinov2", Backbone)
-    with torch.device("meta"):
-        config = dinov2.Config(name="dinov2_large", pretrained=False)  # type: ignore[call-arg]
-        backbone = dinov2(config, BANDS)  # type: ignore[call-arg]
-        method = CrossEarthGate(CrossEarthGate.Config(), backbone)
+    backbone, method = at_vit_large(CrossEarthGate, BANDS)
     sizes = torch.zeros(3, 24, dtype=torch.int64)
     for name, parameter in method.named_parameters():
         pathway, _, number = name.split(".")[:3]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from fakes import tiny_vit
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -29,7 +30,7 @@ BANDS = Bands(
 
 
 def tiny(bands: Bands = BANDS) -> Vit:
-    return Vit(Vit.Config(name="vit_tiny"), bands)
+    return tiny_vit(bands)
 
 
 @pytest.fixture(scope="module")

@@ -6,27 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from fakes import at_vit_large, tiny_vit
 from torch import Tensor
 from torch.nn import functional as F
 
-from rsseg_cli.backbones.dinov2 import Dinov2
 from rsseg_cli.backbones.vit import Vit
-from rsseg_cli.contract import Bands, Grid
+from rsseg_cli.contract import Grid
 from rsseg_cli.methods._depth import DepthState
 from rsseg_cli.methods.depthforge import DepthForge
 from rsseg_cli.methods.rein import Rein
-
-RGB = Bands(
-    names=("red", "green", "blue"),
-    wavelengths_nm=(660.0, 560.0, 485.0),
-    mean=(100.0, 90.0, 80.0),
-    std=(50.0, 40.0, 30.0),
-    dtype="uint8",
-)
-
-
-def tiny() -> Vit:
-    return Vit(Vit.Config(name="vit_tiny"), RGB)
 
 
 def build(backbone: Vit, **settings: Any) -> Any:
@@ -36,7 +24,7 @@ def build(backbone: Vit, **settings: Any) -> Any:
 
 
 def test_depth_changes_the_attention_and_nothing_else() -> None:
-    backbone = tiny()
+    backbone = tiny_vit()
     method = build(backbone)
     for parameter in method.adapter.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -51,7 +39,7 @@ def test_depth_changes_the_attention_and_nothing_else() -> None:
 
 
 def test_without_depth_and_refinement_it_is_rein() -> None:
-    backbone = tiny()
+    backbone = tiny_vit()
     method = build(backbone, depth="off", refine=False)
     rein = Rein(Rein.Config(tokens=8, rank=4), backbone)
     rein.load_state_dict(method.state_dict())
@@ -77,19 +65,17 @@ def refined(method: Any, maps: list[Tensor], size: tuple[int, int]) -> Tensor:
 
 @pytest.mark.parametrize(("at", "finer"), [("grid", 1), ("stride4", 4)])
 def test_refinement(at: str, finer: int) -> None:
-    method = build(tiny(), refine_at=at, refine_init="released")
+    method = build(tiny_vit(), refine_at=at, refine_init="released")
     maps = [torch.randn(2, 64, 3, 5) for _ in range(4)]
     out = method.finish(maps, DepthState(Grid(3, 5))).maps
     assert torch.allclose(out[0], refined(method, maps, (3 * finer, 5 * finer)), atol=1e-5)
     assert all(torch.equal(a, b) for a, b in zip(out[1:], maps[1:], strict=True))
-    untouched = build(tiny(), refine_at="grid").finish(maps, DepthState(Grid(3, 5))).maps
+    untouched = build(tiny_vit(), refine_at="grid").finish(maps, DepthState(Grid(3, 5))).maps
     assert torch.equal(untouched[0], maps[0])
 
 
 def test_counts_at_vit_large() -> None:
-    with torch.device("meta"):
-        backbone = Dinov2(Dinov2.Config(name="dinov2_large", pretrained=False), RGB)
-        method = DepthForge(DepthForge.Config(depth="random"), backbone)
+    backbone, method = at_vit_large(DepthForge, depth="random")
     assert method.refinement is not None
     refinement = sum(p.numel() for p in method.refinement.parameters())
     assert refinement == 4_336_705

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fakes import build
+from fakes import at_vit_large, build
 from test_contract import BANDS
 from torch import Tensor
 
-from rsseg_cli.contract import Backbone, Grid
+from rsseg_cli.contract import Grid
 from rsseg_cli.errors import RssegError
-from rsseg_cli.find import find
 from rsseg_cli.methods.earth_adapter import EarthAdapter, FrequencyExperts, low_pass, smooth
 
 GRIDS = [Grid(8, 8), Grid(7, 5), Grid(9, 6), Grid(6, 9), Grid(32, 32), Grid(4, 6, groups=3)]
@@ -159,11 +158,7 @@ def test_blocks_that_are_not_there(wanted: tuple[int, ...]) -> None:
     [(16, 24 * 104_500), (24, 24 * 153_676), (32, 24 * 202_852), (64, 9_589_344)],
 )
 def test_counts_at_vit_large(bottleneck: int, count: int) -> None:
-    dinov2 = find("backbones", "dinov2", Backbone)
-    with torch.device("meta"):
-        config = dinov2.Config(name="dinov2_large", pretrained=False)  # type: ignore[call-arg]
-        backbone = dinov2(config, BANDS)  # type: ignore[call-arg]
-        method = EarthAdapter(EarthAdapter.Config(bottleneck=bottleneck), backbone)
+    backbone, method = at_vit_large(EarthAdapter, BANDS, bottleneck=bottleneck)
     assert sum(p.numel() for _, p in method.tuned(backbone)) == count
 
 

@@ -6,27 +6,19 @@ from typing import Any
 
 import pytest
 import torch
+from fakes import at_vit_large, tiny_vit
 from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional as F
 
-from rsseg_cli.backbones.dinov2 import Dinov2
 from rsseg_cli.backbones.vit import Vit
-from rsseg_cli.contract import Bands, Grid, State
+from rsseg_cli.contract import Grid, State
 from rsseg_cli.methods.fada import Fada, join, split
-
-RGB = Bands(
-    names=("red", "green", "blue"),
-    wavelengths_nm=(660.0, 560.0, 485.0),
-    mean=(100.0, 90.0, 80.0),
-    std=(50.0, 40.0, 30.0),
-    dtype="uint8",
-)
 
 
 def tiny(**settings: Any) -> tuple[Vit, Fada]:
     torch.manual_seed(0)
-    backbone = Vit(Vit.Config(name="vit_tiny"), RGB).requires_grad_(False)
+    backbone = tiny_vit().requires_grad_(False)
     config = Fada.Config.model_validate({"tokens": 6, "rank": 4, "query_width": 12} | settings)
     return backbone, Fada(config, backbone)
 
@@ -133,9 +125,7 @@ def test_groups_do_not_mix() -> None:
 
 
 def test_counts_at_vit_large() -> None:
-    with torch.device("meta"):
-        backbone = Dinov2(Dinov2.Config(name="dinov2_large", pretrained=False), RGB)
-        method = Fada(Fada.Config(), backbone)
+    backbone, method = at_vit_large(Fada)
     assert sum(p.numel() for _, p in method.tuned(backbone)) == 5_597_697
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from fakes import at_vit_large
 from test_contract import BANDS, make
 
-from rsseg_cli.contract import Backbone, Bands
-from rsseg_cli.find import find
 from rsseg_cli.methods.lora import Lora
 
 
@@ -39,17 +38,7 @@ def test_adds_the_low_rank_product_to_q_and_v_only() -> None:
 
 @pytest.mark.parametrize(("rank", "count"), [(64, 6_291_456), (16, 1_572_864)])
 def test_counts_at_vit_large(rank: int, count: int) -> None:
-    dinov2 = find("backbones", "dinov2", Backbone)
-    rgb = Bands(
-        names=("red", "green", "blue"),
-        wavelengths_nm=(660.0, 560.0, 485.0),
-        mean=(100.0,) * 3,
-        std=(50.0,) * 3,
-        dtype="uint8",
-    )
-    with torch.device("meta"):
-        backbone = dinov2(dinov2.Config(name="dinov2_large", pretrained=False), rgb)  # type: ignore[call-arg]
-        method = Lora(Lora.Config(rank=rank), backbone)
+    backbone, method = at_vit_large(Lora, rank=rank)
     assert sum(p.numel() for _, p in method.tuned(backbone)) == count
 
 

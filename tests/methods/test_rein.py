@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import pytest
 import torch
+from fakes import RGB, at_vit_large, tiny_vit
 from pydantic import ValidationError
 
-from rsseg_cli.backbones.dinov2 import Dinov2
 from rsseg_cli.backbones.vit import Vit
-from rsseg_cli.contract import Bands, Grid, State
+from rsseg_cli.contract import Grid, State
 from rsseg_cli.errors import RssegError
 from rsseg_cli.heads.mask2former import Mask2Former
 from rsseg_cli.methods.rein import Rein
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training.optimizer import Optimization, build
 
-RGB = Bands(
-    names=("red", "green", "blue"),
-    wavelengths_nm=(660.0, 560.0, 485.0),
-    mean=(100.0, 90.0, 80.0),
-    std=(50.0, 40.0, 30.0),
-    dtype="uint8",
-)
-
 
 def tiny(**settings: object) -> tuple[Vit, Rein]:
     torch.manual_seed(0)
-    backbone = Vit(Vit.Config(name="vit_tiny"), RGB)
+    backbone = tiny_vit()
     config = Rein.Config.model_validate({"tokens": 10, "rank": 4} | settings)
     return backbone, Rein(config, backbone)
 
@@ -60,9 +52,7 @@ def test_starts_near_the_frozen_backbone_from_reins_law() -> None:
 
 
 def test_counts_and_law_at_vit_large() -> None:
-    with torch.device("meta"):
-        backbone = Dinov2(Dinov2.Config(name="dinov2_large", pretrained=False), RGB)
-        rein = Rein(Rein.Config(), backbone)
+    backbone, rein = at_vit_large(Rein)
     assert sum(p.numel() for _, p in rein.tuned(backbone)) == 2_990_081
 
 

@@ -7,27 +7,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fakes import at_vit_large, tiny_vit
 from pydantic import ValidationError
 from torch import Tensor
 
-from rsseg_cli.backbones.dinov2 import Dinov2
 from rsseg_cli.backbones.vit import Vit
-from rsseg_cli.contract import Bands, Grid, State
+from rsseg_cli.contract import Grid, State
 from rsseg_cli.methods.set import Set, join, join_released, split, split_released
 
-RGB = Bands(
-    names=("red", "green", "blue"),
-    wavelengths_nm=(660.0, 560.0, 485.0),
-    mean=(100.0, 90.0, 80.0),
-    std=(50.0, 40.0, 30.0),
-    dtype="uint8",
-)
 RELEASED = {"fft": "released", "amplitude_tokens": "full", "norm": "released"}
 
 
 def tiny(**settings: Any) -> tuple[Vit, Set]:
     torch.manual_seed(0)
-    backbone = Vit(Vit.Config(name="vit_tiny"), RGB).requires_grad_(False)
+    backbone = tiny_vit().requires_grad_(False)
     config = Set.Config.model_validate({"tokens": 6, "rank": 4, "query_width": 12} | settings)
     return backbone, Set(config, backbone)
 
@@ -138,9 +131,7 @@ def test_laws_of_the_start(kind: str, width: int) -> None:
     [({}, 5_520_897), (RELEASED, 7_546_881), ({"query_link": False}, 5_520_897 - 459_264)],
 )
 def test_counts_at_vit_large(settings: dict[str, Any], count: int) -> None:
-    with torch.device("meta"):
-        backbone = Dinov2(Dinov2.Config(name="dinov2_large", pretrained=False), RGB)
-        method = Set(Set.Config.model_validate(settings), backbone)
+    backbone, method = at_vit_large(Set, **settings)
     assert sum(p.numel() for _, p in method.tuned(backbone)) == count
 
 

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from fakes import RGB, tiny_vit
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -15,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from rsseg_cli.backbones._timm import Size
 from rsseg_cli.backbones.dinov3 import Dinov3
 from rsseg_cli.backbones.vit import Vit
-from rsseg_cli.contract import Backbone, Bands, Grid
+from rsseg_cli.contract import Backbone, Grid
 from rsseg_cli.heads.linear import Linear
 from rsseg_cli.heads.mask2former import Mask2Former
 from rsseg_cli.methods._gates import affinity, chance_of_choice, imbalance
@@ -24,25 +25,13 @@ from rsseg_cli.methods.rein import Rein
 from rsseg_cli.methods.spectralmoe import Routing, SpectralMoe
 from rsseg_cli.segmenter import Segmenter
 
-RGB = Bands(
-    names=("red", "green", "blue"),
-    wavelengths_nm=(660.0, 560.0, 485.0),
-    mean=(100.0, 90.0, 80.0),
-    std=(50.0, 40.0, 30.0),
-    dtype="uint8",
-)
-
-
-def tiny() -> Backbone:
-    return Vit(Vit.Config(name="vit_tiny"), RGB)
-
 
 def build(backbone: Backbone | None = None, *, perturbed: bool = True, **settings: Any) -> Any:
     """A small method with random parameters everywhere, in eval mode."""
     torch.manual_seed(0)
     small = {"tokens": 8, "rank": 4, "experts": 3, "depth": "random"}
     config = SpectralMoe.Config.model_validate(small | settings)
-    method = SpectralMoe(config, backbone or tiny())
+    method = SpectralMoe(config, backbone or tiny_vit())
     if perturbed:
         for name, parameter in method.named_parameters():
             if not name.startswith("view."):
@@ -111,7 +100,7 @@ def fused(kind: str, visual: Tensor, depth: Tensor) -> Tensor:
 @pytest.mark.parametrize("gate", ["laplace", "gaussian", "softmax"])
 @pytest.mark.parametrize(("gates", "k"), [("dual", 1), ("shared", 2)])
 def test_a_block_equals_the_equations(fusion: str, gate: str, gates: str, k: int) -> None:
-    backbone = tiny()
+    backbone = tiny_vit()
     method = build(backbone, fusion=fusion, gate=gate, gates=gates, k=k)
     grid = Grid(3, 5)
     tokens, depth = torch.randn(2, backbone.prefix + 15, 64), torch.randn(2, 15, 64)
@@ -136,7 +125,7 @@ def test_a_block_equals_the_equations(fusion: str, gate: str, gates: str, k: int
 
 
 def test_rein_is_one_expert_without_gate_and_depth() -> None:
-    backbone = tiny()
+    backbone = tiny_vit()
     method = build(backbone, experts=1, gate="none", depth="off")
     rein = Rein(Rein.Config(tokens=8, rank=4), backbone).eval()
     rein.load_state_dict(method.state_dict())
@@ -221,7 +210,7 @@ def losses_of(method: Any, backbone: Backbone, seed: int = 0) -> dict[str, Tenso
 
 
 def test_at_k_1_only_the_load_term_trains_the_gates() -> None:
-    backbone = tiny()
+    backbone = tiny_vit()
     backbone.requires_grad_(False)
     for load_weight in (1e-2, 0.0):
         method = build(backbone, perturbed=False, load_weight=load_weight)
@@ -236,7 +225,7 @@ def test_at_k_1_only_the_load_term_trains_the_gates() -> None:
 
 
 def test_noise_acts_in_training_only_and_comes_from_the_global_stream() -> None:
-    backbone, image = tiny(), torch.randn(1, 3, 64, 64)
+    backbone, image = tiny_vit(), torch.randn(1, 3, 64, 64)
     method = build(backbone, perturbed=False)  # as made: routes are defined before any training
     first = method.explain("routing", backbone, image, 1)
     assert torch.equal(first, method.explain("routing", backbone, image, 1))
@@ -250,7 +239,7 @@ def test_noise_acts_in_training_only_and_comes_from_the_global_stream() -> None:
 
 
 def test_bfloat16_agrees_with_float32() -> None:
-    backbone, image = tiny(), torch.randn(2, 3, 64, 48)
+    backbone, image = tiny_vit(), torch.randn(2, 3, 64, 48)
     method = build(backbone, perturbed=False)
     exact = backbone(image, method).maps[-1]
     with torch.autocast("cpu", torch.bfloat16):
@@ -277,7 +266,7 @@ def test_grids_of_any_shape_and_groups(height: int, width: int, groups: int) -> 
 
 
 def test_queries_reach_the_mask_head_and_learn() -> None:
-    backbone = tiny()
+    backbone = tiny_vit()
     method = build(backbone, query_width=32)
     settings = {"width": 32, "queries": 8, "query_position": "method", "layers": 2, "points": 64}
     config = Mask2Former.Config.model_validate(settings)
@@ -292,7 +281,7 @@ def test_queries_reach_the_mask_head_and_learn() -> None:
 
 
 def test_both_encoders_stay_and_are_not_in_the_file() -> None:
-    backbone = tiny()
+    backbone = tiny_vit()
     method = build(backbone, perturbed=False)
     head = Linear(Linear.Config(), dim=64, maps=4, classes=3)
     model = Segmenter(backbone, method, head, RGB, restorable=True)
@@ -343,7 +332,7 @@ def test_compute_follows_k_and_stays_small_beside_the_encoder() -> None:
 
 
 def test_record_and_pictures() -> None:
-    backbone = tiny()
+    backbone = tiny_vit()
     method = build(backbone, perturbed=False)
     assert set(method.record()) == {"scale"}
     losses_of(method, backbone)
@@ -361,7 +350,7 @@ def test_record_and_pictures() -> None:
 
 
 def test_explain_shows_the_routes_of_a_pass() -> None:
-    backbone, image = tiny(), torch.randn(2, 3, 40, 64)
+    backbone, image = tiny_vit(), torch.randn(2, 3, 40, 64)
     method = build(backbone, perturbed=False, k=2)
     shares = method.explain("routing-depth", backbone, image, 3)
     assert shares.shape == (2, 3, 5, 8)

@@ -6,27 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from fakes import RGB, at_vit_large, tiny_vit
 from torch import Tensor
 
-from rsseg_cli.backbones.dinov2 import Dinov2
 from rsseg_cli.backbones.dinov3 import Dinov3
 from rsseg_cli.backbones.sam import Sam
 from rsseg_cli.backbones.vit import Vit
-from rsseg_cli.contract import Bands
 from rsseg_cli.errors import RssegError
 from rsseg_cli.methods.vpt import Vpt
-
-RGB = Bands(
-    names=("red", "green", "blue"),
-    wavelengths_nm=(660.0, 560.0, 485.0),
-    mean=(100.0, 90.0, 80.0),
-    std=(50.0, 40.0, 30.0),
-    dtype="uint8",
-)
-
-
-def tiny() -> Vit:
-    return Vit(Vit.Config(name="vit_tiny"), RGB)
 
 
 def build(backbone: Any, **settings: Any) -> Vpt:
@@ -51,7 +38,7 @@ def by_hand(backbone: Vit, prompts: Tensor, image: Tensor, *, deep: bool) -> lis
 
 @pytest.mark.parametrize("deep", [True, False])
 def test_equals_the_blocks_run_by_hand(deep: bool) -> None:
-    backbone, image = tiny(), torch.randn(2, 3, 40, 56)
+    backbone, image = tiny_vit(), torch.randn(2, 3, 40, 56)
     method = build(backbone, deep=deep).eval()
     torch.nn.init.normal_(method.prompts)
     found = backbone(image, method).maps
@@ -62,7 +49,7 @@ def test_equals_the_blocks_run_by_hand(deep: bool) -> None:
 
 
 def test_every_block_trains_its_prompts_and_prompts_are_no_no_op() -> None:
-    backbone, image = tiny().requires_grad_(False), torch.randn(2, 3, 32, 32)
+    backbone, image = tiny_vit().requires_grad_(False), torch.randn(2, 3, 32, 32)
     method = build(backbone).train()
     maps = backbone(image, method).maps
     torch.autograd.backward(torch.stack([one.square().sum() for one in maps]).sum())
@@ -93,7 +80,7 @@ def test_rotary_positions_leave_prompts_alone() -> None:
 
 
 def test_start_and_dropout() -> None:
-    backbone = tiny()
+    backbone = tiny_vit()
     method = build(backbone, prompts=50, dropout=0.5)
     bound = (6 / (3 * 8**2 + 64)) ** 0.5
     assert method.prompts.abs().max() <= bound
@@ -109,9 +96,7 @@ def test_start_and_dropout() -> None:
 
 @pytest.mark.parametrize(("deep", "count"), [(True, 3_686_400), (False, 153_600)])
 def test_counts_at_vit_large(deep: bool, count: int) -> None:
-    with torch.device("meta"):
-        backbone = Dinov2(Dinov2.Config(name="dinov2_large", pretrained=False), RGB)
-        method = Vpt(Vpt.Config(deep=deep), backbone)
+    backbone, method = at_vit_large(Vpt, deep=deep)
     assert sum(p.numel() for _, p in method.tuned(backbone)) == count
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from fakes import RGB, at_vit_large, tiny_vit
 from matrix import FAMILIES
 from matrix import backbone as backbone_of
 from pydantic import ValidationError
@@ -14,26 +15,16 @@ from test_contract import BANDS, batch, make
 from torch import Tensor
 from torch.nn import functional as F
 
-from rsseg_cli.backbones.dinov2 import Dinov2
 from rsseg_cli.backbones.sam import Sam
 from rsseg_cli.backbones.vit import Vit
-from rsseg_cli.contract import Bands
 from rsseg_cli.errors import RssegError
 from rsseg_cli.methods.frozen import Frozen
 from rsseg_cli.methods.vpt import Vpt
 from rsseg_cli.methods.vqt import Vqt
 
-RGB = Bands(
-    names=("red", "green", "blue"),
-    wavelengths_nm=(660.0, 560.0, 485.0),
-    mean=(100.0, 90.0, 80.0),
-    std=(50.0, 40.0, 30.0),
-    dtype="uint8",
-)
-
 
 def tiny() -> Vit:
-    return Vit(Vit.Config(name="vit_tiny"), RGB).requires_grad_(False)
+    return tiny_vit().requires_grad_(False)
 
 
 def build(backbone: Any, **settings: Any) -> Vqt:
@@ -207,9 +198,7 @@ def test_start_and_dropout() -> None:
     [({}, 2_916_864), ({"rank": 16}, 890_880), ({"inject": True}, 2_916_865)],
 )
 def test_counts_at_vit_large(settings: dict[str, Any], count: int) -> None:
-    with torch.device("meta"):
-        backbone = Dinov2(Dinov2.Config(name="dinov2_large", pretrained=False), RGB)
-        method = Vqt(Vqt.Config.model_validate(settings), backbone)
+    backbone, method = at_vit_large(Vqt, **settings)
     assert sum(p.numel() for _, p in method.tuned(backbone)) == count
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from fakes import UNIT_RGB as BANDS
+from fakes import tiny_vit
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -22,13 +24,6 @@ from rsseg_cli.heads.mask2former import Mask2Former
 from rsseg_cli.methods.weft import Weft, WeftState
 from rsseg_cli.segmenter import Segmenter
 
-BANDS = Bands(
-    names=("red", "green", "blue"),
-    wavelengths_nm=(660.0, 560.0, 485.0),
-    mean=(0.0,) * 3,
-    std=(1.0,) * 3,
-    dtype="uint8",
-)
 PRESET = presets.read(presets.find("methods", "weft_released")).values
 RELEASED: dict[str, Any] = {
     key: PRESET["method"][key]
@@ -39,13 +34,9 @@ RELEASED: dict[str, Any] = {
 SMALL: dict[str, Any] = {"channels": 8, "kernels": (1, 3, 5), "active": 2}
 
 
-def tiny(bands: Bands = BANDS) -> Backbone:
-    return Vit(Vit.Config(name="vit_tiny"), bands)
-
-
 def make(backbone: Backbone | None = None, **settings: Any) -> tuple[Weft, Backbone]:
     torch.manual_seed(0)
-    backbone = backbone or tiny()
+    backbone = backbone or tiny_vit(BANDS)
     return Weft(Weft.Config(**(SMALL | settings)), backbone), backbone
 
 
@@ -264,7 +255,7 @@ def test_settings_that_do_not_fit_the_backbone(settings: dict[str, Any], reason:
 
 
 def test_a_backbone_with_too_few_blocks() -> None:
-    backbone = tiny()
+    backbone = tiny_vit(BANDS)
     backbone.depth = 3
     with pytest.raises(RssegError, match="4 stages, the backbone has 3 blocks"):
         make(backbone)
