@@ -45,7 +45,7 @@ def predict(scene: Path, model: Path, *args: str | Path) -> Any:
 def test_dry_run_says_what_it_would_take_and_writes_nothing(
     scene: Path, fitted: Path, tmp_path: Path
 ) -> None:
-    call = predict(scene, fitted, "-o", tmp_path / "map.tif", "--dry-run", "--json")
+    call = predict(scene, fitted, "-o", tmp_path / "new" / "map.tif", "--dry-run", "--json")
     assert call.code == 0, call.err
     (said,) = call.document["scenes"]
     assert (said["width"], said["height"], said["tile"]) == (110, 600, 32)

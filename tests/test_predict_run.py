@@ -132,6 +132,18 @@ def test_folders_patterns_and_lists(here: Path, fitted: Path) -> None:
         assert "there is no scene" in call.err
 
 
+def test_texts_of_another_file_are_not_replaced(here: Path, fitted: Path) -> None:
+    scene(here / "a.tif")
+    for name in ("city.json", "city.qml"):
+        (here / name).write_text("mine")
+        call = rsseg("predict", "a.tif", "--model", fitted, "-o", "city.tif")
+        assert call.code == 1
+        assert f"in: {name}" in call.err
+        assert files(here) == {"a.tif", name}
+        assert (here / name).read_text() == "mine"
+        (here / name).unlink()
+
+
 def test_two_scenes_of_one_name_are_refused(here: Path, fitted: Path) -> None:
     scene(here / "x" / "a.tif")
     scene(here / "y" / "a.tif")
@@ -266,6 +278,15 @@ def test_models_that_cannot_be_opened(here: Path, fitted: Path) -> None:
     (run / "model.safetensors").write_bytes(whole[: len(whole) // 2])
     assert "is no model file" in said("run")
     assert "is no model file" in said("a.tif")
+
+
+def test_a_quicklook_that_cannot_be_written(here: Path, fitted: Path) -> None:
+    scene(here / "a.tif")
+    (here / "a.seg.png").mkdir()
+    call = rsseg("predict", "a.tif", "--model", fitted)
+    assert call.code == 1
+    assert "the quicklook cannot be written" in call.err
+    assert ".a.seg.png.part" not in files(here)
 
 
 @pytest.mark.parametrize("output", ["file/a.tif", "file/below", "/proc/a.tif"])

@@ -52,6 +52,7 @@ def predict(
     targets = names.place_outputs(paths, request.output, request.polygons)
     line = Line(quiet=quiet or not team.leads)
     with team.agreed():
+        names.make_folders(targets)
         mapper = Mapper(request, model, weights, device, line, team)
     run = _Run(paths, targets, mapper, line, written if team.leads else None)
     shared: list[int] = team.tell(lambda: list[Json](mapper.shared(paths, team.size)))
@@ -120,7 +121,7 @@ def dry_run(
     """Say what mapping scenes would take, from a few batches of each; writes nothing.
 
     Raises:
-        RssegError: What `predict` would refuse at the start.
+        RssegError: What `predict` would refuse at the start, but for folders that cannot be made.
     """
     paths = _checked(scenes, request)
     targets = names.place_outputs(paths, request.output, request.polygons)

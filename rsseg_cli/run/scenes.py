@@ -81,6 +81,13 @@ class Target:
         """Name another map of the same scene."""
         return self.stem.with_name(self.stem.name + suffix)
 
+    @property
+    def texts(self) -> tuple[Path, ...]:
+        """Texts beside the map that may be another file's: the user has named it."""
+        if self.map.name.endswith(SUFFIX):
+            return ()
+        return self.map.with_suffix(".qml"), self.map.with_suffix(".json")
+
     def look(self, made: Path) -> Path:
         """Name the quicklook of a map; never as a scene may be called."""
         return self.beside(SUFFIX).with_suffix(LOOK) if made == self.map else made.with_suffix(LOOK)
@@ -89,7 +96,7 @@ class Target:
 def place_outputs(
     scenes: Sequence[str], output: Path | None, polygons: Path | None
 ) -> list[Target]:
-    """Say where the map of each scene goes, and make the folders.
+    """Say where the map of each scene goes.
 
     Args:
         scenes: The scenes.
@@ -97,7 +104,7 @@ def place_outputs(
         polygons: Likewise for polygons; none when None.
 
     Raises:
-        RssegError: Two scenes would have one map, or a folder cannot be made.
+        RssegError: Two scenes would have one map, or polygons another format.
     """
     single = len(scenes) == 1
     targets = [
@@ -119,10 +126,19 @@ def place_outputs(
     for target in targets:
         if target.polygons is not None:
             refuse_other_formats(target.polygons)
+    return targets
+
+
+def make_folders(targets: Sequence[Target]) -> None:
+    """Make the folders of maps and polygons.
+
+    Raises:
+        RssegError: One cannot be made.
+    """
+    for target in targets:
         for path in (target.map, target.polygons):
             if path is not None:
                 _make_folder(path.parent)
-    return targets
 
 
 def refuse_replacing(targets: Sequence[Target], suffixes: Sequence[str]) -> None:
@@ -132,7 +148,8 @@ def refuse_replacing(targets: Sequence[Target], suffixes: Sequence[str]) -> None
         OutputExistsError: Something is.
     """
     for target in targets:
-        for path in (target.map, target.polygons, *map(target.beside, suffixes)):
+        others = *map(target.beside, suffixes), *target.texts
+        for path in (target.map, target.polygons, *others):
             if path is not None:
                 refuse_existing(path, overwrite=False)
 

@@ -177,7 +177,8 @@ def disk_mb(outputs: Outputs, pixels: int) -> float:
 
 
 def _free_mb(outputs: Outputs) -> float:
-    return shutil.disk_usage(outputs.map.parent).free / MIB
+    there = next(folder for folder in outputs.map.absolute().parents if folder.exists())
+    return shutil.disk_usage(there).free / MIB
 
 
 def require_disk(scene: Scene, outputs: Outputs, area: Area | None) -> None:
