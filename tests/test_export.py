@@ -198,3 +198,10 @@ def test_nothing_is_replaced_unasked(run: Path, tmp_path: Path) -> None:
     missing = rsseg("export", tmp_path / "none")
     assert missing.code == 1
     assert "is not there" in missing.err
+
+
+def test_a_folder_that_cannot_be_written(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    call = rsseg("export", run, "-o", tmp_path / "file" / "below")
+    assert call.code == 1
+    assert "the model cannot be written" in call.err

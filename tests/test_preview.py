@@ -75,3 +75,11 @@ def test_a_scene_without_pixels(tmp_path: Path, write_scene: WriteScene) -> None
     assert found["missing"] == 1
     assert "nodata" in found["remarks"][0]
     assert rsseg("preview", tmp_path / "none.tif").code == 1
+
+
+def test_a_picture_that_cannot_be_written(tmp_path: Path, write_scene: WriteScene) -> None:
+    path = write_scene(np.ones((3, 20, 20), np.uint8))
+    (tmp_path / "file").write_text("")
+    call = rsseg("preview", path, "-o", tmp_path / "file" / "a.png")
+    assert call.code == 1
+    assert "the picture cannot be written" in call.err

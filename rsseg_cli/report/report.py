@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,16 +109,10 @@ class Report:
             }
         contents = {name: text.encode("utf-8") for name, text in texts.items()}
         contents |= {files[name]: png for name, png in pngs.items()}
-        try:
+        with writing("the report", folder):
             folder.mkdir(parents=True, exist_ok=True)
             for name, content in contents.items():
                 replace_file(folder / name, content)
-        except OSError as error:
-            raise RssegError(
-                f"the report cannot be written: {error.strerror}",
-                where=str(folder),
-                fix="a folder that you may write to, on a disk with free space",
-            ) from error
         return [folder / name for name in contents]
 
     def _document(self) -> dict[str, Any]:
@@ -146,8 +141,25 @@ def replace_file(path: Path, content: bytes) -> None:
     """Write a file whole, or leave what was there."""
     path.parent.mkdir(exist_ok=True)
     part = path.with_name(f".{path.name}.part")
-    part.write_bytes(content)
-    part.replace(path)
+    try:
+        part.write_bytes(content)
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def writing(what: str, place: Path) -> Iterator[None]:
+    """Turn what goes wrong with the disk into an error that names the place."""
+    try:
+        yield
+    except OSError as error:
+        raise RssegError(
+            f"{what} cannot be written: {error.strerror}",
+            where=str(place),
+            fix="a folder that you may write to, on a disk with free space",
+        ) from error
 
 
 def _json(document: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from rsseg_cli.metrics.scores import Scores
 from rsseg_cli.report import compare as comparing
 from rsseg_cli.report.compare import Entry, Group
 from rsseg_cli.report.page import render
-from rsseg_cli.report.report import replace_file
+from rsseg_cli.report.report import replace_file, writing
 from rsseg_cli.report.tables import Table, compared, to_csv
 
 NOTES = (
@@ -53,7 +53,6 @@ class Compared:
 
     def write(self, folder: Path) -> list[Path]:
         """Write compare.html, .md, .csv and .json; those of an earlier comparison are replaced."""
-        folder.mkdir(parents=True, exist_ok=True)
         tables = self.tables
         markdown = [table.to_markdown() for table in tables]
         said = [f"> {remark}" for remark in self.remarks] + [f"- {note}" for note in NOTES]
@@ -72,8 +71,10 @@ class Compared:
             "compare.csv": to_csv(tables),
             "compare.json": json.dumps(self.to_json(), indent=1) + "\n",
         }
-        for name, text in texts.items():
-            replace_file(folder / name, text.encode())
+        with writing("the comparison", folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, text in texts.items():
+                replace_file(folder / name, text.encode())
         return [folder / name for name in texts]
 
 

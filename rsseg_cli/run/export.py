@@ -18,7 +18,7 @@ from rsseg_cli.errors import OutputExistsError, RssegWarning
 from rsseg_cli.find import find
 from rsseg_cli.metrics.scores import Scores
 from rsseg_cli.report.card import Card, Licence
-from rsseg_cli.report.report import replace_file
+from rsseg_cli.report.report import replace_file, writing
 from rsseg_cli.training.checkpoint import load_model
 
 UNNAMED = "not named"
@@ -79,18 +79,19 @@ def export(model: Path, output: Path | None = None, *, overwrite: bool = False) 
     for one in licences:
         if one.terms in (UNNAMED, UNKNOWN):
             warnings.warn(f"the licence of {one.what} is not named", RssegWarning, stacklevel=2)
-    folder.mkdir(parents=True, exist_ok=True)
-    if file.resolve() != (folder / FILES[0]).resolve():
-        part = folder / f".{FILES[0]}.part"
-        shutil.copyfile(file, part)
-        part.replace(folder / FILES[0])
     texts = (
         yaml.safe_dump(about["config"], sort_keys=False),
         card.to_markdown(),
         json.dumps(card.to_stac(), indent=1, ensure_ascii=False) + "\n",
     )
-    for file_name, text in zip(FILES[1:], texts, strict=True):
-        replace_file(folder / file_name, text.encode("utf-8"))
+    with writing("the model", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if file.resolve() != (folder / FILES[0]).resolve():
+            part = folder / f".{FILES[0]}.part"
+            shutil.copyfile(file, part)
+            part.replace(folder / FILES[0])
+        for file_name, text in zip(FILES[1:], texts, strict=True):
+            replace_file(folder / file_name, text.encode("utf-8"))
     return Exported(str(folder), *(str(folder / FILES[index]) for index in (0, 2, 3)))
 
 

@@ -17,7 +17,7 @@ from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.report.pictures import to_png
 from rsseg_cli.report.preview import BandView, SceneView, draw_preview
-from rsseg_cli.report.report import replace_file
+from rsseg_cli.report.report import replace_file, writing
 from rsseg_cli.run.request import Request
 from rsseg_cli.run.review import shown_bands
 from rsseg_cli.training.checkpoint import load_model
@@ -128,8 +128,9 @@ def preview(
                 bands=views,
             )
         )
-        target.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(target, to_png(picture))
+        with writing("the picture", target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(target, to_png(picture))
         return Preview(
             picture=str(target),
             width=opened.width,
