@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from runs import rsseg
 
+from rsseg_cli.errors import RssegError
 from rsseg_cli.run import bench_steps
 from rsseg_cli.run.bench_fit import show
 
@@ -44,6 +47,35 @@ def test_what_a_step_costs(capsys: pytest.CaptureFixture[str]) -> None:
         "methods": [frozen, full, {"method": "other", "refused": "too small"}],
     })  # fmt: skip
     assert "too small" in capsys.readouterr().out
+
+
+def test_memory_is_that_of_steps_that_have_moments(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[None] = []
+    adam = torch.optim.AdamW.step
+
+    def counted(self: torch.optim.AdamW, *args: Any) -> Any:
+        taken.append(None)
+        return adam(self, *args)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", counted)
+    monkeypatch.setattr(bench_steps, "_peak_mb", lambda device: float(len(taken)))
+    assert bench_steps.measure("frozen", TINY, 1, "cpu")["peak_memory_mb"] == 2
+
+
+def test_memory_that_runs_out_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    def here(workers: int, mp_context: Any) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(workers)
+
+    monkeypatch.setattr(bench_steps, "make_step", full)
+    with pytest.raises(RssegError, match="memory ran out"):
+        bench_steps.measure("frozen", TINY, 1, "cpu")
+    monkeypatch.setattr(bench_steps, "ProcessPoolExecutor", here)
+    assert bench_steps.measure_apart("lora", TINY, 1, "cpu")["refused"].startswith("memory ran out")
+    with pytest.raises(RssegError, match="memory ran out"):
+        bench_steps.measure_apart("full", TINY, 1, "cpu")
 
 
 def test_refusals_and_usual_sizes() -> None:

@@ -29,6 +29,7 @@ from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training import optimizer
 from rsseg_cli.training.memory import peak_memory_mb
 from rsseg_cli.training.precision import Precision
+from rsseg_cli.training.room import explained
 
 CLASSES = 6
 """Classes of what is made for the bench."""
@@ -57,16 +58,19 @@ class Size:
 
 
 def measure_apart(method: str, size: Size, steps: int, device: str) -> dict[str, Any]:
-    """Measure a method in a process of its own."""
+    """Measure a method in a process of its own; say why where it refuses or memory runs out."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         try:
             found = pool.submit(measure, method, size, steps, device).result()
         except RssegError as error:
+            if method in BASES:  # nothing to stand beside
+                raise
             return {"method": method, "refused": error.what}
     return {"method": method} | found
 
 
+@explained()
 def measure(method: str, size: Size, steps: int, device: str) -> dict[str, Any]:
     """Measure steps of one method in this process: time, memory, work."""
     where = pick_device(device)
@@ -79,7 +83,8 @@ def measure(method: str, size: Size, steps: int, device: str) -> dict[str, Any]:
     image = torch.randn(size.batch, len(BANDS), *shape[1:], generator=generator).to(where)
     label = torch.randint(0, CLASSES, shape, generator=generator).to(where)
     step = make_step(model, adam, image, label, precision)
-    step()  # makes the moments
+    step()  # makes the moments, behind the peak of its activations
+    step()
     memory = _peak_mb(where)
     with FlopCounterMode(display=False) as counter:
         step()
