@@ -69,6 +69,27 @@ def test_dry_run_of_a_part_takes_less(scene: Path, fitted: Path, tmp_path: Path)
     assert call.document["scenes"][0]["tiles"] < 125
 
 
+@pytest.mark.parametrize("room", [4, 0])
+def test_dry_run_where_memory_runs_out(
+    scene: Path, fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    model = mapper.ModelInfer.__call__
+
+    def call(self: mapper.ModelInfer, tiles: Tensor) -> Tensor:
+        if len(tiles) > room:
+            raise torch.OutOfMemoryError("too much")
+        return model(self, tiles)
+
+    monkeypatch.setattr(mapper.ModelInfer, "__call__", call)
+    args = ["-o", tmp_path / "map.tif", "--dry-run", "--json", "--batch", "14"]
+    said = predict(scene, fitted, *args)
+    if room:
+        assert said.document["scenes"][0]["batch"] == room
+    else:
+        assert said.code == 1
+        assert "one tile does not fit" in said.err
+
+
 # --- compiling ------------------------------------------------------------------------------------
 
 

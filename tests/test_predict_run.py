@@ -51,6 +51,7 @@ def test_a_map_lies_on_the_grid_of_its_scene(
     scene(here / "in" / "a.tif", transform=transform)
     call = rsseg("predict", "in/a.tif", "--model", fitted)
     assert (call.code, call.out) == (0, "a.seg.tif\n")
+    assert ", 10 per pixel" in call.err
     with rasterio.open("in/a.tif") as before, rasterio.open("a.seg.tif") as after:
         assert (after.width, after.height) == (before.width, before.height)
         assert after.transform == before.transform

@@ -191,11 +191,7 @@ class Pipeline:
 
     def _shrink(self, error: torch.OutOfMemoryError) -> None:
         if self.batch == 1:
-            raise RssegError(
-                "one tile does not fit into the memory of the device",
-                where=self.scene.path,
-                fix=f"--tile below {self.plan.across.tile}, or --device cpu",
-            ) from error
+            raise no_room(self.scene, self.plan.across.tile) from error
         self.batch = -(-self.batch // 2)
         torch.cuda.empty_cache()
 
@@ -251,6 +247,15 @@ class Pipeline:
             if holes:
                 data[:, missing] = IGNORE
             writer.write(finished.x, finished.y, data)
+
+
+def no_room(scene: Scene, tile: int) -> RssegError:
+    """Make the error for a tile of a scene that is too much for the device."""
+    return RssegError(
+        "one tile does not fit into the memory of the device",
+        where=scene.path,
+        fix=f"--tile below {tile}, or --device cpu",
+    )
 
 
 def _stack(tiles: list[Tensor]) -> Tensor:

@@ -335,8 +335,8 @@ def open_scene(
 
 
 def _describe(scene: Scene) -> str:
-    gsd = abs(scene.transform.a)
-    place = f"{scene.crs.to_string()}, {gsd:g} per pixel" if scene.crs else "no CRS"
+    gsd = abs(scene.transform.determinant) ** 0.5  # turned or not
+    place = f"{scene.crs.to_string()}, {gsd:.4g} per pixel" if scene.crs else "no CRS"
     nodata = "no nodata" if scene.nodata is None else f"nodata {scene.nodata:g}"
     return (
         f"{scene.path} {scene.width:,} x {scene.height:,}, {scene.count} bands {scene.dtype}, "

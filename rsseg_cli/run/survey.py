@@ -17,7 +17,7 @@ from torch import Tensor
 from rsseg_cli.errors import RssegError, RssegWarning
 from rsseg_cli.predict.batch import even_batch
 from rsseg_cli.predict.outputs import Outputs
-from rsseg_cli.predict.pipeline import Infer
+from rsseg_cli.predict.pipeline import Infer, no_room
 from rsseg_cli.predict.plan import MIB, Plan, Tiling, peak_rss_mb, plan_scene
 from rsseg_cli.raster.area import Area
 from rsseg_cli.raster.grid import Window
@@ -99,12 +99,12 @@ def survey(
     """Plan the mapping of a scene, and time a batch of its tiles.
 
     Raises:
-        RssegError: It does not fit into the memory allowed.
+        RssegError: It does not fit into the memory allowed, or not a tile into the device's.
     """
     doubts = find_doubts(scene, fitted)
     plan = _plan(scene, outputs, tiling, area)
     tiling = replace(tiling, batch=even_batch(plan.tiles, tiling.batch, tiling.most))
-    seconds, vram = _probe(scene, infer, plan, tiling, device)
+    tiling, seconds, vram = _probe_what_fits(scene, infer, plan, tiling, device)
     pixels = sum(part.width * part.height for part in plan.parts)
     return Survey(
         input=scene.path,
@@ -131,6 +131,20 @@ def _plan(scene: Scene, outputs: Outputs, tiling: Tiling, area: Area | None) -> 
         scene, tiling, classes=len(outputs.classes), bands=outputs.bands,
         box=None if area is None else area.box,
     )  # fmt: skip
+
+
+def _probe_what_fits(
+    scene: Scene, infer: Infer, plan: Plan, tiling: Tiling, device: torch.device
+) -> tuple[Tiling, float, float | None]:
+    """Probe with fewer tiles once the device's memory runs out, as they will be mapped then."""
+    while True:
+        try:
+            return tiling, *_probe(scene, infer, plan, tiling, device)
+        except torch.OutOfMemoryError as error:
+            if tiling.batch == 1:
+                raise no_room(scene, tiling.tile) from error
+        torch.cuda.empty_cache()
+        tiling = replace(tiling, batch=-(-tiling.batch // 2))
 
 
 def _probe(
