@@ -133,6 +133,27 @@ def test_folders_patterns_and_lists(here: Path, fitted: Path) -> None:
         assert "there is no scene" in call.err
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["a.tif", "-o", "a.tif"],
+        ["a.tif", "-o", "../{here}/a.tif", "--dry-run"],
+        ["a.tif", "a.conf.tif", "-o", ".", "--confidence", "max"],
+        ["a.tif", "b.seg.tif", "b.tif"],
+    ],
+)
+def test_no_map_takes_the_place_of_a_scene(here: Path, fitted: Path, arguments: list[str]) -> None:
+    for name in ("a.tif", "b.tif", "a.conf.tif", "b.seg.tif"):
+        scene(here / name)
+    before = {path: path.read_bytes() for path in here.iterdir()}
+    named = [text.format(here=here.name) for text in arguments]
+    for allowed in ("--overwrite", "--resume"):
+        call = rsseg("predict", *named, "--model", fitted, allowed)
+        assert call.code == 1
+        assert "a map would replace a scene" in call.err
+        assert {path: path.read_bytes() for path in here.iterdir()} == before
+
+
 def test_texts_of_another_file_are_not_replaced(here: Path, fitted: Path) -> None:
     scene(here / "a.tif")
     for name in ("city.json", "city.qml"):

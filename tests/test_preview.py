@@ -83,3 +83,8 @@ def test_a_picture_that_cannot_be_written(tmp_path: Path, write_scene: WriteScen
     call = rsseg("preview", path, "-o", tmp_path / "file" / "a.png")
     assert call.code == 1
     assert "the picture cannot be written" in call.err
+    before = path.read_bytes()
+    call = rsseg("preview", path, "-o", path, "--overwrite")
+    assert call.code == 1
+    assert "would replace the scene" in call.err
+    assert path.read_bytes() == before

@@ -135,6 +135,7 @@ def _checked(scenes: Sequence[str], request: Request) -> list[str]:
     request.creation()
     request.file_bands()
     targets = names.place_outputs(paths, request.output, request.polygons)
+    names.refuse_scenes(paths, targets, [*request.suffixes(), names.SOFT])
     if not (request.overwrite or request.resume):
         names.refuse_replacing(targets, request.suffixes())
     return paths

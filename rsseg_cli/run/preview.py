@@ -98,6 +98,8 @@ def preview(
         RssegError: The scene cannot be read, or has not as many bands as the model wants.
     """
     target = output or Path(f"{scene.stem}{SUFFIX}")
+    if target.resolve() == scene.resolve():
+        raise RssegError("the picture would replace the scene", where=str(target), fix="another -o")
     if target.exists() and not overwrite:
         raise OutputExistsError(
             f"{target} is there already", where=str(target), fix="--overwrite, or another -o"

@@ -81,6 +81,11 @@ class Target:
         """Name another map of the same scene."""
         return self.stem.with_name(self.stem.name + suffix)
 
+    def files(self, suffixes: Sequence[str]) -> list[Path]:
+        """List the map, polygons, and maps of the same scene whose names end so."""
+        drawn = [] if self.polygons is None else [self.polygons]
+        return [self.map, *drawn, *map(self.beside, suffixes)]
+
     @property
     def texts(self) -> tuple[Path, ...]:
         """Texts beside the map that may be another file's: the user has named it."""
@@ -148,10 +153,23 @@ def refuse_replacing(targets: Sequence[Target], suffixes: Sequence[str]) -> None
         OutputExistsError: Something is.
     """
     for target in targets:
-        others = *map(target.beside, suffixes), *target.texts
-        for path in (target.map, target.polygons, *others):
-            if path is not None:
-                refuse_existing(path, overwrite=False)
+        for path in (*target.files(suffixes), *target.texts):
+            refuse_existing(path, overwrite=False)
+
+
+def refuse_scenes(
+    scenes: Sequence[str], targets: Sequence[Target], suffixes: Sequence[str]
+) -> None:
+    """Refuse to put a map where a scene is, whatever may be replaced.
+
+    Raises:
+        RssegError: One would go there.
+    """
+    places = {Path(scene).resolve() for scene in scenes}
+    for target in targets:
+        for path in target.files(suffixes):
+            if path.resolve() in places:
+                raise RssegError("a map would replace a scene", where=str(path), fix="another -o")
 
 
 def _place(scene: str, output: Path, suffix: str, single: bool) -> Path:
