@@ -115,7 +115,7 @@ def _loop(
     job = replace(fit.job(run), validate=None)
     rows = []
     for _ in range(rounds):
-        bare, clock = _bare(job, size, steps), _Clock(2 * steps, quiet=True)
+        bare, clock = _bare(job, size, steps), _Clock(2 * steps)
         train(job, clock)
         whole = clock.last() / steps  # the first half warms up
         rows.append((whole[0], bare[0], bare[0] / whole[0], bare[1] / whole[1]))
@@ -133,9 +133,13 @@ def _loop(
 class _Clock(Progress):
     """Reads wall and processor seconds whenever the loop logs: then it waits for the device."""
 
+    def __init__(self, steps: int) -> None:
+        super().__init__(steps, quiet=True)
+        self.read: list[Any] = []
+
     def log(self, record: dict[str, Json]) -> None:
         """Read the clocks."""
-        self.read = [*getattr(self, "read", []), clocks()]
+        self.read.append(clocks())
 
     def last(self) -> Any:
         """Seconds (wall, processor) between the last two lines."""
