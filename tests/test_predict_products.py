@@ -166,3 +166,14 @@ def test_products_in_the_way_are_refused(scene: Path, fitted: Path, tmp_path: Pa
     assert "map.conf.tif" in call.err
     assert not (tmp_path / "map.tif").exists()
     assert (tmp_path / "map.conf.tif").read_text() == "mine"
+
+
+def test_resuming_replaces_nothing_of_others(scene: Path, fitted: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.gpkg").write_text("mine")
+    call = rsseg(
+        "predict", scene, "--model", fitted, "-o", tmp_path / "map.tif", "--resume",
+        "--polygons", tmp_path / "mine.gpkg", "--device", "cpu",
+    )  # fmt: skip
+    assert call.code == 1
+    assert "mine.gpkg" in call.err
+    assert (tmp_path / "mine.gpkg").read_text() == "mine"

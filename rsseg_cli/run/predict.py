@@ -136,8 +136,9 @@ def _checked(scenes: Sequence[str], request: Request) -> list[str]:
     request.file_bands()
     targets = names.place_outputs(paths, request.output, request.polygons)
     names.refuse_scenes(paths, targets, [*request.suffixes(), names.SOFT])
-    if not (request.overwrite or request.resume):
-        names.refuse_replacing(targets, request.suffixes())
+    if not request.overwrite:
+        new = [target for target in targets if not (request.resume and target.begun)]
+        names.refuse_replacing(new, request.suffixes())
     return paths
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rsseg_cli.data.layout import RASTER_SUFFIXES
 from rsseg_cli.errors import RssegError
+from rsseg_cli.raster.begun import parts_folder
 from rsseg_cli.raster.vectors import refuse_other_formats
 from rsseg_cli.raster.write import refuse_existing
 from rsseg_cli.run.journal import is_ours
@@ -80,6 +81,11 @@ class Target:
     def beside(self, suffix: str) -> Path:
         """Name another map of the same scene."""
         return self.stem.with_name(self.stem.name + suffix)
+
+    @property
+    def begun(self) -> bool:
+        """Whether the map is there, or an earlier run has begun it."""
+        return self.map.exists() or parts_folder(self.map).exists()
 
     def files(self, suffixes: Sequence[str]) -> list[Path]:
         """List the map, polygons, and maps of the same scene whose names end so."""
