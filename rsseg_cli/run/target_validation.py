@@ -11,11 +11,10 @@ import torch
 from rsseg_cli import distributed
 from rsseg_cli.contract import IGNORE, Json
 from rsseg_cli.data.covering import CoveringTiles
-from rsseg_cli.run.validation import Validation
+from rsseg_cli.run.validation import Validation, inferred
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training.choice import Look, collapsed, merit, rating
 from rsseg_cli.training.precision import Precision
-from rsseg_cli.training.prefetch import Prefetch, pinned
 from rsseg_cli.training.pseudo_labels import normalised_entropy
 
 COLLAPSED = "the class shares on the target have run away from the start's"
@@ -99,16 +98,11 @@ class TargetValidation:
     @torch.inference_mode()
     def look(self, model: Segmenter) -> Look:
         """See what the model says about the held-out tiles."""
-        model.eval()
         classes = model.head.classes
         sums = torch.zeros(2 * classes + 3, dtype=torch.float64, device=self.precision.device)
-        tiles = pinned(self.tiles, self.precision.device)
-        for batch in Prefetch(tiles, range(len(self.tiles)), threads=self.threads):
-            moved = batch.to(self.precision.device)
-            image = moved.image if self.gain == 1.0 else moved.image * self.gain
-            with self.precision.autocast():
-                scores = model.infer(image)
-            there = moved.label != IGNORE
+        walk = inferred(model, self.tiles, self.precision, threads=self.threads, gain=self.gain)
+        for scores, known in walk:
+            there = known != IGNORE
             pixels = scores.float().permute(0, 2, 3, 1)[there]
             confidence, label = pixels.max(1)
             entropy = normalised_entropy(scores.float())[there]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from rsseg_cli import distributed
 from rsseg_cli.classes import Class
@@ -15,6 +16,24 @@ from rsseg_cli.metrics.confusion import ConfusionMatrix
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training.precision import Precision
 from rsseg_cli.training.prefetch import Prefetch, pinned
+
+
+def inferred(
+    model: Segmenter, tiles: CoveringTiles, precision: Precision, *, threads: int, gain: float
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Give what a model says about tiles, and their labels; the model is left in eval mode.
+
+    Yields:
+        Probabilities (B, K, T, T) and class indices (B, T, T), on the device.
+    """
+    model.eval()
+    source = pinned(tiles, precision.device)
+    for batch in Prefetch(source, range(len(tiles)), threads=threads):
+        moved = batch.to(precision.device)
+        image = moved.image if gain == 1.0 else moved.image * gain
+        with precision.autocast():
+            scores = model.infer(image)
+        yield scores, moved.label
 
 
 @dataclass
@@ -38,15 +57,10 @@ class Validation:
     @torch.inference_mode()
     def __call__(self, model: Segmenter) -> dict[str, Json]:
         """Give the score object; the model is left in eval mode."""
-        model.eval()
         matrix = ConfusionMatrix(self.classes)
-        tiles = pinned(self.tiles, self.precision.device)
-        for batch in Prefetch(tiles, range(len(self.tiles)), threads=self.threads):
-            moved = batch.to(self.precision.device)
-            image = moved.image if self.gain == 1.0 else moved.image * self.gain
-            with self.precision.autocast():
-                scores = model.infer(image)
-            matrix.update(scores.argmax(1), moved.label)
+        walk = inferred(model, self.tiles, self.precision, threads=self.threads, gain=self.gain)
+        for scores, label in walk:
+            matrix.update(scores.argmax(1), label)
         counts = torch.from_numpy(matrix.counts).to(self.precision.device)
         summed = distributed.total(counts).cpu().numpy()
         return ConfusionMatrix(self.classes, summed).scores().to_json()
