@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import Any, cast
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from rsseg_cli import share
+
+Running = Literal["own", "shared"]
 
 _again: ContextVar[bool] = ContextVar("again", default=False)
 """Whether a forward pass is the second one, inside backward."""
@@ -44,26 +46,64 @@ def _second_pass() -> Iterator[None]:
         _again.reset(token)
 
 
-class BatchNorm(nn.BatchNorm2d):
-    """Batch norm that counts each batch once, also where activations are computed again.
+class BatchNorm(nn.Module):
+    """Batch norm that stands in several places of a network, with running statistics for each.
 
-    It uses its running statistics when a batch has one value per channel. The statistics of a
-    batch are those of all processes; one of them may have no image of it at all.
+    The scale and the shift are common. In training each place is normalised by its batch; one
+    running mixture of all places, as a shared `torch.nn.BatchNorm2d` keeps it, fits none of them
+    afterwards. The first batches of a place count alike, so that a place with few batches has
+    their mean, not torch's start of 0 and 1. A place without any, say of an expert that no
+    training image of a level chose, has the mean of the others.
+
+    A batch is counted once, also where activations are computed again. Its statistics are those
+    of all processes; one of them may have no image of it at all. Where it has one value per
+    channel, the running statistics are used.
+
+    Args:
+        channels: Channels C.
+        places: Number of places.
+        running: "own" statistics for each place, or "shared" ones.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise (B, C, h, w)."""
-        if self.training and share.together():
-            return self._together(x)
-        single = x.numel() == x.shape[1]
-        if not self.training or not (single or _again.get()):
-            return super().forward(x)
-        mean, var = self.running_mean, self.running_var
-        if mean is not None and var is not None and _again.get():
-            mean, var = mean.clone(), var.clone()
-        return F.batch_norm(x, mean, var, self.weight, self.bias, training=not single, eps=self.eps)
+    MOMENTUM = 0.1
+    EPS = 1e-5
 
-    def _together(self, x: Tensor) -> Tensor:
+    def __init__(self, channels: int, places: int = 1, running: Running = "own") -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.rows = places if running == "own" else 1
+        self.running_mean: Tensor
+        self.running_var: Tensor
+        self.batches: Tensor
+        self.register_buffer("running_mean", torch.zeros(self.rows, channels))
+        self.register_buffer("running_var", torch.ones(self.rows, channels))
+        self.register_buffer("batches", torch.zeros(self.rows, dtype=torch.long))
+
+    def forward(self, x: Tensor, place: int = 0) -> Tensor:
+        """Normalise (B, C, h, w) at one of the places."""
+        row = place if self.rows > 1 else 0
+        if self.training and share.together():
+            return self._together(x, row)
+        if not self.training or x.numel() == x.shape[1]:
+            mean, var = self.running_mean[row], self.running_var[row]
+            return F.batch_norm(x, mean, var, self.weight, self.bias, eps=self.EPS)
+        mean, var = torch.zeros_like(self.running_mean[0]), torch.zeros_like(self.running_var[0])
+        normal = F.batch_norm(
+            x, mean, var, self.weight, self.bias, training=True, momentum=1.0, eps=self.EPS
+        )
+        self._follow(row, mean, var)
+        return normal
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training or testing; for a test, give places without a batch the others' mean."""
+        counted = self.batches > 0
+        if not mode and counted.any() and not counted.all():
+            for running in (self.running_mean, self.running_var):
+                running[~counted] = running[counted].mean(0)
+        return super().train(mode)
+
+    def _together(self, x: Tensor, row: int) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             wide = x.float()
             sums = torch.cat((wide.sum((0, 2, 3)), wide.new_full((1,), x[:, 0].numel())))
@@ -72,19 +112,21 @@ class BatchNorm(nn.BatchNorm2d):
             mean = sums[:-1] / count
             centred = wide - mean[:, None, None]
             var = share.mean(centred.square().sum((0, 2, 3))) / count
-            normal = centred * (var + self.eps).rsqrt()[:, None, None]
+            normal = centred * (var + self.EPS).rsqrt()[:, None, None]
             weighed = normal * self.weight[:, None, None] + self.bias[:, None, None]
-        if not _again.get():
-            self._follow(mean.detach(), var.detach(), count * share.of_all(1))
+        of_all = count.detach() * share.of_all(1)
+        self._follow(row, mean.detach(), var.detach() * of_all / (of_all - 1).clamp(min=1))
         return weighed.to(x.dtype)
 
     @torch.no_grad()
-    def _follow(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
-        """Update the running statistics, with the unbiased variance of `count` values."""
-        new = {"running_mean": mean, "running_var": var * count / (count - 1).clamp(min=1)}
-        for name, value in new.items():
-            self.get_buffer(name).lerp_(value, cast(float, self.momentum))
-        self.get_buffer("num_batches_tracked").add_(1)
+    def _follow(self, row: int, mean: Tensor, var: Tensor) -> None:
+        """Move the running statistics to those of a batch, with its unbiased variance."""
+        if _again.get():
+            return
+        self.batches[row] += 1
+        part = (1 / self.batches[row]).clamp(min=self.MOMENTUM)
+        self.running_mean[row].lerp_(mean, part)
+        self.running_var[row].lerp_(var, part)
 
 
 class Cascade(nn.Module):
@@ -96,23 +138,26 @@ class Cascade(nn.Module):
     Args:
         channels: Channels of z, a multiple of 4.
         filter: Maps (B, channels / 4, h, w) to the same shape.
+        levels: Levels of a pyramid that pass here.
+        running: See `BatchNorm`; a place is a level, and for f a step within a level.
     """
 
     GROUPS = 4
 
-    def __init__(self, channels: int, filter: nn.Module) -> None:
+    def __init__(self, channels: int, filter: nn.Module, *, levels: int, running: Running) -> None:
         super().__init__()
-        self.step = nn.Sequential(filter, BatchNorm(channels // self.GROUPS), nn.ReLU())
-        self.merge = nn.Sequential(nn.Conv2d(channels, channels, 1), BatchNorm(channels), nn.ReLU())
+        self.filter = filter
+        self.norm = BatchNorm(channels // self.GROUPS, levels * self.GROUPS, running)
+        self.merge = nn.Conv2d(channels, channels, 1)
+        self.merge_norm = BatchNorm(channels, levels, running)
 
-    def forward(self, z: Tensor) -> Tensor:
-        """Map (B, channels, h, w) to the same shape."""
-        first, *rest = z.chunk(self.GROUPS, dim=1)
-        steps = [self.step(first)]
-        for part in rest:
-            steps.append(self.step(steps[-1] + part))
-        merged: Tensor = self.merge(torch.cat(steps, dim=1) + z)
-        return merged
+    def forward(self, z: Tensor, level: int) -> Tensor:
+        """Map (B, channels, h, w) of a level to the same shape."""
+        steps: list[Tensor] = []
+        for number, part in enumerate(z.chunk(self.GROUPS, dim=1)):
+            filtered = self.filter(steps[-1] + part if steps else part)
+            steps.append(F.relu(self.norm(filtered, level * self.GROUPS + number)))
+        return F.relu(self.merge_norm(self.merge(torch.cat(steps, dim=1) + z), level))
 
 
 def initialise(module: nn.Module) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rsseg_cli import share
-from rsseg_cli.methods._convolution import Cascade, initialise, recomputed
+from rsseg_cli.methods._convolution import Cascade, Running, initialise, recomputed
 from rsseg_cli.methods._deformable import DeformableAttention, centres
 
 Laplacian = Literal["directional", "free"]
@@ -87,15 +87,23 @@ class SpatialExpert(nn.Module):
         laplacian: See `Edges`.
         pool: "adaptive": maxima over cells of about 4 x 4, brought back bilinearly. "identity":
             the map itself, which is what the released pooling without a size does.
+        running: See `BatchNorm`.
     """
 
     KERNELS = (3, 5, 7)
 
-    def __init__(self, channels: int, *, levels: int, laplacian: Laplacian, pool: Pool) -> None:
+    def __init__(
+        self, channels: int, *, levels: int, laplacian: Laplacian, pool: Pool, running: Running
+    ) -> None:
         super().__init__()
         self.pool = pool
         self.cascades = nn.ModuleList(
-            Cascade(channels, _depthwise(channels // Cascade.GROUPS, kernel))
+            Cascade(
+                channels,
+                _depthwise(channels // Cascade.GROUPS, kernel),
+                levels=levels,
+                running=running,
+            )
             for kernel in self.KERNELS
         )
         self.apply(initialise)
@@ -105,7 +113,7 @@ class SpatialExpert(nn.Module):
     def forward(self, z: Tensor, level: int) -> Tensor:
         """Enhance the map (B, C, h, w) of one level."""
         edges, coarse, wide = self.shares[level].softmax(0).to(z.dtype)
-        surroundings = torch.stack([cascade(z) for cascade in self.cascades]).sum(0)
+        surroundings = torch.stack([cascade(z, level) for cascade in self.cascades]).sum(0)
         sums = z + edges * self.edges(z) + coarse * self._maxima(z) + wide * surroundings
         return F.gelu(sums)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rsseg_cli import share
-from rsseg_cli.methods._convolution import BatchNorm, Cascade, initialise, recomputed
+from rsseg_cli.methods._convolution import BatchNorm, Cascade, Running, initialise, recomputed
 from rsseg_cli.methods._wavelets import WaveletConvolution
 
 Shares = Literal["proportional", "softmax"]
@@ -68,16 +68,22 @@ class Experts(nn.Module):
         active: int,
         shares: Shares,
         trained: Trained,
+        running: Running,
     ) -> None:
         super().__init__()
         self.trained = trained
         self.router = Router(channels, len(kernels), active=active, shares=shares)
         self.experts = nn.ModuleList(
-            Cascade(channels, WaveletConvolution(channels // Cascade.GROUPS, kernel))
+            Cascade(
+                channels,
+                WaveletConvolution(channels // Cascade.GROUPS, kernel),
+                levels=LEVELS,
+                running=running,
+            )
             for kernel in kernels
         )
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor, level: int) -> tuple[Tensor, Tensor]:
         """Add the experts' answers to features (B, C, h, w); also say who was chosen (B, E)."""
         shares, chosen = self.router(features)
         answering = torch.ones_like(chosen) if self.training and self.trained == "all" else chosen
@@ -86,17 +92,16 @@ class Experts(nn.Module):
         total = features
         for number, expert in enumerate(self.experts):
             if used[number]:
-                images = torch.stack(here)[:, number].nonzero().flatten()
-                total = _add(total, features, expert, images.to(features.device), shares[:, number])
+                images = torch.stack(here)[:, number].nonzero().flatten().to(features.device)
+                mine = features if len(images) == len(features) else features[images]
+                answer = recomputed(expert, mine, level)
+                total = _add(total, answer, images, shares[:, number])
         return total, chosen
 
 
-def _add(
-    total: Tensor, features: Tensor, expert: nn.Module, images: Tensor, shares: Tensor
-) -> Tensor:
+def _add(total: Tensor, answer: Tensor, images: Tensor, shares: Tensor) -> Tensor:
     """Add an expert's weighted answer for some of the images to the sum for all."""
-    whole = len(images) == len(features)
-    answer = recomputed(expert, features if whole else features[images])
+    whole = len(images) == len(total)
     weighted = (shares[images, None, None, None] * answer).to(total.dtype)
     return total + weighted if whole else total.index_add(0, images, weighted)
 
@@ -111,9 +116,12 @@ class Pyramid(nn.Module):
         dim: Width D of the maps.
         channels: Width inside, a multiple of 4.
         experts: Refines each level; None leaves a plain convolutional pyramid.
+        running: See `BatchNorm`.
     """
 
-    def __init__(self, bands: int, dim: int, *, channels: int, experts: Experts | None) -> None:
+    def __init__(
+        self, bands: int, dim: int, *, channels: int, experts: Experts | None, running: Running
+    ) -> None:
         super().__init__()
         self.stem = nn.Sequential(
             nn.Conv2d(bands, channels, 3, stride=2, padding=1),
@@ -121,9 +129,8 @@ class Pyramid(nn.Module):
             nn.ReLU(),
             nn.MaxPool2d(3, stride=2, padding=1),
         )
-        self.halve = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, stride=2, padding=1), BatchNorm(channels), nn.ReLU()
-        )
+        self.halve = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.halve_norm = BatchNorm(channels, LEVELS - 1, running)
         self.experts = experts
         self.widen = nn.Conv2d(channels, dim, 1)
         self.usage: Tensor
@@ -151,9 +158,9 @@ class Pyramid(nn.Module):
         maps, choices = [], []
         for number in range(LEVELS):
             if number:
-                level = self.halve(level)
+                level = F.relu(self.halve_norm(self.halve(level), number - 1))
             if self.experts is not None:
-                level, chosen = self.experts(level)
+                level, chosen = self.experts(level, number)
                 choices.append(chosen)
             maps.append(self.widen(level))
         if self.training and choices:

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from rsseg_cli.contract import Backbone, Features, Grid, Json, Method, State
 from rsseg_cli.errors import RssegError
-from rsseg_cli.methods._convolution import BatchNorm, Cascade
+from rsseg_cli.methods._convolution import BatchNorm, Cascade, Running
 from rsseg_cli.methods._deformable import DeformableAttention, centres
 from rsseg_cli.methods._esto import Similarity, Statistics, TokenOptimizer
 from rsseg_cli.methods._see import (
@@ -120,6 +120,9 @@ class Weft(Method[WeftState]):
         trained_experts: Trained = "chosen"
         """"all": also those that no image chose are computed in training, as released; their
         batch norms then see every image."""
+        running: Running = "own"
+        """Batch norms that levels and steps of a cascade share keep running statistics for each.
+        "shared": one mixture of all, as released, which fits none of them; see `BatchNorm`."""
         heads: int = Field(16, ge=1)
         points: int = Field(4, ge=1)
         """Heads of the deformable attention, and its points per head and level."""
@@ -169,8 +172,15 @@ class Weft(Method[WeftState]):
                 active=config.active,
                 shares=config.shares,
                 trained=config.trained_experts,
+                running=config.running,
             )
-        self.pyramid = Pyramid(len(backbone.bands), dim, channels=config.channels, experts=experts)
+        self.pyramid = Pyramid(
+            len(backbone.bands),
+            dim,
+            channels=config.channels,
+            experts=experts,
+            running=config.running,
+        )
         self.level_embed = nn.Parameter(torch.randn(LEVELS - 1, dim))
         self.injectors = nn.ModuleList(_injector(config, dim) for _ in range(STAGES))
         enhancers = STAGES + LAST if config.see else 0
@@ -274,7 +284,13 @@ def _injector(config: Weft.Config, dim: int) -> Injector:
 
 
 def _enhancer(config: Weft.Config, dim: int, hidden: int) -> Enhancer:
-    expert = SpatialExpert(hidden, levels=LEVELS - 1, laplacian=config.laplacian, pool=config.pool)
+    expert = SpatialExpert(
+        hidden,
+        levels=LEVELS - 1,
+        laplacian=config.laplacian,
+        pool=config.pool,
+        running=config.running,
+    )
     attention = _attention(config, dim, levels=1) if config.extractor_attention else None
     return Enhancer(dim, hidden, expert, drop_path=config.drop_path, attention=attention)
 

@@ -28,7 +28,8 @@ PRESET = presets.read(presets.find("methods", "weft_released")).values
 RELEASED: dict[str, Any] = {
     key: PRESET["method"][key]
     for key in (
-        "shares", "trained_experts", "similarity", "statistics", "laplacian", "pool", "drop_path",
+        "shares", "trained_experts", "running", "similarity", "statistics", "laplacian", "pool",
+        "drop_path",
     )
 }  # fmt: skip
 SMALL: dict[str, Any] = {"channels": 8, "kernels": (1, 3, 5), "active": 2}

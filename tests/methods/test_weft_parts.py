@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rsseg_cli.methods._convolution import BatchNorm, Cascade, recomputed
+from rsseg_cli.methods._convolution import BatchNorm, Cascade, Running, recomputed
 from rsseg_cli.methods._esto import TokenOptimizer
 from rsseg_cli.methods._see import Edges, Enhancer, SpatialExpert, join, split
-from rsseg_cli.methods._wavelet_experts import Experts, Pyramid, Router
+from rsseg_cli.methods._wavelet_experts import Experts, Pyramid, Router, Trained
 from rsseg_cli.methods._wavelets import WaveletConvolution, analyse, synthesise
 
 
@@ -69,22 +69,39 @@ def test_wavelet_filters_are_no_tensors() -> None:
     assert names == {"image.weight", "image.bias", "bands.weight", "image_scale", "bands_scale"}
 
 
-def test_cascade_is_its_equation() -> None:
-    module = scramble(Cascade(8, nn.Conv2d(2, 2, 3, padding=1))).eval()
+def small_cascade(running: Running = "own") -> Cascade:
+    """Build a cascade of 8 channels for 3 levels."""
+    return Cascade(8, nn.Conv2d(2, 2, 3, padding=1), levels=3, running=running)
+
+
+@pytest.mark.parametrize("level", [0, 2])
+@pytest.mark.parametrize("running", ["own", "shared"])
+def test_cascade_is_its_equation(running: Running, level: int) -> None:
+    module = scramble(small_cascade(running)).eval()
     assert isinstance(module, Cascade)
+    for one in (module.norm, module.merge_norm):
+        one.running_mean.normal_()
+        one.running_var.uniform_(0.5, 2)
+
+    def norm(norm: BatchNorm, place: int, x: Tensor) -> Tensor:
+        row = place if running == "own" else 0
+        mean, var = norm.running_mean[row], norm.running_var[row]
+        return F.batch_norm(x, mean, var, norm.weight, norm.bias, eps=1e-5)
+
     z = torch.randn(2, 8, 5, 4)
     outputs: list[Tensor] = []
     for number in range(4):
         part = z[:, 2 * number : 2 * number + 2]
-        filtered, norm, _ = module.step
-        outputs.append(norm(filtered(part + outputs[-1] if outputs else part)).relu())
-    convolution, norm, _ = module.merge
-    assert torch.allclose(module(z), norm(convolution(torch.cat(outputs, 1) + z)).relu(), atol=1e-5)
+        filtered = module.filter(part + outputs[-1] if outputs else part)
+        outputs.append(norm(module.norm, 4 * level + number, filtered).relu())
+    merged = norm(module.merge_norm, level, module.merge(torch.cat(outputs, 1) + z)).relu()
+    assert torch.allclose(module(z, level), merged, atol=1e-5)
 
 
+# --- batch norm -----------------------------------------------------------------------------------
 def test_batch_norm_of_a_single_value() -> None:
     ours = BatchNorm(3).train()
-    ours.running_mean = torch.tensor([1.0, 2.0, 3.0])
+    ours.running_mean = torch.tensor([[1.0, 2.0, 3.0]])
     x = torch.randn(1, 3, 1, 1)
     expected = (x - torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1)) / math.sqrt(1 + 1e-5)
     assert torch.allclose(ours(x), expected, atol=1e-6)
@@ -93,11 +110,59 @@ def test_batch_norm_of_a_single_value() -> None:
     assert torch.equal(BatchNorm(3).train()(x), plain(x))
 
 
+@pytest.mark.parametrize("running", ["own", "shared"])
+def test_places_of_a_batch_norm_are_batch_norms_of_their_own(running: Running) -> None:
+    ours = BatchNorm(3, 2, running).train()
+    rows = 2 if running == "own" else 1
+    plain = [nn.BatchNorm2d(3, momentum=None).train() for _ in range(rows)]
+    for number in range(8):  # fewer than 1 / momentum: all count alike, as `momentum=None` says
+        place = int(number > 2)
+        x = (1 + place) * torch.randn(2, 3, 4, 5) + 3 * place
+        expected = plain[place % rows](x)
+        assert torch.allclose(ours(x, place), expected, atol=1e-6)
+    ours.eval()
+    x = torch.randn(2, 3, 4, 5)
+    for place in range(2):
+        assert torch.allclose(ours(x, place), plain[place % rows].eval()(x), atol=1e-5)
+
+
+def test_running_statistics_follow_what_changes() -> None:
+    ours, plain = BatchNorm(3), nn.BatchNorm2d(3)
+    for _ in range(200):
+        x = torch.randn(2, 3, 4, 5) + 5
+        ours(x)
+        plain(x)
+    assert plain.running_mean is not None
+    assert plain.running_var is not None
+    assert torch.allclose(ours.running_mean[0], plain.running_mean, atol=1e-5)
+    assert torch.allclose(ours.running_var[0], plain.running_var, atol=1e-5)
+
+
+def test_a_place_without_batches_is_judged_like_the_others() -> None:
+    norm = BatchNorm(1, 3)
+    for place, mean in ((0, 2.0), (2, 4.0)):
+        norm(torch.tensor([mean - 1, mean + 1]).view(1, 1, 1, 2), place)
+    trained = [buffer.clone() for buffer in norm.buffers()]
+    norm.eval()
+    assert norm.running_mean.flatten().tolist() == [2.0, 3.0, 4.0]
+    assert norm.running_var.flatten().tolist() == [2.0, 2.0, 2.0]
+    norm.train()
+    norm(torch.tensor([6.0, 8.0]).view(1, 1, 1, 2), 1)
+    assert norm.running_mean.flatten().tolist() == [2.0, 7.0, 4.0]  # what it has now is its own
+    assert torch.equal(norm.running_mean[[0, 2]], trained[0][[0, 2]])
+    fresh = BatchNorm(1, 3).eval()
+    assert torch.equal(fresh.running_var, torch.ones(3, 1))
+
+
 def test_recomputing_changes_neither_gradients_nor_statistics() -> None:
     gradients, states = [], []
-    for call in (lambda module, x: module(x), recomputed):
+    for call in (lambda function, x: function(x), recomputed):
         torch.manual_seed(0)
-        module = nn.Sequential(Cascade(8, nn.Conv2d(2, 2, 3, padding=1)), nn.Dropout(0.5)).train()
+        module = small_cascade().train()
+
+        def function(x: Tensor, module: Cascade = module) -> Tensor:
+            return F.dropout(module(x, 1), 0.5)
+
         x = torch.randn(2, 8, 5, 4, requires_grad=True)
         kept: list[int] = []
 
@@ -106,7 +171,7 @@ def test_recomputing_changes_neither_gradients_nor_statistics() -> None:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            result = call(module, x)
+            result = call(function, x)
         result.square().sum().backward()
         gradients.append([x.grad, *(parameter.grad for parameter in module.parameters())])
         states.append(module.state_dict())
@@ -142,9 +207,14 @@ def test_router_shares() -> None:
     assert least - 1e-6 < softened.min() < softened.max() < most + 1e-6  # it cannot decide
 
 
+def small_experts(kernels: tuple[int, ...], *, active: int, trained: Trained) -> Experts:
+    """Build experts of 8 channels."""
+    return Experts(8, kernels, active=active, shares="proportional", trained=trained, running="own")
+
+
 def test_experts_that_nobody_chose_are_not_computed() -> None:
     torch.manual_seed(0)
-    module = Experts(8, (1, 3, 5, 7), active=2, shares="proportional", trained="chosen").eval()
+    module = small_experts((1, 3, 5, 7), active=2, trained="chosen").eval()
     nn.init.normal_(module.router.gate.weight, std=2.0)
     features = torch.randn(3, 8, 4, 6)
     seen = [0, 0, 0, 0]
@@ -157,29 +227,29 @@ def test_experts_that_nobody_chose_are_not_computed() -> None:
 
     for number, expert in enumerate(module.experts):
         expert.register_forward_pre_hook(count(number))
-    total, chosen = module(features)
+    total, chosen = module(features, 3)
     assert seen == chosen.sum(0).tolist()
     assert sum(seen) == 2 * 3
     shares, _ = module.router(features)
     dense = features.clone()
     for number, expert in enumerate(module.experts):
-        dense += shares[:, number, None, None, None] * expert(features)
+        dense += shares[:, number, None, None, None] * expert(features, 3)
     assert torch.allclose(total, dense, atol=1e-5)
 
 
 def test_all_experts_are_computed_where_they_must() -> None:
-    module = Experts(8, (1, 3, 5), active=1, shares="proportional", trained="all")
-    module(torch.randn(2, 8, 4, 4))[0].sum().backward()
+    module = small_experts((1, 3, 5), active=1, trained="all")
+    module(torch.randn(2, 8, 4, 4), 0)[0].sum().backward()
     assert all(parameter.grad is not None for parameter in module.parameters())
     norms = [norm for norm in module.modules() if isinstance(norm, BatchNorm)]
-    assert all(int(norm.num_batches_tracked) > 0 for norm in norms)  # type: ignore[arg-type]
+    assert all(norm.batches.any() for norm in norms)
 
 
 @pytest.mark.parametrize("patch", [8, 14, 16])
 @pytest.mark.parametrize("grid", [(4, 6), (3, 5)])
 def test_pyramid_keeps_its_place_beside_the_patches(patch: int, grid: tuple[int, int]) -> None:
     height, width = grid
-    maps = Pyramid(5, 24, channels=8, experts=None)(
+    maps = Pyramid(5, 24, channels=8, experts=None, running="own")(
         torch.randn(2, 5, height * patch, width * patch), grid
     )
     half = (-(-height // 2), -(-width // 2))
@@ -272,7 +342,7 @@ def test_released_edges_see_one_direction() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("pool", ["adaptive", "identity"])
 def test_spatial_expert_is_its_equation(pool: Any) -> None:
-    module = scramble(SpatialExpert(8, levels=2, laplacian="free", pool=pool)).eval()
+    module = scramble(SpatialExpert(8, levels=2, laplacian="free", pool=pool, running="own")).eval()
     assert isinstance(module, SpatialExpert)
     z = torch.randn(2, 8, 8, 4)
     coarse = z
@@ -280,7 +350,7 @@ def test_spatial_expert_is_its_equation(pool: Any) -> None:
         coarse = F.interpolate(F.max_pool2d(z, 4), (8, 4), mode="bilinear")
         assert not torch.equal(coarse, z)
     a, b, c = module.shares[1].softmax(0)
-    wide = sum(cascade(z) for cascade in module.cascades)
+    wide = sum(cascade(z, 1) for cascade in module.cascades)
     expected = F.gelu(z + a * module.edges(z) + b * coarse + c * wide)
     assert torch.allclose(module(z, 1), expected, atol=1e-5)
 
@@ -288,7 +358,7 @@ def test_spatial_expert_is_its_equation(pool: Any) -> None:
 def test_paths_are_dropped_in_training_only() -> None:
     torch.manual_seed(0)
     sizes = [(4, 4), (2, 2)]
-    expert = SpatialExpert(8, levels=2, laplacian="directional", pool="adaptive")
+    expert = SpatialExpert(8, levels=2, laplacian="directional", pool="adaptive", running="own")
     module = Enhancer(16, 8, expert, drop_path=0.5)
     tokens = torch.randn(64, 20, 16)
     after = module(tokens, sizes, tokens, (4, 5))
