@@ -11,10 +11,11 @@ import yaml
 from pydantic import Field, ValidationError
 
 from rsseg_cli import presets
-from rsseg_cli.contract import Backbone, Head, Method, Strict
+from rsseg_cli.contract import Backbone, Head, Method
 from rsseg_cli.data.augment import Augment
 from rsseg_cli.errors import RssegError, unknown
 from rsseg_cli.find import backbone_names, find, names
+from rsseg_cli.plain import Strict
 from rsseg_cli.presets import Document
 from rsseg_cli.training.loop import Training
 from rsseg_cli.training.optimizer import Optimization

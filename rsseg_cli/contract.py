@@ -6,103 +6,30 @@ K classes, Q queries, L blocks.
 
 A model is a `Backbone` that walks its blocks, a `Method` that sits between the blocks or beside
 their branches, and a `Head` that turns the tapped maps into class scores. None of the three knows
-the others' kinds. Images reach this level *standardised* (see `Bands`), with nodata at 0.
+the others' kinds. Images reach this level *standardised* (see `Bands`), with nodata at 0. What
+these three speak of stands beside this file: `bands`, `grid`, `projection` and `step`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.utils.checkpoint import checkpoint
 
-from rsseg_cli.classes import IGNORE
+from rsseg_cli.bands import Bands
+from rsseg_cli.grid import Grid
+from rsseg_cli.plain import Json, Strict
+from rsseg_cli.projection import Listener, Projection, Role, require_partial
+from rsseg_cli.step import Step
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
-
-
-class Strict(BaseModel):
-    """Base of every settings class: an unknown key is an error, a made object does not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Bands(Strict):
-    """What the channels of an image are; stored in every model file and checked at `predict`.
-
-    All sequences have length C. `mean` and `std` are in stored units (what the file holds).
-    """
-
-    names: tuple[str, ...]
-    wavelengths_nm: tuple[float | None, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    dtype: str
-    scale: float | None = None
-    """Reflectance = stored value * scale, e.g. 1.0e-4; None when values are no reflectance."""
-    gsd_m: float | None = None
-    """Size of a pixel on the ground in metres, where known."""
-    bandwidths_nm: tuple[float | None, ...] = ()
-    """Width of each band, where the dataset says it; empty where it says none."""
-
-    def __len__(self) -> int:
-        """Number of bands C."""
-        return len(self.names)
-
-    def nearest(self, wavelength_nm: float, *, tolerance_nm: float) -> int | None:
-        """Find the band whose centre is nearest to a wavelength, None when none is near enough."""
-        distances = [
-            (abs(centre - wavelength_nm), index)
-            for index, centre in enumerate(self.wavelengths_nm)
-            if centre is not None
-        ]
-        if not distances or min(distances)[0] > tolerance_nm:
-            return None
-        return min(distances)[1]
-
-    def rgb(self) -> tuple[int, int, int] | None:
-        """Find the bands that show red, green and blue, None if one is absent."""
-        found = [self.nearest(centre, tolerance_nm=45.0) for centre in (660.0, 560.0, 485.0)]
-        red, green, blue = found
-        if red is None or green is None or blue is None or len({red, green, blue}) < 3:
-            return None
-        return red, green, blue
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Layout of patch tokens: N = h * w * groups, ordered row, column, group (group fastest)."""
-
-    h: int
-    w: int
-    groups: int = 1
-
-    @property
-    def tokens(self) -> int:
-        """Number of patch tokens N."""
-        return self.h * self.w * self.groups
-
-    def to_images(self, tokens: Tensor) -> Tensor:
-        """Lay patch tokens (B, N, D) out as (B*groups, D, h, w): each group its own image."""
-        batch, _, dim = tokens.shape
-        images = tokens.reshape(batch, self.h, self.w, self.groups, dim).permute(0, 3, 4, 1, 2)
-        return images.reshape(batch * self.groups, dim, self.h, self.w)
-
-    def to_tokens(self, images: Tensor) -> Tensor:
-        """Undo `to_images`: (B*groups, D, h, w) to (B, N, D)."""
-        dim = images.shape[1]
-        tokens = images.reshape(-1, self.groups, dim, self.h, self.w).permute(0, 3, 4, 1, 2)
-        return tokens.reshape(-1, self.tokens, dim)
 
 
 @dataclass
@@ -134,52 +61,6 @@ class State:
 
 
 S = TypeVar("S", bound=State)
-Listener: TypeAlias = "partial[Tensor]"
-Role = Literal["q", "k", "v", "fc1", "fc2"]
-
-
-@dataclass(frozen=True)
-class Projection:
-    """One linear map inside a block: `module`, and the rows of its output that play the role.
-
-    Fused query-key-value matrices are one module with three row ranges. A role with several
-    matrices (the gated MLPs of EVA02 and DINOv3-H) has several projections.
-    """
-
-    module: nn.Linear
-    rows: slice
-
-    def __call__(self, tokens: Tensor) -> Tensor:
-        """Apply these rows to tokens (..., D), past all listeners."""
-        bias = self.module.bias
-        return nn.functional.linear(
-            tokens, self.module.weight[self.rows], None if bias is None else bias[self.rows]
-        )
-
-    def listen(self, listener: Listener) -> None:
-        """Add `listener(input)` (..., rows) to these rows of the output, from now on.
-
-        The listener is `functools.partial(module)` or `partial(function, module)`: unlike a
-        closure it follows `deepcopy`, so that a teacher does not share its student's adapters.
-        """
-        require_partial(listener)
-        self.module.register_forward_hook(partial(_add_rows, listener, self.rows))
-
-
-def _add_rows(
-    listener: Listener, rows: slice, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
-) -> Tensor:
-    delta = listener(inputs[0])
-    before, after = rows.start, output.shape[-1] - rows.stop
-    return output + nn.functional.pad(delta, (before, after)) if before or after else output + delta
-
-
-def require_partial(listener: object) -> None:
-    """Refuse listeners that `deepcopy` would not follow."""
-    if not isinstance(listener, partial):
-        raise TypeError(
-            "a listener is functools.partial(function, module): closures share adapters"
-        )
 
 
 class Backbone(nn.Module):
@@ -302,36 +183,6 @@ class Backbone(nn.Module):
         """Stay in eval mode whatever `mode` says: dropout and drop-path never act."""
         super().train(False)
         return self
-
-
-class Probe(Protocol):
-    """Some labelled samples with random numbers of their own, outside the training stream."""
-
-    def backward(self) -> float:
-        """Put fresh gradients of the task loss into `.grad` of all that requires them.
-
-        Gradients that were there are dropped first; they are fp32 and unscaled. Called twice it
-        uses the same samples, crops, matching points and random numbers. Returns the loss.
-        """
-
-
-class Step(Protocol):
-    """What the loop tells a method around an update."""
-
-    index: int
-    """Number of this step, from 0."""
-    total: int
-    """Number of steps of the whole run."""
-
-    def probes(self, count: int, *, samples: int = 1) -> Iterator[Probe]:
-        """Draw `count` probes of `samples` images each; never touches the training stream.
-
-        Nothing is updated. After the last one the gradients are gone. Under several processes
-        each draws its own share of `count`.
-        """
-
-    def average(self, tensor: Tensor) -> Tensor:
-        """Average a tensor over all processes, in place; all of them must call it."""
 
 
 class Method(nn.Module, Generic[S]):
@@ -499,9 +350,3 @@ class Head(nn.Module, Generic[O]):
                 labelled pixel adds 0 and no NaN.
         """
         raise NotImplementedError
-
-
-__all__: Sequence[str] = [
-    "IGNORE", "Backbone", "Bands", "Features", "Grid", "Head", "Json", "Listener", "Method",
-    "Output", "Probe", "Projection", "Role", "State", "Step", "Strict", "require_partial",
-]  # fmt: skip

@@ -13,7 +13,9 @@ from torch.nn import Parameter
 from torch.nn import functional as F
 
 from rsseg_cli import share
-from rsseg_cli.contract import IGNORE, Backbone, Bands, Features, Head, Method, Output
+from rsseg_cli.bands import Bands
+from rsseg_cli.classes import IGNORE
+from rsseg_cli.contract import Backbone, Features, Head, Method, Output
 
 
 class Segmenter(nn.Module):

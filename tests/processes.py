@@ -22,7 +22,7 @@ from test_contract import BANDS
 from torch import Tensor
 
 from rsseg_cli import distributed
-from rsseg_cli.contract import IGNORE
+from rsseg_cli.classes import IGNORE
 from rsseg_cli.data.augment import Augment
 from rsseg_cli.data.joined import DomainBatch
 from rsseg_cli.data.tiles import Batch

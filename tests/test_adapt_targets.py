@@ -16,9 +16,9 @@ from conftest import write_raster
 from jobs import same, weights
 from runs import CLASSES, Call, describe, ground, rsseg, seen, write_pair
 
+from rsseg_cli.bands import Bands
 from rsseg_cli.classes import Class
 from rsseg_cli.config import Adapt
-from rsseg_cli.contract import Bands
 from rsseg_cli.errors import RssegWarning
 from rsseg_cli.report.adaptation import REPORTED
 from rsseg_cli.run.targets import Targets

@@ -14,10 +14,11 @@ PACKAGE = Path(__file__).parent.parent / "rsseg_cli"
 
 # From left to right; parts in one group never import each other, except where they are one folder.
 LAYERS: list[set[str]] = [
-    {"errors", "classes"},
+    {"errors", "classes", "plain"},
     {"distributed"},
     {"share"},
     {"presets"},
+    {"bands", "grid", "projection", "step"},
     {"contract", "raster", "metrics"},
     {"find", "data", "backbones", "heads", "report"},
     {"methods"},

@@ -10,7 +10,7 @@ from timm.models import adapt_input_conv
 from torch import Tensor
 
 from rsseg_cli.backbones._bands import Adapt, Stats, adapt_kernel, mixing, native, restatement
-from rsseg_cli.contract import Bands
+from rsseg_cli.bands import Bands
 from rsseg_cli.errors import RssegError
 
 RED, GREEN, BLUE, EVEN = (1, 0, 0), (0, 1, 0), (0, 0, 1), (1 / 3, 1 / 3, 1 / 3)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers.models.mask2former.configuration_mask2former import Mask2FormerConfig
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss
 
-from rsseg_cli.contract import IGNORE
+from rsseg_cli.classes import IGNORE
 from rsseg_cli.heads import _criterion
 from rsseg_cli.heads._criterion import Predictions, Sampling, set_losses
 from rsseg_cli.heads._matching import Weights, match

@@ -16,7 +16,10 @@ from torch import Tensor
 from rsseg_cli.backbones._galileo_bands import CHANNELS, PUBLISHED
 from rsseg_cli.backbones._weights import fingerprint
 from rsseg_cli.backbones.galileo import Galileo
-from rsseg_cli.contract import Bands, Grid, Method, Role
+from rsseg_cli.bands import Bands
+from rsseg_cli.contract import Method
+from rsseg_cli.grid import Grid
+from rsseg_cli.projection import Role
 
 SHARED = Path(os.environ.get("RSSEG_SHARED", Path(__file__).parents[2] / "shared"))
 WEIGHTS = SHARED / "data" / "weights" / "galileo-nano"

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rsseg_cli.contract import IGNORE, Features, Head
+from rsseg_cli.classes import IGNORE
+from rsseg_cli.contract import Features, Head
 from rsseg_cli.find import find, names
 from rsseg_cli.heads.linear import Linear
 from rsseg_cli.heads.mask2former import Mask2Former

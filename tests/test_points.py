@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from rsseg_cli.contract import IGNORE
+from rsseg_cli.classes import IGNORE
 from rsseg_cli.heads._points import PointLabels, sample, spread
 
 

@@ -20,7 +20,7 @@ from conftest import write_raster
 from runs import ground, rsseg, seen
 from torch import Tensor
 
-from rsseg_cli.contract import Bands
+from rsseg_cli.bands import Bands
 from rsseg_cli.errors import RssegWarning
 from rsseg_cli.predict import batch
 from rsseg_cli.raster.scene import Scene

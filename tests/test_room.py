@@ -12,7 +12,6 @@ from fakes import build
 from jobs import Scripted, Tiles, job, run, same, signalled, weights
 from torch import Tensor, nn
 
-from rsseg_cli.contract import Step
 from rsseg_cli.data.augment import Augment
 from rsseg_cli.data.joined import DomainBatch
 from rsseg_cli.data.tiles import Batch
@@ -20,6 +19,7 @@ from rsseg_cli.errors import Interrupted, RssegError, RssegWarning
 from rsseg_cli.find import names
 from rsseg_cli.methods.frozen import Frozen
 from rsseg_cli.segmenter import Segmenter
+from rsseg_cli.step import Step
 from rsseg_cli.training import checkpoint
 from rsseg_cli.training.folder import RunFolder
 from rsseg_cli.training.room import Buffers, Room, out_of_memory

@@ -15,7 +15,7 @@ from jobs import SMALL, Tiles, job, run, same, signalled, weights
 from test_contract import make, perturb
 from torch import Tensor
 
-from rsseg_cli.contract import IGNORE
+from rsseg_cli.classes import IGNORE
 from rsseg_cli.data.augment import Augment
 from rsseg_cli.data.class_index import ClassIndex
 from rsseg_cli.data.joined import DomainBatch

@@ -12,7 +12,7 @@ from jobs import SMALL, job, run
 from test_self_training import Both, objective
 from torch import Tensor
 
-from rsseg_cli.contract import IGNORE
+from rsseg_cli.classes import IGNORE
 from rsseg_cli.data.augment import Augment
 from rsseg_cli.data.joined import DomainBatch, ProbeTiles
 from rsseg_cli.segmenter import Segmenter

@@ -13,8 +13,8 @@ import pytest
 import torch
 from conftest import write_raster
 
+from rsseg_cli.bands import Bands
 from rsseg_cli.classes import IGNORE, Class
-from rsseg_cli.contract import Bands
 from rsseg_cli.data import pair as pair_module
 from rsseg_cli.data import tiles as tiles_module
 from rsseg_cli.data.class_index import ClassIndex

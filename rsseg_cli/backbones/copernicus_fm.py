@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from rsseg_cli.backbones._kernels import PLAIN, WIDTH, MadeKernels, below, load_part, require
 from rsseg_cli.backbones._timm import Size, TimmBackbone
 from rsseg_cli.backbones._weights import Home
-from rsseg_cli.contract import Bands, Json
+from rsseg_cli.bands import Bands
 from rsseg_cli.errors import RssegError
+from rsseg_cli.plain import Json
 
 CENTRES_NM = (1e2, 1e9)
 """Range of wavelengths, ultraviolet to radio."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from rsseg_cli.backbones._kernels import PLAIN, WIDTH, MadeKernels, require
 from rsseg_cli.backbones._timm import Size
 from rsseg_cli.backbones._weights import Home
-from rsseg_cli.contract import Bands
+from rsseg_cli.bands import Bands
 
 
 def _home(file: str) -> Home:

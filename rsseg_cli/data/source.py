@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rsseg_cli.bands import Bands
 from rsseg_cli.classes import Class
-from rsseg_cli.contract import Bands
 from rsseg_cli.data.class_map import ClassMap, Merge
 from rsseg_cli.data.layout import Entry, find_entries, orphans, selects
 from rsseg_cli.data.locate import SPEC_FILE, find_dataset, take_apart

@@ -14,7 +14,7 @@ import yaml
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from rsseg_cli.classes import Class
-from rsseg_cli.contract import Strict
+from rsseg_cli.plain import Strict
 from rsseg_cli.raster.decode import Encoding, LabelCode, Value
 
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from rsseg_cli.bands import Bands
 from rsseg_cli.classes import IGNORE, Class
-from rsseg_cli.contract import Bands
 from rsseg_cli.data.class_index import ClassIndex
 from rsseg_cli.data.pair import Handles, Pair, Part
 from rsseg_cli.errors import RssegError

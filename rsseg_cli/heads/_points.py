@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rsseg_cli.contract import IGNORE
+from rsseg_cli.classes import IGNORE
 
 NOWHERE = -1
 """Stands for a neighbour beyond the border, where a map is taken to be 0."""

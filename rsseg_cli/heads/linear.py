@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rsseg_cli import share
-from rsseg_cli.contract import IGNORE, Features, Head, Output
+from rsseg_cli.classes import IGNORE
+from rsseg_cli.contract import Features, Head, Output
 
 
 @dataclass

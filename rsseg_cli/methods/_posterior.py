@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim import Adam
 
-from rsseg_cli.contract import Probe
+from rsseg_cli.step import Probe
 
 Average = Callable[[Tensor], Tensor]
 

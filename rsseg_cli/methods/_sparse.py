@@ -17,11 +17,14 @@ from pydantic import Field, field_validator
 from torch import Tensor
 from torch.nn import Parameter
 
-from rsseg_cli.contract import Backbone, Json, Method, Role, State, Step
+from rsseg_cli.contract import Backbone, Method, State
 from rsseg_cli.errors import RssegError
 from rsseg_cli.methods import _ranking, _sensitivity
 from rsseg_cli.methods._candidates import Candidates
 from rsseg_cli.methods._domain import Scores
+from rsseg_cli.plain import Json
+from rsseg_cli.projection import Role
+from rsseg_cli.step import Step
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

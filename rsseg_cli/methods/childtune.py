@@ -14,10 +14,12 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import Parameter
 
-from rsseg_cli.contract import Backbone, Json, Method, Step
+from rsseg_cli.contract import Backbone, Method
 from rsseg_cli.methods._domain import Scores
 from rsseg_cli.methods._posterior import mean_squares
 from rsseg_cli.methods._sparse import Sparse
+from rsseg_cli.plain import Json
+from rsseg_cli.step import Step
 
 
 class ChildTune(Sparse):

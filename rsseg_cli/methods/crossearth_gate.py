@@ -18,12 +18,16 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from rsseg_cli.contract import Backbone, Grid, Json, Method, Projection, Role, State, Step
+from rsseg_cli.contract import Backbone, Method, State
 from rsseg_cli.errors import RssegError
+from rsseg_cli.grid import Grid
 from rsseg_cli.methods._pathways import Normalise, draw_pathways, normalise, squared_gradients, top
 from rsseg_cli.methods.adaptformer import AdaptFormer
 from rsseg_cli.methods.earth_adapter import Box, EarthAdapter, Spectrum
 from rsseg_cli.methods.lora import Lora
+from rsseg_cli.plain import Json
+from rsseg_cli.projection import Projection, Role
+from rsseg_cli.step import Step
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn import functional as F
 
-from rsseg_cli.contract import Backbone, Features, Grid
+from rsseg_cli.contract import Backbone, Features
+from rsseg_cli.grid import Grid
 from rsseg_cli.methods._depth import DepthMethod, DepthName, DepthState, DepthView
 from rsseg_cli.methods._token_adapter import TokenAdapter, TokenSettings
 

@@ -17,8 +17,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rsseg_cli.contract import Backbone, Grid, Method, State
+from rsseg_cli.contract import Backbone, Method, State
 from rsseg_cli.errors import RssegError
+from rsseg_cli.grid import Grid
 from rsseg_cli.methods._bottleneck import Bottleneck
 
 Box = Literal["paper", "symmetric"]

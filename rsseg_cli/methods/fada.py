@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.nn import functional as F
 
-from rsseg_cli.contract import Backbone, Features, Grid, Method, State
+from rsseg_cli.contract import Backbone, Features, Method, State
+from rsseg_cli.grid import Grid
 from rsseg_cli.methods._token_adapter import START_SCALE, TokenBranch, TokenSettings
 from rsseg_cli.methods._wavelets import analyse, synthesise
 from rsseg_cli.methods._weighing import Weighing

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pydantic import Field
 from torch import Tensor
 
-from rsseg_cli.contract import Backbone, Step
+from rsseg_cli.contract import Backbone
 from rsseg_cli.methods._domain import Scores
 from rsseg_cli.methods._posterior import mean_squares
 from rsseg_cli.methods._sparse import Sparse
+from rsseg_cli.step import Step
 
 
 class Fish(Sparse):

@@ -19,12 +19,13 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from rsseg_cli import distributed
-from rsseg_cli.contract import Backbone, State, Step
+from rsseg_cli.contract import Backbone, State
 from rsseg_cli.errors import RssegError
 from rsseg_cli.methods import _domain, _posterior, _ranking
 from rsseg_cli.methods._dsu import EMBEDDING, Feature, Shift, ShiftWeight, Watch
 from rsseg_cli.methods._posterior import Prior
 from rsseg_cli.methods._sparse import Sparse
+from rsseg_cli.step import Step
 
 PARTS = 100
 """Equal parts of the tuning phase, each with its share of admitted elements."""

@@ -9,7 +9,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from rsseg_cli.contract import Backbone, Method, Role, State
+from rsseg_cli.contract import Backbone, Method, State
+from rsseg_cli.projection import Role
 
 
 class LowRank(nn.Module):

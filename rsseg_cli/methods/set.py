@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from rsseg_cli.contract import Backbone, Features, Grid, Method, State
+from rsseg_cli.contract import Backbone, Features, Method, State
+from rsseg_cli.grid import Grid
 from rsseg_cli.methods._token_adapter import START_SCALE, TokenBranch, TokenSettings
 from rsseg_cli.methods._weighing import Weighing
 

@@ -13,13 +13,15 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from rsseg_cli import share
-from rsseg_cli.contract import Backbone, Features, Grid, Json
+from rsseg_cli.contract import Backbone, Features
+from rsseg_cli.grid import Grid
 from rsseg_cli.methods import _usage
 from rsseg_cli.methods._depth import DepthMethod, DepthName, DepthState, DepthView
 from rsseg_cli.methods._fusion import Fusion, fuse
 from rsseg_cli.methods._gates import Gate, Kind, imbalance
 from rsseg_cli.methods._token_adapter import TokenAdapter
 from rsseg_cli.methods._tokens import Routes
+from rsseg_cli.plain import Json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

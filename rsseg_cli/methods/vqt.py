@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn import functional as F
 
-from rsseg_cli.contract import Backbone, Features, Grid, Method, State
+from rsseg_cli.contract import Backbone, Features, Method, State
 from rsseg_cli.errors import RssegError
+from rsseg_cli.grid import Grid
 from rsseg_cli.methods._token_adapter import START_SCALE, LinkSettings, QueryLink
 from rsseg_cli.methods._tokens import FullTokens, TokenExperts, token_set
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import rasterio
 import torch
 
-from rsseg_cli.contract import Json
 from rsseg_cli.errors import UnreadableError
+from rsseg_cli.plain import Json
 from rsseg_cli.predict.batch import even_batch, fastest_batch
 from rsseg_cli.predict.outputs import Outputs, Progress, SceneResult
 from rsseg_cli.predict.pipeline import Infer, Pipeline

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from rsseg_cli import distributed, presets
-from rsseg_cli.contract import Json
 from rsseg_cli.data.joined import JoinedTiles, ProbeTiles, TargetTiles
 from rsseg_cli.data.locate import take_apart
 from rsseg_cli.data.pair import Part
 from rsseg_cli.data.rare import RareClasses
 from rsseg_cli.data.tiles import Batch, TileStream
 from rsseg_cli.errors import RssegError, UnreadableError
+from rsseg_cli.plain import Json
 from rsseg_cli.report.adaptation import REPORTED, draw_adaptation
 from rsseg_cli.run.evaluate import matched
 from rsseg_cli.run.fit import PROBE_SEED, Fit, FitResult

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from rsseg_cli import presets
 from rsseg_cli.config import resolve
-from rsseg_cli.contract import Json
+from rsseg_cli.plain import Json
 from rsseg_cli.run.bench import write_scene
 from rsseg_cli.run.bench_steps import (
     BANDS,

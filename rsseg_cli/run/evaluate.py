@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from rsseg_cli import distributed
+from rsseg_cli.bands import Bands
 from rsseg_cli.classes import Class
-from rsseg_cli.contract import Bands
 from rsseg_cli.data.class_map import Merge
 from rsseg_cli.data.pair import Opener, Pair
 from rsseg_cli.data.source import Source

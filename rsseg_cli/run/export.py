@@ -11,9 +11,10 @@ from typing import Any
 
 import yaml
 
+from rsseg_cli.bands import Bands
 from rsseg_cli.classes import Class
 from rsseg_cli.config import family
-from rsseg_cli.contract import Backbone, Bands
+from rsseg_cli.contract import Backbone
 from rsseg_cli.errors import OutputExistsError, RssegWarning
 from rsseg_cli.find import find
 from rsseg_cli.metrics.scores import Scores

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from rsseg_cli import distributed
+from rsseg_cli.bands import Bands
 from rsseg_cli.config import RunConfig
-from rsseg_cli.contract import Bands, Json
 from rsseg_cli.data.augment import Augment
 from rsseg_cli.data.class_index import ClassIndex
 from rsseg_cli.data.covering import CoveringTiles
@@ -22,6 +22,7 @@ from rsseg_cli.data.pair import Part
 from rsseg_cli.data.tiles import Batch, TileStream
 from rsseg_cli.errors import RssegError
 from rsseg_cli.evaluate.evaluation import Evaluation
+from rsseg_cli.plain import Json
 from rsseg_cli.run import place, plan
 from rsseg_cli.run.model import build, metadata, pick_device
 from rsseg_cli.run.plan import Plan

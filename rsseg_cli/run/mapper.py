@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from rsseg_cli import __version__
-from rsseg_cli.contract import Json
 from rsseg_cli.errors import RssegError
+from rsseg_cli.plain import Json
 from rsseg_cli.predict.engine import predict_scene
 from rsseg_cli.predict.outputs import Outputs, SceneResult
 from rsseg_cli.predict.pipeline import Infer

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rsseg_cli.contract import Json
 from rsseg_cli.errors import Interrupted, PartialFailure, RssegError
+from rsseg_cli.plain import Json
 from rsseg_cli.predict.outputs import SceneResult
 from rsseg_cli.predict.team import GoneError, Team
 from rsseg_cli.run import scenes as names

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import rasterio
 
+from rsseg_cli.bands import Bands
 from rsseg_cli.classes import Class
-from rsseg_cli.contract import Bands
 from rsseg_cli.raster.parts import anywhere
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.report.pictures import quicklook, to_png

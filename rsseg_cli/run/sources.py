@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rsseg_cli.bands import Bands
 from rsseg_cli.classes import Class
 from rsseg_cli.config import Data
-from rsseg_cli.contract import Bands, Json
 from rsseg_cli.data.pair import Part
 from rsseg_cli.data.source import Source
 from rsseg_cli.errors import RssegError
+from rsseg_cli.plain import Json
 
 
 @dataclass

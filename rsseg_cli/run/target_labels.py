@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from rsseg_cli.bands import Bands
 from rsseg_cli.classes import Class
 from rsseg_cli.config import Adapt
-from rsseg_cli.contract import Bands
 from rsseg_cli.data.pair import Opener, Part
 from rsseg_cli.data.source import Source
 from rsseg_cli.data.spec import BandSpec, ClassSpec, DatasetSpec

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from rsseg_cli import distributed
-from rsseg_cli.contract import IGNORE, Json
+from rsseg_cli.classes import IGNORE
 from rsseg_cli.data.covering import CoveringTiles
+from rsseg_cli.plain import Json
 from rsseg_cli.run.validation import Validation, inferred
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training.choice import Look, collapsed, merit, rating

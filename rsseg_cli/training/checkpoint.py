@@ -15,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rsseg_cli.contract import Json
 from rsseg_cli.errors import RssegError, UnreadableError
+from rsseg_cli.plain import Json
 
 FORMAT = 1
 """Version of the model file; a file with a larger one is refused."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rsseg_cli import distributed
-from rsseg_cli.contract import Json
+from rsseg_cli.plain import Json
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training import checkpoint
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rsseg_cli import share
-from rsseg_cli.contract import IGNORE
+from rsseg_cli.classes import IGNORE
 
 
 def pasted(label: Tensor, classes: int, generator: torch.Generator) -> Tensor:

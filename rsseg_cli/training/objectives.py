@@ -7,9 +7,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from rsseg_cli.contract import Json
 from rsseg_cli.data.augment import Augment
 from rsseg_cli.data.tiles import Batch
+from rsseg_cli.plain import Json
 from rsseg_cli.segmenter import Segmenter
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import Parameter
 from torch.optim import AdamW, Optimizer
 
-from rsseg_cli.contract import Strict
+from rsseg_cli.plain import Strict
 from rsseg_cli.segmenter import Segmenter
 
 

@@ -14,7 +14,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bar
 
-from rsseg_cli.contract import Json
+from rsseg_cli.plain import Json
 
 
 class Progress:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rsseg_cli import distributed, share
-from rsseg_cli.contract import IGNORE
+from rsseg_cli.classes import IGNORE
 
 THINNED = 4
 """Quantiles of the entropy are taken from every 4th row and column."""

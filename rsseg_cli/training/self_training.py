@@ -14,10 +14,11 @@ from pydantic import Field
 from torch import Tensor
 
 from rsseg_cli import distributed
-from rsseg_cli.contract import IGNORE, Json, Strict
+from rsseg_cli.classes import IGNORE
 from rsseg_cli.data.augment import Augment
 from rsseg_cli.data.joined import DomainBatch
 from rsseg_cli.data.tiles import Batch
+from rsseg_cli.plain import Json, Strict
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.share import own
 from rsseg_cli.training.mixing import paste, pasted

@@ -30,7 +30,7 @@ def seed_for(seed: int, step: int, stream: int = 0) -> int:
 
 @dataclass
 class TaskProbe:
-    """A labelled batch of its own and the seed of its random numbers; see `contract.Probe`.
+    """A labelled batch of its own and the seed of its random numbers; see `rsseg_cli.step.Probe`.
 
     Where memory runs out it is cut into pieces, as the training's passes are.
     """
@@ -65,7 +65,7 @@ class TaskProbe:
 
 @dataclass
 class TrainingStep:
-    """One update of the loop; see `contract.Step`.
+    """One update of the loop; see `rsseg_cli.step.Step`.
 
     Attributes:
         index: Number of the step, from 0.

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rsseg_cli.backbones.vit import Vit
-from rsseg_cli.contract import Bands, Grid
+from rsseg_cli.bands import Bands
 from rsseg_cli.errors import RssegError
+from rsseg_cli.grid import Grid
 from rsseg_cli.methods import _depth
 from rsseg_cli.methods._depth import DepthEncoder, DepthState, DepthView
 from rsseg_cli.methods.depthforge import DepthForge

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rsseg_cli.backbones.vit import Vit
-from rsseg_cli.contract import Grid, State
+from rsseg_cli.contract import State
+from rsseg_cli.grid import Grid
 from rsseg_cli.methods.fada import Fada, join, split
 
 

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from rsseg_cli.backbones.vit import Vit
-from rsseg_cli.contract import Grid, State
+from rsseg_cli.contract import State
+from rsseg_cli.grid import Grid
 from rsseg_cli.methods.set import Set, join, join_released, split, split_released
 
 RELEASED = {"fft": "released", "amplitude_tokens": "full", "norm": "released"}

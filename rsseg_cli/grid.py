@@ -1,0 +1,33 @@
+"""Where the patch tokens of an image stand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Layout of patch tokens: N = h * w * groups, ordered row, column, group (group fastest)."""
+
+    h: int
+    w: int
+    groups: int = 1
+
+    @property
+    def tokens(self) -> int:
+        """Number of patch tokens N."""
+        return self.h * self.w * self.groups
+
+    def to_images(self, tokens: Tensor) -> Tensor:
+        """Lay patch tokens (B, N, D) out as (B*groups, D, h, w): each group its own image."""
+        batch, _, dim = tokens.shape
+        images = tokens.reshape(batch, self.h, self.w, self.groups, dim).permute(0, 3, 4, 1, 2)
+        return images.reshape(batch * self.groups, dim, self.h, self.w)
+
+    def to_tokens(self, images: Tensor) -> Tensor:
+        """Undo `to_images`: (B*groups, D, h, w) to (B, N, D)."""
+        dim = images.shape[1]
+        tokens = images.reshape(-1, self.groups, dim, self.h, self.w).permute(0, 3, 4, 1, 2)
+        return tokens.reshape(-1, self.tokens, dim)
