@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn import functional as F
 
-from rsseg_cli.contract import Backbone, Features, Grid, Json, Method, State
+from rsseg_cli.contract import Backbone, Features, Method, State
 from rsseg_cli.errors import RssegError
+from rsseg_cli.grid import Grid
 from rsseg_cli.methods._convolution import BatchNorm, Cascade, Running
 from rsseg_cli.methods._deformable import DeformableAttention, centres
 from rsseg_cli.methods._esto import Similarity, Statistics, TokenOptimizer
@@ -34,6 +35,7 @@ from rsseg_cli.methods._see import (
     split,
 )
 from rsseg_cli.methods._wavelet_experts import LEVELS, Experts, Pyramid, Shares, Trained
+from rsseg_cli.plain import Json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
