@@ -6,6 +6,7 @@ import gc
 import json
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,19 @@ import numpy as np
 import pytest
 import rasterio
 from conftest import write_raster
+from folders import folder, label
 from jobs import same, weights
+from numpy.typing import NDArray
 from runs import CLASSES, Call, describe, ground, rsseg, seen, write_pair
 
 from rsseg_cli.bands import Bands
-from rsseg_cli.classes import Class
+from rsseg_cli.classes import IGNORE, Class
 from rsseg_cli.config import Adapt
+from rsseg_cli.data.pair import Opener, Pair, Part
 from rsseg_cli.errors import RssegWarning
+from rsseg_cli.raster.grid import Window
 from rsseg_cli.report.adaptation import REPORTED
+from rsseg_cli.run.target_labels import labelled
 from rsseg_cli.run.targets import Targets
 
 QUICK = ["--steps", "3", "--set", "training.threads=0", "--device", "cpu", "--json"]
@@ -87,6 +93,63 @@ def test_labels_beside_plain_images_are_found(fitted: Path, tmp_path: Path) -> N
     call = adapt(fitted, root / "images", tmp_path / "run", REPORT)
     assert call.code == 0, call.err
     assert call.document["last"]["target_labels"]["miou"] > 0.9
+
+
+LAYOUTS = {
+    "imgs/{}.tif": "masks/{}.tif",
+    "Images/{}.tif": "gt/{}_gt.tif",
+    "{}.tif": "{}_mask.tif",
+}
+
+
+@pytest.mark.parametrize("image", LAYOUTS)
+@pytest.mark.parametrize("inside", [False, True])
+def test_labels_are_found_by_the_usual_names(tmp_path: Path, image: str, inside: bool) -> None:
+    """Whether the folder is named or that of the images in it; no label is taken for a scene."""
+    root = tmp_path / "suburb"
+    for index, name in enumerate("ab"):
+        write_pair(tmp_path / "made", name, seed=index)
+        for kind, pattern in (("images", image), ("labels", LAYOUTS[image])):
+            path = root / pattern.format(name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "made" / kind / f"{name}.tif").rename(path)
+    named = (root / image).parent if inside else root
+    opener, pairs = report_on(named)
+    assert {pair.image.name for pair in pairs} == {"a.tif", "b.tif"}
+    for pair in pairs:
+        seed = "ab".index(pair.image.stem)
+        index = labels_of(opener, pair)
+        assert np.array_equal(np.array(list(CLASSES))[index], ground(seed=seed)), pair.name
+
+
+@pytest.mark.parametrize(("count", "meant"), [(2, [0, 1]), (3, [0, IGNORE])])
+def test_0_and_255_are_a_mask_for_two_classes_only(
+    tmp_path: Path, count: int, meant: list[int]
+) -> None:
+    known = [Class(number, f"class {number}", (0, 0, 0)) for number in range(count)]
+    folder(tmp_path, 2, dtype="uint16")
+    for name in "ab":
+        (tmp_path / f"labels/{name}.tif").unlink()
+        label(tmp_path, f"labels/{name}.tif", (0, 255))
+    opener, pairs = report_on(tmp_path, known)
+    assert np.unique(labels_of(opener, pairs[0])).tolist() == meant
+
+
+def report_on(path: Path, known: Sequence[Class] = KNOWN) -> Part:
+    """Open a target and give its held-out ground the labels that are there."""
+    given = Adapt(tgt=(str(path),), held_back=0.0)
+    found = Targets.open(given, BANDS, known, tile=32, data_root=None)
+    [part] = labelled(found.held, given, BANDS, known, None)
+    return part
+
+
+def labels_of(opener: Opener, pair: Pair) -> NDArray[np.uint8]:
+    """Read all labels (h, w) of a pair."""
+    reader = opener.labels(pair)
+    assert reader is not None
+    found = reader.read(Window(0, 0, pair.place.width, pair.place.height))
+    reader.close()
+    return found
 
 
 def test_labels_that_cannot_be_reported_are_a_mistake(fitted: Path, tmp_path: Path) -> None:

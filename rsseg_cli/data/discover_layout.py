@@ -70,7 +70,7 @@ def find_layout(root: Path) -> Layout:
     """
     images = _folders(root, IMAGE_FOLDERS, _is_raster)
     labels = _folders(root, LABEL_FOLDERS, is_label)
-    beside = _labels_beside(root)
+    beside = labels_beside(root)
     found = {f"{image} with {label}": (image, label) for image in images for label in labels}
     others = [f"labels named *{ending} beside their images" for ending in _endings(beside)]
     asked_for = f"{IMAGE_FOLDERS[0]}/ with {LABEL_FOLDERS[0]}/"
@@ -90,6 +90,31 @@ def find_layout(root: Path) -> Layout:
         raise _nothing(root, images)
     [(said, folders)] = found.items()
     return _in_folders(*folders, [f"{said} is assumed from the names."])
+
+
+def image_folder(root: Path) -> Path:
+    """Find where the images of a folder lie: below it by a usual name, else in the folder itself.
+
+    Raises:
+        RssegError: Several have a usual name, and none of them is the documented one.
+    """
+    found = _folders(root, IMAGE_FOLDERS, _is_raster)
+    asked_for = [folder for folder in found if folder.path.name == IMAGE_FOLDERS[0]]
+    chosen = asked_for or found
+    if len(chosen) > 1:
+        raise RssegError(
+            f"it is not clear where images lie: {', or '.join(map(str, chosen))}",
+            where=str(root),
+            fix="name one of these folders",
+        )
+    return chosen[0].path if chosen else root
+
+
+def labels_beside(root: Path) -> dict[Path, str]:
+    """Find labels in a folder that are named after an image there; give their endings."""
+    files = sorted(path for path in root.iterdir() if is_label(path) and path.is_file())
+    stems = {path.stem for path in files if _is_raster(path)}
+    return _ended(_Folder(root, tuple(files)), stems)
 
 
 def _is_raster(path: Path) -> bool:
@@ -190,13 +215,6 @@ def _the_ending(labels: _Folder, ended: dict[Path, str]) -> str:
             fix="keep one of these, or list them in `labels` of dataset.yaml",
         )
     return endings[0]
-
-
-def _labels_beside(root: Path) -> dict[Path, str]:
-    """Find labels in the root itself that are named after an image there; give their endings."""
-    files = sorted(path for path in root.iterdir() if is_label(path) and path.is_file())
-    stems = {path.stem for path in files if _is_raster(path)}
-    return _ended(_Folder(root, tuple(files)), stems)
 
 
 def _side_by_side(root: Path, labels: dict[Path, str]) -> Layout:

@@ -11,12 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from rsseg_cli.bands import Bands
-from rsseg_cli.classes import Class
+from rsseg_cli.classes import IGNORE, Class
 from rsseg_cli.config import Adapt
+from rsseg_cli.data.discover_classes import find_classes
+from rsseg_cli.data.discover_layout import IMAGE_FOLDERS, find_layout
 from rsseg_cli.data.pair import Opener, Part
 from rsseg_cli.data.source import Source
 from rsseg_cli.data.spec import BandSpec, ClassSpec, DatasetSpec
-from rsseg_cli.errors import RssegError
+from rsseg_cli.errors import RssegError, UnreadableError
 from rsseg_cli.run.targets import as_dataset
 
 FIX = "leave out --report-labels: labels of the target are not needed"
@@ -67,16 +69,29 @@ def labelled(
 
 
 def _folder(path: Path, bands: Bands, classes: Sequence[Class]) -> Source | None:
-    """Describe a folder with `images/` beside `labels/`, whose ids are the model's."""
+    """Describe a folder of images and labels that say the model's classes."""
     root = path.expanduser()
-    root = root.parent if root.name == "images" else root
-    if not (root / "images").is_dir() or not (root / "labels").is_dir():
+    root = root.parent if root.name.lower() in map(str.lower, IMAGE_FOLDERS) else root
+    if not root.is_dir():
         return None
+    try:
+        layout = find_layout(root)
+    except UnreadableError:  # images alone: another target may have labels
+        return None
+    found = find_classes(layout.labels)
+    # 0 and 255 are a mask for a model of two classes only; for any other they are an id and none.
+    ids = found.encoding == "threshold" and len(classes) != 2
     spec = DatasetSpec(
-        name=root.name,
+        name=root.resolve().name,
         bands=tuple(BandSpec(name=name) for name in bands.names),
-        classes=tuple(ClassSpec(id=c.id, name=c.name, color=c.color) for c in classes),
+        images=(layout.glob,),
+        pattern=layout.pattern,
+        labels=(layout.template,),
         spare_labels=True,
+        classes=tuple(ClassSpec(id=c.id, name=c.name, color=c.color) for c in classes),
+        encoding="index" if ids else found.encoding,
+        ignore=(IGNORE,) if ids else found.ignore,
+        field=found.field,
     )
     return Source(spec, root, held_back=0.0)
 

@@ -17,6 +17,7 @@ from rsseg_cli.bands import Bands
 from rsseg_cli.classes import Class
 from rsseg_cli.config import Adapt
 from rsseg_cli.data.discover import ground_size_m, name_bands
+from rsseg_cli.data.discover_layout import image_folder, labels_beside
 from rsseg_cli.data.locate import SPEC_FILE, take_apart
 from rsseg_cli.data.pair import Opener, Pair, Part
 from rsseg_cli.data.source import Source
@@ -138,8 +139,7 @@ def _open(
         bare = source.spec.model_copy(update={"labels": (), "norm": None})
         source = replace(source, spec=bare)
         return source, without_labels(_matched(bands, source, settings), source.pairs())
-    inside = Path(text).expanduser() / "images"
-    scenes = expand([str(inside) if inside.is_dir() else text])
+    scenes = _scenes(text)
     source = _describe(text, scenes, settings, bands, classes)
     opener = _matched(bands, source, settings)
     pairs = [
@@ -147,6 +147,16 @@ def _open(
         for scene in scenes
     ]
     return source, without_labels(opener, pairs)
+
+
+def _scenes(text: str) -> list[str]:
+    """List the scenes that a text of `--tgt` means; labels among them are none."""
+    root = Path(text).expanduser()
+    if not root.is_dir():
+        return expand([text])
+    folder = image_folder(root)
+    labels = set(map(str, labels_beside(folder)))
+    return [scene for scene in expand([str(folder)]) if scene not in labels]
 
 
 def as_dataset(text: str, data_root: Path | None) -> Source | None:
