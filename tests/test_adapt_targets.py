@@ -25,7 +25,7 @@ from rsseg_cli.config import Adapt
 from rsseg_cli.data.pair import Opener, Pair, Part
 from rsseg_cli.errors import RssegWarning
 from rsseg_cli.raster.grid import Window
-from rsseg_cli.report.adaptation import REPORTED
+from rsseg_cli.report.adaptation import REPORTED, draw_adaptation
 from rsseg_cli.run.target_labels import labelled
 from rsseg_cli.run.targets import Targets
 
@@ -167,6 +167,21 @@ def test_labels_that_cannot_be_reported_are_a_mistake(fitted: Path, tmp_path: Pa
         call = adapt(fitted, tgt, tmp_path / "run", REPORT, *more)
         assert (call.code, said in call.err) == (1, True), call.err
         assert "Traceback" not in call.err
+
+
+@pytest.mark.parametrize("scores", [[0.5, None, 0.25], [None, None, None]])
+def test_a_score_that_is_undefined_leaves_a_gap(scores: list[float | None]) -> None:
+    records = [
+        {"step": step, "val": {"target": {"shares": [1.0]}, "target_labels": {"miou": miou}}}
+        for step, miou in enumerate(scores)
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = draw_adaptation(records, KNOWN[:1])[REPORTED]
+        figure.canvas.draw()
+    [line] = figure.axes[0].get_lines()
+    wanted = [np.nan if one is None else one for one in scores]
+    np.testing.assert_array_equal(line.get_ydata(), wanted)
 
 
 # --- pixels of another size ---------------------------------------------------------------------

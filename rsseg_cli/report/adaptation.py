@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,7 +46,8 @@ def draw_adaptation(
         }
         found["pseudo-labels"] = _chart(steps, lines, "share, and mean probability")
     if reported:
-        values = [miou or 0.0 for _, miou in reported]
+        # A line has a gap where no class is there to take the mean over.
+        values = [math.nan if miou is None else miou for _, miou in reported]
         found[REPORTED] = _chart(
             [step for step, _ in reported], {"mIoU": (values, "#1f5f8b")}, "mIoU"
         )
