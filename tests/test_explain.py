@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from runs import SMALL, describe, ground, rsseg, seen, write_city
 from rsseg_cli.raster.grid import windows
 from rsseg_cli.raster.names import read_classes
 from rsseg_cli.run.model import Fitted, open_model
+from rsseg_cli.run.survey import Survey
 
 LABELS = ground(70, 83, seed=5)
 EXPERTS = ["expert 1", "expert 2", "expert 3"]
@@ -131,6 +134,33 @@ def test_one_call_makes_several_and_they_are_no_scenes(scene: Path, routed: Path
     assert not list(Path("out").glob("*.png"))
     resumed = rsseg("predict", "in", "--model", routed, "-o", "in", *both, "--resume", "--json")
     assert [one["status"] for one in resumed.document["scenes"]] == ["there"]
+
+
+def test_a_dry_run_counts_them(scene: Path, routed: Path) -> None:
+    def said(*names: str) -> dict[str, Any]:
+        asked = [word for name in names for word in ("--explain", name)]
+        call = rsseg("predict", scene, "--model", routed, "--dry-run", "--json", *asked)
+        assert call.code == 0, call.err
+        (found,) = call.document["scenes"]
+        return dict(found)
+
+    none, one, two = said(), said("routing"), said("routing", "routing-depth")
+    assert [none["more"], one["more"]] == [[], ["scene.routing.tif"]]
+    assert two["more"] == ["scene.routing.tif", "scene.routing-depth.tif"]
+    for count, found in enumerate((one, two), start=2):
+        assert found["disk_mb"] == pytest.approx(count * none["disk_mb"])
+        assert found["mpx_per_s"] == pytest.approx(LABELS.size / 1e6 / found["seconds"])
+    call = rsseg("predict", scene, "--model", routed, "--dry-run", "--explain", "routing")
+    assert "scene.routing.tif" in call.out
+    assert not list(Path().glob("scene*"))
+
+
+def test_seconds_and_memory_of_passes_are_joined() -> None:
+    made = Survey("a", "a.seg.tif", 10, 10, 5, 0.0, 1, 4, 1, 100.0, 50.0, 2.0, 9.0, 4.0, 2.0)
+    both = made.then(replace(made, output="a.why.tif", ram_mb=90.0, vram_mb=70.0, seconds=12.0))
+    assert (both.ram_mb, both.vram_mb, both.disk_mb, both.seconds) == (100.0, 70.0, 4.0, 16.0)
+    assert both.mpx_per_s == 0.5
+    assert (both.output, both.more) == ("a.seg.tif", ["a.why.tif"])
 
 
 def test_what_cannot_be_explained(scene: Path, routed: Path, fitted: Path) -> None:

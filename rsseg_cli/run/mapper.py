@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 
 import torch
@@ -217,9 +218,7 @@ class Mapper:
         for one in self.explanations:
             self.line.say(f"explain  {one.name} at block {one.block}")
             explained = one.outputs(outputs, target.stem, journal)
-            # Numbers of things have no mean that neighbouring tiles could agree on.
-            nearest = replace(self.tiling, blend=False)
-            self._map(scene, one, explained, one.journal(journal), nearest, area, team)
+            self._map(scene, one, explained, one.journal(journal), self._nearest, area, team)
             wanted.append((explained, list(one.things)))
         for made, classes in wanted if team.leads else ():
             yield from (one.path for one in made.made() if one.shown and one.path != target.map)
@@ -229,6 +228,11 @@ class Mapper:
                 look = target.look(made.map)
                 yield quicklook_beside(made.map, look, classes, scene, self.fitted.model.bands)
 
+    @property
+    def _nearest(self) -> Tiling:
+        """How a scene is cut for explanations: numbers of things have no mean to blend into."""
+        return replace(self.tiling, blend=False)
+
     def plan(self, path: str, target: names.Target) -> survey.Survey:
         """Say what mapping a scene would take."""
         with self.open(path) as scene:
@@ -236,10 +240,11 @@ class Mapper:
             area = self.request.area(scene)
             compiles = self._compiles(scene, area, 1)
             tiling = replace(self.tiling, most=None) if compiles else self.tiling
-            found = survey.survey(
-                scene, self.fitted, self.infer, outputs, tiling, self.device, area
-            )
-            return replace(found, compile=compiles)
+            passes = [(self.infer, outputs, tiling)]
+            for one in self.explanations:
+                passes.append((one, one.outputs(outputs, target.stem, {}), self._nearest))
+            found = [survey.survey(scene, self.fitted, *each, self.device, area) for each in passes]
+            return replace(reduce(survey.Survey.then, found), compile=compiles)
 
     def journal(self, scene: Scene) -> dict[str, str]:
         """Name all that the maps of a scene depend on."""

@@ -61,7 +61,23 @@ class Survey:
     mpx_per_s: float
     compile: bool | None = None
     """Whether the model will be compiled; None: nobody asked for it."""
+    more: list[str] = field(default_factory=list)
+    """What other maps will be made."""
     warnings: list[str] = field(default_factory=list)
+
+    def then(self, other: Survey) -> Survey:
+        """Count in a map that is made in a pass of its own afterwards."""
+        seconds = self.seconds + other.seconds
+        vram = [one.vram_mb for one in (self, other) if one.vram_mb is not None]
+        return replace(
+            self,
+            ram_mb=max(self.ram_mb, other.ram_mb),
+            vram_mb=max(vram, default=None),
+            disk_mb=self.disk_mb + other.disk_mb,
+            seconds=seconds,
+            mpx_per_s=self.mpx_per_s * self.seconds / seconds,
+            more=[*self.more, other.output, *other.more],
+        )
 
     def document(self) -> dict[str, Any]:
         """Give the machine-readable form."""
@@ -72,7 +88,8 @@ class Survey:
         console = Console(highlight=False, soft_wrap=True)
         vram = "" if self.vram_mb is None else f", {self.vram_mb:,.0f} MB on the GPU"
         console.print(f"scene     {self.input} {self.width:,} x {self.height:,}", markup=False)
-        console.print(f"map       {self.output}", markup=False)
+        for path in (self.output, *self.more):
+            console.print(f"map       {path}", markup=False)
         console.print(
             f"tiles     {self.tiles:,} of {self.tile} px, overlap {self.overlap:.0%}, "
             f"{self.batch} at a time, {self.swaths} swath{'s' * (self.swaths > 1)}"
@@ -122,6 +139,7 @@ def survey(
         free_mb=_free_mb(outputs),
         seconds=seconds,
         mpx_per_s=pixels / 1e6 / seconds,
+        more=[str(one.path) for one in outputs.made() if one.shown and one.path != outputs.map],
         warnings=doubts,
     )
 
