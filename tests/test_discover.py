@@ -12,6 +12,7 @@ import rasterio
 from conftest import write_raster
 from folders import PNG, folder, folder_of, image, label, polygons
 
+from rsseg_cli.classes import IGNORE
 from rsseg_cli.data.source import Source
 from rsseg_cli.errors import RssegError, RssegWarning, UnreadableError
 from rsseg_cli.raster.grid import Window
@@ -177,6 +178,24 @@ def test_ids_are_found(
     label(tmp_path, "labels/a.tif", values)
     spec = Source.locate(str(tmp_path)).spec
     assert ([one.id for one in spec.classes], spec.ignore, spec.encoding) == (ids, ignore, encoding)
+
+
+def test_255_beside_0_is_no_class_where_the_spec_says_so(tmp_path: Path) -> None:
+    image(tmp_path, "images/a.tif")
+    label(tmp_path, "labels/a.tif", (0, 255))
+    source = Source.locate(str(tmp_path))
+    assert "`ignore: [255]` if 255 means no class" in source.remark
+    written = source.keep(tmp_path)
+    assert written is not None
+    seen = {}
+    for ignore in ("", "ignore: [255]\n"):
+        written.write_text(source.spec.to_yaml() + ignore)
+        described = Source.locate(str(tmp_path))
+        reader = described.opener.labels(described.pairs()[0])
+        assert reader is not None
+        seen[ignore] = np.unique(reader.read(Window(0, 0, 96, 64))).tolist()
+        reader.close()
+    assert list(seen.values()) == [[0, 1], [0, IGNORE]]
 
 
 def test_the_nodata_tag_of_a_label_is_no_class(tmp_path: Path) -> None:

@@ -271,6 +271,21 @@ def test_doubts_are_spoken(write_scene: WriteScene) -> None:
     assert "is empty on" in evaluate_rasters(write_scene(empty, "e.tif"), made, two).remarks[0]
 
 
+def test_255_beside_0_is_an_object_unless_the_user_says_otherwise(
+    write_scene: WriteScene,
+) -> None:
+    two = [Class(0, "background", (0, 0, 0)), Class(1, "building", (255, 0, 0))]
+    mask = np.where(indices(1) == 1, 255, 0)[None].astype(np.uint8)
+    made = write_scene((mask > 0).astype(np.uint8), "map.tif")
+    truth = write_scene(mask, "truth.tif")
+    taken = evaluate_rasters(made, truth, two)
+    assert taken.total.pixels == mask.size
+    assert "255 is taken as building (--ignore 255 if it is no class)" in taken.remarks[0]
+    left = evaluate_rasters(made, truth, two, ignore=[255])
+    assert left.total.pixels == (mask == 0).sum()
+    assert not any("255" in remark for remark in left.remarks)
+
+
 @pytest.mark.parametrize(
     ("samples", "message"),
     [

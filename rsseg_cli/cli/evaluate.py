@@ -42,7 +42,10 @@ def evaluate(
         bool, typer.Option("--align", help="Resample the truth to the map's grid (nearest).")
     ] = False,
     ignore: Annotated[
-        list[int] | None, typer.Option(help="Id in the truth that is no class. May be repeated.")
+        list[int] | None,
+        typer.Option(
+            help="Id in the truth that is no class; 255 if 0 and 255 are no mask. May be repeated."
+        ),
     ] = None,
     classes: Annotated[
         Path | None,

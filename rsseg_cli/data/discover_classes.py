@@ -153,7 +153,10 @@ def _ids(paths: Sequence[Path], table: dict[int, tuple[int, int, int]] | None) -
                 ClassSpec(id=1, name="object", color=default_color(0)),
             ),
             encoding="threshold",
-            remarks=("Labels hold 0 and 255, which is taken as background and object.",),
+            remarks=(
+                "Labels hold 0 and 255, which is taken as background and object; "
+                "`ignore: [255]` if 255 means no class.",
+            ),
         )
     colors = table or {}
     classes = tuple(

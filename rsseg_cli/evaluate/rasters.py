@@ -94,7 +94,8 @@ def evaluate_rasters(
             None, those named beside the map, else beside the truth, else the ids in use.
         align: Resample a truth on another grid, nearest neighbour.
         attribute: Attribute of polygons that says the class; found by its values when None.
-        ignore: Ids in the truth that are no class, besides 255.
+        ignore: Ids in the truth that are no class, besides 255; a truth of 0 and 255 is taken as
+            a mask of two classes unless 255 is named.
         boundary_px: Width of the outlines to compare; None leaves boundary scores out.
         image: The scene that was mapped, to show tiles of it.
         soft: Whether the map is soft; None: as it says itself, by floats or a scale.
@@ -112,7 +113,8 @@ def evaluate_rasters(
         known = list(classes or ()) or classes_of(prediction, truth, remarks, soft=soft)
         code = code_of(truth, known, attribute, ignore)
         if code.encoding == "threshold":
-            remarks.append(f"the truth holds 0 and 255: 255 is taken as {known[1].name}")
+            meant = f"255 is taken as {known[1].name} (--ignore 255 if it is no class)"
+            remarks.append(f"the truth holds 0 and 255: {meant}")
     opened = partial(open_truth, truth, code, align=align)
     one = Comparison(prediction.name, prediction, opened, soft=prediction if soft else None)
     if image is not None:

@@ -110,7 +110,8 @@ def code_of(
         truth: A raster of ids or RGB colours, or polygons.
         classes: The classes.
         attribute: Attribute of polygons that says the class; found by its values when None.
-        ignore: Ids that are no class, besides 255.
+        ignore: Ids that are no class, besides 255. Naming 255 says that the truth is no mask of
+            0 and 255.
 
     Raises:
         RssegError: No attribute of the polygons, or several, say the class.
@@ -118,7 +119,7 @@ def code_of(
     code = LabelCode(tuple(classes), ignore=(IGNORE, *ignore))
     if not is_vector(truth):
         with open_quietly(truth) as scene:
-            if len(classes) == 2 and _is_mask(scene):
+            if len(classes) == 2 and IGNORE not in ignore and _is_mask(scene):
                 return replace(code, encoding="threshold", ignore=tuple(ignore))
             return replace(code, encoding="rgb") if scene.count >= 3 else code
     names = [one.name for one in classes]
