@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from rsseg_cli import __version__, presets
+from rsseg_cli.words import counted
 
 NEEDED_GB = 5.0
 """Free space below which runs and caches will soon be in trouble."""
@@ -97,7 +98,7 @@ def _hub() -> Iterator[Finding]:
     cache = Path(constants.HF_HUB_CACHE)
     models = len(list(cache.glob("models--*"))) if cache.is_dir() else 0
     mode = ", offline" if constants.HF_HUB_OFFLINE else ""
-    yield Finding("weights", "ok", f"{models} pretrained models cached in {cache}{mode}")
+    yield Finding("weights", "ok", f"{counted(models, 'pretrained model')} cached in {cache}{mode}")
 
 
 def _disk(runs: Path) -> Iterator[Finding]:

@@ -179,7 +179,7 @@ def test_facts(published: tuple[dict[str, Tensor], Path]) -> None:
         ({}, bands((490.0, 560.0), ()), "bandwidth of every band, and b0, b1 have none"),
         ({}, bands((0.49, 560.0), (65.0, 35.0)), "wavelength of b0 is 0.49 nm, outside"),
         ({}, bands((490.0, 560.0), (65.0, 0.1)), "bandwidth of b1 is 0.1 nm, outside"),
-        ({"bandwidths_nm": (65.0,)}, bands(), "1 bandwidths for 4 bands"),
+        ({"bandwidths_nm": (65.0,)}, bands(), "1 bandwidth for 4 bands"),
         ({"gsd_m": 0.3}, bands(), "a patch of 4.8 m is smaller"),
         ({"stats": "native"}, bands(), "no native ones"),
         ({"patch": 2}, bands(), "at least 3 pixels"),

@@ -136,7 +136,7 @@ def test_half_downloaded(tmp_path: Path) -> None:
     assert "Train/Rural/images_png/0.png" in bad["labels"].found
     assert "3514.png" in bad["images"].found
     assert bad["split train"].expected == "2,522 images"
-    with pytest.raises(RssegError, match=r"1 labels have no image: 3514\.png"):
+    with pytest.raises(RssegError, match=r"no image for 1 label: 3514\.png"):
         Source.locate("loveda", data_root=tmp_path).pairs()
 
 
@@ -319,7 +319,7 @@ map: {class 1: land, class 2: land}
 @pytest.mark.parametrize(
     ("old", "new", "what"),
     [
-        (", class 2: land", "", "leaves out 1 classes: class 2"),
+        (", class 2: land", "", "leaves out 1 class: class 2"),
         ("class 2", "clas 2", "clas 2 is not a known class"),
         ("class 2: land", "class 2: lnad", "map leads to lnad"),
         ("name: sea", "name: land", "name land occurs twice"),

@@ -85,11 +85,11 @@ def test_polygons_beside_their_images_and_what_has_no_partner(tmp_path: Path) ->
     image(tmp_path, "a.tif")
     polygons(tmp_path, "a_labels.gpkg", kind=["x", "y"] * 2)
     polygons(tmp_path, "lost_labels.gpkg", kind=["x", "y"] * 2)
-    with pytest.raises(RssegError, match=r"have no image: lost_labels\.gpkg"):
+    with pytest.raises(RssegError, match=r"no image for 1 label: lost_labels\.gpkg"):
         Source.locate(str(tmp_path)).pairs()
     (tmp_path / "lost_labels.gpkg").unlink()
     image(tmp_path, "b.tif")
-    with pytest.raises(RssegError, match=r"have no label: b\.tif"):
+    with pytest.raises(RssegError, match=r"no label for 1 image: b\.tif"):
         Source.locate(str(tmp_path)).pairs()
     (tmp_path / "b.tif").unlink()
     assert labels_of(Source.locate(str(tmp_path))) == {"a": "a_labels.gpkg"}

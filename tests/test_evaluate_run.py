@@ -152,7 +152,7 @@ def test_truth_that_is_no_class_or_no_raster(city: Path, mapped: Path, tmp_path:
     assert "text.tif" in rsseg("evaluate", mapped, tmp_path / "text.tif").err
     image = rsseg("evaluate", city / "images" / "a.tif", city / "labels" / "a.tif")
     assert image.code == 1
-    assert "3 bands of uint16" in image.err
+    assert "uint16 in 3 bands" in image.err
 
 
 def on(fitted: Path, *datasets: str | Path) -> Call:

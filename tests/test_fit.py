@@ -276,9 +276,9 @@ def folder(path: Path) -> Path:
 def test_what_has_no_partner_is_named(city: Path, tmp_path: Path) -> None:
     mine = copy_of(city, tmp_path)
     (mine / "labels" / "b.tif").unlink()
-    assert "1 images have no label: b.tif" in refused(tmp_path, "--src", mine)
+    assert "no label for 1 image: b.tif" in refused(tmp_path, "--src", mine)
     shutil.copy(mine / "labels" / "a.tif", mine / "labels" / "lost.tif")
-    assert "1 labels have no image: lost.tif" in refused(tmp_path, "--src", mine)
+    assert "no image for 1 label: lost.tif" in refused(tmp_path, "--src", mine)
 
 
 def test_ids_that_are_no_class_are_named_with_their_file(city: Path, tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_a_retry_is_what_more_passes_would_have_been(tmp_path: Path, method: str
     common: dict[str, Any] = {"batch": 4, "steps": steps, "log_every": 1}
     # Memory runs out in the second pass: the gradients of the first one have to go, too.
     tight = job(tmp_path / "tight", method, accumulate=2, objective=Tight(first=1), **common)
-    with pytest.warns(RssegWarning, match="from now on 1 images at a time, not 2"):
+    with pytest.warns(RssegWarning, match="from now on 1 image at a time, not 2"):
         run(tight)
     run(job(tmp_path / "wide", method, accumulate=4, batches=Tiles(count=1), **common))
     assert same(*(weights(tmp_path / name / "last.safetensors") for name in ("tight", "wide")))
@@ -71,7 +71,7 @@ def test_a_retry_is_what_more_passes_would_have_been(tmp_path: Path, method: str
 def test_it_is_tried_once(tmp_path: Path, error: Exception) -> None:
     objective = Tight(fits=0, error=error)
     with (
-        pytest.warns(RssegWarning, match="1 images"),
+        pytest.warns(RssegWarning, match="1 image at"),
         pytest.raises(RssegError, match="memory ran out, with smaller passes, too") as caught,
     ):
         run(job(tmp_path, objective=objective))

@@ -23,11 +23,11 @@ from rsseg_cli.raster.grid import Window
 def test_pairs_that_do_not_match_are_named(tmp_path: Path) -> None:
     folder(tmp_path)
     image(tmp_path, "images/lonely.tif")
-    with pytest.raises(RssegError, match=r"1 images have no label: lonely\.tif"):
+    with pytest.raises(RssegError, match=r"no label for 1 image: lonely\.tif"):
         Source.locate(str(tmp_path)).pairs()
     (tmp_path / "images/lonely.tif").unlink()
     label(tmp_path, "labels/extra.tif")
-    with pytest.raises(RssegError, match=r"1 labels have no image: extra\.tif"):
+    with pytest.raises(RssegError, match=r"no image for 1 label: extra\.tif"):
         Source.locate(str(tmp_path)).pairs()
     (tmp_path / "labels/extra.tif").unlink()
     label(tmp_path, "labels/a.png", **PNG)

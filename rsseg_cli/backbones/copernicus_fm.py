@@ -21,6 +21,7 @@ from rsseg_cli.backbones._weights import Home
 from rsseg_cli.bands import Bands
 from rsseg_cli.errors import RssegError
 from rsseg_cli.plain import Json
+from rsseg_cli.words import counted
 
 CENTRES_NM = (1e2, 1e9)
 """Range of wavelengths, ultraviolet to radio."""
@@ -140,7 +141,8 @@ def _widths(wanted: tuple[float, ...] | None, bands: Bands) -> list[float]:
         return require(CopernicusFm.title, "bandwidth", bands, known)
     if len(wanted) != len(bands):
         raise RssegError(
-            f"{len(wanted)} bandwidths for {len(bands)} bands ({' '.join(bands.names)})",
+            f"{counted(len(wanted), 'bandwidth')} for {counted(len(bands), 'band')} "
+            f"({' '.join(bands.names)})",
             where="backbone.bandwidths_nm",
             fix="one for each band",
         )

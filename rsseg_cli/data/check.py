@@ -14,6 +14,7 @@ from rsseg_cli.data.pair import Pair, Place
 from rsseg_cli.data.source import Source
 from rsseg_cli.data.spec import Split
 from rsseg_cli.errors import RssegError
+from rsseg_cli.words import counted
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def _partners(source: Source, entries: Sequence[Entry]) -> list[Finding]:
         fix = "fetch the rest of the images, or move these labels away"
         findings.append(Finding("images", "one per label", _missing(lost, "image"), False, fix))
     if not findings:
-        findings.append(Finding("pairs", "image and label", f"{len(entries)} images", True))
+        findings.append(Finding("pairs", "image and label", counted(len(entries), "image"), True))
     return findings
 
 
@@ -138,7 +139,9 @@ def _count(source: Source, entries: Sequence[Entry]) -> tuple[list[Count], list[
     shared = members.get("train", set()) & (members.get("val", set()) | members.get("test", set()))
     if shared and not _cut(source):
         fix = "`exclude` one split in the other"
-        findings.append(Finding("splits", "disjoint", f"{len(shared)} images in two", False, fix))
+        findings.append(
+            Finding("splits", "disjoint", f"{counted(len(shared), 'image')} in two", False, fix)
+        )
     return counts, findings + _swapped(source, counts)
 
 
@@ -161,7 +164,7 @@ def _published(name: str, split: Split, own: Sequence[Entry]) -> list[Finding]:
         return []
     fits = True if len(own) == split.images else None if len(own) > split.images else False
     fix = "" if fits else "fetch the rest" if fits is False else "more than published"
-    return [Finding(f"split {name}", f"{split.images:,} images", f"{len(own):,}", fits, fix)]
+    return [Finding(f"split {name}", counted(split.images, "image"), f"{len(own):,}", fits, fix)]
 
 
 def _swapped(source: Source, counts: Sequence[Count]) -> list[Finding]:
@@ -223,7 +226,9 @@ def _images(source: Source, places: Sequence[Place]) -> list[Finding]:
 def _sizes(places: Sequence[Place]) -> str:
     sizes = Counter((place.width, place.height) for place in places)
     (width, height), _ = sizes.most_common(1)[0]
-    return f"{width} x {height}" + (f" and {len(sizes) - 1} others" if len(sizes) > 1 else "")
+    return f"{width} x {height}" + (
+        f" and {counted(len(sizes) - 1, 'other')}" if len(sizes) > 1 else ""
+    )
 
 
 def _small(places: Sequence[Place]) -> bool:

@@ -13,6 +13,7 @@ from rsseg_cli.errors import RssegError
 from rsseg_cli.raster.decode import Color, LabelCode
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.labels import inexact_colors, is_vector, open_quietly
+from rsseg_cli.words import counted
 
 SIDE_PX = 512
 """Side of a window that is looked at."""
@@ -159,10 +160,10 @@ def _threshold(code: LabelCode, seen: set[int]) -> Finding:
 
 
 def _rgb(code: LabelCode, bands: set[int], colors: set[Color]) -> Finding:
-    expected = f"{len(code.colors())} colours"
+    expected = counted(len(code.colors()), "colour")
     if min(bands) < 3:
         fix = "encoding: index, or palette for a colour table"
-        return Finding("label colours", expected, f"{min(bands)} band", False, fix)
+        return Finding("label colours", expected, counted(min(bands), "band"), False, fix)
     centres = np.array(list(code.colors()), np.float64)
     apart = {
         color: float(np.linalg.norm(centres - np.array(color), axis=1).min()) for color in colors
@@ -173,7 +174,7 @@ def _rgb(code: LabelCode, bands: set[int], colors: set[Color]) -> Finding:
         fix = "`value` of a class, `ignore`, or a larger `tolerance`"
         return Finding("label colours", expected, f"{len(far)} unknown: {shown}", False, fix)
     near = [distance for distance in apart.values() if distance > 0]
-    found = f"{len(colors)} colours" + (
+    found = counted(len(colors), "colour") + (
         f", {len(near)} of them up to {max(near):.0f} off: read as the nearest" if near else ""
     )
     return Finding("label colours", expected, found, None if near else True)
@@ -196,7 +197,7 @@ def _decoding(opener: Opener, pairs: Sequence[Pair], *, told: bool) -> list[Find
             findings.setdefault(error.what, _refused("label and image", error))
     if opener.code.encoding == "palette":
         near = inexact_colors(opener.code)
-        found = f"{len(near)} colours are read as the nearest" if near else "known colours"
+        found = f"{counted(len(near), 'colour')} read as the nearest" if near else "known colours"
         findings["palette"] = Finding("label colours", "known", found, None if near else True)
     return list(findings.values())
 

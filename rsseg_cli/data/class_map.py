@@ -13,6 +13,7 @@ from rsseg_cli.classes import IGNORE, Class
 from rsseg_cli.data.spec import ClassSpec
 from rsseg_cli.errors import RssegError, unknown
 from rsseg_cli.plain import Strict
+from rsseg_cli.words import counted
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class ClassMap(Strict):
         missing = [name for name in names if name not in self.map]
         if missing:
             raise RssegError(
-                f"the map leaves out {len(missing)} classes: {', '.join(missing)}",
+                f"the map leaves out {counted(len(missing), 'class')}: {', '.join(missing)}",
                 where=f"map, for {where}",
                 fix="a line for each: `name: other name`, or `name: null` for none",
             )

@@ -12,6 +12,7 @@ from rsseg_cli.data.discover_layout import find_layout
 from rsseg_cli.data.spec import BandSpec, DatasetSpec, Reader
 from rsseg_cli.raster.labels import open_quietly
 from rsseg_cli.raster.scene import Scene
+from rsseg_cli.words import counted
 
 LIGHT_NM = {
     "coastal": 443.0, "blue": 485.0, "green": 560.0, "yellow": 605.0, "red": 660.0,
@@ -58,7 +59,8 @@ def discover(root: Path) -> tuple[DatasetSpec, str]:
         background=found.background,
     )
     remark = [
-        f"Found by looking at {len(images)} images and {len(labels)} labels: correct it freely.",
+        f"Found by looking at {counted(len(images), 'image')} and "
+        f"{counted(len(labels), 'label')}: correct it freely.",
         *layout.remarks,
         *(["Bands are not named in the files; this order is assumed."] if assumed else []),
         *(["Only some images are tagged with that nodata value."] if mixed else []),

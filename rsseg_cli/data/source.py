@@ -18,6 +18,7 @@ from rsseg_cli.data.splits import Plan, cut_out, plan_blocks, restrict
 from rsseg_cli.data.statistics import measure
 from rsseg_cli.errors import RssegError, UnreadableError, unknown
 from rsseg_cli.raster.grid import Window
+from rsseg_cli.words import counted
 
 
 @dataclass
@@ -192,8 +193,9 @@ class Source:
             found = find_entries(self.spec, self.root)
             lost = orphans(self.spec, self.root, found)
             if lost:
+                names = _some([path.name for path in lost])
                 raise RssegError(
-                    f"{len(lost)} labels have no image: {_some([path.name for path in lost])}",
+                    f"no image for {counted(len(lost), 'label')}: {names}",
                     where=str(lost[0].parent),
                     fix="add the images, or move these labels away",
                 )
@@ -274,7 +276,7 @@ class Source:
         ]
         if bare and split.labelled and any(entry.label for entry in self.entries()):
             raise RssegError(
-                f"{len(bare)} images have no label: {_some(bare)}",
+                f"no label for {counted(len(bare), 'image')}: {_some(bare)}",
                 where=str(self.root),
                 fix="add labels of the same name, or move these images away",
             )
@@ -319,7 +321,7 @@ def _check_alike(pairs: Sequence[Pair], spec: DatasetSpec) -> None:
     if first.bands != len(spec.bands) and not listed:
         names = " ".join(band.name for band in spec.bands)
         raise RssegError(
-            f"{Path(first.path).name} has {first.bands} bands, {spec.name} has "
+            f"{Path(first.path).name} has {counted(first.bands, 'band')}, {spec.name} has "
             f"{len(spec.bands)} ({names})",
             where=first.path,
             fix="correct `bands`, or give each its `band` number in the file",

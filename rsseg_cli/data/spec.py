@@ -227,7 +227,7 @@ class DatasetSpec(Strict):
         if self.encoding == "threshold" and len(self.classes) != 2:
             found.append("encoding threshold needs exactly two classes")
         if self.norm and {len(self.norm.mean), len(self.norm.std)} != {len(self.bands)}:
-            found.append(f"norm needs one mean and one std for each of {len(self.bands)} bands")
+            found.append("norm needs one mean and one std for each band")
         return found
 
     def _layout_complaints(self) -> list[str]:

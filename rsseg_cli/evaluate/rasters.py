@@ -28,6 +28,7 @@ from rsseg_cli.raster.grid import Window, blocks
 from rsseg_cli.raster.labels import Placed, open_quietly
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.report.samples import Sample, shrink
+from rsseg_cli.words import counted
 
 BOUNDARY_PX = 3
 """Width of the outlines that the boundary scores compare, unless told otherwise."""
@@ -292,7 +293,7 @@ class _Map:
         if scene.count != 1 or scene.dtype.startswith("float"):
             scene.close()
             raise RssegError(
-                f"{scene.count} band(s) of {scene.dtype} are no map of class ids",
+                f"{scene.dtype} in {counted(scene.count, 'band')} is no map of class ids",
                 where=str(path),
                 fix="one band of integers, as `rsseg predict` writes it",
             )

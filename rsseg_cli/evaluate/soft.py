@@ -19,6 +19,7 @@ from rsseg_cli.raster.grid import Window, blocks
 from rsseg_cli.raster.labels import open_quietly
 from rsseg_cli.raster.parts import anywhere
 from rsseg_cli.raster.scene import Scene
+from rsseg_cli.words import counted
 
 if TYPE_CHECKING:
     from rsseg_cli.metrics.saliency import Saliency
@@ -59,7 +60,8 @@ class SoftMap:
         """
         if len(classes) != 2:
             raise RssegError(
-                f"a soft map tells one object from the rest, but there are {len(classes)} classes",
+                "a soft map tells one object from the rest: it cannot show "
+                f"{counted(len(classes), 'class')}",
                 where=str(path),
                 fix="--classes with a list of two, the object last; or a map of integer ids",
             )
@@ -67,7 +69,7 @@ class SoftMap:
         if scene.count != 1 or not (scene.dtype == "uint8" or scene.dtype.startswith("float")):
             scene.close()
             raise RssegError(
-                f"{scene.count} band(s) of {scene.dtype} are no soft map",
+                f"{scene.dtype} in {counted(scene.count, 'band')} is no soft map",
                 where=str(path),
                 fix="one band: probabilities, or uint8 with their scale in the file",
             )

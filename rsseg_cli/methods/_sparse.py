@@ -25,6 +25,7 @@ from rsseg_cli.methods._domain import Scores
 from rsseg_cli.plain import Json
 from rsseg_cli.projection import Role
 from rsseg_cli.step import Step
+from rsseg_cli.words import counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -123,7 +124,7 @@ class Sparse(Method[State]):
         steps = total // 20 if wanted is None else wanted
         if steps >= total:
             raise RssegError(
-                f"a warm-up of {steps:,} steps leaves nothing of a run of {total:,}",
+                f"a warm-up of {counted(steps, 'step')} leaves nothing of a run of {total:,}",
                 where="method.warmup",
                 fix=f"fewer steps, or null for {total // 20:,}",
             )

@@ -26,6 +26,7 @@ from rsseg_cli.methods._dsu import EMBEDDING, Feature, Shift, ShiftWeight, Watch
 from rsseg_cli.methods._posterior import Prior
 from rsseg_cli.methods._sparse import Sparse
 from rsseg_cli.step import Step
+from rsseg_cli.words import counted
 
 PARTS = 100
 """Equal parts of the tuning phase, each with its share of admitted elements."""
@@ -129,14 +130,15 @@ class FisherTune(Sparse):
         config = self.config
         if config.score != "random" and config.estimation > step.total:
             raise RssegError(
-                f"an estimation of {config.estimation:,} iterations is longer than the run of "
-                f"{step.total:,} steps",
+                f"an estimation of {counted(config.estimation, 'iteration')} is longer than the "
+                f"run of {counted(step.total, 'step')}",
                 where="method.estimation",
                 fix=f"fewer, such as {max(1, step.total // 10):,}, or more training.steps",
             )
         if config.statistics < distributed.world():
             raise RssegError(
-                f"{distributed.world()} processes cannot share {config.statistics} probes",
+                f"{distributed.world()} processes cannot share "
+                f"{counted(config.statistics, 'probe')}",
                 where="method.statistics",
                 fix=f"{distributed.world()} or more",
             )

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from rsseg_cli.classes import IGNORE, Class
 from rsseg_cli.errors import RssegError
+from rsseg_cli.words import counted
 
 Color: TypeAlias = tuple[int, int, int]
 Value: TypeAlias = int | float | str | Color
@@ -214,7 +215,7 @@ def _decode_colors(
 ) -> Labels:
     if len(values) < 3:
         raise RssegError(
-            f"the label has {len(values)} band, not the three of a colour",
+            f"the label has {counted(len(values), 'band')}, not the three of a colour",
             where=where,
             fix="`encoding: index` in dataset.yaml, or `palette` for a colour table",
         )
@@ -226,7 +227,7 @@ def _decode_colors(
         colors = np.unique(packed[unknown])
         shown = ", ".join(f"({c >> 16}, {c >> 8 & 255}, {c & 255})" for c in colors[:5])
         raise RssegError(
-            f"the label holds {len(colors)} colours that are no class: {shown}"
+            f"no class for {counted(len(colors), 'colour')} of the label: {shown}"
             + (", ..." if len(colors) > 5 else ""),
             where=where,
             fix="add the colour to a class (`value`) or to `ignore`, or raise `tolerance`",

@@ -18,6 +18,7 @@ from rsseg_cli.classes import IGNORE, Class, default_color
 from rsseg_cli.errors import RssegError, UnreadableError
 from rsseg_cli.raster.grid import Window, blocks
 from rsseg_cli.raster.labels import open_quietly
+from rsseg_cli.words import counted
 
 # What a column of an attribute table is for (GDAL's GFU_* codes).
 _NAME, _MIN, _VALUE, _RED, _GREEN, _BLUE = "2", "3", "5", "6", "7", "8"
@@ -98,7 +99,7 @@ def _ids(path: str | PathLike[str]) -> set[int]:
     with open_quietly(path) as scene:
         if scene.count != 1 or scene.dtype.startswith("float"):
             raise RssegError(
-                f"{scene.count} bands of {scene.dtype} do not say what the classes are",
+                f"{scene.dtype} in {counted(scene.count, 'band')} does not say its classes",
                 where=fspath(path),
                 fix="--classes with the dataset.yaml or the map that lists them",
             )

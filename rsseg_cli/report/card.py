@@ -12,6 +12,7 @@ from rsseg_cli.bands import Bands
 from rsseg_cli.classes import Class
 from rsseg_cli.metrics.scores import Scores
 from rsseg_cli.report import text
+from rsseg_cli.words import counted
 
 STAC = "1.1.0"
 EXTENSIONS = (
@@ -75,9 +76,10 @@ class Card:
             use += "\n# the backbone's weights come from the hub's cache; --weights FILE otherwise"
         parts = [
             f"# {self.name}",
-            f"{self.parts}: maps {len(self.classes)} classes from {len(bands)} bands{size}, in "
-            f"tiles of {tile} pixels. Fitted with rsseg {self.versions['rsseg']} "
-            f"(torch {self.versions['torch']}); the file holds {self.parameters:,} values.",
+            f"{self.parts}: maps {counted(len(self.classes), 'class')} from "
+            f"{counted(len(bands), 'band')}{size}, in tiles of {tile} pixels. "
+            f"Fitted with rsseg {self.versions['rsseg']} (torch {self.versions['torch']}); the "
+            f"file holds {self.parameters:,} values.",
             f"```bash\n{use}\n```",
             "## Data",
             text.table(
@@ -151,7 +153,7 @@ class Card:
         properties = {
             "datetime": now,
             "title": self.name,
-            "description": f"{self.parts}, {len(self.classes)} classes",
+            "description": f"{self.parts}, {counted(len(self.classes), 'class')}",
             "license": "other",
             "bands": self._described(),  # mlm:input names them, so the item must describe them
             "mlm:name": _identifier(self.name),

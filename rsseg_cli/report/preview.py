@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from rsseg_cli.report.pictures import EDGE, INK, stretch
+from rsseg_cli.words import counted
 
 COLUMNS = 4
 """Bands side by side."""
@@ -99,7 +100,7 @@ def _scene(axes: Axes, view: SceneView) -> None:
     share = 100 * (1 - view.valid.mean())
     names = " ".join(view.bands[index].name for index in view.rgb)
     axes.set_title(
-        f"{names}; {len(view.columns) * len(view.rows):,} tiles of {view.tile} px; "
+        f"{names}; {counted(len(view.columns) * len(view.rows), 'tile')} of {view.tile} px; "
         f"hatched: missing, {share:.1f} %",
         fontsize=9, color=INK,
     )  # fmt: skip

@@ -35,6 +35,7 @@ from rsseg_cli.training.loop import Job
 from rsseg_cli.training.meter import Outcome
 from rsseg_cli.training.prefetch import Indexed
 from rsseg_cli.training.self_training import SelfTraining
+from rsseg_cli.words import counted
 
 
 class Adapt(Fit):
@@ -143,7 +144,7 @@ class Adapt(Fit):
         """Say what would be done, without doing it."""
         found = super().plan()
         scenes = len(self.targets.images)
-        target = f"; target {self.targets.name}, {scenes} scenes"
+        target = f"; target {self.targets.name}, {counted(scenes, 'scene')}"
         pairs = found.pairs | {"target": scenes}
         return replace(found, source=found.source + target, pairs=pairs)
 

@@ -15,6 +15,7 @@ from rsseg_cli.data.class_index import ClassIndex
 from rsseg_cli.data.source import Source
 from rsseg_cli.data.spec import DatasetSpec
 from rsseg_cli.data.statistics import WINDOWS, measure
+from rsseg_cli.words import counted
 
 MARKS = {True: "[green]fits[/green]", False: "[red]no[/red]", None: "[yellow]note[/yellow]"}
 
@@ -141,7 +142,7 @@ class Statistics:
         """Print bands, classes and the lines for a dataset.yaml."""
         console = console or Console(highlight=False)
         read = "every pixel" if self.whole else "windows spread over all images"
-        console.print(f"{self.source}  {self.images:,} images, {read}\n", markup=False)
+        console.print(f"{self.source}  {counted(self.images, 'image')}, {read}\n", markup=False)
         bands = Table(box=None, header_style="bold", pad_edge=False)
         bands.add_column("band")
         for column in ("mean", "std"):

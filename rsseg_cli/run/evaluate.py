@@ -43,6 +43,7 @@ from rsseg_cli.run.mapper import ModelInfer, tiling_for
 from rsseg_cli.run.model import Fitted, open_model, pick_device
 from rsseg_cli.run.reports import versions
 from rsseg_cli.run.review import shown_bands
+from rsseg_cli.words import counted
 
 NEAR_NM = 60.0
 """Bands of two sensors count as the same band up to this distance of their centres."""
@@ -299,7 +300,8 @@ def require_count(wanted: Bands, opener: Opener, source: Source) -> None:
     """
     if len(opener.bands) != len(wanted):
         raise RssegError(
-            f"{source.spec.name} has {len(opener.bands)} bands, the model reads {len(wanted)}",
+            f"{source.spec.name} has {counted(len(opener.bands), 'band')}, the model reads "
+            f"{len(wanted)}",
             where=source.spec.name,
             fix=f"bands of the model: {' '.join(wanted.names)}",
         )

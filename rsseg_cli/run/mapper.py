@@ -32,6 +32,7 @@ from rsseg_cli.run.live import Line
 from rsseg_cli.run.model import Fitted, open_model, pick_device
 from rsseg_cli.run.request import Request
 from rsseg_cli.training.precision import Format, Precision
+from rsseg_cli.words import counted
 
 TILES_PX = {"cuda": 16 * 512 * 512, "cpu": 2 * 512 * 512}
 """Pixels of a batch where the user asks for none; larger ones fall out of a CPU's caches."""
@@ -330,7 +331,7 @@ def open_scene(
         if scene.count != len(wanted):
             names = " ".join(name or "?" for name in scene.descriptions)
             raise RssegError(
-                f"{Path(path).name} has {scene.count} bands ({names}), the model wants "
+                f"{Path(path).name} has {counted(scene.count, 'band')} ({names}), the model wants "
                 f"{len(wanted)} ({' '.join(wanted.names)})",
                 where=f"{path}, model {fitted.name}",
                 fix=f"a {len(wanted)}-band scene, or --bands if the order is known, or a model "
@@ -344,6 +345,6 @@ def _describe(scene: Scene) -> str:
     place = f"{scene.crs.to_string()}, {gsd:.4g} per pixel" if scene.crs else "no CRS"
     nodata = "no nodata" if scene.nodata is None else f"nodata {scene.nodata:g}"
     return (
-        f"{scene.path} {scene.width:,} x {scene.height:,}, {scene.count} bands {scene.dtype}, "
-        f"{place}, {nodata}"
+        f"{scene.path} {scene.width:,} x {scene.height:,}, "
+        f"{counted(scene.count, 'band')} {scene.dtype}, {place}, {nodata}"
     )

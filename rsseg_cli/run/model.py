@@ -23,6 +23,7 @@ from rsseg_cli.presets import Document
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training.checkpoint import load_model
 from rsseg_cli.training.folder import RunFolder
+from rsseg_cli.words import counted
 
 
 def build(config: RunConfig, bands: Bands, classes: int) -> Segmenter:
@@ -153,7 +154,7 @@ def pick_device(wanted: str) -> torch.device:
         not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()
     ):
         raise RssegError(
-            f"{wanted} is not there ({torch.cuda.device_count()} GPUs seen)",
+            f"{wanted} is not there ({counted(torch.cuda.device_count(), 'GPU')} seen)",
             where="--device",
             fix="--device cpu, or `rsseg doctor` to see why",
         )

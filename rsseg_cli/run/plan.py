@@ -11,6 +11,7 @@ from rsseg_cli.config import RunConfig
 from rsseg_cli.distributed import world
 from rsseg_cli.run.sources import Sources
 from rsseg_cli.segmenter import Segmenter
+from rsseg_cli.words import counted
 
 ACTIVATIONS = {False: 34, True: 4}
 """Floats kept per token, channel and block: the branches of a block, or only its input."""
@@ -55,7 +56,8 @@ def describe_source(sources: Sources) -> str:
     names = sources.bands.names
     return (
         f"{sources.name}  train {len(places)} / val {held} scenes {size}, "
-        f"{len(names)} bands ({' '.join(names)}), {len(sources.classes)} classes"
+        f"{counted(len(names), 'band')} ({' '.join(names)}), "
+        f"{counted(len(sources.classes), 'class')}"
     )
 
 
@@ -73,7 +75,7 @@ def describe_training(config: RunConfig, device: str, precision: str) -> str:
     """Say in a line how it is trained."""
     training = config.training
     return (
-        f"{training.steps:,} steps, batch {training.batch}, {config.data.tile} px, "
+        f"{counted(training.steps, 'step')}, batch {training.batch}, {config.data.tile} px, "
         f"{precision} on {device}, seed {training.seed}"
     )
 

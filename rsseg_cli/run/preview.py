@@ -21,6 +21,7 @@ from rsseg_cli.report.report import replace_file, writing
 from rsseg_cli.run.request import Request
 from rsseg_cli.run.review import shown_bands
 from rsseg_cli.training.checkpoint import load_model
+from rsseg_cli.words import counted
 
 SUFFIX = ".preview.png"
 SIDE = 900
@@ -108,7 +109,7 @@ def preview(
     with Scene.open(scene, bands=Request(bands=bands).file_bands(), nodata=nodata) as opened:
         if known is not None and opened.count != len(known):
             raise RssegError(
-                f"{scene.name} has {opened.count} bands, the model wants {len(known)} "
+                f"{scene.name} has {counted(opened.count, 'band')}, the model wants {len(known)} "
                 f"({' '.join(known.names)})",
                 where=f"{scene}, model {model}",
                 fix="--bands with one file band for each, in this order",

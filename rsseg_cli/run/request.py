@@ -17,6 +17,7 @@ from rsseg_cli.raster.scene import Scene
 from rsseg_cli.run import scenes as names
 from rsseg_cli.run.model import Fitted
 from rsseg_cli.training.precision import Format
+from rsseg_cli.words import counted
 
 N = TypeVar("N", int, float)
 
@@ -110,7 +111,8 @@ class Request:
         bounds = _numbers(self.bbox, float, "--bbox", "xmin,ymin,xmax,ymax")
         if len(bounds) != 4:
             raise RssegError(
-                f"--bbox {self.bbox} has {len(bounds)} numbers", fix="xmin,ymin,xmax,ymax"
+                f"--bbox {self.bbox} has {counted(len(bounds), 'number')}",
+                fix="xmin,ymin,xmax,ymax",
             )
         return Area.from_bounds((bounds[0], bounds[1], bounds[2], bounds[3]), scene, self.bbox_crs)
 

@@ -23,6 +23,7 @@ from rsseg_cli.raster.area import Area
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.run.model import Fitted
+from rsseg_cli.words import counted
 
 GSD_FACTOR = 1.5
 """Pixels larger or smaller than those of the training by more than this are worth a word."""
@@ -92,7 +93,7 @@ class Survey:
             console.print(f"map       {path}", markup=False)
         console.print(
             f"tiles     {self.tiles:,} of {self.tile} px, overlap {self.overlap:.0%}, "
-            f"{self.batch} at a time, {self.swaths} swath{'s' * (self.swaths > 1)}"
+            f"{self.batch} at a time, {counted(self.swaths, 'swath')}"
         )
         console.print(f"memory    {self.ram_mb:,.0f} MB{vram}")
         console.print(f"disk      {self.disk_mb:,.0f} MB of {self.free_mb:,.0f} MB free")

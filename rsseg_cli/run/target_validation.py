@@ -17,6 +17,7 @@ from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training.choice import Look, collapsed, merit, rating
 from rsseg_cli.training.precision import Precision
 from rsseg_cli.training.pseudo_labels import normalised_entropy
+from rsseg_cli.words import counted
 
 COLLAPSED = "the class shares on the target have run away from the start's"
 
@@ -89,7 +90,7 @@ class TargetValidation:
         merits = [one["merit"] for one in self.past] + [found["merit"]]
         since = merits[::-1].index(max(merits))
         if self.patience is not None and since >= self.patience:
-            found["stop"] = f"{since} validations brought no better model"
+            found["stop"] = f"{counted(since, 'validation')} brought no better model"
 
     def _start(self) -> dict[str, Any] | None:
         """Find what was said of the model before the first pseudo-label, or soon after."""

@@ -29,6 +29,7 @@ from rsseg_cli.raster.labels import open_quietly
 from rsseg_cli.run.evaluate import matched, rescaling
 from rsseg_cli.run.scenes import expand
 from rsseg_cli.run.shrink import resampled
+from rsseg_cli.words import counted
 
 ALIKE = 1.25
 """Pixels count as of one size up to this ratio of their sides."""
@@ -193,7 +194,7 @@ def _describe(
     silent = assumed or not any(b.wavelength_nm or b.name in bands.names for b in named)
     if settings.bands is None and silent and count != len(bands):
         raise RssegError(
-            f"{Path(scenes[0]).name} has {count} bands without names, the model wants "
+            f"{Path(scenes[0]).name} has {counted(count, 'band')} without names, the model wants "
             f"{len(bands)} ({' '.join(bands.names)})",
             where=scenes[0],
             fix="--bands with the numbers of these bands in the file, e.g. --bands 4,3,2",
@@ -225,10 +226,10 @@ def _matched(bands: Bands, source: Source, settings: Adapt) -> Opener:
     if settings.bands is not None:
         if len(settings.bands) != len(bands):
             raise RssegError(
-                f"--bands names {len(settings.bands)} bands, the model wants {len(bands)} "
-                f"({' '.join(bands.names)})",
+                f"--bands names {counted(len(settings.bands), 'band')}, the model wants "
+                f"{len(bands)} ({' '.join(bands.names)})",
                 where="--bands",
-                fix=f"{len(bands)} band numbers, in this order",
+                fix=f"{counted(len(bands), 'band number')}, in this order",
             )
         return replace(source.opener, bands=settings.bands)
     return matched(bands, source)

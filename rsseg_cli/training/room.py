@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rsseg_cli.data.tiles import Batch
 from rsseg_cli.errors import RssegError, RssegWarning
+from rsseg_cli.words import counted
 
 T = TypeVar("T")
 
@@ -78,8 +79,8 @@ class Room:
             raise too_small(error, retried=self.images is not None) from error
         self.images = now.size // smaller[0]
         warnings.warn(
-            f"memory ran out: from now on {self.images} images at a time, not {now.size}; "
-            "an update still learns from as many",
+            f"memory ran out: from now on {counted(self.images, 'image')} at a time, not "
+            f"{now.size}; an update still learns from as many",
             RssegWarning,
             stacklevel=2,
         )
