@@ -129,6 +129,18 @@ class BatchNorm(nn.Module):
         self.running_var[row].lerp_(var, part)
 
 
+class Pointwise(nn.Conv2d):
+    """A 1x1 convolution as a matrix product over pixels, for maps with channels last in memory."""
+
+    def __init__(self, channels: int, out: int) -> None:
+        super().__init__(channels, out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, h, w) to (B, out, h, w)."""
+        pixels = F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias)
+        return pixels.permute(0, 3, 1, 2)
+
+
 class Cascade(nn.Module):
     """Four equal groups of channels filtered one after the other by the same small network.
 
@@ -148,7 +160,7 @@ class Cascade(nn.Module):
         super().__init__()
         self.filter = filter
         self.norm = BatchNorm(channels // self.GROUPS, levels * self.GROUPS, running)
-        self.merge = nn.Conv2d(channels, channels, 1)
+        self.merge = Pointwise(channels, channels)
         self.merge_norm = BatchNorm(channels, levels, running)
 
     def forward(self, z: Tensor, level: int) -> Tensor:

@@ -29,17 +29,20 @@ SECOND_DERIVATIVES = (
 
 
 def split(tokens: Tensor, sizes: Sizes) -> list[Tensor]:
-    """Lay tokens (B, sum of h * w, D) of several grids out as maps (B, D, h, w)."""
+    """Lay tokens (B, sum of h * w, D) of several grids out as maps (B, D, h, w).
+
+    The maps are views, channels last in memory: so are tokens.
+    """
     parts = torch.split(tokens, [height * width for height, width in sizes], dim=1)
     return [
-        part.mT.reshape(len(part), -1, height, width)
+        part.unflatten(1, (height, width)).permute(0, 3, 1, 2)
         for part, (height, width) in zip(parts, sizes, strict=True)
     ]
 
 
 def join(maps: Sequence[Tensor]) -> Tensor:
     """Undo `split`: maps (B, D, h, w) to tokens (B, sum of h * w, D)."""
-    return torch.cat([image.flatten(2).mT for image in maps], dim=1)
+    return torch.cat([image.permute(0, 2, 3, 1).flatten(1, 2) for image in maps], dim=1)
 
 
 class Edges(nn.Module):
@@ -113,8 +116,9 @@ class SpatialExpert(nn.Module):
     def forward(self, z: Tensor, level: int) -> Tensor:
         """Enhance the map (B, C, h, w) of one level."""
         edges, coarse, wide = self.shares[level].softmax(0).to(z.dtype)
-        surroundings = torch.stack([cascade(z, level) for cascade in self.cascades]).sum(0)
-        sums = z + edges * self.edges(z) + coarse * self._maxima(z) + wide * surroundings
+        sums = z + edges * self.edges(z) + coarse * self._maxima(z)
+        for cascade in self.cascades:
+            sums = sums + wide * cascade(z, level)
         return F.gelu(sums)
 
     def _maxima(self, z: Tensor) -> Tensor:
@@ -176,11 +180,9 @@ class Enhancer(nn.Module):
         maps = split(self.narrow(self.norm(tokens)), sizes)
         enhanced = join([recomputed(self.expert, z, level) for level, z in enumerate(maps)])
         added: Tensor = self.widen(F.gelu(enhanced))
-        return tokens + self._dropped(added)
-
-    def _dropped(self, added: Tensor) -> Tensor:
-        """Leave the addition to some images out, in training."""
         if not self.training or self.drop_path == 0.0:
-            return added
+            return tokens + added
+        # What stays of each image's addition, as a factor: one pass over the tokens.
         drop = partial(drop_path, drop_prob=self.drop_path, training=True)
-        return share.dropped(added, drop, (1,) * (added.ndim - 1))
+        kept = share.dropped(added.new_ones(len(added), 1, 1), drop, (1, 1))
+        return torch.addcmul(tokens, added, kept)

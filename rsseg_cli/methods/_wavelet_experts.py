@@ -10,7 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rsseg_cli import share
-from rsseg_cli.methods._convolution import BatchNorm, Cascade, Running, initialise, recomputed
+from rsseg_cli.methods._convolution import (
+    BatchNorm,
+    Cascade,
+    Pointwise,
+    Running,
+    initialise,
+    recomputed,
+)
 from rsseg_cli.methods._wavelets import WaveletConvolution
 
 Shares = Literal["proportional", "softmax"]
@@ -103,7 +110,11 @@ def _add(total: Tensor, answer: Tensor, images: Tensor, shares: Tensor) -> Tenso
     """Add an expert's weighted answer for some of the images to the sum for all."""
     whole = len(images) == len(total)
     weighted = (shares[images, None, None, None] * answer).to(total.dtype)
-    return total + weighted if whole else total.index_add(0, images, weighted)
+    if whole:
+        return total + weighted
+    # As pixels of channels, which is how maps lie in memory and stay after this.
+    pixels, added = total.permute(0, 2, 3, 1), weighted.permute(0, 2, 3, 1)
+    return pixels.index_add(0, images, added).permute(0, 3, 1, 2)
 
 
 class Pyramid(nn.Module):
@@ -132,7 +143,7 @@ class Pyramid(nn.Module):
         self.halve = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
         self.halve_norm = BatchNorm(channels, LEVELS - 1, running)
         self.experts = experts
-        self.widen = nn.Conv2d(channels, dim, 1)
+        self.widen = Pointwise(channels, dim)
         self.usage: Tensor
         count = 0 if experts is None else len(experts.experts)
         self.register_buffer("usage", torch.zeros(count), persistent=False)
@@ -154,7 +165,8 @@ class Pyramid(nn.Module):
         wanted = (CELL * size[0], CELL * size[1])
         if image.shape[-2:] != wanted:
             image = F.interpolate(image, wanted, mode="bilinear", antialias=True)
-        level: Tensor = self.stem(image)
+        # In memory as the tokens that the maps become; small convolutions are faster so, too.
+        level: Tensor = self.stem(image.contiguous(memory_format=torch.channels_last))
         maps, choices = [], []
         for number in range(LEVELS):
             if number:

@@ -10,30 +10,27 @@ from torch.nn import functional as F
 def analyse(images: Tensor) -> Tensor:
     """Split (B, C, h, w) with even h and w into the four Haar bands (B, 4C, h/2, w/2).
 
-    The bands of a channel follow each other: low, then the differences along the row, along the
+    All channels of a band follow each other: low, then the differences along the row, along the
     column and along both. The four outer products of [1, 1] / sqrt 2 and [1, -1] / sqrt 2 are
     written as sums and differences: there is no filter tensor that could train or drift.
     """
-    batch, channels, height, width = images.shape
-    # Spelled out: torch's own shuffles leave a batch without images as it is.
-    cells = images.reshape(batch, channels, height // 2, 2, width // 2, 2)
-    quads = cells.permute(0, 1, 3, 5, 2, 4)
-    return _butterfly(quads.reshape(batch, 4 * channels, height // 2, width // 2))
+    top, bottom = images[:, :, ::2], images[:, :, 1::2]
+    corners = (top[..., ::2], top[..., 1::2], bottom[..., ::2], bottom[..., 1::2])
+    return torch.cat(_butterfly(*corners), dim=1)
 
 
 def synthesise(bands: Tensor) -> Tensor:
     """Undo `analyse`: (B, 4C, h, w) to (B, C, 2h, 2w). The transform is its own inverse."""
-    batch, channels, height, width = bands.shape
-    quads = _butterfly(bands).reshape(batch, channels // 4, 2, 2, height, width)
-    return quads.permute(0, 1, 4, 2, 5, 3).reshape(batch, channels // 4, 2 * height, 2 * width)
+    corners = [corner.permute(0, 2, 3, 1) for corner in _butterfly(*bands.chunk(4, dim=1))]
+    rows = [torch.stack(pair, dim=3).flatten(2, 3) for pair in (corners[:2], corners[2:])]
+    return torch.stack(rows, dim=2).flatten(1, 2).permute(0, 3, 1, 2)
 
 
-def _butterfly(quads: Tensor) -> Tensor:
-    batch, channels, height, width = quads.shape
-    a, b, c, d = quads.reshape(batch, channels // 4, 4, height, width).unbind(2)
+def _butterfly(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> tuple[Tensor, ...]:
+    """Transform four corners of cells to four bands, or back."""
     top, top_change, bottom, bottom_change = a + b, a - b, c + d, c - d
     bands = (top + bottom, top_change + bottom_change, top - bottom, top_change - bottom_change)
-    return torch.stack(bands, dim=2).reshape(quads.shape) / 2
+    return tuple(band / 2 for band in bands)
 
 
 class WaveletConvolution(nn.Module):

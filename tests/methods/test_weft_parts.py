@@ -33,14 +33,33 @@ def haar_filters(channels: int) -> Tensor:
     return torch.stack([torch.outer(*pair) for pair in pairs])[:, None].repeat(channels, 1, 1, 1)
 
 
-def test_haar_bands_are_those_of_the_filters() -> None:
-    image = torch.randn(2, 3, 6, 8)
-    bands = F.conv2d(image, haar_filters(3), stride=2, groups=3)
+def haar(image: Tensor) -> Tensor:
+    """Convolve (B, C, h, w); all channels of a band follow each other."""
+    channels = image.shape[1]
+    bands = F.conv2d(image, haar_filters(channels), stride=2, groups=channels)
+    return bands.unflatten(1, (channels, 4)).transpose(1, 2).flatten(1, 2)
+
+
+def haar_back(bands: Tensor) -> Tensor:
+    channels = bands.shape[1] // 4
+    by_channel = bands.unflatten(1, (4, channels)).transpose(1, 2).flatten(1, 2)
+    return F.conv_transpose2d(by_channel, haar_filters(channels), stride=2, groups=channels)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_haar_bands_are_those_of_the_filters(layout: torch.memory_format) -> None:
+    image = torch.randn(2, 3, 6, 8).contiguous(memory_format=layout)
+    bands = haar(image)
     assert torch.allclose(analyse(image), bands, atol=1e-6)
-    back = F.conv_transpose2d(bands, haar_filters(3), stride=2, groups=3)
+    back = haar_back(bands)
     assert torch.allclose(synthesise(bands), back, atol=1e-6)
     assert torch.allclose(back, image, atol=1e-6)
     assert torch.allclose(bands.square().sum(), image.square().sum())  # orthonormal
+
+
+def test_haar_of_no_images() -> None:
+    assert analyse(torch.zeros(0, 3, 6, 8)).shape == (0, 12, 3, 4)
+    assert synthesise(torch.zeros(0, 12, 3, 4)).shape == (0, 3, 6, 8)
 
 
 @pytest.mark.parametrize("size", [(8, 6), (7, 6), (8, 5), (7, 5), (1, 1)])
@@ -51,8 +70,7 @@ def test_wavelet_convolution(size: tuple[int, int], kernel: int) -> None:
     z, (height, width) = torch.randn(2, 4, *size), size
     padded = torch.zeros(2, 4, height + height % 2, width + width % 2)
     padded[..., :height, :width] = z
-    bands = module.bands_scale * module.bands(F.conv2d(padded, haar_filters(4), stride=2, groups=4))
-    detail = F.conv_transpose2d(bands, haar_filters(4), stride=2, groups=4)
+    detail = haar_back(module.bands_scale * module.bands(haar(padded)))
     expected = module.image_scale * module.image(z) + detail[..., :height, :width]
     assert torch.allclose(module(z), expected, atol=1e-5)
     with torch.no_grad():
