@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from contextvars import ContextVar
-from typing import Any, Literal, Self
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,34 +14,19 @@ from torch.utils.checkpoint import checkpoint
 from rsseg_cli import share
 
 Running = Literal["own", "shared"]
+Statistics = tuple[Tensor | None, ...]
+"""Mean and variance (2, C) of each batch norm of a cascade; None where there are none."""
 
-_again: ContextVar[bool] = ContextVar("again", default=False)
-"""Whether a forward pass is the second one, inside backward."""
 
+def recomputed(function: Callable[..., Any], *inputs: Any) -> Any:
+    """Call a function, drop its activations, and compute them again in backward.
 
-def recomputed(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
-    """Call a function or module, drop its activations, and compute them again in backward.
-
-    Results, gradients and running statistics are those of a plain call. Worth it where many
+    The function must not change anything outside, as it would do so twice. Worth it where many
     activations stand against little work: small convolutions, not matrix products.
     """
     if not torch.is_grad_enabled():
         return function(*inputs)
-    result: Tensor = checkpoint(function, *inputs, use_reentrant=False, context_fn=_contexts)
-    return result
-
-
-def _contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    return nullcontext(), _second_pass()
-
-
-@contextmanager
-def _second_pass() -> Iterator[None]:
-    token = _again.set(True)
-    try:
-        yield
-    finally:
-        _again.reset(token)
+    return checkpoint(function, *inputs, use_reentrant=False)
 
 
 class BatchNorm(nn.Module):
@@ -53,11 +36,10 @@ class BatchNorm(nn.Module):
     running mixture of all places, as a shared `torch.nn.BatchNorm2d` keeps it, fits none of them
     afterwards. The first batches of a place count alike, so that a place with few batches has
     their mean, not torch's start of 0 and 1. A place without any, say of an expert that no
-    training image of a level chose, has the mean of the others.
+    training image of a level chose, is tested with the mean of the others.
 
-    A batch is counted once, also where activations are computed again. Its statistics are those
-    of all processes; one of them may have no image of it at all. Where it has one value per
-    channel, the running statistics are used.
+    The statistics of a batch are those of all processes; one of them may have no image of it at
+    all. A batch of one value per channel has none: it is normalised by the running ones.
 
     Args:
         channels: Channels C.
@@ -72,28 +54,47 @@ class BatchNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
-        self.rows = places if running == "own" else 1
+        self.running = running
+        rows = places if running == "own" else 1
         self.running_mean: Tensor
         self.running_var: Tensor
         self.batches: Tensor
-        self.register_buffer("running_mean", torch.zeros(self.rows, channels))
-        self.register_buffer("running_var", torch.ones(self.rows, channels))
-        self.register_buffer("batches", torch.zeros(self.rows, dtype=torch.long))
+        self.register_buffer("running_mean", torch.zeros(rows, channels))
+        self.register_buffer("running_var", torch.ones(rows, channels))
+        self.register_buffer("batches", torch.zeros(rows, dtype=torch.long))
 
     def forward(self, x: Tensor, place: int = 0) -> Tensor:
-        """Normalise (B, C, h, w) at one of the places."""
-        row = place if self.rows > 1 else 0
+        """Normalise (B, C, h, w) at one of the places, and follow its statistics in training."""
+        normal, statistics = self.normalise(x, place)
+        self.follow([statistics], place)
+        return normal
+
+    def normalise(self, x: Tensor, place: int) -> tuple[Tensor, Tensor | None]:
+        """Normalise (B, C, h, w); also return the batch's mean and unbiased variance (2, C)."""
+        row = self._row(place)
         if self.training and share.together():
-            return self._together(x, row)
+            return self._together(x)
         if not self.training or x.numel() == x.shape[1]:
             mean, var = self.running_mean[row], self.running_var[row]
-            return F.batch_norm(x, mean, var, self.weight, self.bias, eps=self.EPS)
-        mean, var = torch.zeros_like(self.running_mean[0]), torch.zeros_like(self.running_var[0])
+            return F.batch_norm(x, mean, var, self.weight, self.bias, eps=self.EPS), None
+        # Not from the buffers: they change before backward, and a compiled graph would save them.
+        mean, var = torch.zeros_like(self.weight), torch.zeros_like(self.weight)
         normal = F.batch_norm(
             x, mean, var, self.weight, self.bias, training=True, momentum=1.0, eps=self.EPS
         )
-        self._follow(row, mean, var)
-        return normal
+        return normal, torch.stack((mean, var))
+
+    @torch.no_grad()
+    def follow(self, statistics: Sequence[Tensor | None], place: int) -> None:
+        """Move the running statistics of places that follow each other to those of batches."""
+        found = [one for one in statistics if one is not None]
+        if not found:
+            return
+        if self.running == "own":
+            self._move(slice(place, place + len(found)), torch.stack(found))
+        else:
+            for one in found:
+                self._move(slice(0, 1), one[None])
 
     def train(self, mode: bool = True) -> Self:
         """Set training or testing; for a test, give places without a batch the others' mean."""
@@ -103,7 +104,10 @@ class BatchNorm(nn.Module):
                 running[~counted] = running[counted].mean(0)
         return super().train(mode)
 
-    def _together(self, x: Tensor, row: int) -> Tensor:
+    def _row(self, place: int) -> int:
+        return place if self.running == "own" else 0
+
+    def _together(self, x: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(x.device.type, enabled=False):
             wide = x.float()
             sums = torch.cat((wide.sum((0, 2, 3)), wide.new_full((1,), x[:, 0].numel())))
@@ -114,19 +118,16 @@ class BatchNorm(nn.Module):
             var = share.mean(centred.square().sum((0, 2, 3))) / count
             normal = centred * (var + self.EPS).rsqrt()[:, None, None]
             weighed = normal * self.weight[:, None, None] + self.bias[:, None, None]
-        of_all = count.detach() * share.of_all(1)
-        self._follow(row, mean.detach(), var.detach() * of_all / (of_all - 1).clamp(min=1))
-        return weighed.to(x.dtype)
+        of_all = count * share.of_all(1)
+        unbiased = var * of_all / (of_all - 1).clamp(min=1)
+        return weighed.to(x.dtype), torch.stack((mean, unbiased)).detach()
 
-    @torch.no_grad()
-    def _follow(self, row: int, mean: Tensor, var: Tensor) -> None:
-        """Move the running statistics to those of a batch, with its unbiased variance."""
-        if _again.get():
-            return
-        self.batches[row] += 1
-        part = (1 / self.batches[row]).clamp(min=self.MOMENTUM)
-        self.running_mean[row].lerp_(mean, part)
-        self.running_var[row].lerp_(var, part)
+    def _move(self, rows: slice, statistics: Tensor) -> None:
+        """Move rows of the running statistics to new ones (rows, 2, C)."""
+        self.batches[rows] += 1
+        part = (1 / self.batches[rows]).clamp(min=self.MOMENTUM)[:, None]
+        self.running_mean[rows].lerp_(statistics[:, 0], part)
+        self.running_var[rows].lerp_(statistics[:, 1], part)
 
 
 class Pointwise(nn.Conv2d):
@@ -164,12 +165,29 @@ class Cascade(nn.Module):
         self.merge_norm = BatchNorm(channels, levels, running)
 
     def forward(self, z: Tensor, level: int) -> Tensor:
-        """Map (B, channels, h, w) of a level to the same shape."""
+        """Map (B, channels, h, w) of a level to the same shape; activations are not kept."""
+        merged, statistics = recomputed(self.filtered, z, level)
+        self.follow(statistics, level)
+        return cast(Tensor, merged)
+
+    def filtered(self, z: Tensor, level: int) -> tuple[Tensor, Statistics]:
+        """Do so without a change of running statistics; return those of the batch as well."""
         steps: list[Tensor] = []
+        statistics = []
         for number, part in enumerate(z.chunk(self.GROUPS, dim=1)):
             filtered = self.filter(steps[-1] + part if steps else part)
-            steps.append(F.relu(self.norm(filtered, level * self.GROUPS + number)))
-        return F.relu(self.merge_norm(self.merge(torch.cat(steps, dim=1) + z), level))
+            normal, found = self.norm.normalise(filtered, level * self.GROUPS + number)
+            steps.append(F.relu(normal))
+            statistics.append(found)
+        merged = self.merge(torch.cat(steps, dim=1) + z)
+        normal, found = self.merge_norm.normalise(merged, level)
+        return F.relu(normal), (*statistics, found)
+
+    def follow(self, statistics: Statistics, level: int) -> None:
+        """Follow what `filtered` returned."""
+        *steps, merged = statistics
+        self.norm.follow(steps, level * self.GROUPS)
+        self.merge_norm.follow([merged], level)
 
 
 def initialise(module: nn.Module) -> None:

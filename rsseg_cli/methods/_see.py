@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from timm.layers.drop import drop_path
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rsseg_cli import share
-from rsseg_cli.methods._convolution import Cascade, Running, initialise, recomputed
+from rsseg_cli.methods._convolution import Cascade, Running, Statistics, initialise, recomputed
 from rsseg_cli.methods._deformable import DeformableAttention, centres
 
 Laplacian = Literal["directional", "free"]
@@ -35,7 +35,7 @@ def split(tokens: Tensor, sizes: Sizes) -> list[Tensor]:
     """
     parts = torch.split(tokens, [height * width for height, width in sizes], dim=1)
     return [
-        part.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+        part.reshape(len(part), height, width, -1).permute(0, 3, 1, 2)
         for part, (height, width) in zip(parts, sizes, strict=True)
     ]
 
@@ -114,12 +114,24 @@ class SpatialExpert(nn.Module):
         self.shares = nn.Parameter(torch.zeros(levels, 3))
 
     def forward(self, z: Tensor, level: int) -> Tensor:
-        """Enhance the map (B, C, h, w) of one level."""
+        """Enhance the map (B, C, h, w) of one level; activations are not kept."""
+        enhanced, statistics = recomputed(self._enhance, z, level)
+        for cascade, found in zip(self._cascades(), statistics, strict=True):
+            cascade.follow(found, level)
+        return cast(Tensor, enhanced)
+
+    def _enhance(self, z: Tensor, level: int) -> tuple[Tensor, list[Statistics]]:
         edges, coarse, wide = self.shares[level].softmax(0).to(z.dtype)
         sums = z + edges * self.edges(z) + coarse * self._maxima(z)
-        for cascade in self.cascades:
-            sums = sums + wide * cascade(z, level)
-        return F.gelu(sums)
+        statistics = []
+        for cascade in self._cascades():
+            surroundings, found = cascade.filtered(z, level)
+            sums = sums + wide * surroundings
+            statistics.append(found)
+        return F.gelu(sums), statistics
+
+    def _cascades(self) -> Iterable[Cascade]:
+        return cast(Iterable[Cascade], self.cascades)
 
     def _maxima(self, z: Tensor) -> Tensor:
         if self.pool == "identity":
@@ -178,7 +190,7 @@ class Enhancer(nn.Module):
                 self.query_norm(tokens), places, self.value_norm(seen), [seen_size]
             )
         maps = split(self.narrow(self.norm(tokens)), sizes)
-        enhanced = join([recomputed(self.expert, z, level) for level, z in enumerate(maps)])
+        enhanced = join([self.expert(z, level) for level, z in enumerate(maps)])
         added: Tensor = self.widen(F.gelu(enhanced))
         if not self.training or self.drop_path == 0.0:
             return tokens + added

@@ -16,7 +16,6 @@ from rsseg_cli.methods._convolution import (
     Pointwise,
     Running,
     initialise,
-    recomputed,
 )
 from rsseg_cli.methods._wavelets import WaveletConvolution
 
@@ -101,8 +100,7 @@ class Experts(nn.Module):
             if used[number]:
                 images = torch.stack(here)[:, number].nonzero().flatten().to(features.device)
                 mine = features if len(images) == len(features) else features[images]
-                answer = recomputed(expert, mine, level)
-                total = _add(total, answer, images, shares[:, number])
+                total = _add(total, expert(mine, level), images, shares[:, number])
         return total, chosen
 
 

@@ -84,6 +84,8 @@ def measure(label: str, arguments: argparse.Namespace) -> dict[str, float]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     before = resident_peak_mb()
     model = build(label, arguments.backbone).to(device).train()
+    if arguments.compile:
+        model.compile()
     adam = optimizer.build(optimizer.Optimization(lr=1e-5), model)
     precision = Precision.choose(arguments.precision, device)
     generator = torch.Generator().manual_seed(1)
@@ -124,6 +126,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--methods", nargs="+", default=["full", "weft"], choices=METHODS)
     arguments = parser.parse_args()
     context = multiprocessing.get_context("spawn")

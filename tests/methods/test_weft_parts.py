@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rsseg_cli.methods._convolution import BatchNorm, Cascade, Running, recomputed
+from rsseg_cli.methods._convolution import BatchNorm, Cascade, Running
 from rsseg_cli.methods._esto import TokenOptimizer
 from rsseg_cli.methods._see import Edges, Enhancer, SpatialExpert, join, split
 from rsseg_cli.methods._wavelet_experts import Experts, Pyramid, Router, Trained
@@ -172,15 +172,19 @@ def test_a_place_without_batches_is_judged_like_the_others() -> None:
     assert torch.equal(fresh.running_var, torch.ones(3, 1))
 
 
-def test_recomputing_changes_neither_gradients_nor_statistics() -> None:
+def plainly(module: Cascade, z: Tensor) -> Tensor:
+    """Pass a cascade with all activations kept."""
+    merged, statistics = module.filtered(z, 1)
+    module.follow(statistics, 1)
+    return merged
+
+
+@pytest.mark.parametrize("running", ["own", "shared"])
+def test_recomputing_changes_neither_gradients_nor_statistics(running: Running) -> None:
     gradients, states = [], []
-    for call in (lambda function, x: function(x), recomputed):
+    for call in (plainly, lambda module, z: module(z, 1)):
         torch.manual_seed(0)
-        module = small_cascade().train()
-
-        def function(x: Tensor, module: Cascade = module) -> Tensor:
-            return F.dropout(module(x, 1), 0.5)
-
+        module = small_cascade(running).train()
         x = torch.randn(2, 8, 5, 4, requires_grad=True)
         kept: list[int] = []
 
@@ -189,17 +193,37 @@ def test_recomputing_changes_neither_gradients_nor_statistics() -> None:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            result = call(function, x)
+            result = call(module, x)
         result.square().sum().backward()
         gradients.append([x.grad, *(parameter.grad for parameter in module.parameters())])
         states.append(module.state_dict())
-        if call is recomputed:
+        if call is not plainly:
             assert sum(kept) < 4 * x.numel()
     for plain, again in zip(*gradients, strict=True):
         assert plain is not None
         assert torch.equal(plain, again)
+    assert states[0]["norm.batches"].sum() == 4
     for name, tensor in states[0].items():
         assert torch.equal(tensor, states[1][name]), name
+
+
+def test_a_compiled_expert_learns_the_same() -> None:
+    results = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        expert = SpatialExpert(8, levels=2, laplacian="free", pool="adaptive", running="own")
+        # The backend goes as far as a device's code generator needs it, without generating any.
+        call = torch.compile(expert, backend="aot_eager", fullgraph=True) if compiled else expert
+        z = torch.randn(2, 8, 8, 8, requires_grad=True)
+        answer = call(z, 1)
+        answer.square().sum().backward()
+        results.append((answer, z.grad, expert.cascades[0].merge.weight.grad, expert.state_dict()))
+    *plain, state = results[0]
+    *compiled, compiled_state = results[1]
+    for one, other in zip(plain, compiled, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+    for name, tensor in state.items():
+        assert torch.allclose(tensor, compiled_state[name], atol=1e-6), name
 
 
 # --- experts --------------------------------------------------------------------------------------
