@@ -18,7 +18,7 @@ LAYERS: list[set[str]] = [
     {"distributed"},
     {"share"},
     {"presets"},
-    {"bands", "grid", "projection", "step"},
+    {"bands", "grid", "pointwise", "projection", "step"},
     {"contract", "raster", "metrics"},
     {"find", "data", "backbones", "heads", "report"},
     {"methods"},

@@ -19,6 +19,8 @@ from torch.nn import functional as F
 from transformers.models.mask2former.configuration_mask2former import Mask2FormerConfig
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerPixelDecoder
 
+from rsseg_cli.pointwise import pointwise
+
 STRIDES = (4, 8, 16, 32)
 """Pixels of the image per cell of the four levels."""
 
@@ -96,10 +98,10 @@ class PixelDecoder(nn.Module):
         for (conv, norm), (cells, stride) in zip(
             self.parts.input_projections, coarse_first, strict=True
         ):
-            levels.append(norm(_resize(conv(cells), _grid(size, stride))))
+            levels.append(norm(_resize(pointwise(conv, cells), _grid(size, stride))))
         levels = self._encode(levels)
         conv, norm = self.parts.adapter_1
-        fine = norm(_resize(conv(maps[0]), _grid(size, STRIDES[0])))
+        fine = norm(_resize(pointwise(conv, maps[0]), _grid(size, STRIDES[0])))
         fine = fine + _resize(levels[-1], _grid(size, STRIDES[0]))
         return levels, self.parts.mask_projection(self.parts.layer_1(fine))
 

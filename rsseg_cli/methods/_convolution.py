@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from rsseg_cli import share
+from rsseg_cli.pointwise import pointwise
 
 Running = Literal["own", "shared"]
 Statistics = tuple[Tensor | None, ...]
@@ -56,11 +57,10 @@ class BatchNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
         self.running = running
         rows = places if running == "own" else 1
-        self.running_mean: Tensor
-        self.running_var: Tensor
+        self.statistics: Tensor
         self.batches: Tensor
-        self.register_buffer("running_mean", torch.zeros(rows, channels))
-        self.register_buffer("running_var", torch.ones(rows, channels))
+        start = torch.tensor([[0.0], [1.0]]).repeat(rows, 1, channels)
+        self.register_buffer("statistics", start)
         self.register_buffer("batches", torch.zeros(rows, dtype=torch.long))
 
     def forward(self, x: Tensor, place: int = 0) -> Tensor:
@@ -70,19 +70,21 @@ class BatchNorm(nn.Module):
         return normal
 
     def normalise(self, x: Tensor, place: int) -> tuple[Tensor, Tensor | None]:
-        """Normalise (B, C, h, w); also return the batch's mean and unbiased variance (2, C)."""
-        row = self._row(place)
+        """Normalise (B, C, h, w); also return the batch's mean and unbiased variance (2, C).
+
+        There are none in a test.
+        """
         if self.training and share.together():
             return self._together(x)
         if not self.training or x.numel() == x.shape[1]:
-            mean, var = self.running_mean[row], self.running_var[row]
+            mean, var = self.statistics[place if self.running == "own" else 0]
             return F.batch_norm(x, mean, var, self.weight, self.bias, eps=self.EPS), None
-        # Not from the buffers: they change before backward, and a compiled graph would save them.
-        mean, var = torch.zeros_like(self.weight), torch.zeros_like(self.weight)
+        found = x.new_zeros(2, x.shape[1], dtype=torch.float32)
+        mean, var = found
         normal = F.batch_norm(
             x, mean, var, self.weight, self.bias, training=True, momentum=1.0, eps=self.EPS
         )
-        return normal, torch.stack((mean, var))
+        return normal, found
 
     @torch.no_grad()
     def follow(self, statistics: Sequence[Tensor | None], place: int) -> None:
@@ -100,12 +102,8 @@ class BatchNorm(nn.Module):
         """Set training or testing; for a test, give places without a batch the others' mean."""
         counted = self.batches > 0
         if not mode and counted.any() and not counted.all():
-            for running in (self.running_mean, self.running_var):
-                running[~counted] = running[counted].mean(0)
+            self.statistics[~counted] = self.statistics[counted].mean(0)
         return super().train(mode)
-
-    def _row(self, place: int) -> int:
-        return place if self.running == "own" else 0
 
     def _together(self, x: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(x.device.type, enabled=False):
@@ -125,21 +123,8 @@ class BatchNorm(nn.Module):
     def _move(self, rows: slice, statistics: Tensor) -> None:
         """Move rows of the running statistics to new ones (rows, 2, C)."""
         self.batches[rows] += 1
-        part = (1 / self.batches[rows]).clamp(min=self.MOMENTUM)[:, None]
-        self.running_mean[rows].lerp_(statistics[:, 0], part)
-        self.running_var[rows].lerp_(statistics[:, 1], part)
-
-
-class Pointwise(nn.Conv2d):
-    """A 1x1 convolution as a matrix product over pixels, for maps with channels last in memory."""
-
-    def __init__(self, channels: int, out: int) -> None:
-        super().__init__(channels, out, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C, h, w) to (B, out, h, w)."""
-        pixels = F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias)
-        return pixels.permute(0, 3, 1, 2)
+        part = (1 / self.batches[rows]).clamp(min=self.MOMENTUM)
+        self.statistics[rows].lerp_(statistics, part[:, None, None])
 
 
 class Cascade(nn.Module):
@@ -161,7 +146,7 @@ class Cascade(nn.Module):
         super().__init__()
         self.filter = filter
         self.norm = BatchNorm(channels // self.GROUPS, levels * self.GROUPS, running)
-        self.merge = Pointwise(channels, channels)
+        self.merge = nn.Conv2d(channels, channels, 1)
         self.merge_norm = BatchNorm(channels, levels, running)
 
     def forward(self, z: Tensor, level: int) -> Tensor:
@@ -179,7 +164,7 @@ class Cascade(nn.Module):
             normal, found = self.norm.normalise(filtered, level * self.GROUPS + number)
             steps.append(F.relu(normal))
             statistics.append(found)
-        merged = self.merge(torch.cat(steps, dim=1) + z)
+        merged = pointwise(self.merge, torch.cat(steps, dim=1) + z)
         normal, found = self.merge_norm.normalise(merged, level)
         return F.relu(normal), (*statistics, found)
 

@@ -30,6 +30,8 @@ def centres(sizes: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
 class DeformableAttention(nn.Module):
     """Each query looks at a few points near its place in every level, and says itself where.
 
+    Queries and values pass a layer norm of their own first.
+
     Args:
         dim: Width D of queries, values and result.
         levels: Number of maps that are looked at.
@@ -50,6 +52,7 @@ class DeformableAttention(nn.Module):
                 fix=f"a divisor of {inner}" if inner else "a backbone with wider tokens",
             )
         self.levels, self.heads, self.points = levels, heads, points
+        self.query_norm, self.value_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.value = nn.Linear(dim, inner)
         self.offsets = nn.Linear(dim, heads * levels * points * 2)
         self.weights = nn.Linear(dim, heads * levels * points)
@@ -88,12 +91,17 @@ class DeformableAttention(nn.Module):
         """
         batch, count, _ = queries.shape
         shape = (batch, count, self.heads, self.levels, self.points)
+        asking = self.query_norm(queries)
         # Places need more digits than bf16 has.
-        offsets = self.offsets(queries).float().view(*shape, 2)
-        weights = self.weights(queries).view(batch, count, self.heads, -1).softmax(-1).view(shape)
-        projected = self.value(values)
+        offsets = self.offsets(asking).float().view(*shape, 2)
+        weights = self.weights(asking).view(batch, count, self.heads, -1).softmax(-1).view(shape)
+        projected = recomputed(self._projected, values)
         result: Tensor = self.out(recomputed(sample, projected, sizes, places, offsets, weights))
         return result
+
+    def _projected(self, values: Tensor) -> Tensor:
+        projected: Tensor = self.value(self.value_norm(values))
+        return projected
 
 
 def sample(

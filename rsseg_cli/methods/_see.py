@@ -170,8 +170,6 @@ class Enhancer(nn.Module):
         self.narrow.apply(initialise)
         self.widen.apply(initialise)
         self.attention = attention
-        if attention is not None:
-            self.query_norm, self.value_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
 
     def forward(
         self, tokens: Tensor, sizes: Sizes, seen: Tensor, seen_size: tuple[int, int]
@@ -186,15 +184,22 @@ class Enhancer(nn.Module):
         """
         if self.attention is not None:
             places = centres(sizes, tokens.device)
-            tokens = tokens + self.attention(
-                self.query_norm(tokens), places, self.value_norm(seen), [seen_size]
-            )
-        maps = split(self.narrow(self.norm(tokens)), sizes)
+            tokens = tokens + self.attention(tokens, places, seen, [seen_size])
+        # Of the norm's and GELU's results, as wide as their inputs, nothing is kept either.
+        maps = split(recomputed(self._narrowed, tokens), sizes)
         enhanced = join([self.expert(z, level) for level, z in enumerate(maps)])
-        added: Tensor = self.widen(F.gelu(enhanced))
+        added: Tensor = recomputed(self._widened, enhanced)
         if not self.training or self.drop_path == 0.0:
             return tokens + added
         # What stays of each image's addition, as a factor: one pass over the tokens.
         drop = partial(drop_path, drop_prob=self.drop_path, training=True)
         kept = share.dropped(added.new_ones(len(added), 1, 1), drop, (1, 1))
         return torch.addcmul(tokens, added, kept)
+
+    def _narrowed(self, tokens: Tensor) -> Tensor:
+        narrow: Tensor = self.narrow(self.norm(tokens))
+        return narrow
+
+    def _widened(self, enhanced: Tensor) -> Tensor:
+        wide: Tensor = self.widen(F.gelu(enhanced))
+        return wide

@@ -13,11 +13,11 @@ from rsseg_cli import share
 from rsseg_cli.methods._convolution import (
     BatchNorm,
     Cascade,
-    Pointwise,
     Running,
     initialise,
 )
 from rsseg_cli.methods._wavelets import WaveletConvolution
+from rsseg_cli.pointwise import pointwise
 
 Shares = Literal["proportional", "softmax"]
 Trained = Literal["chosen", "all"]
@@ -141,7 +141,7 @@ class Pyramid(nn.Module):
         self.halve = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
         self.halve_norm = BatchNorm(channels, LEVELS - 1, running)
         self.experts = experts
-        self.widen = Pointwise(channels, dim)
+        self.widen = nn.Conv2d(channels, dim, 1)
         self.usage: Tensor
         count = 0 if experts is None else len(experts.experts)
         self.register_buffer("usage", torch.zeros(count), persistent=False)
@@ -172,7 +172,7 @@ class Pyramid(nn.Module):
             if self.experts is not None:
                 level, chosen = self.experts(level, number)
                 choices.append(chosen)
-            maps.append(self.widen(level))
+            maps.append(pointwise(self.widen, level))
         if self.training and choices:
             self.usage = share.mean(torch.stack(choices).float().mean((0, 1)))
         return maps

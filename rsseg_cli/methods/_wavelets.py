@@ -7,30 +7,39 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def analyse(images: Tensor) -> Tensor:
-    """Split (B, C, h, w) with even h and w into the four Haar bands (B, 4C, h/2, w/2).
+class Haar(nn.Module):
+    """The transform of cells of 2x2 pixels to four bands, which is its own inverse.
 
-    All channels of a band follow each other: low, then the differences along the row, along the
-    column and along both. The four outer products of [1, 1] / sqrt 2 and [1, -1] / sqrt 2 are
-    written as sums and differences: there is no filter tensor that could train or drift.
+    The bands of a channel follow each other: low, then the differences along the row, along the
+    column and along both. The filters, outer products of [1, 1] / sqrt 2 and [1, -1] / sqrt 2, are
+    constants: they neither train nor drift nor stand in a file. Maps lie in memory with channels
+    last, so that both ways are one copy and one matrix product over pixels.
     """
-    top, bottom = images[:, :, ::2], images[:, :, 1::2]
-    corners = (top[..., ::2], top[..., 1::2], bottom[..., ::2], bottom[..., 1::2])
-    return torch.cat(_butterfly(*corners), dim=1)
 
+    FILTERS = ((1, 1, 1, 1), (1, -1, 1, -1), (1, 1, -1, -1), (1, -1, -1, 1))
+    """Twice the share of the upper left, upper right, lower left and lower right pixel."""
 
-def synthesise(bands: Tensor) -> Tensor:
-    """Undo `analyse`: (B, 4C, h, w) to (B, C, 2h, 2w). The transform is its own inverse."""
-    corners = [corner.permute(0, 2, 3, 1) for corner in _butterfly(*bands.chunk(4, dim=1))]
-    rows = [torch.stack(pair, dim=3).flatten(2, 3) for pair in (corners[:2], corners[2:])]
-    return torch.stack(rows, dim=2).flatten(1, 2).permute(0, 3, 1, 2)
+    def __init__(self) -> None:
+        super().__init__()
+        self.filters: Tensor
+        self.register_buffer("filters", torch.tensor(self.FILTERS) / 2, persistent=False)
 
+    def analyse(self, images: Tensor) -> Tensor:
+        """Split (B, C, h, w) with even h and w into the bands (B, 4C, h/2, w/2)."""
+        pixels = images.permute(0, 2, 3, 1)
+        rows = (pixels[:, ::2], pixels[:, 1::2])
+        corners = [row[:, :, start::2] for row in rows for start in (0, 1)]
+        bands = torch.stack(corners, dim=-1) @ self.filters
+        return bands.flatten(3).permute(0, 3, 1, 2)
 
-def _butterfly(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> tuple[Tensor, ...]:
-    """Transform four corners of cells to four bands, or back."""
-    top, top_change, bottom, bottom_change = a + b, a - b, c + d, c - d
-    bands = (top + bottom, top_change + bottom_change, top - bottom, top_change - bottom_change)
-    return tuple(band / 2 for band in bands)
+    def synthesise(self, bands: Tensor) -> Tensor:
+        """Undo `analyse`: (B, 4C, h, w) to (B, C, 2h, 2w)."""
+        batch, channels, height, width = bands.shape
+        by_band = bands.permute(0, 2, 3, 1).reshape(batch, height, width, channels // 4, 4)
+        cells = (by_band @ self.filters).reshape(batch, height, width, channels // 4, 2, 2)
+        pixels = cells.permute(0, 1, 4, 2, 5, 3)
+        images = pixels.reshape(batch, 2 * height, 2 * width, channels // 4)
+        return images.permute(0, 3, 1, 2)
 
 
 class WaveletConvolution(nn.Module):
@@ -43,6 +52,7 @@ class WaveletConvolution(nn.Module):
 
     def __init__(self, channels: int, kernel: int) -> None:
         super().__init__()
+        self.haar = Haar()
         self.image = nn.Conv2d(channels, channels, kernel, padding="same", groups=channels)
         self.bands = nn.Conv2d(
             4 * channels, 4 * channels, kernel, padding="same", groups=4 * channels, bias=False
@@ -54,8 +64,9 @@ class WaveletConvolution(nn.Module):
         """Map (B, C, h, w) to the same shape."""
         height, width = z.shape[-2:]
         even = F.pad(z, (0, width % 2, 0, height % 2))
-        bands = _scaled(self.bands, self.bands_scale, analyse(even))
-        return _scaled(self.image, self.image_scale, z) + synthesise(bands)[..., :height, :width]
+        bands = _scaled(self.bands, self.bands_scale, self.haar.analyse(even))
+        detail = self.haar.synthesise(bands)[..., :height, :width]
+        return _scaled(self.image, self.image_scale, z) + detail
 
 
 def _scaled(convolution: nn.Conv2d, scale: Tensor, x: Tensor) -> Tensor:

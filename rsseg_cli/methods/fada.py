@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from rsseg_cli.contract import Backbone, Features, Method, State
 from rsseg_cli.grid import Grid
 from rsseg_cli.methods._token_adapter import START_SCALE, TokenBranch, TokenSettings
-from rsseg_cli.methods._wavelets import analyse, synthesise
+from rsseg_cli.methods._wavelets import Haar
 from rsseg_cli.methods._weighing import Weighing
 
 
@@ -40,6 +40,7 @@ class Fada(Method[State]):
     def __init__(self, config: Config, backbone: Backbone) -> None:
         super().__init__(config, backbone)
         self.prefix = backbone.prefix
+        self.haar = Haar()
         branch = partial(TokenBranch, backbone.depth, backbone.dim, rank=config.rank)
         self.low = branch(
             tokens=config.tokens, query_width=config.linked, weighing=Weighing(first=0)
@@ -56,9 +57,9 @@ class Fada(Method[State]):
     def after_block(self, index: int, tokens: Tensor, state: State) -> Tensor:
         """Refine the patch tokens."""
         prefix, patches = tokens.tensor_split([self.prefix], 1)
-        low, high = split(patches, state.grid)
+        low, high = split(patches, state.grid, self.haar)
         answers = self.low.answer(index, low), self.high.answer(index, high)
-        added = self.scale * join(*answers, state.grid)
+        added = self.scale * join(*answers, state.grid, self.haar)
         return torch.cat([prefix, patches + added], 1)
 
     def finish(self, maps: list[Tensor], state: State) -> Features:
@@ -66,7 +67,7 @@ class Fada(Method[State]):
         return Features(maps, self.low.queries())
 
 
-def split(patches: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+def split(patches: Tensor, grid: Grid, haar: Haar) -> tuple[Tensor, Tensor]:
     """Split patch tokens (B, N, D) into their low Haar band and the three others.
 
     Every group of a location is its own image; an odd side is made even by repeating its last row.
@@ -76,13 +77,15 @@ def split(patches: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     """
     images = grid.to_images(patches)
     even = F.pad(images, (0, grid.w % 2, 0, grid.h % 2), mode="replicate")
-    bands = analyse(even).reshape(*images.shape[:2], 4, -1).permute(0, 2, 3, 1)  # (B*G, 4, n, D)
+    bands = (
+        haar.analyse(even).reshape(*images.shape[:2], 4, -1).permute(0, 2, 3, 1)
+    )  # (B*G, 4, n, D)
     return bands[:, 0], bands[:, 1:].flatten(1, 2)
 
 
-def join(low: Tensor, high: Tensor, grid: Grid) -> Tensor:
+def join(low: Tensor, high: Tensor, grid: Grid, haar: Haar) -> Tensor:
     """Undo `split`: (B, N, D)."""
     images, count, dim = low.shape
     bands = torch.cat([low, high], 1).reshape(images, 4, count, dim).permute(0, 3, 1, 2)
     half = bands.reshape(images, 4 * dim, (grid.h + 1) // 2, (grid.w + 1) // 2)
-    return grid.to_tokens(synthesise(half)[..., : grid.h, : grid.w])
+    return grid.to_tokens(haar.synthesise(half)[..., : grid.h, : grid.w])

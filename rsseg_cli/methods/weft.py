@@ -70,7 +70,6 @@ class Injector(nn.Module):
         self, dim: int, attention: DeformableAttention, optimizer: TokenOptimizer | None
     ) -> None:
         super().__init__()
-        self.query_norm, self.value_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.attention = attention
         self.optimizer = optimizer
         self.gamma = nn.Parameter(torch.zeros(dim))
@@ -87,12 +86,7 @@ class Injector(nn.Module):
             sizes: (rows, columns) of its levels.
         """
         per_place = _mean_over_groups(tokens, grid)
-        found = self.attention(
-            self.query_norm(per_place),
-            centres([(grid.h, grid.w)], tokens.device),
-            self.value_norm(values),
-            sizes,
-        )
+        found = self.attention(per_place, centres([(grid.h, grid.w)], tokens.device), values, sizes)
         if self.optimizer is not None:
             found = self.optimizer(found)
         answer: Tensor = self.gamma * found

@@ -34,6 +34,7 @@ def attend_slowly(
 ) -> Tensor:
     heads, points, levels = module.heads, module.points, module.levels
     batch, count, _ = queries.shape
+    queries, values = module.query_norm(queries), module.value_norm(values)
     offsets = module.offsets(queries).view(batch, count, heads, levels, points, 2)
     weights = module.weights(queries).view(batch, count, heads, levels * points).softmax(-1)
     projected = module.value(values)
@@ -77,6 +78,7 @@ def test_deformable_attention_equals_that_of_transformers() -> None:
     config = DeformableDetrConfig(d_model=32, num_feature_levels=3)
     theirs = detr.DeformableDetrMultiscaleDeformableAttention(config, num_heads=4, n_points=4)
     ours = DeformableAttention(32, levels=3, heads=4, points=4, ratio=1.0)
+    ours.query_norm = ours.value_norm = nn.Identity()  # type: ignore[assignment]
     pairs = (
         (theirs.sampling_offsets, ours.offsets),
         (theirs.attention_weights, ours.weights),
@@ -106,7 +108,7 @@ def test_without_offsets_it_reads_the_place_itself() -> None:
     module.offsets.bias.zero_()
     values = torch.randn(1, 15, 16)
     found = module(torch.randn(1, 15, 16), centres([(3, 5)], values.device), values, [(3, 5)])
-    assert torch.allclose(found, module.out(module.value(values)), atol=1e-5)
+    assert torch.allclose(found, module.out(module.value(module.value_norm(values))), atol=1e-5)
 
 
 def test_first_offsets_point_outwards() -> None:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from rsseg_cli.backbones.vit import Vit
 from rsseg_cli.contract import State
 from rsseg_cli.grid import Grid
+from rsseg_cli.methods._wavelets import Haar
 from rsseg_cli.methods.fada import Fada, join, split
 
 
@@ -101,11 +102,11 @@ def test_released_weights_are_nearly_uniform() -> None:
 @pytest.mark.parametrize("grid", [Grid(4, 6), Grid(3, 5), Grid(1, 1), Grid(3, 4, groups=3)])
 def test_split_and_join(grid: Grid) -> None:
     patches = torch.randn(2, grid.tokens, 8)
-    low, high = split(patches, grid)
+    low, high = split(patches, grid, Haar())
     cells = (grid.h + 1) // 2 * ((grid.w + 1) // 2)
     assert low.shape == (2 * grid.groups, cells, 8)
     assert high.shape == (2 * grid.groups, 3 * cells, 8)
-    assert torch.allclose(join(low, high, grid), patches, atol=1e-5)
+    assert torch.allclose(join(low, high, grid, Haar()), patches, atol=1e-5)
     if grid.h % 2 == grid.w % 2 == 0:  # orthonormal
         energy = low.square().sum() + high.square().sum()
         assert energy.item() == pytest.approx(patches.square().sum().item(), rel=1e-5)

@@ -14,7 +14,7 @@ from rsseg_cli.methods._convolution import BatchNorm, Cascade, Running
 from rsseg_cli.methods._esto import TokenOptimizer
 from rsseg_cli.methods._see import Edges, Enhancer, SpatialExpert, join, split
 from rsseg_cli.methods._wavelet_experts import Experts, Pyramid, Router, Trained
-from rsseg_cli.methods._wavelets import WaveletConvolution, analyse, synthesise
+from rsseg_cli.methods._wavelets import Haar, WaveletConvolution
 
 
 def scramble(module: nn.Module) -> nn.Module:
@@ -34,32 +34,28 @@ def haar_filters(channels: int) -> Tensor:
 
 
 def haar(image: Tensor) -> Tensor:
-    """Convolve (B, C, h, w); all channels of a band follow each other."""
-    channels = image.shape[1]
-    bands = F.conv2d(image, haar_filters(channels), stride=2, groups=channels)
-    return bands.unflatten(1, (channels, 4)).transpose(1, 2).flatten(1, 2)
+    return F.conv2d(image, haar_filters(image.shape[1]), stride=2, groups=image.shape[1])
 
 
 def haar_back(bands: Tensor) -> Tensor:
     channels = bands.shape[1] // 4
-    by_channel = bands.unflatten(1, (4, channels)).transpose(1, 2).flatten(1, 2)
-    return F.conv_transpose2d(by_channel, haar_filters(channels), stride=2, groups=channels)
+    return F.conv_transpose2d(bands, haar_filters(channels), stride=2, groups=channels)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_haar_bands_are_those_of_the_filters(layout: torch.memory_format) -> None:
     image = torch.randn(2, 3, 6, 8).contiguous(memory_format=layout)
-    bands = haar(image)
-    assert torch.allclose(analyse(image), bands, atol=1e-6)
+    bands, ours = haar(image), Haar()
+    assert torch.allclose(ours.analyse(image), bands, atol=1e-6)
     back = haar_back(bands)
-    assert torch.allclose(synthesise(bands), back, atol=1e-6)
+    assert torch.allclose(ours.synthesise(bands), back, atol=1e-6)
     assert torch.allclose(back, image, atol=1e-6)
     assert torch.allclose(bands.square().sum(), image.square().sum())  # orthonormal
 
 
 def test_haar_of_no_images() -> None:
-    assert analyse(torch.zeros(0, 3, 6, 8)).shape == (0, 12, 3, 4)
-    assert synthesise(torch.zeros(0, 12, 3, 4)).shape == (0, 3, 6, 8)
+    assert Haar().analyse(torch.zeros(0, 3, 6, 8)).shape == (0, 12, 3, 4)
+    assert Haar().synthesise(torch.zeros(0, 12, 3, 4)).shape == (0, 3, 6, 8)
 
 
 @pytest.mark.parametrize("size", [(8, 6), (7, 6), (8, 5), (7, 5), (1, 1)])
@@ -82,8 +78,11 @@ def test_wavelet_convolution(size: tuple[int, int], kernel: int) -> None:
     assert (module(z) - z).abs().max() < 1e-6  # analysis and synthesis alone: a round trip
 
 
-def test_wavelet_filters_are_no_tensors() -> None:
-    names = {name for name, _ in WaveletConvolution(4, 3).state_dict().items()}
+def test_wavelet_filters_are_constants() -> None:
+    module = WaveletConvolution(4, 3)
+    assert module.haar.filters.abs().unique().tolist() == [0.5]
+    assert not list(module.haar.parameters())
+    names = set(module.state_dict())
     assert names == {"image.weight", "image.bias", "bands.weight", "image_scale", "bands_scale"}
 
 
@@ -98,13 +97,11 @@ def test_cascade_is_its_equation(running: Running, level: int) -> None:
     module = scramble(small_cascade(running)).eval()
     assert isinstance(module, Cascade)
     for one in (module.norm, module.merge_norm):
-        one.running_mean.normal_()
-        one.running_var.uniform_(0.5, 2)
+        one.statistics.uniform_(0.5, 2)
 
     def norm(norm: BatchNorm, place: int, x: Tensor) -> Tensor:
         row = place if running == "own" else 0
-        mean, var = norm.running_mean[row], norm.running_var[row]
-        return F.batch_norm(x, mean, var, norm.weight, norm.bias, eps=1e-5)
+        return F.batch_norm(x, *norm.statistics[row], norm.weight, norm.bias, eps=1e-5)
 
     z = torch.randn(2, 8, 5, 4)
     outputs: list[Tensor] = []
@@ -119,7 +116,7 @@ def test_cascade_is_its_equation(running: Running, level: int) -> None:
 # --- batch norm -----------------------------------------------------------------------------------
 def test_batch_norm_of_a_single_value() -> None:
     ours = BatchNorm(3).train()
-    ours.running_mean = torch.tensor([[1.0, 2.0, 3.0]])
+    ours.statistics[0, 0] = torch.tensor([1.0, 2.0, 3.0])
     x = torch.randn(1, 3, 1, 1)
     expected = (x - torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1)) / math.sqrt(1 + 1e-5)
     assert torch.allclose(ours(x), expected, atol=1e-6)
@@ -152,24 +149,23 @@ def test_running_statistics_follow_what_changes() -> None:
         plain(x)
     assert plain.running_mean is not None
     assert plain.running_var is not None
-    assert torch.allclose(ours.running_mean[0], plain.running_mean, atol=1e-5)
-    assert torch.allclose(ours.running_var[0], plain.running_var, atol=1e-5)
+    assert torch.allclose(ours.statistics[0, 0], plain.running_mean, atol=1e-5)
+    assert torch.allclose(ours.statistics[0, 1], plain.running_var, atol=1e-5)
 
 
 def test_a_place_without_batches_is_judged_like_the_others() -> None:
     norm = BatchNorm(1, 3)
     for place, mean in ((0, 2.0), (2, 4.0)):
         norm(torch.tensor([mean - 1, mean + 1]).view(1, 1, 1, 2), place)
-    trained = [buffer.clone() for buffer in norm.buffers()]
+    trained = norm.statistics.clone()
     norm.eval()
-    assert norm.running_mean.flatten().tolist() == [2.0, 3.0, 4.0]
-    assert norm.running_var.flatten().tolist() == [2.0, 2.0, 2.0]
+    assert norm.statistics.flatten(1).tolist() == [[2.0, 2.0], [3.0, 2.0], [4.0, 2.0]]
     norm.train()
     norm(torch.tensor([6.0, 8.0]).view(1, 1, 1, 2), 1)
-    assert norm.running_mean.flatten().tolist() == [2.0, 7.0, 4.0]  # what it has now is its own
-    assert torch.equal(norm.running_mean[[0, 2]], trained[0][[0, 2]])
+    assert norm.statistics[:, 0].flatten().tolist() == [2.0, 7.0, 4.0]  # now it has its own
+    assert torch.equal(norm.statistics[[0, 2]], trained[[0, 2]])
     fresh = BatchNorm(1, 3).eval()
-    assert torch.equal(fresh.running_var, torch.ones(3, 1))
+    assert fresh.statistics.flatten(1).tolist() == [[0.0, 1.0]] * 3
 
 
 def plainly(module: Cascade, z: Tensor) -> Tensor:
