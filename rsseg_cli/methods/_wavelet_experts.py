@@ -116,14 +116,14 @@ def _add(total: Tensor, answer: Tensor, images: Tensor, shares: Tensor) -> Tenso
 
 
 class Pyramid(nn.Module):
-    """Turns an image into four maps as wide as the backbone's tokens.
+    """Turns an image into four narrow maps, and each of them into one as wide as the tokens.
 
     Stem, halving convolution, experts and the last 1x1 are each one module for all levels.
 
     Args:
         bands: Bands of the image.
-        dim: Width D of the maps.
-        channels: Width inside, a multiple of 4.
+        dim: Width D of the tokens.
+        channels: Width of the narrow maps, a multiple of 4.
         experts: Refines each level; None leaves a plain convolutional pyramid.
         running: See `BatchNorm`.
     """
@@ -158,7 +158,7 @@ class Pyramid(nn.Module):
             size: Rows h and columns w of the grid of patches.
 
         Returns:
-            Maps (B, D, ., .) of 4h x 4w, 2h x 2w, h x w and ceil(h/2) x ceil(w/2).
+            Maps (B, channels, ., .) of 4h x 4w, 2h x 2w, h x w and ceil(h/2) x ceil(w/2).
         """
         wanted = (CELL * size[0], CELL * size[1])
         if image.shape[-2:] != wanted:
@@ -172,7 +172,11 @@ class Pyramid(nn.Module):
             if self.experts is not None:
                 level, chosen = self.experts(level, number)
                 choices.append(chosen)
-            maps.append(pointwise(self.widen, level))
+            maps.append(level)
         if self.training and choices:
             self.usage = share.mean(torch.stack(choices).float().mean((0, 1)))
         return maps
+
+    def wide(self, level: Tensor) -> Tensor:
+        """Map a level (B, channels, h, w) to (B, D, h, w)."""
+        return pointwise(self.widen, level)

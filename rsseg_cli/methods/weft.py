@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from pydantic import Field, model_validator
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from rsseg_cli.contract import Backbone, Features, Method, State
 from rsseg_cli.errors import RssegError
 from rsseg_cli.grid import Grid
-from rsseg_cli.methods._convolution import BatchNorm, Cascade, Running
+from rsseg_cli.methods._convolution import BatchNorm, Cascade, Running, recomputed
 from rsseg_cli.methods._deformable import DeformableAttention, centres
 from rsseg_cli.methods._esto import Similarity, Statistics, TokenOptimizer
 from rsseg_cli.methods._see import (
@@ -51,7 +51,7 @@ class WeftState(State):
     """The stream beside the backbone, and what the backbone said after each stage."""
 
     finest: Tensor = field(default_factory=lambda: torch.empty(0))
-    """(B, D, 4h, 4w); waits for the end."""
+    """(B, channels, 4h, 4w); waits for the end, narrow as long as it waits."""
     tokens: Tensor = field(default_factory=lambda: torch.empty(0))
     """(B, N', D): the levels of 2, 1 and 1/2 times the grid, one after the other."""
     sizes: tuple[tuple[int, int], ...] = ()
@@ -195,7 +195,7 @@ class Weft(Method[WeftState]):
         """Read the image into the pyramid."""
         finest, *levels = self.pyramid(image, (grid.h, grid.w))
         marked = [
-            level + embed[:, None, None]
+            self.pyramid.wide(level) + embed[:, None, None]
             for level, embed in zip(levels, self.level_embed, strict=True)
         ]
         sizes = tuple((level.shape[2], level.shape[3]) for level in levels)
@@ -224,14 +224,28 @@ class Weft(Method[WeftState]):
 
     def finish(self, maps: list[Tensor], state: WeftState) -> Features:
         """Add both streams to four maps; the backbone's tapped maps are not used."""
-        levels = [state.finest, *split(state.tokens, state.sizes)]
-        levels[0] = levels[0] + _resized(levels[1], levels[0])
-        return Features(
-            [
-                norm(level + _resized(stage, level))
-                for norm, level, stage in zip(self.norms, levels, state.stages, strict=True)
-            ]
-        )
+        levels = split(state.tokens, state.sizes)
+        first, *others = state.stages
+        # The sums, as large as all tokens together, are not kept for backward.
+        maps = [recomputed(self._finest, state.finest, levels[0], first)]
+        maps += [
+            recomputed(self._sum, number, level, stage)
+            for number, (level, stage) in enumerate(zip(levels, others, strict=True), start=1)
+        ]
+        for (_, statistics), norm in zip(maps, self.norms, strict=True):
+            cast(BatchNorm, norm).follow([statistics], 0)
+        return Features([image for image, _ in maps])
+
+    def _finest(
+        self, narrow: Tensor, coarser: Tensor, stage: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        level = self.pyramid.wide(narrow)
+        return self._sum(0, level + _resized(coarser, level), stage)
+
+    def _sum(self, number: int, level: Tensor, stage: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Add a stage's map to a level, and normalise; also return the norm's statistics."""
+        norm = cast(BatchNorm, self.norms[number])
+        return norm.normalise(level + _resized(stage, level), 0)
 
     def record(self) -> dict[str, Json]:
         """Say which experts the last batch chose, and how strong each injection is."""

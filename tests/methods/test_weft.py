@@ -127,7 +127,8 @@ def test_maps_are_the_sum_of_both_streams() -> None:
     image = torch.randn(1, 3, 32, 48)
     grid = Grid(4, 6)
     state = method.begin(image, grid)
-    finest, double, single, half = method.pyramid(image, (grid.h, grid.w))
+    narrow = method.pyramid(image, (grid.h, grid.w))
+    finest, double, single, half = (method.pyramid.wide(level) for level in narrow)
     double, single, half = (
         level + embed.view(1, -1, 1, 1)
         for level, embed in zip((double, single, half), method.level_embed, strict=True)

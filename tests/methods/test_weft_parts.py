@@ -287,12 +287,12 @@ def test_all_experts_are_computed_where_they_must() -> None:
 @pytest.mark.parametrize("grid", [(4, 6), (3, 5)])
 def test_pyramid_keeps_its_place_beside_the_patches(patch: int, grid: tuple[int, int]) -> None:
     height, width = grid
-    maps = Pyramid(5, 24, channels=8, experts=None, running="own")(
-        torch.randn(2, 5, height * patch, width * patch), grid
-    )
+    pyramid = Pyramid(5, 24, channels=8, experts=None, running="own")
+    maps = pyramid(torch.randn(2, 5, height * patch, width * patch), grid)
     half = (-(-height // 2), -(-width // 2))
     sizes = [(4 * height, 4 * width), (2 * height, 2 * width), grid, half]
-    assert [tuple(level.shape) for level in maps] == [(2, 24, *size) for size in sizes]
+    assert [tuple(level.shape) for level in maps] == [(2, 8, *size) for size in sizes]
+    assert pyramid.wide(maps[2]).shape == (2, 24, *grid)
 
 
 # --- ESTO -----------------------------------------------------------------------------------------
