@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import Field, model_validator
+from timm.layers.norm import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn import functional as F
@@ -39,6 +40,8 @@ from rsseg_cli.plain import Json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+OutputNorm = Literal["layer", "batch"]
 
 STAGES = 4
 """Equal runs of blocks with an injection before and an enhancement after each."""
@@ -130,6 +133,10 @@ class Weft(Method[WeftState]):
         """"token": nearly uniform logits, as released; see `TokenOptimizer`."""
         statistics: Statistics = "image"
         """"batch": boundaries are judged over the whole batch, as released."""
+        output_norm: OutputNorm = "layer"
+        """Norm of the four maps for the head: over the channels of each pixel, or over the
+        "batch" as released. In a small batch the means of few images are taken away, in a test
+        those of all: what the head then reads it has not seen."""
         enhancer_ratio: float = Field(0.25, gt=0)
         """Width inside an enhancer over D."""
         laplacian: Laplacian = "directional"
@@ -181,7 +188,8 @@ class Weft(Method[WeftState]):
         self.injectors = nn.ModuleList(_injector(config, dim) for _ in range(STAGES))
         enhancers = STAGES + LAST if config.see else 0
         self.enhancers = nn.ModuleList(_enhancer(config, dim, hidden) for _ in range(enhancers))
-        self.norms = nn.ModuleList(BatchNorm(dim) for _ in range(LEVELS))
+        norm = BatchNorm if config.output_norm == "batch" else LayerNorm2d
+        self.norms = nn.ModuleList(norm(dim) for _ in range(LEVELS))
 
     def maps(self, backbone: Backbone) -> int:
         """Count the maps of the pyramid: 4, 2, 1 and 1/2 times the grid of patches."""
@@ -233,7 +241,8 @@ class Weft(Method[WeftState]):
             for number, (level, stage) in enumerate(zip(levels, others, strict=True), start=1)
         ]
         for (_, statistics), norm in zip(maps, self.norms, strict=True):
-            cast(BatchNorm, norm).follow([statistics], 0)
+            if isinstance(norm, BatchNorm):
+                norm.follow([statistics], 0)
         return Features([image for image, _ in maps])
 
     def _finest(
@@ -243,9 +252,11 @@ class Weft(Method[WeftState]):
         return self._sum(0, level + _resized(coarser, level), stage)
 
     def _sum(self, number: int, level: Tensor, stage: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Add a stage's map to a level, and normalise; also return the norm's statistics."""
-        norm = cast(BatchNorm, self.norms[number])
-        return norm.normalise(level + _resized(stage, level), 0)
+        """Add a stage's map to a level, and normalise; also return a batch norm's statistics."""
+        total, norm = level + _resized(stage, level), self.norms[number]
+        if isinstance(norm, BatchNorm):
+            return norm.normalise(total, 0)
+        return norm(total), None
 
     def record(self) -> dict[str, Json]:
         """Say which experts the last batch chose, and how strong each injection is."""

@@ -30,8 +30,8 @@ PRESET = presets.read(presets.find("methods", "weft_released")).values
 RELEASED: dict[str, Any] = {
     key: PRESET["method"][key]
     for key in (
-        "shares", "trained_experts", "running", "similarity", "statistics", "laplacian", "pool",
-        "drop_path",
+        "shares", "trained_experts", "running", "similarity", "statistics", "output_norm",
+        "laplacian", "pool", "drop_path",
     )
 }  # fmt: skip
 SMALL: dict[str, Any] = {"channels": 8, "kernels": (1, 3, 5), "active": 2}
@@ -122,8 +122,9 @@ def test_prefix_tokens_are_not_injected_into() -> None:
 
 
 @torch.no_grad()
-def test_maps_are_the_sum_of_both_streams() -> None:
-    method = wake(make(see=False)[0]).eval()
+@pytest.mark.parametrize("output_norm", ["layer", "batch"])
+def test_maps_are_the_sum_of_both_streams(output_norm: str) -> None:
+    method = wake(make(see=False, output_norm=output_norm)[0]).eval()
     image = torch.randn(1, 3, 32, 48)
     grid = Grid(4, 6)
     state = method.begin(image, grid)
