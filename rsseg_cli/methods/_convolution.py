@@ -100,9 +100,11 @@ class BatchNorm(nn.Module):
 
     def train(self, mode: bool = True) -> Self:
         """Set training or testing; for a test, give places without a batch the others' mean."""
-        counted = self.batches > 0
-        if not mode and counted.any() and not counted.all():
-            self.statistics[~counted] = self.statistics[counted].mean(0)
+        if not mode:
+            counted = (self.batches > 0)[:, None, None]
+            mean = (self.statistics * counted).sum(0) / counted.sum().clamp(min=1)
+            keep = counted | ~counted.any()
+            self.statistics.copy_(torch.where(keep, self.statistics, mean))
         return super().train(mode)
 
     def _together(self, x: Tensor) -> tuple[Tensor, Tensor]:
