@@ -21,6 +21,7 @@ from rsseg_cli.pointwise import pointwise
 
 Shares = Literal["proportional", "softmax"]
 Trained = Literal["chosen", "all"]
+StemNorm = Literal["batch", "image"]
 
 LEVELS = 4
 """Maps of the pyramid: 4, 2, 1 and 1/2 times the grid of patches."""
@@ -126,15 +127,26 @@ class Pyramid(nn.Module):
         channels: Width of the narrow maps, a multiple of 4.
         experts: Refines each level; None leaves a plain convolutional pyramid.
         running: See `BatchNorm`.
+        stem_norm: "batch": as published. "image": each channel of an image by itself, which
+            takes its light and contrast out of what the pyramid sees (IBN-Net, Pan et al. 2018).
     """
 
     def __init__(
-        self, bands: int, dim: int, *, channels: int, experts: Experts | None, running: Running
+        self,
+        bands: int,
+        dim: int,
+        *,
+        channels: int,
+        experts: Experts | None,
+        running: Running,
+        stem_norm: StemNorm = "batch",
     ) -> None:
         super().__init__()
+        by_image = stem_norm == "image"
+        norm = nn.InstanceNorm2d(channels, affine=True) if by_image else BatchNorm(channels)
         self.stem = nn.Sequential(
             nn.Conv2d(bands, channels, 3, stride=2, padding=1),
-            BatchNorm(channels),
+            norm,
             nn.ReLU(),
             nn.MaxPool2d(3, stride=2, padding=1),
         )

@@ -35,7 +35,7 @@ from rsseg_cli.methods._see import (
     join,
     split,
 )
-from rsseg_cli.methods._wavelet_experts import LEVELS, Experts, Pyramid, Shares, Trained
+from rsseg_cli.methods._wavelet_experts import LEVELS, Experts, Pyramid, Shares, StemNorm, Trained
 from rsseg_cli.plain import Json
 
 if TYPE_CHECKING:
@@ -133,6 +133,9 @@ class Weft(Method[WeftState]):
         """"token": nearly uniform logits, as released; see `TokenOptimizer`."""
         statistics: Statistics = "image"
         """"batch": boundaries are judged over the whole batch, as released."""
+        stem_norm: StemNorm = "batch"
+        """Norm of the pyramid's first convolution. "image": over each image by itself, for maps
+        of scenes with other light or processing; a tile of one cover then looks like any."""
         output_norm: OutputNorm = "layer"
         """Norm of the four maps for the head: over the channels of each pixel, or over the
         "batch" as released. In a small batch the means of few images are taken away, in a test
@@ -183,6 +186,7 @@ class Weft(Method[WeftState]):
             channels=config.channels,
             experts=experts,
             running=config.running,
+            stem_norm=config.stem_norm,
         )
         self.level_embed = nn.Parameter(torch.randn(LEVELS - 1, dim))
         self.injectors = nn.ModuleList(_injector(config, dim) for _ in range(STAGES))

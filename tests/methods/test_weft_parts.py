@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from rsseg_cli.methods._convolution import BatchNorm, Cascade, Running
 from rsseg_cli.methods._esto import TokenOptimizer
 from rsseg_cli.methods._see import Edges, Enhancer, SpatialExpert, join, split
-from rsseg_cli.methods._wavelet_experts import Experts, Pyramid, Router, Trained
+from rsseg_cli.methods._wavelet_experts import Experts, Pyramid, Router, StemNorm, Trained
 from rsseg_cli.methods._wavelets import Haar, WaveletConvolution
 
 
@@ -293,6 +293,16 @@ def test_pyramid_keeps_its_place_beside_the_patches(patch: int, grid: tuple[int,
     sizes = [(4 * height, 4 * width), (2 * height, 2 * width), grid, half]
     assert [tuple(level.shape) for level in maps] == [(2, 8, *size) for size in sizes]
     assert pyramid.wide(maps[2]).shape == (2, 24, *grid)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("stem_norm", ["image", "batch"])
+def test_a_stem_by_image_does_not_see_contrast(stem_norm: StemNorm) -> None:
+    pyramid = Pyramid(2, 8, channels=8, experts=None, running="own", stem_norm=stem_norm).eval()
+    image = torch.randn(1, 2, 64, 64)
+    maps, brighter = pyramid(image, (4, 4)), pyramid(3 * image, (4, 4))
+    same = [torch.allclose(a, b, atol=1e-4) for a, b in zip(maps, brighter, strict=True)]
+    assert same == [stem_norm == "image"] * 4
 
 
 # --- ESTO -----------------------------------------------------------------------------------------

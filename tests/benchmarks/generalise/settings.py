@@ -110,6 +110,7 @@ VARIANTS: dict[str, dict[str, tuple[str, ...]]] = {
         "no_twe": ("method.twe=false",),
         "no_esto": ("method.esto=false",),
         "no_see": ("method.see=false",),
+        "image_stem": ("method.stem_norm=image",),
     },
     "fishertune": {
         "random": ("method.score=random",),
