@@ -72,7 +72,7 @@ class BatchNorm(nn.Module):
     def normalise(self, x: Tensor, place: int) -> tuple[Tensor, Tensor | None]:
         """Normalise (B, C, h, w); also return the batch's mean and unbiased variance (2, C).
 
-        There are none in a test.
+        None where the running ones are used: in a test, and with one value per channel.
         """
         if self.training and share.together():
             return self._together(x)

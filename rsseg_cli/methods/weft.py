@@ -24,13 +24,13 @@ from rsseg_cli.contract import Backbone, Features, Method, State
 from rsseg_cli.errors import RssegError
 from rsseg_cli.grid import Grid
 from rsseg_cli.methods._convolution import BatchNorm, Cascade, Running, recomputed
-from rsseg_cli.methods._deformable import DeformableAttention, centres
+from rsseg_cli.methods._deformable import DeformableAttention
 from rsseg_cli.methods._esto import Similarity, Statistics, TokenOptimizer
+from rsseg_cli.methods._injector import Injector, mean_over_groups
 from rsseg_cli.methods._see import (
     Enhancer,
     Laplacian,
     Pool,
-    Sizes,
     SpatialExpert,
     join,
     split,
@@ -61,39 +61,6 @@ class WeftState(State):
     """(rows, columns) of these levels."""
     stages: list[Tensor] = field(default_factory=list)
     """(B, D, h, w) after each stage."""
-
-
-class Injector(nn.Module):
-    """Adds to the backbone's tokens what they find in the pyramid: x + gamma * ESTO(MSDA(x, c)).
-
-    gamma starts at 0, so that a new model is the plain backbone.
-    """
-
-    def __init__(
-        self, dim: int, attention: DeformableAttention, optimizer: TokenOptimizer | None
-    ) -> None:
-        super().__init__()
-        self.attention = attention
-        self.optimizer = optimizer
-        self.gamma = nn.Parameter(torch.zeros(dim))
-
-    def forward(self, tokens: Tensor, grid: Grid, values: Tensor, sizes: Sizes) -> Tensor:
-        """Compute what is added to patch tokens.
-
-        The token groups of one place ask together, with their mean, and get the same answer.
-
-        Args:
-            tokens: (B, N, D), the backbone's.
-            grid: Their layout.
-            values: (B, N', D), the pyramid's.
-            sizes: (rows, columns) of its levels.
-        """
-        per_place = _mean_over_groups(tokens, grid)
-        found = self.attention(per_place, centres([(grid.h, grid.w)], tokens.device), values, sizes)
-        if self.optimizer is not None:
-            found = self.optimizer(found)
-        answer: Tensor = self.gamma * found
-        return answer.repeat_interleave(grid.groups, dim=1)
 
 
 class Weft(Method[WeftState]):
@@ -227,7 +194,7 @@ class Weft(Method[WeftState]):
         if index not in self.last:
             return tokens
         stage, grid = self.last[index], state.grid
-        seen = _mean_over_groups(tokens[:, self.prefix :], grid)
+        seen = mean_over_groups(tokens[:, self.prefix :], grid)
         final = stage == STAGES - 1
         for enhancer in self.enhancers[stage : None if final else stage + 1]:
             state.tokens = enhancer(state.tokens, state.sizes, seen, (grid.h, grid.w))
@@ -239,15 +206,15 @@ class Weft(Method[WeftState]):
         levels = split(state.tokens, state.sizes)
         first, *others = state.stages
         # The sums, as large as all tokens together, are not kept for backward.
-        maps = [recomputed(self._finest, state.finest, levels[0], first)]
-        maps += [
+        added = [recomputed(self._finest, state.finest, levels[0], first)]
+        added += [
             recomputed(self._sum, number, level, stage)
             for number, (level, stage) in enumerate(zip(levels, others, strict=True), start=1)
         ]
-        for (_, statistics), norm in zip(maps, self.norms, strict=True):
+        for (_, statistics), norm in zip(added, self.norms, strict=True):
             if isinstance(norm, BatchNorm):
                 norm.follow([statistics], 0)
-        return Features([image for image, _ in maps])
+        return Features([image for image, _ in added])
 
     def _finest(
         self, narrow: Tensor, coarser: Tensor, stage: Tensor
@@ -348,13 +315,6 @@ def _check_widths(config: Weft.Config, dim: int, hidden: int, depth: int) -> Non
                 where=setting,
                 fix=f"another {setting}, or a backbone of another width than {dim}",
             )
-
-
-def _mean_over_groups(tokens: Tensor, grid: Grid) -> Tensor:
-    """Average the token groups of each place: (B, N, D) to (B, h * w, D)."""
-    if grid.groups == 1:
-        return tokens
-    return tokens.reshape(len(tokens), grid.h * grid.w, grid.groups, -1).mean(2)
 
 
 def _resized(image: Tensor, like: Tensor) -> Tensor:
