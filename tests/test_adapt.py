@@ -16,13 +16,13 @@ from jobs import same, weights
 from runs import SMALL, Call, describe, ground, rsseg, seen, write_pair
 
 from rsseg_cli.classes import IGNORE
+from rsseg_cli.commands.adapt.resample import resampled
+from rsseg_cli.commands.adapt.settings import resolve
+from rsseg_cli.commands.adapt.target_validation import COLLAPSED, TargetValidation
 from rsseg_cli.data.pair import Handles, Opener
 from rsseg_cli.data.source import Source
 from rsseg_cli.data.unlabelled import hold_back, without_labels
 from rsseg_cli.raster.grid import Window
-from rsseg_cli.run.adapt_config import resolve
-from rsseg_cli.run.shrink import resampled
-from rsseg_cli.run.target_validation import COLLAPSED, TargetValidation
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training.choice import Look
 from rsseg_cli.training.self_training import SelfTraining

@@ -21,13 +21,13 @@ from runs import CLASSES, Call, describe, ground, rsseg, seen, write_pair
 
 from rsseg_cli.bands import Bands
 from rsseg_cli.classes import IGNORE, Class
+from rsseg_cli.commands.adapt.target_labels import labelled
+from rsseg_cli.commands.adapt.targets import Targets
 from rsseg_cli.config import Adapt
 from rsseg_cli.data.pair import Opener, Pair, Part
 from rsseg_cli.errors import RssegWarning
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.report.adaptation import REPORTED, draw_adaptation
-from rsseg_cli.run.target_labels import labelled
-from rsseg_cli.run.targets import Targets
 
 QUICK = ["--steps", "3", "--set", "training.threads=0", "--device", "cpu", "--json"]
 REPORT = "--report-labels"

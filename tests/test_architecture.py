@@ -25,11 +25,21 @@ LAYERS: list[set[str]] = [
     {"segmenter"},
     {"training", "predict", "evaluate"},
     {"config"},
-    {"run", "checks"},
+    {"commands", "checks"},
     {"demo"},
     {"cli"},
 ]
 LEVEL = {part: level for level, layer in enumerate(LAYERS) for part in layer}
+
+# The same order among the files and folders of commands/.
+COMMANDS: list[set[str]] = [
+    {"model", "compare", "export", "dataset"},
+    {"fit"},
+    {"predict"},
+    {"evaluate", "preview"},
+    {"adapt", "bench"},
+]
+COMMAND_LEVEL = {part: level for level, layer in enumerate(COMMANDS) for part in layer}
 
 
 def modules() -> list[Path]:
@@ -42,23 +52,24 @@ def part_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imported_parts(path: Path) -> set[str]:
-    """Name the parts of rsseg that a module imports, at any depth of its code."""
-    parts = set()
+def imported_names(path: Path) -> set[str]:
+    """Return the full names of rsseg's modules that a module imports, at any depth of its code."""
+    imported = set()
     for node in ast.walk(ast.parse(path.read_text())):
         names = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            names = [node.module]
-            if node.module == "rsseg_cli":
-                names = [f"rsseg_cli.{alias.name}" for alias in node.names]
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
         else:
             assert not (isinstance(node, ast.ImportFrom) and node.level), f"relative: {path}"
-        for name in names:
-            if name.startswith("rsseg_cli."):
-                parts.add(name.split(".")[1])
-    return parts - {"__version__"}
+        imported |= {name for name in names if name.startswith("rsseg_cli.")}
+    return imported
+
+
+def imported_parts(path: Path) -> set[str]:
+    """Return the top-level parts of rsseg that a module imports."""
+    return {name.split(".")[1] for name in imported_names(path)} - {"__version__"}
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -69,6 +80,46 @@ def test_imports_point_left(path: Path) -> None:
     assert own in LEVEL, f"{own} has no place in the layers"
     for part in imported_parts(path) - {own}:
         assert LEVEL[part] < LEVEL[own], f"{path.relative_to(PACKAGE)} imports {part}"
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted((PACKAGE / "commands").rglob("*.py")),
+    ids=lambda path: f"{path.parent.name}/{path.name}",
+)
+def test_imports_among_commands_point_left(path: Path) -> None:
+    own = path.relative_to(PACKAGE / "commands").parts[0].removesuffix(".py")
+    if own == "__init__":
+        return
+    assert own in COMMAND_LEVEL, f"{own} has no place among the commands"
+    prefix = "rsseg_cli.commands."
+    imported = {
+        n.removeprefix(prefix).split(".")[0] for n in imported_names(path) if n.startswith(prefix)
+    }
+    for part in imported - {own}:
+        assert COMMAND_LEVEL[part] < COMMAND_LEVEL[own], (
+            f"{path.relative_to(PACKAGE)} imports {part}"
+        )
+
+
+def files_import_each_other(folder: Path) -> dict[str, set[str]]:
+    prefix = f"rsseg_cli.commands.{folder.name}."
+    return {
+        path.stem: {
+            name.removeprefix(prefix).split(".")[0]
+            for name in imported_names(path)
+            if name.startswith(prefix)
+        }
+        for path in folder.glob("*.py")
+    }
+
+
+@pytest.mark.parametrize("folder", ["fit", "adapt", "predict", "evaluate", "bench"])
+def test_no_circle_inside_a_command(folder: str) -> None:
+    arrows = files_import_each_other(PACKAGE / "commands" / folder)
+    while leaves := {name for name, imports in arrows.items() if not imports & set(arrows)}:
+        arrows = {name: imports for name, imports in arrows.items() if name not in leaves}
+    assert not arrows, f"these files import each other in a circle: {sorted(arrows)}"
 
 
 def test_no_branch_on_a_name() -> None:

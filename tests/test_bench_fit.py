@@ -10,9 +10,9 @@ import pytest
 import torch
 from runs import rsseg
 
+from rsseg_cli.commands.bench import method_steps as bench_steps
+from rsseg_cli.commands.bench.fit import show
 from rsseg_cli.errors import RssegError
-from rsseg_cli.run import bench_steps
-from rsseg_cli.run.bench_fit import show
 
 TINY = bench_steps.Size("vit_tiny", 32, 2)
 

@@ -18,11 +18,11 @@ from runs import rsseg
 from scipy.stats import ttest_rel
 
 from rsseg_cli.classes import Class
+from rsseg_cli.commands.compare import compare
 from rsseg_cli.errors import RssegError
 from rsseg_cli.metrics.confusion import ConfusionMatrix
 from rsseg_cli.metrics.scores import Scores
 from rsseg_cli.report.report import Report
-from rsseg_cli.run.compare import compare
 
 CLASSES = [Class(1, "water", (0, 0, 255)), Class(2, "<b>town</b>", (255, 0, 0))]
 

@@ -15,13 +15,13 @@ from runs import SMALL, rsseg
 from rsseg_cli import presets
 from rsseg_cli.bands import Bands
 from rsseg_cli.classes import IGNORE
+from rsseg_cli.commands.model import build
 from rsseg_cli.config import resolve
 from rsseg_cli.data.pair import Pair
 from rsseg_cli.data.source import Source
 from rsseg_cli.data.spec import DatasetSpec
 from rsseg_cli.data.tiles import TileStream
 from rsseg_cli.raster.grid import Window
-from rsseg_cli.run.model import build
 from rsseg_cli.segmenter import Segmenter
 
 CONFIG = resolve(method="full", file=None, backbone="vit_tiny", head="linear", pretrained=False)

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from runs import SMALL, describe, ground, rsseg, seen, write_city
 
+from rsseg_cli.commands.model import Fitted, open_model
+from rsseg_cli.commands.predict.dry_run import Survey
 from rsseg_cli.raster.grid import windows
 from rsseg_cli.raster.names import read_classes
-from rsseg_cli.run.model import Fitted, open_model
-from rsseg_cli.run.survey import Survey
 
 LABELS = ground(70, 83, seed=5)
 EXPERTS = ["expert 1", "expert 2", "expert 3"]

@@ -8,11 +8,11 @@ import numpy as np
 import rasterio
 from conftest import write_raster
 
+from rsseg_cli.commands.evaluate import evaluate
+from rsseg_cli.commands.fit.fit import Fit
+from rsseg_cli.commands.predict.options import Request
+from rsseg_cli.commands.predict.predict import predict
 from rsseg_cli.config import resolve
-from rsseg_cli.run import evaluate
-from rsseg_cli.run.fit import Fit
-from rsseg_cli.run.predict import predict
-from rsseg_cli.run.request import Request
 
 BANDS = 32
 SETTINGS = [

@@ -10,8 +10,8 @@ from conftest import WriteScene, random_samples
 from PIL import Image
 from runs import SMALL, rsseg, write_city
 
+from rsseg_cli.commands.preview import sampled
 from rsseg_cli.raster.scene import Scene
-from rsseg_cli.run.preview import sampled
 
 
 def test_numbers_are_those_of_the_scene(tmp_path: Path, write_scene: WriteScene) -> None:

@@ -94,8 +94,8 @@ def adapt(
 
     deadline = Deadline.parse(max_time)  # the time for loading counts, too
     from rsseg_cli import distributed
-    from rsseg_cli.run import adapt as runs
-    from rsseg_cli.run import adapt_config
+    from rsseg_cli.commands.adapt import adapt as runs
+    from rsseg_cli.commands.adapt import settings as adapt_config
 
     short = {
         "training.steps": steps,

@@ -39,7 +39,7 @@ def predict(
 
     Example: rsseg bench predict --model runs/my-run
     """
-    from rsseg_cli.run import bench
+    from rsseg_cli.commands.bench import predict as bench
 
     found = bench.bench_predict(
         model, size=size, tile=tile, batch=batch, overlap=overlap, rounds=rounds, device=device
@@ -75,7 +75,7 @@ def fit(
 
     Example: rsseg bench fit --src my_city/ --method lora
     """
-    from rsseg_cli.run import bench_fit as bench
+    from rsseg_cli.commands.bench import fit as bench
 
     found = bench.bench_fit(
         src or (),

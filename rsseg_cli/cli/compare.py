@@ -24,7 +24,7 @@ def compare(
 
     Example: rsseg compare runs/lora-* runs/frozen-* --report compared/
     """
-    from rsseg_cli.run.compare import compare as beside
+    from rsseg_cli.commands.compare import compare as beside
 
     found = beside(runs)
     if report is not None:

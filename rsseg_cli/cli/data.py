@@ -16,7 +16,7 @@ Name = Annotated[str, typer.Argument(help="A dataset preset, a folder, or a data
 @app.command("list")
 def list_(as_json: options.AsJson = False) -> None:
     """List the known datasets with size, licence and page."""
-    from rsseg_cli.run import data
+    from rsseg_cli.commands import dataset as data
 
     rows = data.known()
     options.answer(rows) if as_json else data.show_known(rows)
@@ -28,7 +28,7 @@ def describe(name: Name, data_root: options.DataRoot = None) -> None:
 
     Example: rsseg data describe my_city/ > my_city.yaml
     """
-    from rsseg_cli.run import data
+    from rsseg_cli.commands import dataset as data
 
     typer.echo(data.describe(name, data_root=data_root), nl=False)
 
@@ -47,8 +47,8 @@ def check(
 
     Example: rsseg data check loveda --data-root /data
     """
+    from rsseg_cli.commands import dataset as data
     from rsseg_cli.errors import FAILED
-    from rsseg_cli.run import data
 
     found = data.examine(name, data_root=data_root, sample=sample)
     options.answer(found.document()) if as_json else data.show_check(found, name)
@@ -74,7 +74,7 @@ def stats(
 
     Example: rsseg data stats my_city/
     """
-    from rsseg_cli.run import data
+    from rsseg_cli.commands import dataset as data
 
     found = data.measure_source(name, data_root=data_root, every=every, class_map=class_map)
     options.answer(found.document()) if as_json else found.show()

@@ -13,8 +13,8 @@ from rsseg_cli.cli import options
 from rsseg_cli.errors import RssegError
 
 if TYPE_CHECKING:
+    from rsseg_cli.commands.evaluate.experiment import Scored
     from rsseg_cli.report.report import Report
-    from rsseg_cli.run.experiment import Scored
 
 
 def evaluate(
@@ -81,7 +81,7 @@ def evaluate(
     rsseg evaluate --model runs/lora-loveda --on loveda:val:urban
     """
     from rsseg_cli import distributed
-    from rsseg_cli.run import evaluate as runs
+    from rsseg_cli.commands.evaluate import evaluate as runs
 
     result: Report | Scored
     on_data = partial(
@@ -107,7 +107,7 @@ def evaluate(
         _refuse("a map", {"--model": model, "--weights": weights})
     with distributed.group(device):
         if experiment is not None:
-            from rsseg_cli.run.experiment import Chosen, require_alone, score
+            from rsseg_cli.commands.evaluate.experiment import Chosen, require_alone, score
 
             require_alone({"a map": prediction, "--on": on, "--map": class_map})
             result = score(Chosen.find(experiment), on_data, model=model, data_root=data_root)

@@ -24,7 +24,7 @@ def export(
 
     Example: rsseg export runs/lora-my_city -o my_city-model/
     """
-    from rsseg_cli.run.export import export as write
+    from rsseg_cli.commands.export import export as write
 
     found = write(model, output, overwrite=overwrite)
     if as_json:

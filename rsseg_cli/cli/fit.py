@@ -65,11 +65,11 @@ def fit(
     deadline = Deadline.parse(max_time)  # the time for loading counts, too
     from rsseg_cli import config as configs
     from rsseg_cli import distributed
-    from rsseg_cli.run import fit as runs
+    from rsseg_cli.commands.fit import fit as runs
 
     changes: list[str] = []
     if experiment is not None:
-        from rsseg_cli.run.experiment import Chosen, require_alone
+        from rsseg_cli.commands.evaluate.experiment import Chosen, require_alone
 
         require_alone({"--method": method, "--src": src, "--config": config, "--map": class_map})
         chosen = Chosen.find(experiment)

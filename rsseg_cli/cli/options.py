@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from rsseg_cli.commands.fit.fit import Fit
     from rsseg_cli.presets import Kind
-    from rsseg_cli.run.fit import Fit
 
 
 def _complete(kind: Kind) -> Callable[[str], list[str]]:

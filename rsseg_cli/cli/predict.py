@@ -12,7 +12,7 @@ import typer
 from rsseg_cli.cli import options
 
 if TYPE_CHECKING:
-    from rsseg_cli.run.survey import Survey
+    from rsseg_cli.commands.predict.dry_run import Survey
 
 
 def _one_of(*choices: str) -> Callable[[str | None], str | None]:
@@ -234,9 +234,9 @@ def predict(
 
     Example: rsseg predict scene.tif --polygons scene.gpkg
     """
+    from rsseg_cli.commands.predict import predict as runs
+    from rsseg_cli.commands.predict.options import Request
     from rsseg_cli.predict.team import open_team
-    from rsseg_cli.run import predict as runs
-    from rsseg_cli.run.request import Request
 
     request = Request(
         output=output,

@@ -34,7 +34,7 @@ def preview(
 
     Example: rsseg preview scene.tif --model runs/lora-my_city
     """
-    from rsseg_cli.run.preview import preview as draw
+    from rsseg_cli.commands.preview import preview as draw
 
     found = draw(
         scene,

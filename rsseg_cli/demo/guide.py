@@ -9,6 +9,11 @@ from typing import Any
 
 from rich.console import Console
 
+from rsseg_cli.commands.evaluate import evaluate
+from rsseg_cli.commands.fit.fit import Fit
+from rsseg_cli.commands.model import pick_device
+from rsseg_cli.commands.predict.options import Request
+from rsseg_cli.commands.predict.predict import predict
 from rsseg_cli.config import resolve
 from rsseg_cli.data.covering import CoveringTiles
 from rsseg_cli.data.source import Source
@@ -16,11 +21,6 @@ from rsseg_cli.demo.baseline import nearest_mean
 from rsseg_cli.demo.sample import CLASSES, REGIONS, write_sample
 from rsseg_cli.errors import OutputExistsError
 from rsseg_cli.report.pictures import quicklook, to_png
-from rsseg_cli.run import evaluate
-from rsseg_cli.run.fit import Fit
-from rsseg_cli.run.model import pick_device
-from rsseg_cli.run.predict import predict
-from rsseg_cli.run.request import Request
 
 SETTINGS = {
     "training.steps": 300,

@@ -16,10 +16,10 @@ from collections.abc import Callable
 import torch
 from rgb import BANDS
 
+from rsseg_cli.commands.model import build
 from rsseg_cli.config import RunConfig, resolve
 from rsseg_cli.data.augment import Augment
 from rsseg_cli.data.joined import DomainBatch
-from rsseg_cli.run.model import build
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training import optimizer
 from rsseg_cli.training.objectives import Objective, Supervised

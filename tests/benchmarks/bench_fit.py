@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rsseg_cli.run.bench_fit import EVERY_METHOD, bench_fit, show
+from rsseg_cli.commands.bench.fit import EVERY_METHOD, bench_fit, show
 
 
 def head(device: str, size: int, points: int, repeats: int, *, bf16: bool) -> dict[str, Any]:

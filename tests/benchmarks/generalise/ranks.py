@@ -14,9 +14,9 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from generalise.runs import Job, Workshop
+from rsseg_cli.commands.fit.fit import Fit
 from rsseg_cli.methods._sparse import Sparse
 from rsseg_cli.methods.fishertune import FisherTune
-from rsseg_cli.run.fit import Fit
 from rsseg_cli.training.step import TrainingStep
 
 FAR = 1_000

@@ -14,9 +14,9 @@ from typing import Any
 from generalise import settings
 from generalise.pairs import Pair, make
 from rsseg_cli import config
+from rsseg_cli.commands.evaluate import evaluate
+from rsseg_cli.commands.fit.fit import Fit
 from rsseg_cli.errors import Interrupted
-from rsseg_cli.run import evaluate
-from rsseg_cli.run.fit import Fit
 
 Record = dict[str, Any]
 

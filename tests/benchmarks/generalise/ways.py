@@ -11,10 +11,11 @@ from typing import Any
 
 from generalise.areas import Areas, make
 from generalise.runs import Job, Record, Workshop
+from rsseg_cli.commands.adapt import settings as adapt_config
+from rsseg_cli.commands.adapt.adapt import Adapt
+from rsseg_cli.commands.evaluate import evaluate
+from rsseg_cli.commands.fit.fit import Fit, FitResult
 from rsseg_cli.metrics.scores import Scores
-from rsseg_cli.run import adapt_config, evaluate
-from rsseg_cli.run.adapt import Adapt
-from rsseg_cli.run.fit import Fit, FitResult
 
 WAYS = ("source", "longer", "adapt", "source_free", "target")
 """A fit on the source; that model fitted on, without a look at the target, for as long as adapting

@@ -12,6 +12,13 @@ import torch
 from torch import Tensor
 
 from rsseg_cli import __version__
+from rsseg_cli.commands.model import Fitted, open_model, pick_device
+from rsseg_cli.commands.predict import dry_run as survey
+from rsseg_cli.commands.predict import paths as names
+from rsseg_cli.commands.predict.explain import choose
+from rsseg_cli.commands.predict.options import Request
+from rsseg_cli.commands.predict.progress import Line
+from rsseg_cli.commands.predict.provenance import file_digest, identity, journal_digest, made_before
 from rsseg_cli.errors import RssegError
 from rsseg_cli.plain import Json
 from rsseg_cli.predict.engine import predict_scene
@@ -24,13 +31,6 @@ from rsseg_cli.raster.area import Area
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.labels import open_quietly
 from rsseg_cli.raster.scene import Scene
-from rsseg_cli.run import scenes as names
-from rsseg_cli.run import survey
-from rsseg_cli.run.explain import choose
-from rsseg_cli.run.journal import file_digest, identity, journal_digest, made_before
-from rsseg_cli.run.live import Line
-from rsseg_cli.run.model import Fitted, open_model, pick_device
-from rsseg_cli.run.request import Request
 from rsseg_cli.training.precision import Format, Precision
 from rsseg_cli.words import counted
 
@@ -224,7 +224,9 @@ class Mapper:
         for made, classes in wanted if team.leads else ():
             yield from (one.path for one in made.made() if one.shown and one.path != target.map)
             if self.request.quicklook:
-                from rsseg_cli.run.quicklook import quicklook_beside  # matplotlib takes a second
+                from rsseg_cli.commands.predict.quicklook import (
+                    quicklook_beside,  # matplotlib takes a second
+                )
 
                 look = target.look(made.map)
                 yield quicklook_beside(made.map, look, classes, scene, self.fitted.model.bands)

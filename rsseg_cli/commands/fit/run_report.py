@@ -11,6 +11,7 @@ import torch
 from rasterio.env import GDALVersion
 
 from rsseg_cli import __version__
+from rsseg_cli.commands.fit.dry_run import Plan
 from rsseg_cli.config import RunConfig
 from rsseg_cli.contract import Method
 from rsseg_cli.evaluate.evaluation import Evaluation
@@ -18,7 +19,6 @@ from rsseg_cli.find import find
 from rsseg_cli.metrics.scores import Scores
 from rsseg_cli.plain import Json
 from rsseg_cli.report.report import Report
-from rsseg_cli.run.plan import Plan
 from rsseg_cli.training.folder import RunFolder
 from rsseg_cli.training.meter import Outcome
 

@@ -17,6 +17,12 @@ import torch
 from rsseg_cli import distributed
 from rsseg_cli.bands import Bands
 from rsseg_cli.classes import Class
+from rsseg_cli.commands.evaluate.class_matching import MergedInfer, reconcile
+from rsseg_cli.commands.fit.final_evaluation import shown_bands
+from rsseg_cli.commands.fit.run_report import versions
+from rsseg_cli.commands.model import Fitted, open_model, pick_device
+from rsseg_cli.commands.predict.progress import Line
+from rsseg_cli.commands.predict.scene_mapper import ModelInfer, tiling_for
 from rsseg_cli.data.class_map import Merge
 from rsseg_cli.data.pair import Opener, Pair
 from rsseg_cli.data.source import Source
@@ -37,12 +43,6 @@ from rsseg_cli.raster.labels import LabelReader, Placed
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.report.pictures import quicklook
 from rsseg_cli.report.report import Report
-from rsseg_cli.run.classes import MergedInfer, reconcile
-from rsseg_cli.run.live import Line
-from rsseg_cli.run.mapper import ModelInfer, tiling_for
-from rsseg_cli.run.model import Fitted, open_model, pick_device
-from rsseg_cli.run.reports import versions
-from rsseg_cli.run.review import shown_bands
 from rsseg_cli.words import counted
 
 NEAR_NM = 60.0

@@ -7,15 +7,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rsseg_cli.commands.predict import dry_run as survey
+from rsseg_cli.commands.predict import paths as names
+from rsseg_cli.commands.predict.options import Request
+from rsseg_cli.commands.predict.progress import Line
+from rsseg_cli.commands.predict.scene_mapper import Mapper
 from rsseg_cli.errors import Interrupted, PartialFailure, RssegError
 from rsseg_cli.plain import Json
 from rsseg_cli.predict.outputs import SceneResult
 from rsseg_cli.predict.team import GoneError, Team
-from rsseg_cli.run import scenes as names
-from rsseg_cli.run import survey
-from rsseg_cli.run.live import Line
-from rsseg_cli.run.mapper import Mapper
-from rsseg_cli.run.request import Request
 
 
 def predict(

@@ -22,9 +22,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rsseg_cli import presets
 from rsseg_cli.bands import Bands
+from rsseg_cli.commands.model import build, pick_device
 from rsseg_cli.config import RunConfig, resolve
 from rsseg_cli.errors import RssegError
-from rsseg_cli.run.model import build, pick_device
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training import optimizer
 from rsseg_cli.training.memory import peak_memory_mb

@@ -10,9 +10,9 @@ import torch
 
 from rsseg_cli import distributed
 from rsseg_cli.classes import IGNORE
+from rsseg_cli.commands.fit.validation import Validation, inferred
 from rsseg_cli.data.covering import CoveringTiles
 from rsseg_cli.plain import Json
-from rsseg_cli.run.validation import Validation, inferred
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training.choice import Look, collapsed, merit, rating
 from rsseg_cli.training.precision import Precision

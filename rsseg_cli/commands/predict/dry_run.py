@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from rsseg_cli.commands.model import Fitted
 from rsseg_cli.errors import RssegError, RssegWarning
 from rsseg_cli.predict.batch import even_batch
 from rsseg_cli.predict.outputs import Outputs
@@ -22,7 +23,6 @@ from rsseg_cli.predict.plan import MIB, Plan, Tiling, peak_rss_mb, plan_scene
 from rsseg_cli.raster.area import Area
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.scene import Scene
-from rsseg_cli.run.model import Fitted
 from rsseg_cli.words import counted
 
 GSD_FACTOR = 1.5

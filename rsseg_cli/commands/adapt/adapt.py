@@ -9,6 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from rsseg_cli import distributed, presets
+from rsseg_cli.commands.adapt.before_after import Glance
+from rsseg_cli.commands.adapt.target_labels import labelled
+from rsseg_cli.commands.adapt.target_validation import TargetValidation
+from rsseg_cli.commands.adapt.targets import Targets
+from rsseg_cli.commands.evaluate.evaluate import matched
+from rsseg_cli.commands.fit.dry_run import Plan
+from rsseg_cli.commands.fit.fit import PROBE_SEED, Fit, FitResult
+from rsseg_cli.commands.fit.run_report import write_report
+from rsseg_cli.commands.fit.sources import Sources
+from rsseg_cli.commands.fit.validation import Validation
+from rsseg_cli.commands.model import Fitted, build, open_model
 from rsseg_cli.data.joined import JoinedTiles, ProbeTiles, TargetTiles
 from rsseg_cli.data.locate import take_apart
 from rsseg_cli.data.pair import Part
@@ -17,17 +28,6 @@ from rsseg_cli.data.tiles import Batch, TileStream
 from rsseg_cli.errors import RssegError, UnreadableError
 from rsseg_cli.plain import Json
 from rsseg_cli.report.adaptation import REPORTED, draw_adaptation
-from rsseg_cli.run.evaluate import matched
-from rsseg_cli.run.fit import PROBE_SEED, Fit, FitResult
-from rsseg_cli.run.glance import Glance
-from rsseg_cli.run.model import Fitted, build, open_model
-from rsseg_cli.run.plan import Plan
-from rsseg_cli.run.reports import write_report
-from rsseg_cli.run.sources import Sources
-from rsseg_cli.run.target_labels import labelled
-from rsseg_cli.run.target_validation import TargetValidation
-from rsseg_cli.run.targets import Targets
-from rsseg_cli.run.validation import Validation
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training.checkpoint import load_model
 from rsseg_cli.training.folder import RunFolder

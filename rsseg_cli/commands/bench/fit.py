@@ -18,10 +18,7 @@ import yaml
 from rich.console import Console
 
 from rsseg_cli import presets
-from rsseg_cli.config import resolve
-from rsseg_cli.plain import Json
-from rsseg_cli.run.bench import write_scene
-from rsseg_cli.run.bench_steps import (
+from rsseg_cli.commands.bench.method_steps import (
     BANDS,
     BASES,
     CLASSES,
@@ -32,9 +29,12 @@ from rsseg_cli.run.bench_steps import (
     measure_apart,
     seconds_of,
 )
-from rsseg_cli.run.fit import Fit
-from rsseg_cli.run.model import pick_device
-from rsseg_cli.run.reports import versions
+from rsseg_cli.commands.bench.predict import write_scene
+from rsseg_cli.commands.fit.fit import Fit
+from rsseg_cli.commands.fit.run_report import versions
+from rsseg_cli.commands.model import pick_device
+from rsseg_cli.config import resolve
+from rsseg_cli.plain import Json
 from rsseg_cli.training import optimizer
 from rsseg_cli.training.folder import RunFolder
 from rsseg_cli.training.loop import Job, train

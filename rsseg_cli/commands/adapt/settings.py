@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rsseg_cli import config as configs
+from rsseg_cli.commands.model import newest
 from rsseg_cli.config import RunConfig
 from rsseg_cli.errors import RssegError
 from rsseg_cli.presets import Document
-from rsseg_cli.run.model import newest
 from rsseg_cli.training.checkpoint import load_model
 
 VALIDATIONS = 10

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rsseg_cli.classes import Class, default_color
+from rsseg_cli.commands.model import Fitted
+from rsseg_cli.commands.predict.provenance import journal_digest
 from rsseg_cli.errors import RssegError
 from rsseg_cli.predict.outputs import Outputs
-from rsseg_cli.run.journal import journal_digest
-from rsseg_cli.run.model import Fitted
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training.precision import Precision
 

@@ -14,6 +14,14 @@ from torch import Tensor
 
 from rsseg_cli import distributed
 from rsseg_cli.bands import Bands
+from rsseg_cli.commands.fit import dry_run as plan
+from rsseg_cli.commands.fit import run_folder_checks as place
+from rsseg_cli.commands.fit.dry_run import Plan
+from rsseg_cli.commands.fit.final_evaluation import review, shown_bands
+from rsseg_cli.commands.fit.run_report import write_report
+from rsseg_cli.commands.fit.sources import Sources
+from rsseg_cli.commands.fit.validation import Validation
+from rsseg_cli.commands.model import build, metadata, pick_device
 from rsseg_cli.config import RunConfig
 from rsseg_cli.data.augment import Augment
 from rsseg_cli.data.class_index import ClassIndex
@@ -23,13 +31,6 @@ from rsseg_cli.data.tiles import Batch, TileStream
 from rsseg_cli.errors import RssegError
 from rsseg_cli.evaluate.evaluation import Evaluation
 from rsseg_cli.plain import Json
-from rsseg_cli.run import place, plan
-from rsseg_cli.run.model import build, metadata, pick_device
-from rsseg_cli.run.plan import Plan
-from rsseg_cli.run.reports import write_report
-from rsseg_cli.run.review import review, shown_bands
-from rsseg_cli.run.sources import Sources
-from rsseg_cli.run.validation import Validation
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training.checkpoint import load_model
 from rsseg_cli.training.deadline import Deadline

@@ -15,6 +15,9 @@ from pathlib import Path
 from rsseg_cli import presets
 from rsseg_cli.bands import Bands
 from rsseg_cli.classes import Class
+from rsseg_cli.commands.adapt.resample import resampled
+from rsseg_cli.commands.evaluate.evaluate import matched, rescaling
+from rsseg_cli.commands.predict.paths import expand
 from rsseg_cli.config import Adapt
 from rsseg_cli.data.discover import ground_size_m, name_bands
 from rsseg_cli.data.discover_layout import image_folder, labels_beside
@@ -26,9 +29,6 @@ from rsseg_cli.data.unlabelled import has_image, hold_back, without_labels
 from rsseg_cli.errors import RssegError, RssegWarning
 from rsseg_cli.plain import Json
 from rsseg_cli.raster.labels import open_quietly
-from rsseg_cli.run.evaluate import matched, rescaling
-from rsseg_cli.run.scenes import expand
-from rsseg_cli.run.shrink import resampled
 from rsseg_cli.words import counted
 
 ALIKE = 1.25

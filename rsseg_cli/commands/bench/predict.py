@@ -19,6 +19,9 @@ from torch import Tensor
 
 from rsseg_cli.bands import Bands
 from rsseg_cli.classes import Class, default_color
+from rsseg_cli.commands.fit.run_report import versions
+from rsseg_cli.commands.model import Fitted, build, open_model, pick_device
+from rsseg_cli.commands.predict.scene_mapper import ModelInfer, tiling_for
 from rsseg_cli.config import resolve
 from rsseg_cli.predict.engine import predict_scene
 from rsseg_cli.predict.outputs import Outputs, SceneResult
@@ -26,9 +29,6 @@ from rsseg_cli.predict.pipeline import Infer
 from rsseg_cli.predict.plan import Tiling, plan_scene
 from rsseg_cli.raster.parts import BLOCK
 from rsseg_cli.raster.scene import Scene
-from rsseg_cli.run.mapper import ModelInfer, tiling_for
-from rsseg_cli.run.model import Fitted, build, open_model, pick_device
-from rsseg_cli.run.reports import versions
 
 CLASSES = 8
 """Classes of the models that are made for the bench."""

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rsseg_cli.bands import Bands
+from rsseg_cli.commands.fit.final_evaluation import shown_bands
+from rsseg_cli.commands.predict.options import Request
 from rsseg_cli.errors import OutputExistsError, RssegError
 from rsseg_cli.predict.plan import Tiling
 from rsseg_cli.raster.grid import Window
@@ -18,8 +20,6 @@ from rsseg_cli.raster.scene import Scene
 from rsseg_cli.report.pictures import to_png
 from rsseg_cli.report.preview import BandView, SceneView, draw_preview
 from rsseg_cli.report.report import replace_file, writing
-from rsseg_cli.run.request import Request
-from rsseg_cli.run.review import shown_bands
 from rsseg_cli.training.checkpoint import load_model
 from rsseg_cli.words import counted
 
