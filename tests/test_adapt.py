@@ -18,7 +18,7 @@ from runs import SMALL, Call, describe, ground, rsseg, seen, write_pair
 from rsseg_cli.classes import IGNORE
 from rsseg_cli.data.pair import Handles, Opener
 from rsseg_cli.data.source import Source
-from rsseg_cli.data.unlabelled import hold_back, without_labels
+from rsseg_cli.data.tiles.unlabelled import hold_back, without_labels
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.run.adapt_config import resolve
 from rsseg_cli.run.shrink import resampled

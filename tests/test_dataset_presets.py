@@ -18,8 +18,8 @@ from rsseg_cli.classes import IGNORE
 from rsseg_cli.config import resolve
 from rsseg_cli.data.pair import Pair
 from rsseg_cli.data.source import Source
-from rsseg_cli.data.spec import DatasetSpec
-from rsseg_cli.data.tiles import TileStream
+from rsseg_cli.data.spec.dataset_spec import DatasetSpec
+from rsseg_cli.data.tiles.tile_stream import TileStream
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.run.model import build
 from rsseg_cli.segmenter import Segmenter

@@ -10,9 +10,9 @@ from runs import SMALL, rsseg
 
 from rsseg_cli import presets
 from rsseg_cli.config import resolve
-from rsseg_cli.data.class_map import ClassMap
-from rsseg_cli.data.locate import take_apart
-from rsseg_cli.data.spec import DatasetSpec
+from rsseg_cli.data.resolve_source import take_apart
+from rsseg_cli.data.spec.class_map import ClassMap
+from rsseg_cli.data.spec.dataset_spec import DatasetSpec
 from rsseg_cli.errors import RssegError
 from rsseg_cli.run.experiment import Chosen, Experiment
 

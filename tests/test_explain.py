@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from runs import SMALL, describe, ground, rsseg, seen, write_city
 
+from rsseg_cli.raster.class_names import read_classes
 from rsseg_cli.raster.grid import windows
-from rsseg_cli.raster.names import read_classes
 from rsseg_cli.run.model import Fitted, open_model
 from rsseg_cli.run.survey import Survey
 

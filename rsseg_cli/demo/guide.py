@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console
 
 from rsseg_cli.config import resolve
-from rsseg_cli.data.covering import CoveringTiles
 from rsseg_cli.data.source import Source
+from rsseg_cli.data.tiles.validation_tiles import CoveringTiles
 from rsseg_cli.demo.baseline import nearest_mean
 from rsseg_cli.demo.sample import CLASSES, REGIONS, write_sample
 from rsseg_cli.errors import OutputExistsError

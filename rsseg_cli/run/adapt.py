@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from rsseg_cli import distributed, presets
-from rsseg_cli.data.joined import JoinedTiles, ProbeTiles, TargetTiles
-from rsseg_cli.data.locate import take_apart
 from rsseg_cli.data.pair import Part
-from rsseg_cli.data.rare import RareClasses
-from rsseg_cli.data.tiles import Batch, TileStream
+from rsseg_cli.data.resolve_source import take_apart
+from rsseg_cli.data.tiles.domain_batches import JoinedTiles, ProbeTiles, TargetTiles
+from rsseg_cli.data.tiles.rare_class_sampling import RareClasses
+from rsseg_cli.data.tiles.tile_stream import Batch, TileStream
 from rsseg_cli.errors import RssegError, UnreadableError
-from rsseg_cli.plain import Json
 from rsseg_cli.report.adaptation import REPORTED, draw_adaptation
 from rsseg_cli.run.evaluate import matched
 from rsseg_cli.run.fit import PROBE_SEED, Fit, FitResult
@@ -29,6 +28,7 @@ from rsseg_cli.run.target_validation import TargetValidation
 from rsseg_cli.run.targets import Targets
 from rsseg_cli.run.validation import Validation
 from rsseg_cli.segmenter import Segmenter
+from rsseg_cli.settings import Json
 from rsseg_cli.training.checkpoint import load_model
 from rsseg_cli.training.folder import RunFolder
 from rsseg_cli.training.loop import Job

@@ -19,7 +19,6 @@ from rich.console import Console
 
 from rsseg_cli import presets
 from rsseg_cli.config import resolve
-from rsseg_cli.plain import Json
 from rsseg_cli.run.bench import write_scene
 from rsseg_cli.run.bench_steps import (
     BANDS,
@@ -35,6 +34,7 @@ from rsseg_cli.run.bench_steps import (
 from rsseg_cli.run.fit import Fit
 from rsseg_cli.run.model import pick_device
 from rsseg_cli.run.reports import versions
+from rsseg_cli.settings import Json
 from rsseg_cli.training import optimizer
 from rsseg_cli.training.folder import RunFolder
 from rsseg_cli.training.loop import Job, train

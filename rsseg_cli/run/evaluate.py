@@ -17,9 +17,9 @@ import torch
 from rsseg_cli import distributed
 from rsseg_cli.bands import Bands
 from rsseg_cli.classes import Class
-from rsseg_cli.data.class_map import Merge
 from rsseg_cli.data.pair import Opener, Pair
 from rsseg_cli.data.source import Source
+from rsseg_cli.data.spec.class_map import Merge
 from rsseg_cli.errors import RssegError
 from rsseg_cli.evaluate.evaluation import Evaluation
 from rsseg_cli.evaluate.rasters import (

@@ -15,14 +15,13 @@ from torch import Tensor
 from rsseg_cli import distributed
 from rsseg_cli.bands import Bands
 from rsseg_cli.config import RunConfig
-from rsseg_cli.data.augment import Augment
-from rsseg_cli.data.class_index import ClassIndex
-from rsseg_cli.data.covering import CoveringTiles
 from rsseg_cli.data.pair import Part
-from rsseg_cli.data.tiles import Batch, TileStream
+from rsseg_cli.data.tiles.augment import Augment
+from rsseg_cli.data.tiles.class_index import ClassIndex
+from rsseg_cli.data.tiles.tile_stream import Batch, TileStream
+from rsseg_cli.data.tiles.validation_tiles import CoveringTiles
 from rsseg_cli.errors import RssegError
 from rsseg_cli.evaluate.evaluation import Evaluation
-from rsseg_cli.plain import Json
 from rsseg_cli.run import place, plan
 from rsseg_cli.run.model import build, metadata, pick_device
 from rsseg_cli.run.plan import Plan
@@ -31,6 +30,7 @@ from rsseg_cli.run.review import review, shown_bands
 from rsseg_cli.run.sources import Sources
 from rsseg_cli.run.validation import Validation
 from rsseg_cli.segmenter import Segmenter
+from rsseg_cli.settings import Json
 from rsseg_cli.training.checkpoint import load_model
 from rsseg_cli.training.deadline import Deadline
 from rsseg_cli.training.folder import RunFolder

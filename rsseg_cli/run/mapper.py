@@ -13,14 +13,13 @@ from torch import Tensor
 
 from rsseg_cli import __version__
 from rsseg_cli.errors import RssegError
-from rsseg_cli.plain import Json
 from rsseg_cli.predict.engine import predict_scene
 from rsseg_cli.predict.outputs import Outputs, SceneResult
 from rsseg_cli.predict.pipeline import Infer
 from rsseg_cli.predict.plan import PART_PIXELS, Tiling
 from rsseg_cli.predict.team import Team
 from rsseg_cli.predict.turns import Turned
-from rsseg_cli.raster.area import Area
+from rsseg_cli.raster.aoi import Area
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.labels import open_quietly
 from rsseg_cli.raster.scene import Scene
@@ -31,6 +30,7 @@ from rsseg_cli.run.journal import file_digest, identity, journal_digest, made_be
 from rsseg_cli.run.live import Line
 from rsseg_cli.run.model import Fitted, open_model, pick_device
 from rsseg_cli.run.request import Request
+from rsseg_cli.settings import Json
 from rsseg_cli.training.precision import Format, Precision
 from rsseg_cli.words import counted
 

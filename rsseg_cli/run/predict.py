@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from rsseg_cli.errors import Interrupted, PartialFailure, RssegError
-from rsseg_cli.plain import Json
 from rsseg_cli.predict.outputs import SceneResult
 from rsseg_cli.predict.team import GoneError, Team
 from rsseg_cli.run import scenes as names
@@ -16,6 +15,7 @@ from rsseg_cli.run import survey
 from rsseg_cli.run.live import Line
 from rsseg_cli.run.mapper import Mapper
 from rsseg_cli.run.request import Request
+from rsseg_cli.settings import Json
 
 
 def predict(

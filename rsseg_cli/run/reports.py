@@ -16,9 +16,9 @@ from rsseg_cli.contract import Method
 from rsseg_cli.evaluate.evaluation import Evaluation
 from rsseg_cli.find import find
 from rsseg_cli.metrics.scores import Scores
-from rsseg_cli.plain import Json
 from rsseg_cli.report.report import Report
 from rsseg_cli.run.plan import Plan
+from rsseg_cli.settings import Json
 from rsseg_cli.training.folder import RunFolder
 from rsseg_cli.training.meter import Outcome
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from glob import glob, has_magic
 from pathlib import Path
 
-from rsseg_cli.data.layout import RASTER_SUFFIXES
+from rsseg_cli.data.spec.layout import RASTER_SUFFIXES
 from rsseg_cli.errors import RssegError
-from rsseg_cli.raster.begun import parts_folder
-from rsseg_cli.raster.vectors import refuse_other_formats
+from rsseg_cli.raster.polygonize import refuse_other_formats
+from rsseg_cli.raster.resume_state import parts_folder
 from rsseg_cli.raster.write import refuse_existing
 from rsseg_cli.run.journal import is_ours
 

@@ -19,7 +19,7 @@ from rsseg_cli.predict.batch import even_batch
 from rsseg_cli.predict.outputs import Outputs
 from rsseg_cli.predict.pipeline import Infer, no_room
 from rsseg_cli.predict.plan import MIB, Plan, Tiling, peak_rss_mb, plan_scene
-from rsseg_cli.raster.area import Area
+from rsseg_cli.raster.aoi import Area
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.run.model import Fitted

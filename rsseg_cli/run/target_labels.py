@@ -13,11 +13,11 @@ from pathlib import Path
 from rsseg_cli.bands import Bands
 from rsseg_cli.classes import IGNORE, Class
 from rsseg_cli.config import Adapt
-from rsseg_cli.data.discover_classes import find_classes
-from rsseg_cli.data.discover_layout import IMAGE_FOLDERS, find_layout
+from rsseg_cli.data.infer.infer_classes import find_classes
+from rsseg_cli.data.infer.infer_layout import IMAGE_FOLDERS, find_layout
 from rsseg_cli.data.pair import Opener, Part
 from rsseg_cli.data.source import Source
-from rsseg_cli.data.spec import BandSpec, ClassSpec, DatasetSpec
+from rsseg_cli.data.spec.dataset_spec import BandSpec, ClassSpec, DatasetSpec
 from rsseg_cli.errors import RssegError, UnreadableError
 from rsseg_cli.run.targets import as_dataset
 

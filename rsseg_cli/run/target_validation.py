@@ -10,10 +10,10 @@ import torch
 
 from rsseg_cli import distributed
 from rsseg_cli.classes import IGNORE
-from rsseg_cli.data.covering import CoveringTiles
-from rsseg_cli.plain import Json
+from rsseg_cli.data.tiles.validation_tiles import CoveringTiles
 from rsseg_cli.run.validation import Validation, inferred
 from rsseg_cli.segmenter import Segmenter
+from rsseg_cli.settings import Json
 from rsseg_cli.training.choice import Look, collapsed, merit, rating
 from rsseg_cli.training.precision import Precision
 from rsseg_cli.training.pseudo_labels import normalised_entropy

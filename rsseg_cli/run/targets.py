@@ -16,19 +16,19 @@ from rsseg_cli import presets
 from rsseg_cli.bands import Bands
 from rsseg_cli.classes import Class
 from rsseg_cli.config import Adapt
-from rsseg_cli.data.discover import ground_size_m, name_bands
-from rsseg_cli.data.discover_layout import image_folder, labels_beside
-from rsseg_cli.data.locate import SPEC_FILE, take_apart
+from rsseg_cli.data.infer.infer_layout import image_folder, labels_beside
+from rsseg_cli.data.infer.infer_spec import ground_size_m, name_bands
 from rsseg_cli.data.pair import Opener, Pair, Part
+from rsseg_cli.data.resolve_source import SPEC_FILE, take_apart
 from rsseg_cli.data.source import Source
-from rsseg_cli.data.spec import ClassSpec, DatasetSpec, Reader
-from rsseg_cli.data.unlabelled import has_image, hold_back, without_labels
+from rsseg_cli.data.spec.dataset_spec import ClassSpec, DatasetSpec, Reader
+from rsseg_cli.data.tiles.unlabelled import has_image, hold_back, without_labels
 from rsseg_cli.errors import RssegError, RssegWarning
-from rsseg_cli.plain import Json
 from rsseg_cli.raster.labels import open_quietly
 from rsseg_cli.run.evaluate import matched, rescaling
 from rsseg_cli.run.scenes import expand
 from rsseg_cli.run.shrink import resampled
+from rsseg_cli.settings import Json
 from rsseg_cli.words import counted
 
 ALIKE = 1.25

@@ -17,8 +17,8 @@ import torch
 from rgb import BANDS
 
 from rsseg_cli.config import RunConfig, resolve
-from rsseg_cli.data.augment import Augment
-from rsseg_cli.data.joined import DomainBatch
+from rsseg_cli.data.tiles.augment import Augment
+from rsseg_cli.data.tiles.domain_batches import DomainBatch
 from rsseg_cli.run.model import build
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training import optimizer
