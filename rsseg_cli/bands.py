@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rsseg_cli.plain import Strict
+from rsseg_cli.settings import Strict
 
 
 class Bands(Strict):

@@ -12,11 +12,11 @@ from pydantic import Field, ValidationError
 
 from rsseg_cli import presets
 from rsseg_cli.contract import Backbone, Head, Method
-from rsseg_cli.data.augment import Augment
+from rsseg_cli.data.tiles.augment import Augment
 from rsseg_cli.errors import RssegError, unknown
 from rsseg_cli.find import backbone_names, find, names
-from rsseg_cli.plain import Strict
 from rsseg_cli.presets import Document
+from rsseg_cli.settings import Strict
 from rsseg_cli.training.loop import Training
 from rsseg_cli.training.optimizer import Optimization
 from rsseg_cli.training.self_training import SelfTraining

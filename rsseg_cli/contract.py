@@ -24,8 +24,8 @@ from torch.utils.checkpoint import checkpoint
 
 from rsseg_cli.bands import Bands
 from rsseg_cli.grid import Grid
-from rsseg_cli.plain import Json, Strict
 from rsseg_cli.projection import Listener, Projection, Role, require_partial
+from rsseg_cli.settings import Json, Strict
 from rsseg_cli.step import Step
 
 if TYPE_CHECKING:

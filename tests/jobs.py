@@ -13,10 +13,10 @@ from fakes import build, sample
 from test_contract import BANDS, TINY
 from torch import Tensor
 
-from rsseg_cli.data.augment import Augment
-from rsseg_cli.data.tiles import Batch
-from rsseg_cli.plain import Json
+from rsseg_cli.data.tiles.augment import Augment
+from rsseg_cli.data.tiles.tile_stream import Batch
 from rsseg_cli.segmenter import Segmenter
+from rsseg_cli.settings import Json
 from rsseg_cli.training import checkpoint
 from rsseg_cli.training.folder import RunFolder
 from rsseg_cli.training.loop import Job, Training, train

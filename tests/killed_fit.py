@@ -23,7 +23,7 @@ from fakes import build
 from jobs import Scores, Tiles, job, run
 from safetensors.torch import save_file
 
-from rsseg_cli.data.tiles import Batch
+from rsseg_cli.data.tiles.tile_stream import Batch
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training import checkpoint
 

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from rsseg_cli import distributed
 from rsseg_cli.classes import IGNORE
-from rsseg_cli.data.augment import Augment
-from rsseg_cli.data.joined import DomainBatch
-from rsseg_cli.data.tiles import Batch
+from rsseg_cli.data.tiles.augment import Augment
+from rsseg_cli.data.tiles.domain_batches import DomainBatch
+from rsseg_cli.data.tiles.tile_stream import Batch
 from rsseg_cli.errors import Interrupted
 from rsseg_cli.find import names
 from rsseg_cli.heads.mask2former import Mask2Former

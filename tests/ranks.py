@@ -20,7 +20,7 @@ from torch import Tensor
 from rsseg_cli.errors import RssegError
 from rsseg_cli.predict import team
 from rsseg_cli.predict.engine import predict_scene
-from rsseg_cli.raster.area import Area
+from rsseg_cli.raster.aoi import Area
 from rsseg_cli.raster.scene import Scene
 
 GONE, REFUSED = 7, 8

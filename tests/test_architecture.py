@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 import ast
+import pytest
 import resource
 import subprocess
 import sys
-from pathlib import Path
-
-import pytest
 
 PACKAGE = Path(__file__).parent.parent / "rsseg_cli"
 
 # From left to right; parts in one group never import each other, except where they are one folder.
 LAYERS: list[set[str]] = [
-    {"errors", "classes", "plain", "words"},
+    {"errors", "classes", "settings", "words"},
     {"distributed"},
     {"share"},
     {"presets"},
@@ -25,7 +24,7 @@ LAYERS: list[set[str]] = [
     {"segmenter"},
     {"training", "predict", "evaluate"},
     {"config"},
-    {"commands", "checks"},
+    {"commands", "doctor"},
     {"demo"},
     {"cli"},
 ]

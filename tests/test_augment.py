@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from rsseg_cli.classes import IGNORE
-from rsseg_cli.data.augment import Augment, resize
+from rsseg_cli.data.tiles.augment import Augment, resize
 
 STILL = {"gain": 0, "offset": 0, "band_gain": 0, "band_offset": 0}
 

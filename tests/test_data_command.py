@@ -15,9 +15,9 @@ from folders import PNG, folder, image, label
 from runs import SMALL, rsseg
 
 from rsseg_cli import presets
-from rsseg_cli.data.check import check
-from rsseg_cli.data.class_map import ClassMap
+from rsseg_cli.data.check.check_dataset import check
 from rsseg_cli.data.source import Source
+from rsseg_cli.data.spec.class_map import ClassMap
 from rsseg_cli.errors import RssegError
 from rsseg_cli.raster.grid import Window
 
@@ -289,7 +289,7 @@ def test_statistics_leave_out_what_is_missing(tmp_path: Path) -> None:
      ("fbp_to_gid5", "fbp_gf2"), ("fbp_to_gid5", "fbp_cmegacities")],
 )  # fmt: skip
 def test_maps_are_complete(name: str, dataset: str) -> None:
-    from rsseg_cli.data.spec import DatasetSpec
+    from rsseg_cli.data.spec.dataset_spec import DatasetSpec
 
     spec = presets.read(presets.find("datasets", dataset)).parse(DatasetSpec)
     merge = ClassMap.read(name).fit(spec.class_list(), where=dataset)

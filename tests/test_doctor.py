@@ -10,11 +10,11 @@ import pytest
 import torch
 from runs import rsseg
 
-from rsseg_cli import checks
+from rsseg_cli import doctor
 
 
-def findings(data_root: Path | None = None, runs: Path = Path("runs")) -> dict[str, checks.Finding]:
-    return {one.subject: one for one in checks.examine(data_root=data_root, runs=runs)}
+def findings(data_root: Path | None = None, runs: Path = Path("runs")) -> dict[str, doctor.Finding]:
+    return {one.subject: one for one in doctor.examine(data_root=data_root, runs=runs)}
 
 
 def test_a_sound_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,7 +67,7 @@ def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_full_or_closed_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert findings(runs=tmp_path / "deep" / "runs")["runs"].state == "ok"
-    monkeypatch.setattr(checks, "NEEDED_GB", 1e9)
+    monkeypatch.setattr(doctor, "NEEDED_GB", 1e9)
     assert findings(runs=tmp_path)["runs"].state == "warn"
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     assert findings(runs=tmp_path)["runs"].state == "fail"

@@ -18,7 +18,7 @@ from rsseg_cli.errors import RssegError, RssegWarning
 from rsseg_cli.predict.engine import predict_scene
 from rsseg_cli.predict.outputs import Outputs
 from rsseg_cli.predict.plan import Tiling
-from rsseg_cli.raster.area import Area
+from rsseg_cli.raster.aoi import Area
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.scene import Scene
 

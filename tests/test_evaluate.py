@@ -27,10 +27,10 @@ from rsseg_cli.evaluate import (
 from rsseg_cli.evaluate.truth import open_truth
 from rsseg_cli.metrics.boundary import BoundaryIoU
 from rsseg_cli.metrics.confusion import ConfusionMatrix
-from rsseg_cli.raster import style
+from rsseg_cli.raster import sidecars
+from rsseg_cli.raster.class_names import classes_in_use, read_classes
 from rsseg_cli.raster.decode import LabelCode
 from rsseg_cli.raster.grid import Window
-from rsseg_cli.raster.names import classes_in_use, read_classes
 
 CLASSES = [
     Class(0, "land", (10, 20, 30)),
@@ -59,7 +59,7 @@ def pair(write_scene: WriteScene) -> tuple[Path, Path, NDArray[np.uint8], NDArra
     truth[5:9, 7:30] = IGNORE
     predicted[60:, 80:] = IGNORE
     made = write_scene(to_ids(predicted), "map.tif", nodata=255)
-    Path(f"{made}.aux.xml").write_text(style.pam_sidecar(CLASSES))
+    Path(f"{made}.aux.xml").write_text(sidecars.pam_sidecar(CLASSES))
     return made, write_scene(to_ids(truth), "truth.tif"), predicted, truth
 
 
@@ -217,7 +217,7 @@ def test_names_come_from_the_map_then_the_truth_then_the_ids(
     Path(f"{made}.aux.xml").rename(f"{true}.aux.xml")
     assert evaluate_rasters(made, true).classes == tuple(CLASSES)
     others = [CLASSES[0], Class(4, "river", (0, 0, 0)), CLASSES[2]]
-    Path(f"{made}.aux.xml").write_text(style.pam_sidecar(others))
+    Path(f"{made}.aux.xml").write_text(sidecars.pam_sidecar(others))
     clash = evaluate_rasters(made, true)
     assert clash.classes == tuple(others)
     assert clash.remarks == ["id 4 is river in the map but water in the truth"]
@@ -382,7 +382,7 @@ def test_class_lists_come_from_yaml_or_from_a_map(tmp_path: Path, write_scene: W
     assert ignored.pixels == (labels != 2).sum()
     with pytest.raises(RssegError, match="names no classes"):
         read_class_list(made)
-    Path(f"{made}.aux.xml").write_text(style.pam_sidecar(CLASSES))
+    Path(f"{made}.aux.xml").write_text(sidecars.pam_sidecar(CLASSES))
     assert read_class_list(made) == CLASSES
     with pytest.raises(UnreadableError):
         read_class_list(tmp_path / "none.yaml")

@@ -15,7 +15,7 @@ from rsseg_cli.classes import Class
 from rsseg_cli.errors import RssegError
 from rsseg_cli.evaluate import evaluate_rasters
 from rsseg_cli.evaluate.truth import OBJECT
-from rsseg_cli.raster.names import classes_tag, read_classes
+from rsseg_cli.raster.class_names import classes_tag, read_classes
 
 SHIP = [Class(0, "background", (0, 0, 0)), Class(1, "ship", (255, 0, 0))]
 

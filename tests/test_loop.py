@@ -14,7 +14,7 @@ from jobs import Scores, Scripted, Tiles, job, run, same, signalled, weights
 from torch import Tensor
 from torch.nn import Parameter
 
-from rsseg_cli.data.tiles import Batch
+from rsseg_cli.data.tiles.tile_stream import Batch
 from rsseg_cli.errors import Interrupted, RssegError
 from rsseg_cli.find import names
 from rsseg_cli.methods.frozen import Frozen

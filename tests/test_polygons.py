@@ -18,9 +18,9 @@ from scipy import ndimage
 
 from rsseg_cli.classes import Class
 from rsseg_cli.errors import RssegError
-from rsseg_cli.raster import vectors
-from rsseg_cli.raster.patches import label_patches, sieve_patches
-from rsseg_cli.raster.vectors import draw_polygons, patches_of
+from rsseg_cli.raster import polygonize
+from rsseg_cli.raster.connected_components import label_patches, sieve_patches
+from rsseg_cli.raster.polygonize import draw_polygons, patches_of
 
 CLASSES = [Class(k, f"class {k}", (k, k, k)) for k in range(6)]
 MAPS = arrays(
@@ -31,8 +31,8 @@ MAPS = arrays(
 @pytest.fixture(autouse=True)
 def _narrow_strips(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read few rows at a time, so that small maps have many seams."""
-    monkeypatch.setattr(vectors, "STRIP_PIXELS", 1)
-    monkeypatch.setattr(vectors, "BLOCK", 16)
+    monkeypatch.setattr(polygonize, "STRIP_PIXELS", 1)
+    monkeypatch.setattr(polygonize, "BLOCK", 16)
 
 
 def ground(height: int = 150, width: int = 130, seed: int = 0) -> np.ndarray:
@@ -156,8 +156,8 @@ def test_failure_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     def broken(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(vectors, "BATCH", 20)
-    monkeypatch.setattr(vectors, "_join", broken)
+    monkeypatch.setattr(polygonize, "BATCH", 20)
+    monkeypatch.setattr(polygonize, "_join", broken)
     with pytest.raises(KeyboardInterrupt):
         draw_polygons(path, tmp_path / "map.gpkg", CLASSES)
     assert [one.name for one in tmp_path.iterdir()] == ["map.tif"]

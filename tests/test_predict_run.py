@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from runs import CLASSES, ground, rsseg, seen, write_city
 from safetensors.torch import load_file, save_file
 
-from rsseg_cli.raster.names import read_classes
+from rsseg_cli.raster.class_names import read_classes
 
 LABELS = ground(70, 83, seed=5)
 

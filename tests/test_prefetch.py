@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rsseg_cli.data.tiles import Batch
+from rsseg_cli.data.tiles.tile_stream import Batch
 from rsseg_cli.training.prefetch import Prefetch, pinned
 
 

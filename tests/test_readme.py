@@ -17,7 +17,7 @@ from typer.main import get_command
 
 from rsseg_cli.cli import app
 from rsseg_cli.contract import Backbone, Method
-from rsseg_cli.data.spec import DatasetSpec
+from rsseg_cli.data.spec.dataset_spec import DatasetSpec
 from rsseg_cli.demo.sample import write_sample
 from rsseg_cli.find import find
 from rsseg_cli.presets import read_text

@@ -14,10 +14,10 @@ from conftest import write_raster
 from shapely.geometry import box
 
 from rsseg_cli.classes import IGNORE
-from rsseg_cli.data.class_index import ClassIndex
-from rsseg_cli.data.covering import CoveringTiles
 from rsseg_cli.data.source import Source
-from rsseg_cli.data.tiles import TileStream
+from rsseg_cli.data.tiles.class_index import ClassIndex
+from rsseg_cli.data.tiles.tile_stream import TileStream
+from rsseg_cli.data.tiles.validation_tiles import CoveringTiles
 from rsseg_cli.errors import RssegWarning
 from rsseg_cli.raster.grid import Window
 

@@ -12,9 +12,9 @@ from fakes import build
 from jobs import Scripted, Tiles, job, run, same, signalled, weights
 from torch import Tensor, nn
 
-from rsseg_cli.data.augment import Augment
-from rsseg_cli.data.joined import DomainBatch
-from rsseg_cli.data.tiles import Batch
+from rsseg_cli.data.tiles.augment import Augment
+from rsseg_cli.data.tiles.domain_batches import DomainBatch
+from rsseg_cli.data.tiles.tile_stream import Batch
 from rsseg_cli.errors import Interrupted, RssegError, RssegWarning
 from rsseg_cli.find import names
 from rsseg_cli.methods.frozen import Frozen

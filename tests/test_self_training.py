@@ -16,11 +16,11 @@ from test_contract import make, perturb
 from torch import Tensor
 
 from rsseg_cli.classes import IGNORE
-from rsseg_cli.data.augment import Augment
-from rsseg_cli.data.class_index import ClassIndex
-from rsseg_cli.data.joined import DomainBatch
-from rsseg_cli.data.rare import RareClasses
-from rsseg_cli.data.tiles import Batch
+from rsseg_cli.data.tiles.augment import Augment
+from rsseg_cli.data.tiles.class_index import ClassIndex
+from rsseg_cli.data.tiles.domain_batches import DomainBatch
+from rsseg_cli.data.tiles.rare_class_sampling import RareClasses
+from rsseg_cli.data.tiles.tile_stream import Batch
 from rsseg_cli.errors import Interrupted
 from rsseg_cli.find import names
 from rsseg_cli.heads._criterion import Predictions

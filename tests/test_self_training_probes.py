@@ -13,8 +13,8 @@ from test_self_training import Both, objective
 from torch import Tensor
 
 from rsseg_cli.classes import IGNORE
-from rsseg_cli.data.augment import Augment
-from rsseg_cli.data.joined import DomainBatch, ProbeTiles
+from rsseg_cli.data.tiles.augment import Augment
+from rsseg_cli.data.tiles.domain_batches import DomainBatch, ProbeTiles
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training.precision import Precision
 from rsseg_cli.training.self_training import SelfTraining

@@ -12,10 +12,10 @@ from folders import PNG, folder, folder_of, image, label
 
 from rsseg_cli import presets
 from rsseg_cli.classes import IGNORE
-from rsseg_cli.data.layout import expand_braces, glob_regex
-from rsseg_cli.data.locate import take_apart
+from rsseg_cli.data.resolve_source import take_apart
 from rsseg_cli.data.source import Source
-from rsseg_cli.data.spec import DatasetSpec
+from rsseg_cli.data.spec.dataset_spec import DatasetSpec
+from rsseg_cli.data.spec.layout import expand_braces, glob_regex
 from rsseg_cli.errors import RssegError, UnreadableError
 from rsseg_cli.raster.grid import Window
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rsseg_cli import presets
-from rsseg_cli.data.spec import DatasetSpec
+from rsseg_cli.data.spec.dataset_spec import DatasetSpec
 from rsseg_cli.errors import RssegError
 
 PLAIN = """\

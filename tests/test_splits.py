@@ -14,9 +14,9 @@ from rasterio.warp import transform_geom
 from shapely.geometry import Polygon, shape
 from shapely.ops import unary_union
 
-from rsseg_cli.data.blocks import cut, draw, merge, subtract
 from rsseg_cli.data.pair import Pair, Place
 from rsseg_cli.data.source import Source
+from rsseg_cli.data.splits.blocks import cut, draw, merge, subtract
 from rsseg_cli.errors import RssegError
 from rsseg_cli.raster.grid import Window
 

@@ -11,7 +11,7 @@ from conftest import write_raster
 
 from rsseg_cli.data import statistics
 from rsseg_cli.data.pair import Opener, Pair
-from rsseg_cli.data.spec import Reader
+from rsseg_cli.data.spec.dataset_spec import Reader
 from rsseg_cli.errors import RssegError
 from rsseg_cli.raster.decode import LabelCode
 from rsseg_cli.raster.grid import Window

@@ -11,7 +11,7 @@ from jobs import Scripted, Tiles
 from torch import Tensor
 
 from rsseg_cli import distributed
-from rsseg_cli.data.tiles import Batch
+from rsseg_cli.data.tiles.tile_stream import Batch
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training import optimizer
 from rsseg_cli.training.optimizer import Optimization

@@ -16,12 +16,12 @@ from conftest import write_raster
 from rsseg_cli.bands import Bands
 from rsseg_cli.classes import IGNORE, Class
 from rsseg_cli.data import pair as pair_module
-from rsseg_cli.data import tiles as tiles_module
-from rsseg_cli.data.class_index import ClassIndex
-from rsseg_cli.data.covering import CoveringTiles
 from rsseg_cli.data.pair import Handles, Opener, Pair, Part
-from rsseg_cli.data.spec import Reader
-from rsseg_cli.data.tiles import Batch, TileStream
+from rsseg_cli.data.spec.dataset_spec import Reader
+from rsseg_cli.data.tiles import tile_stream as tiles_module
+from rsseg_cli.data.tiles.class_index import ClassIndex
+from rsseg_cli.data.tiles.tile_stream import Batch, TileStream
+from rsseg_cli.data.tiles.validation_tiles import CoveringTiles
 from rsseg_cli.errors import RssegError
 from rsseg_cli.raster.decode import LabelCode
 from rsseg_cli.raster.grid import Window

@@ -17,7 +17,7 @@ from rasterio.enums import ColorInterp
 
 from rsseg_cli.classes import Class
 from rsseg_cli.errors import RssegError
-from rsseg_cli.raster import style
+from rsseg_cli.raster import sidecars
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.parts import Look, MapGrid
 from rsseg_cli.raster.write import MapWriter
@@ -116,7 +116,7 @@ def test_stac_item_says_what_and_where(tmp_path: Path) -> None:
 
 
 def test_map_without_place_has_no_geometry() -> None:
-    item = style.stac_item(
+    item = sidecars.stac_item(
         "map.tif", width=2, height=3, crs=None, transform=rasterio.Affine.identity(),
         classes=CLASSES, tags={},
     )  # fmt: skip
@@ -134,12 +134,12 @@ def test_map_of_quantities_has_scale_and_no_palette(tmp_path: Path) -> None:
 
 def test_sidecar_keeps_what_gdal_put_there() -> None:
     before = "<PAMDataset><SRS>X</SRS><PAMRasterBand band='1'><Old/></PAMRasterBand></PAMDataset>"
-    root = ET.fromstring(style.pam_sidecar(CLASSES, before))
+    root = ET.fromstring(sidecars.pam_sidecar(CLASSES, before))
     assert root.find("SRS") is not None
     assert root.find("PAMRasterBand/Old") is not None
     assert len(root.findall("PAMRasterBand")) == 1
-    again = style.pam_sidecar(CLASSES, style.pam_sidecar(CLASSES))
-    assert again == style.pam_sidecar(CLASSES)
+    again = sidecars.pam_sidecar(CLASSES, sidecars.pam_sidecar(CLASSES))
+    assert again == sidecars.pam_sidecar(CLASSES)
 
 
 def test_nothing_is_there_before_the_end(tmp_path: Path) -> None:

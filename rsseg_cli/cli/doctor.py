@@ -18,9 +18,9 @@ def doctor(
     as_json: options.AsJson = False,
 ) -> None:
     """Look at torch, the GPU, GDAL, caches and disk, and say what is missing and the fix."""
-    from rsseg_cli import checks
+    from rsseg_cli.doctor import examine
 
-    findings = checks.examine(data_root=data_root, runs=run)
+    findings = examine(data_root=data_root, runs=run)
     if as_json:
         options.answer([finding.document() for finding in findings])
     else:

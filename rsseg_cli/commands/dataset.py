@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.table import Table
 
 from rsseg_cli import presets
-from rsseg_cli.data.check import Check, check
-from rsseg_cli.data.class_index import ClassIndex
+from rsseg_cli.data.check.check_dataset import Check, check
 from rsseg_cli.data.source import Source
-from rsseg_cli.data.spec import DatasetSpec
+from rsseg_cli.data.spec.dataset_spec import DatasetSpec
 from rsseg_cli.data.statistics import WINDOWS, measure
+from rsseg_cli.data.tiles.class_index import ClassIndex
 from rsseg_cli.words import counted
 
 MARKS = {True: "[green]fits[/green]", False: "[red]no[/red]", None: "[yellow]note[/yellow]"}

@@ -16,8 +16,8 @@ from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning
 
 from rsseg_cli.classes import IGNORE, Class
-from rsseg_cli.data.class_map import Merge
-from rsseg_cli.data.spec import Reader
+from rsseg_cli.data.spec.class_map import Merge
+from rsseg_cli.data.spec.dataset_spec import Reader
 from rsseg_cli.raster.align import AlignedLabels
 from rsseg_cli.raster.decode import LabelCode, Labels
 from rsseg_cli.raster.grid import Window

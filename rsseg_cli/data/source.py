@@ -9,12 +9,12 @@ from pathlib import Path
 
 from rsseg_cli.bands import Bands
 from rsseg_cli.classes import Class
-from rsseg_cli.data.class_map import ClassMap, Merge
-from rsseg_cli.data.layout import Entry, find_entries, orphans, selects
-from rsseg_cli.data.locate import SPEC_FILE, find_dataset, take_apart
 from rsseg_cli.data.pair import Opener, Pair, Place
-from rsseg_cli.data.spec import DatasetSpec, Split
-from rsseg_cli.data.splits import Plan, cut_out, plan_blocks, restrict
+from rsseg_cli.data.resolve_source import SPEC_FILE, find_dataset, take_apart
+from rsseg_cli.data.spec.class_map import ClassMap, Merge
+from rsseg_cli.data.spec.dataset_spec import DatasetSpec, Split
+from rsseg_cli.data.spec.layout import Entry, find_entries, orphans, selects
+from rsseg_cli.data.splits.spatial_split import Plan, cut_out, plan_blocks, restrict
 from rsseg_cli.data.statistics import measure
 from rsseg_cli.errors import RssegError, UnreadableError, unknown
 from rsseg_cli.raster.grid import Window

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rsseg_cli.classes import IGNORE, Class
-from rsseg_cli.data.covering import CoveringTiles
+from rsseg_cli.data.tiles.validation_tiles import CoveringTiles
 from rsseg_cli.metrics.confusion import ConfusionMatrix
 
 

@@ -10,16 +10,16 @@ from typing import Protocol
 
 from rsseg_cli import presets
 from rsseg_cli.classes import IGNORE, Class
-from rsseg_cli.data.discover_classes import FIELDS
-from rsseg_cli.data.spec import DatasetSpec
+from rsseg_cli.data.infer.infer_classes import FIELDS
+from rsseg_cli.data.spec.dataset_spec import DatasetSpec
 from rsseg_cli.errors import RssegError
 from rsseg_cli.raster.align import AlignedLabels, describe_grid, same_grid
+from rsseg_cli.raster.class_names import classes_in_use, read_classes
 from rsseg_cli.raster.decode import LabelCode, Labels, as_text
 from rsseg_cli.raster.grid import Window, blocks
 from rsseg_cli.raster.labels import LabelReader, Placed, is_vector, open_quietly
-from rsseg_cli.raster.names import classes_in_use, read_classes
-from rsseg_cli.raster.polygons import read_vector
 from rsseg_cli.raster.scene import Scene
+from rsseg_cli.raster.vector_labels import read_vector
 
 
 class Truth(Protocol):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rsseg_cli.methods._candidates import Part
-from rsseg_cli.plain import Json
+from rsseg_cli.settings import Json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rsseg_cli.plain import Json
+from rsseg_cli.settings import Json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

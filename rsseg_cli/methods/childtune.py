@@ -18,7 +18,7 @@ from rsseg_cli.contract import Backbone, Method
 from rsseg_cli.methods._domain import Scores
 from rsseg_cli.methods._posterior import mean_squares
 from rsseg_cli.methods._sparse import Sparse
-from rsseg_cli.plain import Json
+from rsseg_cli.settings import Json
 from rsseg_cli.step import Step
 
 

@@ -25,8 +25,8 @@ from rsseg_cli.methods._pathways import Normalise, draw_pathways, normalise, squ
 from rsseg_cli.methods.adaptformer import AdaptFormer
 from rsseg_cli.methods.earth_adapter import Box, EarthAdapter, Spectrum
 from rsseg_cli.methods.lora import Lora
-from rsseg_cli.plain import Json
 from rsseg_cli.projection import Projection, Role
+from rsseg_cli.settings import Json
 from rsseg_cli.step import Step
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from rsseg_cli.methods._fusion import Fusion, fuse
 from rsseg_cli.methods._gates import Gate, Kind, imbalance
 from rsseg_cli.methods._token_adapter import TokenAdapter
 from rsseg_cli.methods._tokens import Routes
-from rsseg_cli.plain import Json
+from rsseg_cli.settings import Json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -36,7 +36,7 @@ from rsseg_cli.methods._see import (
     split,
 )
 from rsseg_cli.methods._wavelet_experts import LEVELS, Experts, Pyramid, Shares, StemNorm, Trained
-from rsseg_cli.plain import Json
+from rsseg_cli.settings import Json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

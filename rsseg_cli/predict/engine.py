@@ -12,7 +12,6 @@ import rasterio
 import torch
 
 from rsseg_cli.errors import UnreadableError
-from rsseg_cli.plain import Json
 from rsseg_cli.predict.batch import even_batch, fastest_batch
 from rsseg_cli.predict.outputs import Outputs, Progress, SceneResult
 from rsseg_cli.predict.pipeline import Infer, Pipeline
@@ -26,13 +25,14 @@ from rsseg_cli.predict.plan import (
     return_memory,
 )
 from rsseg_cli.predict.team import Team
-from rsseg_cli.raster.area import Area
-from rsseg_cli.raster.begun import read_begun
+from rsseg_cli.raster.aoi import Area
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.parts import MapGrid
+from rsseg_cli.raster.polygonize import draw_polygons
+from rsseg_cli.raster.resume_state import read_begun
 from rsseg_cli.raster.scene import Scene
-from rsseg_cli.raster.vectors import draw_polygons
 from rsseg_cli.raster.write import MapWriter
+from rsseg_cli.settings import Json
 
 
 def predict_scene(

@@ -11,7 +11,7 @@ from rsseg_cli.classes import Class
 from rsseg_cli.predict import products
 from rsseg_cli.predict.clock import Wait
 from rsseg_cli.raster.blend import Product
-from rsseg_cli.raster.names import classes_tag
+from rsseg_cli.raster.class_names import classes_tag
 from rsseg_cli.raster.parts import Look
 
 SCALE = 1 / products.STEPS
@@ -20,7 +20,7 @@ SCALE = 1 / products.STEPS
 
 @dataclass(frozen=True)
 class Polygons:
-    """How a class map becomes polygons; see `raster.vectors`.
+    """How a class map becomes polygons; see `raster.polygonize`.
 
     Attributes:
         path: The GeoPackage.

@@ -28,7 +28,7 @@ from rsseg_cli.predict.plan import AHEAD, Plan
 from rsseg_cli.predict.strips import Strip, read_strips
 from rsseg_cli.predict.threads import Ahead, Behind
 from rsseg_cli.predict.turns import as_signed
-from rsseg_cli.raster.area import Area
+from rsseg_cli.raster.aoi import Area
 from rsseg_cli.raster.blend import Product, RowBlender, Rows
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.scene import Scene

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from rsseg_cli import errors
 from rsseg_cli.errors import RssegError
-from rsseg_cli.plain import Json
+from rsseg_cli.settings import Json
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store

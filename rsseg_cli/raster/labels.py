@@ -19,8 +19,8 @@ from rsseg_cli.classes import IGNORE
 from rsseg_cli.errors import RssegError, RssegWarning, UnreadableError
 from rsseg_cli.raster.decode import LabelCode, Labels, color_table, decode
 from rsseg_cli.raster.grid import Window
-from rsseg_cli.raster.polygons import Polygons, load_polygons
 from rsseg_cli.raster.scene import Scene
+from rsseg_cli.raster.vector_labels import Polygons, load_polygons
 
 _FILTERS = threading.Lock()
 

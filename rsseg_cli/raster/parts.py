@@ -18,7 +18,7 @@ from rasterio.io import MemoryFile
 
 from rsseg_cli.classes import IGNORE, Class
 from rsseg_cli.errors import RssegError
-from rsseg_cli.raster import style
+from rsseg_cli.raster import sidecars
 from rsseg_cli.raster.grid import Window
 
 BLOCK = 512
@@ -76,25 +76,25 @@ def virtual_map(grid: MapGrid, look: Look, parts: Sequence[tuple[str, Window]]) 
     """
     root = ET.Element("VRTDataset", rasterXSize=str(grid.width), rasterYSize=str(grid.height))
     if grid.crs is not None:
-        style.child(root, "SRS", grid.crs.to_wkt(version="WKT2_2019"))
+        sidecars.child(root, "SRS", grid.crs.to_wkt(version="WKT2_2019"))
     if grid.transform != rasterio.Affine.identity():
         numbers = ", ".join(repr(float(number)) for number in grid.transform.to_gdal())
-        style.child(root, "GeoTransform", numbers)
+        sidecars.child(root, "GeoTransform", numbers)
     if grid.control is not None:
         _add_control(root, grid.control)
-    metadata = style.child(root, "Metadata")
+    metadata = sidecars.child(root, "Metadata")
     for key, value in look.tags.items():
-        style.child(metadata, "MDI", value, key=f"rsseg_{key}")
+        sidecars.child(metadata, "MDI", value, key=f"rsseg_{key}")
     for index, name in enumerate(look.bands, 1):
-        band = style.child(root, "VRTRasterBand", dataType="Byte", band=index)
-        style.child(band, "Description", name)
-        style.child(band, "NoDataValue", IGNORE)
+        band = sidecars.child(root, "VRTRasterBand", dataType="Byte", band=index)
+        sidecars.child(band, "Description", name)
+        sidecars.child(band, "NoDataValue", IGNORE)
         if look.classes:
-            style.child(band, "ColorInterp", "Palette")
-            style.add_color_table(band, look.classes)
+            sidecars.child(band, "ColorInterp", "Palette")
+            sidecars.add_color_table(band, look.classes)
         else:
-            style.child(band, "Offset", 0)
-            style.child(band, "Scale", repr(look.scale))
+            sidecars.child(band, "Offset", 0)
+            sidecars.child(band, "Scale", repr(look.scale))
         for file, part in parts:
             _add_source(band, index, file, part)
     return ET.tostring(root, encoding="unicode")
@@ -102,24 +102,24 @@ def virtual_map(grid: MapGrid, look: Look, parts: Sequence[tuple[str, Window]]) 
 
 def _add_control(root: ET.Element, control: ControlPoints) -> None:
     wkt = {} if control.crs is None else {"Projection": control.crs.to_wkt()}
-    listed = style.child(root, "GCPList", **wkt)
+    listed = sidecars.child(root, "GCPList", **wkt)
     for number, point in enumerate(control.points, 1):
         values = dict(zip(("Pixel", "Line", "X", "Y", "Z"), map(repr, point), strict=True))
-        style.child(listed, "GCP", Id=number, **values)
+        sidecars.child(listed, "GCP", Id=number, **values)
 
 
 def _add_source(band: ET.Element, index: int, file: str, part: Window) -> None:
-    source = style.child(band, "SimpleSource")
-    style.child(source, "SourceFilename", file, relativeToVRT=1)
-    style.child(source, "SourceBand", index)
+    source = sidecars.child(band, "SimpleSource")
+    sidecars.child(source, "SourceFilename", file, relativeToVRT=1)
+    sidecars.child(source, "SourceBand", index)
     # With its properties known a source is opened only when its pixels are asked for.
-    style.child(
+    sidecars.child(
         source, "SourceProperties", RasterXSize=part.width, RasterYSize=part.height,
         DataType="Byte", BlockXSize=BLOCK, BlockYSize=BLOCK,
     )  # fmt: skip
     size = {"xSize": part.width, "ySize": part.height}
-    style.child(source, "SrcRect", xOff=0, yOff=0, **size)
-    style.child(source, "DstRect", xOff=part.x, yOff=part.y, **size)
+    sidecars.child(source, "SrcRect", xOff=0, yOff=0, **size)
+    sidecars.child(source, "DstRect", xOff=part.x, yOff=part.y, **size)
 
 
 @contextmanager

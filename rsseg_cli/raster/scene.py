@@ -15,8 +15,8 @@ from rasterio.errors import NotGeoreferencedWarning
 from rasterio.windows import Window as FileWindow
 
 from rsseg_cli.errors import RssegError, RssegWarning
-from rsseg_cli.raster.files import choose_bands, common_dtype, open_file, readable
 from rsseg_cli.raster.grid import Window
+from rsseg_cli.raster.open_raster import choose_bands, common_dtype, open_file, readable
 from rsseg_cli.raster.parts import ControlPoints
 
 

@@ -22,8 +22,7 @@ from rasterio.errors import RasterioError
 from rasterio.windows import Window as FileWindow
 
 from rsseg_cli.errors import OutputExistsError, RssegError
-from rsseg_cli.raster import style
-from rsseg_cli.raster.begun import JOURNAL, Begun, parts_folder, read_begun, wait_for
+from rsseg_cli.raster import sidecars
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.parts import (
     BLOCK,
@@ -34,6 +33,7 @@ from rsseg_cli.raster.parts import (
     require_whole,
     virtual_map,
 )
+from rsseg_cli.raster.resume_state import JOURNAL, Begun, parts_folder, read_begun, wait_for
 
 DRAFT = "map.tif"
 """Name of the whole map in the folder of its parts, before it appears."""
@@ -256,7 +256,7 @@ class MapWriter:
         name, classes = self.path.name, self.look.classes
         if not classes:
             return {f"{name}.aux.xml": existing} if existing else {}
-        item = style.stac_item(
+        item = sidecars.stac_item(
             name,
             width=self.grid.width,
             height=self.grid.height,
@@ -266,8 +266,8 @@ class MapWriter:
             tags=self.look.tags,
         )
         return {
-            f"{name}.aux.xml": style.pam_sidecar(classes, existing),
-            f"{self.path.stem}.qml": style.qgis_style(classes),
+            f"{name}.aux.xml": sidecars.pam_sidecar(classes, existing),
+            f"{self.path.stem}.qml": sidecars.qgis_style(classes),
             f"{self.path.stem}.json": json.dumps(item, indent=2),
         }
 

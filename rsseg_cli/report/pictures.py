@@ -23,9 +23,9 @@ from rsseg_cli.classes import IGNORE, Class
 from rsseg_cli.errors import UnreadableError
 from rsseg_cli.raster.align import AlignedLabels
 from rsseg_cli.raster.decode import LabelCode, Labels, decode
-from rsseg_cli.raster.files import RAW
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.labels import LabelReader, is_vector
+from rsseg_cli.raster.open_raster import RAW
 from rsseg_cli.report.marks import Mark, marks
 
 Pixels: TypeAlias = NDArray[np.uint8]

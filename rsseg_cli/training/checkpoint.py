@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rsseg_cli.errors import RssegError, UnreadableError
-from rsseg_cli.plain import Json
+from rsseg_cli.settings import Json
 
 FORMAT = 1
 """Version of the model file; a file with a larger one is refused."""

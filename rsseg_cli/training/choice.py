@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from rsseg_cli.plain import Json
+from rsseg_cli.settings import Json
 
 TOLERATED = 0.03
 """Loss of mIoU on the source, from the start, that costs nothing in the choice."""

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rsseg_cli import distributed
-from rsseg_cli.plain import Json
 from rsseg_cli.segmenter import Segmenter
+from rsseg_cli.settings import Json
 from rsseg_cli.training import checkpoint
 
 

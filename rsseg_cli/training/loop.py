@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from rsseg_cli import distributed
-from rsseg_cli.data.tiles import Batch
+from rsseg_cli.data.tiles.tile_stream import Batch
 from rsseg_cli.errors import Interrupted
-from rsseg_cli.plain import Json, Strict
 from rsseg_cli.segmenter import Segmenter
+from rsseg_cli.settings import Json, Strict
 from rsseg_cli.training import optimizer
 from rsseg_cli.training.deadline import Deadline, Work
 from rsseg_cli.training.folder import RunFolder

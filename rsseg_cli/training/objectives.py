@@ -7,10 +7,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from rsseg_cli.data.augment import Augment
-from rsseg_cli.data.tiles import Batch
-from rsseg_cli.plain import Json
+from rsseg_cli.data.tiles.augment import Augment
+from rsseg_cli.data.tiles.tile_stream import Batch
 from rsseg_cli.segmenter import Segmenter
+from rsseg_cli.settings import Json
 
 
 class Objective(Protocol):

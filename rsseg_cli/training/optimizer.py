@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import Parameter
 from torch.optim import AdamW, Optimizer
 
-from rsseg_cli.plain import Strict
 from rsseg_cli.segmenter import Segmenter
+from rsseg_cli.settings import Strict
 
 
 class Optimization(Strict):

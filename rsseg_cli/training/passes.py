@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rsseg_cli import distributed
-from rsseg_cli.data.tiles import Batch
+from rsseg_cli.data.tiles.tile_stream import Batch
 from rsseg_cli.errors import RssegError
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.share import Share, taking

@@ -11,7 +11,7 @@ from typing import Generic, Protocol, TypeVar
 
 import torch
 
-from rsseg_cli.data.tiles import Batch
+from rsseg_cli.data.tiles.tile_stream import Batch
 
 T_co = TypeVar("T_co", covariant=True)
 T = TypeVar("T")

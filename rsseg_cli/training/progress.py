@@ -14,7 +14,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bar
 
-from rsseg_cli.plain import Json
+from rsseg_cli.settings import Json
 
 
 class Progress:

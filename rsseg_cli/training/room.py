@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from rsseg_cli.data.tiles import Batch
+from rsseg_cli.data.tiles.tile_stream import Batch
 from rsseg_cli.errors import RssegError, RssegWarning
 from rsseg_cli.words import counted
 

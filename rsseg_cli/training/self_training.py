@@ -15,11 +15,11 @@ from torch import Tensor
 
 from rsseg_cli import distributed
 from rsseg_cli.classes import IGNORE
-from rsseg_cli.data.augment import Augment
-from rsseg_cli.data.joined import DomainBatch
-from rsseg_cli.data.tiles import Batch
-from rsseg_cli.plain import Json, Strict
+from rsseg_cli.data.tiles.augment import Augment
+from rsseg_cli.data.tiles.domain_batches import DomainBatch
+from rsseg_cli.data.tiles.tile_stream import Batch
 from rsseg_cli.segmenter import Segmenter
+from rsseg_cli.settings import Json, Strict
 from rsseg_cli.share import own
 from rsseg_cli.training.mixing import paste, pasted
 from rsseg_cli.training.objectives import generator_like

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rsseg_cli import distributed
-from rsseg_cli.data.tiles import Batch
+from rsseg_cli.data.tiles.tile_stream import Batch
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training.objectives import Objective
 from rsseg_cli.training.passes import backward

@@ -17,8 +17,8 @@ from torch import Tensor
 from rsseg_cli import presets
 from rsseg_cli.config import resolve
 from rsseg_cli.contract import Method
-from rsseg_cli.data.augment import Augment
-from rsseg_cli.data.tiles import Batch
+from rsseg_cli.data.tiles.augment import Augment
+from rsseg_cli.data.tiles.tile_stream import Batch
 from rsseg_cli.errors import RssegError
 from rsseg_cli.find import find
 from rsseg_cli.methods.crossearth_gate import CrossEarthGate

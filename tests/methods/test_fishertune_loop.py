@@ -15,8 +15,8 @@ from test_contract import BANDS
 
 from rsseg_cli import presets
 from rsseg_cli.config import resolve
-from rsseg_cli.data.augment import Augment
-from rsseg_cli.data.tiles import Batch
+from rsseg_cli.data.tiles.augment import Augment
+from rsseg_cli.data.tiles.tile_stream import Batch
 from rsseg_cli.methods.fishertune import FisherTune
 from rsseg_cli.training import checkpoint
 from rsseg_cli.training.folder import RunFolder

@@ -12,7 +12,7 @@ from rasterio.enums import Resampling
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.vrt import WarpedVRT
 
-from rsseg_cli.data.discover import ground_size_m
+from rsseg_cli.data.infer.infer_spec import ground_size_m
 from rsseg_cli.data.pair import Opener, Pair
 from rsseg_cli.errors import RssegError
 

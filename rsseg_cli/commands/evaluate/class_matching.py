@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from rsseg_cli.classes import IGNORE, Class
-from rsseg_cli.data.class_map import ClassMap, Merge
 from rsseg_cli.data.source import Source
+from rsseg_cli.data.spec.class_map import ClassMap, Merge
 from rsseg_cli.errors import RssegError
 from rsseg_cli.predict.pipeline import Infer
 

@@ -15,8 +15,8 @@ from rich.table import Table
 from rsseg_cli import presets
 from rsseg_cli.data.source import Source
 from rsseg_cli.errors import RssegError, UnreadableError, unknown
-from rsseg_cli.plain import Strict
 from rsseg_cli.report.report import Report
+from rsseg_cli.settings import Strict
 
 
 class Row(Strict):

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from rsseg_cli.bands import Bands
 from rsseg_cli.classes import IGNORE, Class
-from rsseg_cli.data.covering import CoveringTiles
-from rsseg_cli.data.tiles import Batch
+from rsseg_cli.data.tiles.tile_stream import Batch
+from rsseg_cli.data.tiles.validation_tiles import CoveringTiles
 from rsseg_cli.evaluate.evaluation import Evaluation
 from rsseg_cli.metrics.confusion import ConfusionMatrix
 from rsseg_cli.raster.decode import Labels

@@ -13,7 +13,7 @@ from rsseg_cli.config import Data
 from rsseg_cli.data.pair import Part
 from rsseg_cli.data.source import Source
 from rsseg_cli.errors import RssegError
-from rsseg_cli.plain import Json
+from rsseg_cli.settings import Json
 
 
 @dataclass

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from rsseg_cli import distributed
 from rsseg_cli.classes import Class
-from rsseg_cli.data.covering import CoveringTiles
+from rsseg_cli.data.tiles.validation_tiles import CoveringTiles
 from rsseg_cli.metrics.confusion import ConfusionMatrix
-from rsseg_cli.plain import Json
 from rsseg_cli.segmenter import Segmenter
+from rsseg_cli.settings import Json
 from rsseg_cli.training.precision import Precision
 from rsseg_cli.training.prefetch import Prefetch, pinned
 

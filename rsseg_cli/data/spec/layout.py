@@ -11,8 +11,8 @@ from glob import escape
 from pathlib import Path
 from string import Formatter
 
-from rsseg_cli.data.spec import DatasetSpec, Listing, Selection, Table
-from rsseg_cli.data.tables import column, first_words, read_lines
+from rsseg_cli.data.spec.dataset_spec import DatasetSpec, Listing, Selection, Table
+from rsseg_cli.data.spec.split_lists import column, first_words, read_lines
 from rsseg_cli.errors import RssegError, UnreadableError
 from rsseg_cli.raster.labels import VECTOR_SUFFIXES
 

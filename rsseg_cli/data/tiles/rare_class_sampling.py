@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rsseg_cli.data.class_index import ClassIndex
+from rsseg_cli.data.tiles.class_index import ClassIndex
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rsseg_cli.classes import IGNORE
-from rsseg_cli.data.blocks import subtract
 from rsseg_cli.data.pair import Opener, Pair, Part
+from rsseg_cli.data.splits.blocks import subtract
 from rsseg_cli.raster.decode import Labels
 from rsseg_cli.raster.grid import Window, blocks
 from rsseg_cli.raster.labels import LabelReader

@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 from rsseg_cli import presets
-from rsseg_cli.data.discover import discover
-from rsseg_cli.data.layout import expand_braces
-from rsseg_cli.data.spec import DatasetSpec
+from rsseg_cli.data.infer.infer_spec import discover
+from rsseg_cli.data.spec.dataset_spec import DatasetSpec
+from rsseg_cli.data.spec.layout import expand_braces
 from rsseg_cli.errors import UnreadableError
 
 SPEC_FILE = "dataset.yaml"

@@ -13,12 +13,12 @@ import rasterio
 from numpy.typing import NDArray
 
 from rsseg_cli.classes import default_color
-from rsseg_cli.data.spec import ClassSpec
+from rsseg_cli.data.spec.dataset_spec import ClassSpec
 from rsseg_cli.errors import RssegError
 from rsseg_cli.raster.decode import Encoding, Value, as_text
 from rsseg_cli.raster.grid import blocks
 from rsseg_cli.raster.labels import is_vector, open_quietly
-from rsseg_cli.raster.polygons import read_vector
+from rsseg_cli.raster.vector_labels import read_vector
 
 MOST = 64
 """More distinct values than this are measurements, not classes."""

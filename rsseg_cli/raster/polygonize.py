@@ -22,8 +22,8 @@ from shapely.geometry.base import BaseGeometry
 
 from rsseg_cli.classes import IGNORE, Class
 from rsseg_cli.errors import RssegError
+from rsseg_cli.raster.connected_components import Numbers, label_patches, sieve_patches
 from rsseg_cli.raster.parts import BLOCK, anywhere
-from rsseg_cli.raster.patches import Numbers, label_patches, sieve_patches
 
 STRIP_PIXELS = 2**23
 """About how many pixels are read at a time."""

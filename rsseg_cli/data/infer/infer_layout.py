@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rsseg_cli.data.layout import RASTER_SUFFIXES, is_label
+from rsseg_cli.data.spec.layout import RASTER_SUFFIXES, is_label
 from rsseg_cli.errors import RssegError, RssegWarning, UnreadableError
 from rsseg_cli.raster.labels import is_vector
 

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rsseg_cli.data.check_labels import Finding, check_labels
-from rsseg_cli.data.layout import Entry, find_entries, orphans, selects
+from rsseg_cli.data.check.check_labels import Finding, check_labels
 from rsseg_cli.data.pair import Pair, Place
 from rsseg_cli.data.source import Source
-from rsseg_cli.data.spec import Split
+from rsseg_cli.data.spec.dataset_spec import Split
+from rsseg_cli.data.spec.layout import Entry, find_entries, orphans, selects
 from rsseg_cli.errors import RssegError
 from rsseg_cli.words import counted
 

@@ -17,8 +17,8 @@ from torch.utils.data import Dataset
 
 from rsseg_cli.bands import Bands
 from rsseg_cli.classes import IGNORE, Class
-from rsseg_cli.data.class_index import ClassIndex
 from rsseg_cli.data.pair import Handles, Pair, Part
+from rsseg_cli.data.tiles.class_index import ClassIndex
 from rsseg_cli.errors import RssegError
 from rsseg_cli.raster.decode import Labels
 from rsseg_cli.raster.grid import Window

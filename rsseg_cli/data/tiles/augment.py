@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from rsseg_cli import share
-from rsseg_cli.plain import Strict
+from rsseg_cli.settings import Strict
 
 Strength = Annotated[float, Field(ge=0.0, le=1.0)]
 

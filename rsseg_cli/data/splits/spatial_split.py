@@ -10,9 +10,9 @@ from math import sqrt
 import numpy as np
 from numpy.typing import NDArray
 
-from rsseg_cli.data.blocks import Block, Patch, cut, draw, merge, subtract
 from rsseg_cli.data.pair import Opener, Pair, Place
-from rsseg_cli.data.spec import Split
+from rsseg_cli.data.spec.dataset_spec import Split
+from rsseg_cli.data.splits.blocks import Block, Patch, cut, draw, merge, subtract
 from rsseg_cli.errors import RssegError
 from rsseg_cli.raster.grid import Window
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from rsseg_cli.data.discover_classes import find_classes
-from rsseg_cli.data.discover_layout import find_layout
-from rsseg_cli.data.spec import BandSpec, DatasetSpec, Reader
+from rsseg_cli.data.infer.infer_classes import find_classes
+from rsseg_cli.data.infer.infer_layout import find_layout
+from rsseg_cli.data.spec.dataset_spec import BandSpec, DatasetSpec, Reader
 from rsseg_cli.raster.labels import open_quietly
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.words import counted

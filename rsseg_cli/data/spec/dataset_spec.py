@@ -14,8 +14,8 @@ import yaml
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from rsseg_cli.classes import Class
-from rsseg_cli.plain import Strict
 from rsseg_cli.raster.decode import Encoding, LabelCode, Value
+from rsseg_cli.settings import Strict
 
 
 def _listed(value: Any) -> Any:

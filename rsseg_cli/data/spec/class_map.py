@@ -10,9 +10,9 @@ from pydantic import Field, model_validator
 
 from rsseg_cli import presets
 from rsseg_cli.classes import IGNORE, Class
-from rsseg_cli.data.spec import ClassSpec
+from rsseg_cli.data.spec.dataset_spec import ClassSpec
 from rsseg_cli.errors import RssegError, unknown
-from rsseg_cli.plain import Strict
+from rsseg_cli.settings import Strict
 from rsseg_cli.words import counted
 
 

@@ -17,8 +17,8 @@ from shapely.geometry.base import BaseGeometry
 
 from rsseg_cli.errors import RssegError, RssegWarning
 from rsseg_cli.raster.grid import Window
-from rsseg_cli.raster.polygons import read_vector
 from rsseg_cli.raster.scene import Scene
+from rsseg_cli.raster.vector_labels import read_vector
 
 PIECES = 64
 """Into how many pieces a side of a box is cut before it is bent into another CRS."""

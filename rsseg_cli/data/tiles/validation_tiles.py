@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from rsseg_cli.bands import Bands
 from rsseg_cli.classes import IGNORE
 from rsseg_cli.data.pair import Opener, Pair, Part
-from rsseg_cli.data.tiles import Batch, Readers, Samples, require_alike, stack
+from rsseg_cli.data.tiles.tile_stream import Batch, Readers, Samples, require_alike, stack
 from rsseg_cli.raster.decode import Labels
 from rsseg_cli.raster.grid import Window
 

@@ -9,7 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from rsseg_cli.data.tiles import Batch, TileStream
+from rsseg_cli.data.tiles.tile_stream import Batch, TileStream
 
 
 @dataclass

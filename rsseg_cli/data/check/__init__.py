@@ -1,0 +1,1 @@
+"""Checks of a dataset on disk against its spec."""

@@ -1,0 +1,1 @@
+"""Inference of a spec for a folder without `dataset.yaml`."""

@@ -1,0 +1,1 @@
+"""Dataset specs: the settings of `dataset.yaml`, and the files they match."""

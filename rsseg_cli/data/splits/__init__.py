@@ -1,0 +1,1 @@
+"""Spatial splits: blocks of pixels held out for validation."""

@@ -1,0 +1,1 @@
+"""Tiles: random streams for training, fixed grids for validation, and augmentation."""
