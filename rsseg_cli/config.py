@@ -76,7 +76,7 @@ class Part:
     name: str
     config: Strict
 
-    def document(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Give the section of a YAML file that says the same."""
         return {"name": self.name} | self.config.model_dump(mode="json")
 
@@ -95,13 +95,13 @@ class RunConfig:
     training: Training
     adapt: Adapt = field(default_factory=Adapt)
 
-    def document(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Give the YAML document that says the same."""
         return {
             "title": self.title,
             "backbone": self.backbone.model_dump(mode="json"),
-            "method": self.method.document(),
-            "head": self.head.document(),
+            "method": self.method.to_json(),
+            "head": self.head.to_json(),
             "data": self.data.model_dump(mode="json"),
             "augment": self.augment.model_dump(mode="json"),
             "optimizer": self.optimizer.model_dump(mode="json"),
@@ -111,7 +111,7 @@ class RunConfig:
 
     def text(self) -> str:
         """Write the document as YAML."""
-        return yaml.safe_dump(self.document(), sort_keys=False)
+        return yaml.safe_dump(self.to_json(), sort_keys=False)
 
 
 SECTIONS = ("backbone", "method", "head", "data", "augment", "optimizer", "training", "adapt")
@@ -247,7 +247,7 @@ def revise(
         sources: Datasets; they replace those of the fit.
         changes: `section.key=value`, the value in YAML.
     """
-    return _changed(Document(path, config.document()), sources, changes)
+    return _changed(Document(path, config.to_json()), sources, changes)
 
 
 def _changed(document: Document, sources: Sequence[str], changes: Sequence[str]) -> RunConfig:

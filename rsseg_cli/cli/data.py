@@ -51,7 +51,7 @@ def check(
     from rsseg_cli.run import data
 
     found = data.examine(name, data_root=data_root, sample=sample)
-    options.answer(found.document()) if as_json else data.show_check(found, name)
+    options.answer(found.to_json()) if as_json else data.show_check(found, name)
     if not found.fits:
         raise typer.Exit(FAILED)
 
@@ -77,4 +77,4 @@ def stats(
     from rsseg_cli.run import data
 
     found = data.measure_source(name, data_root=data_root, every=every, class_map=class_map)
-    options.answer(found.document()) if as_json else found.show()
+    options.answer(found.to_json()) if as_json else found.show()

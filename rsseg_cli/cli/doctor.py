@@ -22,7 +22,7 @@ def doctor(
 
     findings = checks.examine(data_root=data_root, runs=run)
     if as_json:
-        options.answer([finding.document() for finding in findings])
+        options.answer([finding.to_json() for finding in findings])
     else:
         for finding in findings:
             mark = {"ok": "ok  ", "warn": "note", "fail": "FAIL"}[finding.state]

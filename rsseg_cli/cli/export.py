@@ -28,6 +28,6 @@ def export(
 
     found = write(model, output, overwrite=overwrite)
     if as_json:
-        options.answer(found.document())
+        options.answer(found.to_json())
     else:
         typer.echo(found.folder)

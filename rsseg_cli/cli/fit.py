@@ -114,4 +114,4 @@ def fit(
             return
         result = job.run()
         if distributed.leads():
-            options.answer(result.document()) if as_json else typer.echo(result.model)
+            options.answer(result.to_json()) if as_json else typer.echo(result.model)

@@ -132,7 +132,7 @@ def show_plan(job: Fit, as_json: bool) -> None:
 
     plan = job.plan()
     if distributed.leads():
-        answer(plan.document()) if as_json else plan.show()
+        answer(plan.to_json()) if as_json else plan.show()
 
 
 def answer(result: Any) -> None:

@@ -296,7 +296,7 @@ def predict(
 def _show(surveys: list[Survey], as_json: bool) -> None:
     """Print what mapping scenes would take."""
     if as_json:
-        options.answer({"scenes": [survey.document() for survey in surveys]})
+        options.answer({"scenes": [survey.to_json() for survey in surveys]})
         return
     for survey in surveys:
         survey.show()

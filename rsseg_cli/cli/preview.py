@@ -47,7 +47,7 @@ def preview(
         overwrite=overwrite,
     )
     if as_json:
-        options.answer(found.document())
+        options.answer(found.to_json())
         return
     typer.echo(found.picture)
     for remark in found.remarks:

@@ -50,7 +50,7 @@ class Check:
         """Nothing is wrong."""
         return all(finding.fits is not False for finding in self.findings)
 
-    def document(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Give the machine-readable form."""
         return asdict(self) | {"root": str(self.root), "fits": self.fits}
 

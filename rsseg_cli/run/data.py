@@ -129,7 +129,7 @@ class Statistics:
     whole: bool
     classes: list[dict[str, Any]]
 
-    def document(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Give the machine-readable form."""
         return asdict(self)
 

@@ -139,7 +139,7 @@ class Line:
             return None
         return self.ours - self.published
 
-    def document(self, metric: str) -> dict[str, Any]:
+    def to_json(self, metric: str) -> dict[str, Any]:
         """Give the machine-readable form."""
         scores = {metric: self.ours, "published": self.published, "difference": self.difference}
         return {"target": self.target, "on": self.on} | scores
@@ -162,7 +162,7 @@ class Scored:
             "title": self.chosen.experiment.title,
             "model": self.model,
             "source": self.chosen.row.source,
-            "targets": [line.document(metric) for line in self.lines],
+            "targets": [line.to_json(metric) for line in self.lines],
             "scores": {name: report.to_json() for name, report in self.reports.items()},
             "remarks": self.chosen.remarks(),
         }

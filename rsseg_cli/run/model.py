@@ -49,7 +49,7 @@ def metadata(
     return {
         "rsseg": __version__,
         "torch": str(torch.__version__),
-        "config": config.document(),
+        "config": config.to_json(),
         "classes": [{"id": c.id, "name": c.name, "color": list(c.color)} for c in classes],
         "bands": model.bands.model_dump(mode="json"),
         "fingerprint": fingerprint(model.backbone),

@@ -30,7 +30,7 @@ class Plan:
     memory_mb: float
     warnings: list[str] = field(default_factory=list)
 
-    def document(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Give the machine-readable form."""
         return asdict(self)
 

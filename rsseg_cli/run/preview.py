@@ -67,7 +67,7 @@ class Preview:
     bands: list[BandSummary]
     remarks: list[str]
 
-    def document(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Give the machine-readable form."""
         return asdict(self)
 

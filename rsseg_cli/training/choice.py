@@ -44,7 +44,7 @@ class Look:
         spread = -sum(p * math.log(p) for p in self.mean if p > 0) / among
         return spread - self.entropy
 
-    def document(self) -> dict[str, Json]:
+    def to_json(self) -> dict[str, Json]:
         """Give what a line of the metrics holds."""
         return {
             "shares": [*self.shares],

@@ -146,7 +146,7 @@ def test_presets_say_everything_that_can_be_set(name: str) -> None:
     kind = find("methods", name, Method)
     assert set(document["method"]) == {"name", *kind.Config.model_fields}
     config = resolve(method=name, file=None)
-    written = config.document()
+    written = config.to_json()
     for section in ("head", "augment", "optimizer", "training"):
         assert set(document[section]) == set(written[section]), section
 
