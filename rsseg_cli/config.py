@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
-
-import yaml
-from pydantic import Field, ValidationError
-
+from pydantic import Field
+from pydantic import ValidationError
 from rsseg_cli import presets
-from rsseg_cli.contract import Backbone, Head, Method
+from rsseg_cli.contract import Backbone
+from rsseg_cli.contract import Head
+from rsseg_cli.contract import Method
 from rsseg_cli.data.tiles.augment import Augment
-from rsseg_cli.errors import RssegError, unknown
-from rsseg_cli.find import backbone_names, find, names
+from rsseg_cli.errors import RssegError
+from rsseg_cli.errors import unknown
+from rsseg_cli.find import backbone_names
+from rsseg_cli.find import find
+from rsseg_cli.find import names
 from rsseg_cli.presets import Document
 from rsseg_cli.settings import Strict
 from rsseg_cli.training.loop import Training
 from rsseg_cli.training.optimizer import Optimization
 from rsseg_cli.training.self_training import SelfTraining
+from typing import Any
+from typing import Literal
+from typing import TypeVar
+import yaml
 
 C = TypeVar("C", bound=Strict)
 
@@ -76,7 +83,7 @@ class Part:
     name: str
     config: Strict
 
-    def document(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Give the section of a YAML file that says the same."""
         return {"name": self.name} | self.config.model_dump(mode="json")
 
@@ -95,13 +102,13 @@ class RunConfig:
     training: Training
     adapt: Adapt = field(default_factory=Adapt)
 
-    def document(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Give the YAML document that says the same."""
         return {
             "title": self.title,
             "backbone": self.backbone.model_dump(mode="json"),
-            "method": self.method.document(),
-            "head": self.head.document(),
+            "method": self.method.to_json(),
+            "head": self.head.to_json(),
             "data": self.data.model_dump(mode="json"),
             "augment": self.augment.model_dump(mode="json"),
             "optimizer": self.optimizer.model_dump(mode="json"),
@@ -111,7 +118,7 @@ class RunConfig:
 
     def text(self) -> str:
         """Write the document as YAML."""
-        return yaml.safe_dump(self.document(), sort_keys=False)
+        return yaml.safe_dump(self.to_json(), sort_keys=False)
 
 
 SECTIONS = ("backbone", "method", "head", "data", "augment", "optimizer", "training", "adapt")
@@ -247,7 +254,7 @@ def revise(
         sources: Datasets; they replace those of the fit.
         changes: `section.key=value`, the value in YAML.
     """
-    return _changed(Document(path, config.document()), sources, changes)
+    return _changed(Document(path, config.to_json()), sources, changes)
 
 
 def _changed(document: Document, sources: Sequence[str], changes: Sequence[str]) -> RunConfig:

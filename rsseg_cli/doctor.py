@@ -26,7 +26,7 @@ class Finding:
     text: str
     fix: str = ""
 
-    def document(self) -> dict[str, str]:
+    def to_json(self) -> dict[str, str]:
         """Give the machine-readable form."""
         return asdict(self)
 

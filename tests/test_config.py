@@ -50,7 +50,7 @@ def test_what_is_not_said_has_its_default() -> None:
 def test_writing_and_reading_changes_nothing() -> None:
     config = read(TEXT)
     assert read(config.text()) == config
-    assert parse(presets.Document(Path("model"), config.document())) == config
+    assert parse(presets.Document(Path("model"), config.to_json())) == config
 
 
 @pytest.mark.parametrize("number", ["1e-4", "1E-4", "1.0e-4", "0.0001", ".0001"])
@@ -149,22 +149,22 @@ def test_another_head_starts_from_its_own_defaults() -> None:
 
 
 def test_another_backbone_starts_from_its_own_defaults() -> None:
-    plain = resolve(method="lora", file=None).document()["backbone"]
-    other = resolve(method="lora", file=None, backbone="dinov2_base").document()["backbone"]
+    plain = resolve(method="lora", file=None).to_json()["backbone"]
+    other = resolve(method="lora", file=None, backbone="dinov2_base").to_json()["backbone"]
     assert (plain["name"], plain["patch"]) == ("dinov3_large", 16)
     assert (other["name"], other["patch"], other["taps"]) == ("dinov2_base", None, None)
 
 
 def test_weights_become_an_absolute_path() -> None:
     config = resolve(method="lora", file=None, weights=Path("my.safetensors"))
-    backbone = config.document()["backbone"]
+    backbone = config.to_json()["backbone"]
     assert backbone["weights"] == str(Path.cwd() / "my.safetensors")
     assert backbone["pretrained"] is True
 
 
 def test_a_random_start_forgets_the_weights_of_the_file(tmp_path: Path) -> None:
     path = written(tmp_path, TEXT.replace("name: vit_tiny", "name: vit_tiny\n  weights: some.pth"))
-    backbone = resolve(method=None, file=path, pretrained=False).document()["backbone"]
+    backbone = resolve(method=None, file=path, pretrained=False).to_json()["backbone"]
     assert (backbone["weights"], backbone["pretrained"]) == (None, False)
 
 
@@ -183,5 +183,5 @@ def test_every_backbone_is_listed_and_found() -> None:
     for name in listed:
         assert name.removeprefix(f"{family(name)}_") in said[family(name)]
         assert (
-            resolve(method="lora", file=None, backbone=name).document()["backbone"]["name"] == name
+            resolve(method="lora", file=None, backbone=name).to_json()["backbone"]["name"] == name
         )

@@ -39,7 +39,7 @@ def test_every_method_has_a_preset_of_its_name() -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_say_all_that_can_be_set(name: str) -> None:
     said = keys(presets.read(presets.find("methods", name)).values)
-    settings = keys(resolve(method=name, file=None).document())
+    settings = keys(resolve(method=name, file=None).to_json())
     assert settings - said <= MAY_BE_MISSING
 
 
@@ -49,7 +49,7 @@ def test_presets_survive_writing_and_reading(name: str) -> None:
     again = parse(presets.read_text(config.text(), Path("config.yaml")))
     assert again == config
     # Other readers of YAML, which know only 1.1, see the same numbers.
-    assert yaml.safe_load(config.text()) == config.document()
+    assert yaml.safe_load(config.text()) == config.to_json()
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
 from rsseg_cli.cli import options
+from typing import Annotated
+import typer
 
 app = typer.Typer(help="List, check and measure datasets.", no_args_is_help=True)
 
@@ -51,7 +49,7 @@ def check(
     from rsseg_cli.errors import FAILED
 
     found = data.examine(name, data_root=data_root, sample=sample)
-    options.answer(found.document()) if as_json else data.show_check(found, name)
+    options.answer(found.to_json()) if as_json else data.show_check(found, name)
     if not found.fits:
         raise typer.Exit(FAILED)
 
@@ -77,4 +75,4 @@ def stats(
     from rsseg_cli.commands import dataset as data
 
     found = data.measure_source(name, data_root=data_root, every=every, class_map=class_map)
-    options.answer(found.document()) if as_json else found.show()
+    options.answer(found.to_json()) if as_json else found.show()

@@ -31,6 +31,6 @@ def demo(
         folder, seed=seed, device=device, overwrite=overwrite, quiet=quiet or as_json
     )
     if as_json:
-        options.answer(result.document())
+        options.answer(result.to_json())
     else:
         result.show()

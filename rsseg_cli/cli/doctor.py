@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
-
-import typer
-
 from rsseg_cli.cli import options
+from typing import Annotated
+import typer
 
 
 def doctor(
@@ -22,7 +20,7 @@ def doctor(
 
     findings = examine(data_root=data_root, runs=run)
     if as_json:
-        options.answer([finding.document() for finding in findings])
+        options.answer([finding.to_json() for finding in findings])
     else:
         for finding in findings:
             mark = {"ok": "ok  ", "warn": "note", "fail": "FAIL"}[finding.state]

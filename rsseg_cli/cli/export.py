@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
-
-import typer
-
 from rsseg_cli.cli import options
+from typing import Annotated
+import typer
 
 
 def export(
@@ -28,6 +26,6 @@ def export(
 
     found = write(model, output, overwrite=overwrite)
     if as_json:
-        options.answer(found.document())
+        options.answer(found.to_json())
     else:
         typer.echo(found.folder)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
-
-import typer
-
 from rsseg_cli.cli import options
+from typing import Annotated
+import typer
 
 
 def fit(
@@ -114,4 +112,4 @@ def fit(
             return
         result = job.run()
         if distributed.leads():
-            options.answer(result.document()) if as_json else typer.echo(result.model)
+            options.answer(result.to_json()) if as_json else typer.echo(result.model)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
-
 from rsseg_cli.cli import options
+from typing import Annotated
+from typing import Any
+from typing import TYPE_CHECKING
+import typer
 
 if TYPE_CHECKING:
     from rsseg_cli.commands.predict.dry_run import Survey
@@ -296,7 +296,7 @@ def predict(
 def _show(surveys: list[Survey], as_json: bool) -> None:
     """Print what mapping scenes would take."""
     if as_json:
-        options.answer({"scenes": [survey.document() for survey in surveys]})
+        options.answer({"scenes": [survey.to_json() for survey in surveys]})
         return
     for survey in surveys:
         survey.show()

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
-
-import typer
-
 from rsseg_cli.cli import options
+from typing import Annotated
+import typer
 
 
 def preview(
@@ -47,7 +45,7 @@ def preview(
         overwrite=overwrite,
     )
     if as_json:
-        options.answer(found.document())
+        options.answer(found.to_json())
         return
     typer.echo(found.picture)
     for remark in found.remarks:

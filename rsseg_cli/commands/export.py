@@ -37,7 +37,7 @@ class Exported:
     card: str
     item: str
 
-    def document(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Give the machine-readable form."""
         return asdict(self)
 

@@ -57,7 +57,7 @@ class Demo:
     baseline_miou: float
     seconds: float
 
-    def document(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Give the machine-readable form."""
         return asdict(self)
 

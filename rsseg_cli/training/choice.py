@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
-
 from rsseg_cli.settings import Json
+from statistics import fmean
+import math
 
 TOLERATED = 0.03
 """Loss of mIoU on the source, from the start, that costs nothing in the choice."""
@@ -44,7 +43,7 @@ class Look:
         spread = -sum(p * math.log(p) for p in self.mean if p > 0) / among
         return spread - self.entropy
 
-    def document(self) -> dict[str, Json]:
+    def to_json(self) -> dict[str, Json]:
         """Give what a line of the metrics holds."""
         return {
             "shares": [*self.shares],

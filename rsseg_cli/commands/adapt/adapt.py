@@ -280,7 +280,7 @@ class Adapt(Fit):
 
 def result(run: FitResult) -> dict[str, Any]:
     """Give what `adapt --json` prints: as `fit`, and why it stopped early, if it did."""
-    return run.document() | {"stopped": stopped(run.outcome)}
+    return run.to_json() | {"stopped": stopped(run.outcome)}
 
 
 def stopped(outcome: Outcome) -> str | None:

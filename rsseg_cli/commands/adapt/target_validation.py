@@ -68,7 +68,7 @@ class TargetValidation:
         """Give the score object; the model is left in eval mode."""
         score = {} if self.source is None else self.source(model)
         look, step = self.look(model), self.step()
-        found = score | {"target": look.document()}
+        found = score | {"target": look.to_json()}
         if step <= self.start:
             self.before(model)
         self._judge(found, look, step)

@@ -164,7 +164,7 @@ def model(
         found = distributed.gather(evaluation)[0]
     title = f"{fitted.name} on {', '.join(on)}"
     return found.report(
-        title, subtitle=fitted.describe(), about=versions(), config=fitted.config.document()
+        title, subtitle=fitted.describe(), about=versions(), config=fitted.config.to_json()
     )
 
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
+from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import Field, model_validator
+from pydantic import Field
+from pydantic import model_validator
 from rich.console import Console
 from rich.table import Table
-
 from rsseg_cli import presets
 from rsseg_cli.data.source import Source
-from rsseg_cli.errors import RssegError, UnreadableError, unknown
+from rsseg_cli.errors import RssegError
+from rsseg_cli.errors import UnreadableError
+from rsseg_cli.errors import unknown
 from rsseg_cli.report.report import Report
 from rsseg_cli.settings import Strict
+from typing import Any
+from typing import Literal
+import json
 
 
 class Row(Strict):
@@ -139,7 +144,7 @@ class Line:
             return None
         return self.ours - self.published
 
-    def document(self, metric: str) -> dict[str, Any]:
+    def to_json(self, metric: str) -> dict[str, Any]:
         """Give the machine-readable form."""
         scores = {metric: self.ours, "published": self.published, "difference": self.difference}
         return {"target": self.target, "on": self.on} | scores
@@ -162,7 +167,7 @@ class Scored:
             "title": self.chosen.experiment.title,
             "model": self.model,
             "source": self.chosen.row.source,
-            "targets": [line.document(metric) for line in self.lines],
+            "targets": [line.to_json(metric) for line in self.lines],
             "scores": {name: report.to_json() for name, report in self.reports.items()},
             "remarks": self.chosen.remarks(),
         }

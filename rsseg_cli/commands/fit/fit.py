@@ -61,7 +61,7 @@ class FitResult:
     model: str
     outcome: Outcome
 
-    def document(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Give the machine-readable form."""
         return {
             "run": self.run,

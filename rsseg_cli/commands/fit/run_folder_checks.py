@@ -68,7 +68,7 @@ def read_state(path: Path, config: RunConfig) -> dict[str, Any]:
     """
     run = RunFolder(path)
     state = load_resume(run.resume)
-    before, now = parse(presets.read(run.config)).document(), config.document()
+    before, now = parse(presets.read(run.config)).to_json(), config.to_json()
     changed = [
         f"{section}.{key} {now[section].get(key)} was {before[section].get(key)}"
         for section in SECTIONS

@@ -71,7 +71,7 @@ def write_report(
             **(review.gallery.pictures(review.classes) if review else {}),
             **dict(method.draw(records)),
         },
-        config=config.document(),
+        config=config.to_json(),
         about=about | versions(),
     ).write(folder.report)
 

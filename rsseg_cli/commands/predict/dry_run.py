@@ -87,7 +87,7 @@ class Survey:
             more=[*self.more, other.output, *other.more],
         )
 
-    def document(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Give the machine-readable form."""
         return asdict(self)
 
