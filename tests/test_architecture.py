@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 import ast
-import pytest
 import resource
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 PACKAGE = Path(__file__).parent.parent / "rsseg_cli"
 

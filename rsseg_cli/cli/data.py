@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from rsseg_cli.cli import options
 from typing import Annotated
+
 import typer
+
+from rsseg_cli.cli import options
 
 app = typer.Typer(help="List, check and measure datasets.", no_args_is_help=True)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from rsseg_cli.cli import options
-from typing import Annotated
-from typing import Any
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
+
+from rsseg_cli.cli import options
 
 if TYPE_CHECKING:
     from rsseg_cli.commands.predict.dry_run import Survey

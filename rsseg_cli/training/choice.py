@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from rsseg_cli.settings import Json
 from statistics import fmean
-import math
+
+from rsseg_cli.settings import Json
 
 TOLERATED = 0.03
 """Loss of mIoU on the source, from the start, that costs nothing in the choice."""

@@ -8,23 +8,23 @@ the peak of one process says nothing of either). Weights and tiles are random.
 
 from __future__ import annotations
 
+import argparse
+import statistics
+import time
 from collections.abc import Callable
+
+import torch
 from rgb import BANDS
+
 from rsseg_cli.commands.model import build
-from rsseg_cli.config import RunConfig
-from rsseg_cli.config import resolve
+from rsseg_cli.config import RunConfig, resolve
 from rsseg_cli.data.tiles.augment import Augment
 from rsseg_cli.data.tiles.domain_batches import DomainBatch
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training import optimizer
-from rsseg_cli.training.objectives import Objective
-from rsseg_cli.training.objectives import Supervised
+from rsseg_cli.training.objectives import Objective, Supervised
 from rsseg_cli.training.precision import Precision
 from rsseg_cli.training.self_training import SelfTraining
-import argparse
-import statistics
-import time
-import torch
 
 MOST_TIME, MOST_MEMORY = 2.3, 1.5
 CLASSES = 6

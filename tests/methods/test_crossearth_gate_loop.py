@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-from fakes import sample
+import re
+import shlex
 from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fakes import sample
+from test_contract import BANDS
+from test_crossearth_gate import gated
+from torch import Tensor
+
 from rsseg_cli import presets
 from rsseg_cli.config import resolve
 from rsseg_cli.contract import Method
@@ -15,20 +25,10 @@ from rsseg_cli.methods.crossearth_gate import CrossEarthGate
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training import checkpoint
 from rsseg_cli.training.folder import RunFolder
-from rsseg_cli.training.loop import Job
-from rsseg_cli.training.loop import Training
-from rsseg_cli.training.loop import train
+from rsseg_cli.training.loop import Job, Training, train
 from rsseg_cli.training.objectives import Supervised
 from rsseg_cli.training.optimizer import Optimization
 from rsseg_cli.training.progress import Progress
-from test_contract import BANDS
-from test_crossearth_gate import gated
-from torch import Tensor
-from typing import Any
-import pytest
-import re
-import shlex
-import torch
 
 STEPS = 8
 

@@ -9,22 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+
 from rsseg_cli.bands import Bands
-from rsseg_cli.classes import Class
-from rsseg_cli.classes import IGNORE
+from rsseg_cli.classes import IGNORE, Class
 from rsseg_cli.commands.adapt.targets import as_dataset
 from rsseg_cli.config import Adapt
 from rsseg_cli.data.infer.infer_classes import find_classes
-from rsseg_cli.data.infer.infer_layout import IMAGE_FOLDERS
-from rsseg_cli.data.infer.infer_layout import find_layout
-from rsseg_cli.data.pair import Opener
-from rsseg_cli.data.pair import Part
+from rsseg_cli.data.infer.infer_layout import IMAGE_FOLDERS, find_layout
+from rsseg_cli.data.pair import Opener, Part
 from rsseg_cli.data.source import Source
-from rsseg_cli.data.spec.dataset_spec import BandSpec
-from rsseg_cli.data.spec.dataset_spec import ClassSpec
-from rsseg_cli.data.spec.dataset_spec import DatasetSpec
-from rsseg_cli.errors import RssegError
-from rsseg_cli.errors import UnreadableError
+from rsseg_cli.data.spec.dataset_spec import BandSpec, ClassSpec, DatasetSpec
+from rsseg_cli.errors import RssegError, UnreadableError
 
 FIX = "leave out --report-labels: labels of the target are not needed"
 

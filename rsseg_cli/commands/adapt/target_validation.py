@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from collections.abc import Sequence
-from dataclasses import dataclass
-from dataclasses import field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
 from rsseg_cli import distributed
 from rsseg_cli.classes import IGNORE
-from rsseg_cli.commands.fit.validation import Validation
-from rsseg_cli.commands.fit.validation import inferred
+from rsseg_cli.commands.fit.validation import Validation, inferred
 from rsseg_cli.data.tiles.validation_tiles import CoveringTiles
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.settings import Json
-from rsseg_cli.training.choice import Look
-from rsseg_cli.training.choice import collapsed
-from rsseg_cli.training.choice import merit
-from rsseg_cli.training.choice import rating
+from rsseg_cli.training.choice import Look, collapsed, merit, rating
 from rsseg_cli.training.precision import Precision
 from rsseg_cli.training.pseudo_labels import normalised_entropy
 from rsseg_cli.words import counted
-from typing import Any
-import torch
 
 COLLAPSED = "the class shares on the target have run away from the start's"
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from glob import glob
-from glob import has_magic
+from glob import glob, has_magic
 from pathlib import Path
+
 from rsseg_cli.commands.predict.provenance import is_ours
 from rsseg_cli.data.spec.layout import RASTER_SUFFIXES
 from rsseg_cli.errors import RssegError
 from rsseg_cli.raster.polygonize import refuse_other_formats
 from rsseg_cli.raster.resume_state import parts_folder
 from rsseg_cli.raster.write import refuse_existing
-import sys
 
 SUFFIX, SHARES, SOFT, SURE = ".seg.tif", ".prob.tif", ".soft.tif", ".conf.tif"
 """What the names of maps of classes, probabilities, one object and confidence end with."""

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Sequence
-from dataclasses import asdict
-from dataclasses import dataclass
-from dataclasses import field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
+
 from rsseg_cli.commands.predict import dry_run as survey
 from rsseg_cli.commands.predict import paths as names
 from rsseg_cli.commands.predict.options import Request
 from rsseg_cli.commands.predict.progress import Line
 from rsseg_cli.commands.predict.scene_mapper import Mapper
-from rsseg_cli.errors import Interrupted
-from rsseg_cli.errors import PartialFailure
-from rsseg_cli.errors import RssegError
+from rsseg_cli.errors import Interrupted, PartialFailure, RssegError
 from rsseg_cli.predict.outputs import SceneResult
-from rsseg_cli.predict.team import GoneError
-from rsseg_cli.predict.team import Team
+from rsseg_cli.predict.team import GoneError, Team
 from rsseg_cli.settings import Json
-from typing import Any
 
 
 def predict(

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
-from dataclasses import dataclass
-from dataclasses import field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from rsseg_cli.data.check.check_labels import Finding
-from rsseg_cli.data.check.check_labels import check_labels
-from rsseg_cli.data.pair import Pair
-from rsseg_cli.data.pair import Place
+from typing import Any
+
+from rsseg_cli.data.check.check_labels import Finding, check_labels
+from rsseg_cli.data.pair import Pair, Place
 from rsseg_cli.data.source import Source
 from rsseg_cli.data.spec.dataset_spec import Split
-from rsseg_cli.data.spec.layout import Entry
-from rsseg_cli.data.spec.layout import find_entries
-from rsseg_cli.data.spec.layout import orphans
-from rsseg_cli.data.spec.layout import selects
+from rsseg_cli.data.spec.layout import Entry, find_entries, orphans, selects
 from rsseg_cli.errors import RssegError
 from rsseg_cli.words import counted
-from typing import Any
 
 
 @dataclass(frozen=True)
