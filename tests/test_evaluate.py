@@ -24,7 +24,7 @@ from rsseg_cli.evaluate import (
     rasters,
     read_class_list,
 )
-from rsseg_cli.evaluate.truth import open_truth
+from rsseg_cli.evaluate.reference import open_truth
 from rsseg_cli.metrics.boundary import BoundaryIoU
 from rsseg_cli.metrics.confusion import ConfusionMatrix
 from rsseg_cli.raster import style

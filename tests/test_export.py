@@ -15,7 +15,7 @@ from runs import BANDS, CLASSES, SMALL, rsseg, write_city
 
 from rsseg_cli.backbones.galileo import Galileo
 from rsseg_cli.find import backbone_names
-from rsseg_cli.report.card import Licence
+from rsseg_cli.report.model_card import Licence
 from rsseg_cli.run.export import UNKNOWN, backbone_licence
 from rsseg_cli.training.checkpoint import load_model
 

@@ -28,14 +28,14 @@ from rsseg_cli.evaluate.rasters import (
     evaluate_rasters,
     evaluate_scenes,
 )
-from rsseg_cli.evaluate.truth import read_class_list
+from rsseg_cli.evaluate.reference import read_class_list
 from rsseg_cli.predict.engine import predict_scene
 from rsseg_cli.predict.outputs import Outputs
 from rsseg_cli.predict.pipeline import Infer
 from rsseg_cli.predict.plan import Tiling
 from rsseg_cli.raster.labels import LabelReader, Placed
 from rsseg_cli.raster.scene import Scene
-from rsseg_cli.report.pictures import quicklook
+from rsseg_cli.report.map_figure import quicklook
 from rsseg_cli.report.report import Report
 from rsseg_cli.run.classes import MergedInfer, reconcile
 from rsseg_cli.run.live import Line

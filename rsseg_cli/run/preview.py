@@ -15,9 +15,9 @@ from rsseg_cli.errors import OutputExistsError, RssegError
 from rsseg_cli.predict.plan import Tiling
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.scene import Scene
-from rsseg_cli.report.pictures import to_png
-from rsseg_cli.report.preview import BandView, SceneView, draw_preview
+from rsseg_cli.report.map_figure import to_png
 from rsseg_cli.report.report import replace_file, writing
+from rsseg_cli.report.scene_preview import BandView, SceneView, draw_preview
 from rsseg_cli.run.request import Request
 from rsseg_cli.run.review import shown_bands
 from rsseg_cli.training.checkpoint import load_model

@@ -26,7 +26,7 @@ from rsseg_cli.raster.decode import LabelCode, Labels, decode
 from rsseg_cli.raster.files import RAW
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.labels import LabelReader, is_vector
-from rsseg_cli.report.marks import Mark, marks
+from rsseg_cli.report.class_id_labels import Mark, marks
 
 Pixels: TypeAlias = NDArray[np.uint8]
 """(h, w, 3) red, green, blue."""
