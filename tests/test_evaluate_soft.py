@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+from conftest import WriteScene
+from numpy.typing import NDArray
 from pathlib import Path
-
+from rsseg_cli.classes import Class
+from rsseg_cli.errors import RssegError
+from rsseg_cli.evaluate import evaluate_rasters
+from rsseg_cli.evaluate.reference import OBJECT
+from rsseg_cli.raster.class_names import classes_tag
+from rsseg_cli.raster.class_names import read_classes
 import numpy as np
 import py_sod_metrics
 import pytest
 import rasterio
-from conftest import WriteScene
-from numpy.typing import NDArray
-
-from rsseg_cli.classes import Class
-from rsseg_cli.errors import RssegError
-from rsseg_cli.evaluate import evaluate_rasters
-from rsseg_cli.evaluate.truth import OBJECT
-from rsseg_cli.raster.class_names import classes_tag, read_classes
 
 SHIP = [Class(0, "background", (0, 0, 0)), Class(1, "ship", (255, 0, 0))]
 
@@ -91,7 +90,7 @@ def test_large_soft_maps_are_several_images(
 ) -> None:
     truth = blobs()
     made, true = as_soft(write_scene, shares(0, truth), "s.tif"), write_scene(truth[None], "t.tif")
-    monkeypatch.setattr("rsseg_cli.evaluate.soft.IMAGE", 48)
+    monkeypatch.setattr("rsseg_cli.evaluate.soft_map.IMAGE", 48)
     assert evaluate_rasters(made, true).scores().saliency["images"] == 4
 
 

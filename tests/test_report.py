@@ -30,11 +30,11 @@ from rsseg_cli.metrics.calibration import Calibration
 from rsseg_cli.metrics.confusion import ConfusionMatrix
 from rsseg_cli.metrics.scores import Scores
 from rsseg_cli.raster.decode import LabelCode
-from rsseg_cli.report import pictures
+from rsseg_cli.report import map_figure as pictures
 from rsseg_cli.report.charts import Line, line_chart
 from rsseg_cli.report.curves import curves
 from rsseg_cli.report.report import Report
-from rsseg_cli.report.text import mistakes
+from rsseg_cli.report.score_text import mistakes
 
 CLASSES = [
     Class(1, "a <b> & c", (200, 30, 30)),

@@ -12,11 +12,11 @@ from rich.console import Console
 
 from rsseg_cli.errors import RssegError, UnreadableError
 from rsseg_cli.metrics.scores import Scores
-from rsseg_cli.report import compare as comparing
-from rsseg_cli.report.compare import Entry, Group
-from rsseg_cli.report.page import render
+from rsseg_cli.report import seed_groups as comparing
+from rsseg_cli.report.html import render
 from rsseg_cli.report.report import replace_file, writing
-from rsseg_cli.report.tables import Table, compared, to_csv
+from rsseg_cli.report.seed_groups import Entry, Group
+from rsseg_cli.report.table import Table, compared, to_csv
 
 NOTES = (
     "Scores in percent: mean \u00b1 standard deviation over seeds. Runs whose settings differ by "

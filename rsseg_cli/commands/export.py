@@ -18,7 +18,7 @@ from rsseg_cli.contract import Backbone
 from rsseg_cli.errors import OutputExistsError, RssegWarning
 from rsseg_cli.find import find
 from rsseg_cli.metrics.scores import Scores
-from rsseg_cli.report.card import Card, Licence
+from rsseg_cli.report.model_card import Card, Licence
 from rsseg_cli.report.report import replace_file, writing
 from rsseg_cli.training.checkpoint import load_model
 

@@ -7,7 +7,7 @@ from rsseg_cli.evaluate.rasters import (
     evaluate_rasters,
     evaluate_scenes,
 )
-from rsseg_cli.evaluate.truth import read_class_list
+from rsseg_cli.evaluate.reference import read_class_list
 
 __all__ = [
     "BOUNDARY_PX",

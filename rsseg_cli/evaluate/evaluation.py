@@ -18,7 +18,7 @@ from rsseg_cli.metrics.confusion import ConfusionMatrix
 from rsseg_cli.metrics.scores import Scores
 from rsseg_cli.raster.decode import LabelCode
 from rsseg_cli.report.report import Report
-from rsseg_cli.report.samples import Sample, draw_samples
+from rsseg_cli.report.tile_gallery import Sample, draw_samples
 
 if TYPE_CHECKING:
     from rsseg_cli.metrics.saliency import Saliency

@@ -18,16 +18,16 @@ from numpy.typing import NDArray
 from rsseg_cli.classes import IGNORE, Class
 from rsseg_cli.errors import RssegError
 from rsseg_cli.evaluate.evaluation import Evaluation
-from rsseg_cli.evaluate.ground import count_classes, hectares_per_pixel
-from rsseg_cli.evaluate.soft import SoftMap, is_soft
-from rsseg_cli.evaluate.truth import Truth, classes_of, code_of, open_truth
+from rsseg_cli.evaluate.pixel_area import count_classes, hectares_per_pixel
+from rsseg_cli.evaluate.reference import Truth, classes_of, code_of, open_truth
+from rsseg_cli.evaluate.soft_map import SoftMap, is_soft
 from rsseg_cli.metrics.confusion import ConfusionMatrix
 from rsseg_cli.raster.align import describe_grid, same_grid
 from rsseg_cli.raster.decode import LabelCode, Labels
 from rsseg_cli.raster.grid import Window, blocks
 from rsseg_cli.raster.labels import Placed, open_quietly
 from rsseg_cli.raster.scene import Scene
-from rsseg_cli.report.samples import Sample, shrink
+from rsseg_cli.report.tile_gallery import Sample, shrink
 from rsseg_cli.words import counted
 
 BOUNDARY_PX = 3

@@ -16,7 +16,7 @@ from rich.console import Console
 from rsseg_cli.errors import RssegError
 from rsseg_cli.metrics.scores import Scores
 from rsseg_cli.report import terminal
-from rsseg_cli.report.files import confusion_csv, to_csv, to_markdown
+from rsseg_cli.report.csv_markdown import confusion_csv, to_csv, to_markdown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -70,8 +70,8 @@ class Report:
         Raises:
             RssegError: The folder cannot be written.
         """
-        from rsseg_cli.report.page import to_html  # jinja2 only where a page is made
-        from rsseg_cli.report.pictures import to_png
+        from rsseg_cli.report.html import to_html  # jinja2 only where a page is made
+        from rsseg_cli.report.map_figure import to_png
 
         folder = Path(folder)
         pngs = {

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rsseg_cli.metrics.scores import Scores
-from rsseg_cli.report import text
+from rsseg_cli.report import score_text as text
 
 MATRIX_MOST = 9
 """More classes than this make a confusion matrix that no terminal shows well."""

@@ -19,7 +19,7 @@ from rsseg_cli.predict.outputs import Outputs
 from rsseg_cli.predict.plan import Tiling
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.scene import Scene
-from rsseg_cli.report.pictures import Panel, draw, paint, stretch
+from rsseg_cli.report.map_figure import Panel, draw, paint, stretch
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training.precision import Precision
 

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from rsseg_cli.report.pictures import EDGE, INK, stretch
+from rsseg_cli.report.map_figure import EDGE, INK, stretch
 from rsseg_cli.words import counted
 
 COLUMNS = 4

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rsseg_cli.classes import IGNORE, Class
 from rsseg_cli.errors import RssegError
-from rsseg_cli.evaluate.truth import Truth
+from rsseg_cli.evaluate.reference import Truth
 from rsseg_cli.raster.decode import Labels
 from rsseg_cli.raster.grid import Window, blocks
 from rsseg_cli.raster.labels import open_quietly

@@ -11,8 +11,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from rsseg_cli.report import text
-from rsseg_cli.report.compare import Difference, Group, Pick, Spread
+from rsseg_cli.report import score_text as text
+from rsseg_cli.report.seed_groups import Difference, Group, Pick, Spread
 
 
 @dataclass(frozen=True)

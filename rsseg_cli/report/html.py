@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from rsseg_cli import __version__
 from rsseg_cli.metrics.scores import Scores
-from rsseg_cli.report import text
+from rsseg_cli.report import score_text as text
 from rsseg_cli.report.charts import Line, line_chart
 from rsseg_cli.report.curves import curves
 
@@ -50,7 +50,7 @@ def to_html(
         when: When it was made; now when None.
     """
     return render(
-        "page.html.j2",
+        "report.html.j2",
         when=when,
         title=title,
         subtitle=subtitle,

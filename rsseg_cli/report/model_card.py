@@ -11,7 +11,7 @@ from typing import Any
 from rsseg_cli.bands import Bands
 from rsseg_cli.classes import Class
 from rsseg_cli.metrics.scores import Scores
-from rsseg_cli.report import text
+from rsseg_cli.report import score_text as text
 from rsseg_cli.words import counted
 
 STAC = "1.1.0"

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from rsseg_cli.metrics.interval import Estimate
 from rsseg_cli.metrics.scores import Scores
-from rsseg_cli.report import text
+from rsseg_cli.report import score_text as text
 
 COLUMNS = (
     *("part", "id", "name", "iou", "f1", "precision", "recall", "boundary_iou"),

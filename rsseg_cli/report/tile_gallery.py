@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from rsseg_cli.classes import Class
 from rsseg_cli.raster.decode import Labels
-from rsseg_cli.report.marks import marks
-from rsseg_cli.report.pictures import Panel, draw, errors, in_use, paint, stretch
+from rsseg_cli.report.class_id_labels import marks
+from rsseg_cli.report.map_figure import Panel, draw, errors, in_use, paint, stretch
 
 
 @dataclass(frozen=True)
