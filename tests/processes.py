@@ -48,8 +48,8 @@ class Uneven:
     passes: int = 1
 
     def __getitem__(self, index: int) -> Batch:
-        count = BATCH // self.passes // distributed.world()
-        first = (index * distributed.world() + distributed.rank()) * count
+        count = BATCH // self.passes // distributed.world_size()
+        first = (index * distributed.world_size() + distributed.rank()) * count
         parts = [_tile(number) for number in range(first, first + count)]
         image, label = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         return Batch(image, label.to(torch.uint8))
@@ -129,7 +129,7 @@ class Stopped:
 
     def __call__(self, model: Segmenter, batch: Batch) -> dict[str, Tensor]:
         self.calls += "probe" not in batch.names
-        if self.calls == 2 and distributed.rank() == distributed.world() - 1:
+        if self.calls == 2 and distributed.rank() == distributed.world_size() - 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return self.objective(model, batch)  # type: ignore[no-any-return]
 
@@ -188,8 +188,8 @@ def command(root: Path) -> None:
     ):
         call = rsseg(*words, "--json")
         assert call.code == 0, call.err
-        assert bool(call.out) == distributed.leads()
-        if distributed.leads():
+        assert bool(call.out) == distributed.is_main()
+        if distributed.is_main():
             (root / f"said{number}.json").write_text(call.out)
 
 

@@ -136,7 +136,7 @@ def adapt(
             options.show_plan(job, as_json)
             return
         made = job.run()
-        if not distributed.leads():
+        if not distributed.is_main():
             return
         early = runs.stopped(made.outcome)
         if early is not None:

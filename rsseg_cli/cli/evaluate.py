@@ -138,7 +138,7 @@ def evaluate(
                 fix="rsseg evaluate MAP TRUTH, rsseg evaluate --model RUN --on DATASET, or "
                 "rsseg evaluate --experiment NAME",
             )
-        if not distributed.leads():
+        if not distributed.is_main():
             return
         if report is not None:
             result.write(report)

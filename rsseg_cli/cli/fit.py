@@ -113,5 +113,5 @@ def fit(
             options.show_plan(job, as_json)
             return
         result = job.run()
-        if distributed.leads():
+        if distributed.is_main():
             options.answer(result.document()) if as_json else typer.echo(result.model)

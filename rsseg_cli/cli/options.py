@@ -131,7 +131,7 @@ def show_plan(job: Fit, as_json: bool) -> None:
     from rsseg_cli import distributed
 
     plan = job.plan()
-    if distributed.leads():
+    if distributed.is_main():
         answer(plan.document()) if as_json else plan.show()
 
 

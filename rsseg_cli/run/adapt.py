@@ -201,7 +201,7 @@ class Adapt(Fit):
         return Validation(tiles, self.sources.classes, self.precision, threads, gain=target.gain)
 
     def _map_before(self, model: Segmenter) -> None:
-        if distributed.leads():
+        if distributed.is_main():
             self._glance.map(model, self._before)
 
     @cached_property

@@ -189,7 +189,7 @@ class Fit:
         folder, resumed = self._open_folder(), self.resumed
         job = self.job(folder)
         shown, start = self.plan(), 0 if resumed is None else resumed["step"]
-        quiet = self.quiet or not distributed.leads()
+        quiet = self.quiet or not distributed.is_main()
         with Progress(self.config.training.steps, start=start, quiet=quiet) as progress:
             progress.say(
                 f"source   {shown.source}",
@@ -198,12 +198,12 @@ class Fit:
                 f"run      {folder.path}",
                 *(f"warning: {text}" for text in shown.warnings),
             )
-            for source in self.sources.sources if distributed.leads() else ():
+            for source in self.sources.sources if distributed.is_main() else ():
                 written = source.keep(folder.path)
                 if written is not None:
                     progress.say(f"classes  were found by looking: name them in {written}")
             outcome = train(job, progress, resumed)
-        if distributed.leads():
+        if distributed.is_main():
             self.report(folder, shown, outcome)
         return FitResult(str(folder.path), str(folder.model), outcome)
 
@@ -231,8 +231,8 @@ class Fit:
         folder = RunFolder(self.path, about)
         if self.resumed is not None:
             place.require_same_data(self.resumed, about, self.path)
-        distributed.wait()  # until all have looked at the folder as it was
-        if self.resumed is None and distributed.leads():
+        distributed.barrier()  # until all have looked at the folder as it was
+        if self.resumed is None and distributed.is_main():
             folder.begin(self.config.text())
         return folder
 
@@ -276,7 +276,7 @@ class Fit:
             tile=self.config.data.tile,
             batch=self.batch,
             rank=0 if whole else distributed.rank(),
-            world=1 if whole else distributed.world(),
+            world=1 if whole else distributed.world_size(),
         )
 
     def stream(self, batch: int, *, seed: int = 0) -> Indexed[Batch]:
@@ -308,7 +308,7 @@ class Fit:
             scale=self.config.augment.scale,
             index=index,
             rank=0 if seed else distributed.rank(),
-            world=1 if seed else distributed.world(),
+            world=1 if seed else distributed.world_size(),
         )
 
 
@@ -318,7 +318,7 @@ def per_pass(training: Training) -> int:
     Raises:
         RssegError: The batch cannot be shared out evenly.
     """
-    parts = training.accumulate * distributed.world()
+    parts = training.accumulate * distributed.world_size()
     if training.batch % parts:
         raise RssegError(
             f"a batch of {training.batch} cannot be cut into {parts} equal parts",

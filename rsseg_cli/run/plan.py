@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from rsseg_cli.config import RunConfig
-from rsseg_cli.distributed import world
+from rsseg_cli.distributed import world_size
 from rsseg_cli.run.sources import Sources
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.words import counted
@@ -96,7 +96,7 @@ def estimate_memory_mb(config: RunConfig, model: Segmenter, counts: dict[str, in
     """
     backbone, training = model.backbone, config.training
     side = -(-config.data.tile // backbone.patch)
-    images = training.batch / training.accumulate / world()
+    images = training.batch / training.accumulate / world_size()
     tokens = images * (side * side + backbone.prefix)
     kept = ACTIVATIONS[training.recompute] * tokens * backbone.dim * backbone.depth
     pixels = images * config.data.tile**2 * (len(backbone.bands) + 2 * model.head.classes)

@@ -136,13 +136,13 @@ def train(job: Job, progress: Progress, resumed: dict[str, Any] | None = None) -
             if last:
                 break
             late = job.deadline.near(*job.works(done + 1))
-            ends = distributed.any_wants(stop.wanted or late)
+            ends = distributed.any_rank(stop.wanted or late)
             if done % settings.save_every == 0 or ends:
                 meter.check()
                 with job.deadline.timing("save"):
                     job.folder.save_resume(_state(done, job, updates, best))
             if ends:
-                distributed.wait()  # for the one that writes
+                distributed.barrier()  # for the one that writes
                 raise Interrupted(
                     f"stopped after step {done:,} of {settings.steps:,}"
                     + ": the time of --max-time is up" * late,
@@ -167,7 +167,7 @@ class Updates:
 
     def __init__(self, job: Job) -> None:
         self.job, self.lr = job, 0.0
-        alone = distributed.world() == 1
+        alone = distributed.world_size() == 1
         self.room, self.probe_room = Room(retry=alone), Room(retry=alone)
         self.precision = Precision.choose(job.settings.precision, job.device)
         self.adam = optimizer.build(job.optimization, job.model)
@@ -268,7 +268,7 @@ def _finish(
     """Write the last model, also as the model to use when nothing was validated."""
     for path in (job.folder.last,) if best else (job.folder.last, job.folder.model):
         job.folder.save_model(path, job.model, score, done)
-    if distributed.leads():
+    if distributed.is_main():
         job.folder.resume.unlink(missing_ok=True)
 
 

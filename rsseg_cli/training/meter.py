@@ -63,7 +63,7 @@ class Meter:
 
     def check(self) -> None:
         """Stop the run if a loss was not finite; all processes ask at the same step."""
-        bad = int(distributed.least(self.bad))
+        bad = int(distributed.reduce_min(self.bad))
         if bad != NEVER:
             raise RssegError(
                 f"the loss is not a finite number at step {bad:,}",

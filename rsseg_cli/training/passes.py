@@ -75,7 +75,7 @@ def backward(
         The mean of each term, on the device.
     """
     means: dict[str, Tensor] = {}
-    processes = distributed.world() if together else 1
+    processes = distributed.world_size() if together else 1
     together = processes > 1
     for number, pieces in enumerate(batches):
         place = number * processes + (distributed.rank() if together else 0)

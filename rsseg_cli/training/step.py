@@ -88,7 +88,7 @@ class TrainingStep:
         """Draw this process' share of `count` probes; afterwards no gradient is left."""
         stream = self.open_probes(samples)
         try:
-            for number in range(distributed.rank(), count, distributed.world()):
+            for number in range(distributed.rank(), count, distributed.world_size()):
                 position = self.index * count + number
                 yield TaskProbe(
                     self.model,
