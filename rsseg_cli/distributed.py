@@ -33,12 +33,12 @@ def rank() -> int:
     return distributed.get_rank() if active() else 0
 
 
-def world() -> int:
+def world_size() -> int:
     """Give the number of processes."""
     return distributed.get_world_size() if active() else 1
 
 
-def leads() -> bool:
+def is_main() -> bool:
     """Say whether this is the one process that writes and prints."""
     return rank() == 0
 
@@ -77,9 +77,9 @@ def group(device: str, environment: Mapping[str, str] = os.environ) -> Iterator[
     try:
         with _reaching_others("another process has gone"):
             yield
-            wait()
+            barrier()
     except Interrupted as stop:  # all were: one says so
-        if leads():
+        if is_main():
             raise
         raise SystemExit(stop.exit_code) from stop
     finally:
@@ -123,14 +123,14 @@ def _reaching_others(what: str) -> Iterator[None]:
 
 def numbers() -> Iterator[int]:
     """Number what falls to this process of things that are dealt in turn."""
-    return count(rank(), world())
+    return count(rank(), world_size())
 
 
 def average(tensor: Tensor) -> Tensor:
     """Average a tensor over all processes, in place."""
     if active():
         distributed.all_reduce(tensor)
-        tensor /= world()
+        tensor /= world_size()
     return tensor
 
 
@@ -141,39 +141,39 @@ def total(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def least(tensor: Tensor) -> Tensor:
+def reduce_min(tensor: Tensor) -> Tensor:
     """Take the smallest of all processes, element by element, in place."""
     if active():
         distributed.all_reduce(tensor, distributed.ReduceOp.MIN)
     return tensor
 
 
-def any_wants(wish: bool) -> bool:
+def any_rank(wish: bool) -> bool:
     """Say whether any process has this wish; no GPU is waited for."""
     if not active():
         return wish
-    return not bool(least(torch.tensor(int(not wish))))
+    return not bool(reduce_min(torch.tensor(int(not wish))))
 
 
-def wait() -> None:
+def barrier() -> None:
     """Wait until all processes have come here; no GPU is waited for."""
-    any_wants(False)
+    any_rank(False)
 
 
 def gather(found: T) -> list[T]:
     """Collect what every process has found, in all of them, in the order of their numbers."""
     if not active():
         return [found]
-    parts: list[Any] = [None] * world()
+    parts: list[Any] = [None] * world_size()
     distributed.all_gather_object(parts, found)
     return parts
 
 
-def joined(tensor: Tensor) -> Tensor:
+def all_gather_cat(tensor: Tensor) -> Tensor:
     """Put tensors of one shape from all processes one after the other, along the first axis."""
     if not active():
         return tensor
-    parts = [torch.empty_like(tensor) for _ in range(world())]
+    parts = [torch.empty_like(tensor) for _ in range(world_size())]
     distributed.all_gather(parts, tensor.contiguous())
     return torch.cat(parts)
 

@@ -62,7 +62,7 @@ def together() -> bool:
 
 def of_all(count: int) -> int:
     """Count what all processes hold of a batch, each as much as this one."""
-    return count * distributed.world() if _share.together else count
+    return count * distributed.world_size() if _share.together else count
 
 
 def own(draw: Callable[[int], Tensor], images: int, dim: int = 0) -> Tensor:

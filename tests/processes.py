@@ -5,22 +5,15 @@ See `act`, which trains every method a little, and `command`, which calls the co
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from dataclasses import field
+from fakes import build
+from fakes import sample
+from jobs import SMALL
+from jobs import job
+from jobs import run
 from pathlib import Path
-from typing import Any
-
-import pytest
-import torch
-from fakes import build, sample
-from jobs import SMALL, job, run
-from runs import rsseg
-from test_contract import BANDS
-from torch import Tensor
-
 from rsseg_cli import distributed
 from rsseg_cli.classes import IGNORE
 from rsseg_cli.data.tiles.augment import Augment
@@ -33,6 +26,15 @@ from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training.objectives import Supervised
 from rsseg_cli.training.optimizer import Optimization
 from rsseg_cli.training.self_training import SelfTraining
+from runs import rsseg
+from test_contract import BANDS
+from torch import Tensor
+from typing import Any
+import os
+import pytest
+import signal
+import sys
+import torch
 
 BATCH, STEPS = 4, 3
 MASKS = Mask2Former.Config(
@@ -48,8 +50,8 @@ class Uneven:
     passes: int = 1
 
     def __getitem__(self, index: int) -> Batch:
-        count = BATCH // self.passes // distributed.world()
-        first = (index * distributed.world() + distributed.rank()) * count
+        count = BATCH // self.passes // distributed.world_size()
+        first = (index * distributed.world_size() + distributed.rank()) * count
         parts = [_tile(number) for number in range(first, first + count)]
         image, label = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         return Batch(image, label.to(torch.uint8))
@@ -129,7 +131,7 @@ class Stopped:
 
     def __call__(self, model: Segmenter, batch: Batch) -> dict[str, Tensor]:
         self.calls += "probe" not in batch.names
-        if self.calls == 2 and distributed.rank() == distributed.world() - 1:
+        if self.calls == 2 and distributed.rank() == distributed.world_size() - 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return self.objective(model, batch)  # type: ignore[no-any-return]
 
@@ -188,8 +190,8 @@ def command(root: Path) -> None:
     ):
         call = rsseg(*words, "--json")
         assert call.code == 0, call.err
-        assert bool(call.out) == distributed.leads()
-        if distributed.leads():
+        assert bool(call.out) == distributed.is_main()
+        if distributed.is_main():
             (root / f"said{number}.json").write_text(call.out)
 
 

@@ -164,10 +164,10 @@ def test_dropout_of_shares_is_that_of_the_whole() -> None:
 def test_alone_there_is_no_group() -> None:
     with distributed.group("cpu", {}):
         assert not distributed.active()
-        assert distributed.leads()
-        assert distributed.any_wants(True)
+        assert distributed.is_main()
+        assert distributed.any_rank(True)
         assert distributed.gather(3) == [3]
-    assert torch.equal(distributed.joined(torch.ones(2)), torch.ones(2))
+    assert torch.equal(distributed.all_gather_cat(torch.ones(2)), torch.ones(2))
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
-
-import typer
-
 from rsseg_cli.cli import options
+from typing import Annotated
+import typer
 
 
 def adapt(
@@ -136,7 +134,7 @@ def adapt(
             options.show_plan(job, as_json)
             return
         made = job.run()
-        if not distributed.leads():
+        if not distributed.is_main():
             return
         early = runs.stopped(made.outcome)
         if early is not None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
-
-import typer
-
 from rsseg_cli.cli import options
+from typing import Annotated
+import typer
 
 
 def fit(
@@ -113,5 +111,5 @@ def fit(
             options.show_plan(job, as_json)
             return
         result = job.run()
-        if distributed.leads():
+        if distributed.is_main():
             options.answer(result.to_json()) if as_json else typer.echo(result.model)

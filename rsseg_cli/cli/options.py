@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
+from typing import Annotated
+from typing import Any
+from typing import TYPE_CHECKING
+import json
 import typer
 
 if TYPE_CHECKING:
@@ -131,7 +133,7 @@ def show_plan(job: Fit, as_json: bool) -> None:
     from rsseg_cli import distributed
 
     plan = job.plan()
-    if distributed.leads():
+    if distributed.is_main():
         answer(plan.to_json()) if as_json else plan.show()
 
 

@@ -135,12 +135,12 @@ class FisherTune(Sparse):
                 where="method.estimation",
                 fix=f"fewer, such as {max(1, step.total // 10):,}, or more training.steps",
             )
-        if config.statistics < distributed.world():
+        if config.statistics < distributed.world_size():
             raise RssegError(
-                f"{distributed.world()} processes cannot share "
+                f"{distributed.world_size()} processes cannot share "
                 f"{counted(config.statistics, 'probe')}",
                 where="method.statistics",
-                fix=f"{distributed.world()} or more",
+                fix=f"{distributed.world_size()} or more",
             )
         super().before_step(step)
 

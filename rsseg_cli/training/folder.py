@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from dataclasses import field
 from pathlib import Path
-from typing import Any
-
 from rsseg_cli import distributed
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.settings import Json
 from rsseg_cli.training import checkpoint
+from typing import Any
+import json
+import shutil
 
 
 @dataclass
@@ -79,18 +79,18 @@ class RunFolder:
 
     def save_model(self, path: Path, model: Segmenter, score: Json, step: int) -> None:
         """Write a model file together with its validation score."""
-        if distributed.leads():
+        if distributed.is_main():
             about = self.metadata | {"score": score, "step": step}
             checkpoint.save_model(path, model.pack(), about)
 
     def save_resume(self, state: dict[str, Any]) -> None:
         """Write the state to resume from."""
-        if distributed.leads():
+        if distributed.is_main():
             checkpoint.save_resume(self.resume, state | {"about": self.metadata})
 
     def add(self, record: dict[str, Json]) -> None:
         """Append a line to the metrics."""
-        if distributed.leads():
+        if distributed.is_main():
             try:
                 with self.metrics.open("a", encoding="utf-8") as stream:
                     stream.write(json.dumps(record) + "\n")
@@ -106,7 +106,7 @@ class RunFolder:
 
     def cut(self, step: int) -> None:
         """Drop metrics of steps that a resumed run will take again (those from `step` on)."""
-        if not distributed.leads():
+        if not distributed.is_main():
             return
         kept = [line for line in self.records() if int(str(line["step"])) <= step]
         with checkpoint.replacing(self.metrics) as part:

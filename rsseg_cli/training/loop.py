@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
-
-import torch
+from dataclasses import dataclass
+from dataclasses import field
 from pydantic import Field
-from torch import Tensor
-from torch.nn import Parameter
-
 from rsseg_cli import distributed
 from rsseg_cli.data.tiles.tile_stream import Batch
 from rsseg_cli.errors import Interrupted
 from rsseg_cli.segmenter import Segmenter
-from rsseg_cli.settings import Json, Strict
+from rsseg_cli.settings import Json
+from rsseg_cli.settings import Strict
 from rsseg_cli.training import optimizer
-from rsseg_cli.training.deadline import Deadline, Work
+from rsseg_cli.training.deadline import Deadline
+from rsseg_cli.training.deadline import Work
 from rsseg_cli.training.folder import RunFolder
-from rsseg_cli.training.meter import Meter, Outcome
+from rsseg_cli.training.meter import Meter
+from rsseg_cli.training.meter import Outcome
 from rsseg_cli.training.objectives import Objective
-from rsseg_cli.training.passes import StepBatches, backward
-from rsseg_cli.training.precision import Format, Precision
-from rsseg_cli.training.prefetch import Indexed, Prefetch, pinned
+from rsseg_cli.training.passes import StepBatches
+from rsseg_cli.training.passes import backward
+from rsseg_cli.training.precision import Format
+from rsseg_cli.training.precision import Precision
+from rsseg_cli.training.prefetch import Indexed
+from rsseg_cli.training.prefetch import Prefetch
+from rsseg_cli.training.prefetch import pinned
 from rsseg_cli.training.progress import Progress
-from rsseg_cli.training.room import Buffers, Room, explained
-from rsseg_cli.training.step import TrainingStep, seed_for
+from rsseg_cli.training.room import Buffers
+from rsseg_cli.training.room import Room
+from rsseg_cli.training.room import explained
+from rsseg_cli.training.step import TrainingStep
+from rsseg_cli.training.step import seed_for
 from rsseg_cli.training.stop import StopSignal
+from torch import Tensor
+from torch.nn import Parameter
+from typing import Any
+import torch
 
 
 class Training(Strict):
@@ -136,13 +145,13 @@ def train(job: Job, progress: Progress, resumed: dict[str, Any] | None = None) -
             if last:
                 break
             late = job.deadline.near(*job.works(done + 1))
-            ends = distributed.any_wants(stop.wanted or late)
+            ends = distributed.any_rank(stop.wanted or late)
             if done % settings.save_every == 0 or ends:
                 meter.check()
                 with job.deadline.timing("save"):
                     job.folder.save_resume(_state(done, job, updates, best))
             if ends:
-                distributed.wait()  # for the one that writes
+                distributed.barrier()  # for the one that writes
                 raise Interrupted(
                     f"stopped after step {done:,} of {settings.steps:,}"
                     + ": the time of --max-time is up" * late,
@@ -167,7 +176,7 @@ class Updates:
 
     def __init__(self, job: Job) -> None:
         self.job, self.lr = job, 0.0
-        alone = distributed.world() == 1
+        alone = distributed.world_size() == 1
         self.room, self.probe_room = Room(retry=alone), Room(retry=alone)
         self.precision = Precision.choose(job.settings.precision, job.device)
         self.adam = optimizer.build(job.optimization, job.model)
@@ -268,7 +277,7 @@ def _finish(
     """Write the last model, also as the model to use when nothing was validated."""
     for path in (job.folder.last,) if best else (job.folder.last, job.folder.model):
         job.folder.save_model(path, job.model, score, done)
-    if distributed.leads():
+    if distributed.is_main():
         job.folder.resume.unlink(missing_ok=True)
 
 

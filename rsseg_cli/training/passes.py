@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-
-import torch
-from torch import Tensor
-
 from rsseg_cli import distributed
 from rsseg_cli.data.tiles.tile_stream import Batch
 from rsseg_cli.errors import RssegError
 from rsseg_cli.segmenter import Segmenter
-from rsseg_cli.share import Share, taking
+from rsseg_cli.share import Share
+from rsseg_cli.share import taking
 from rsseg_cli.training.objectives import Objective
 from rsseg_cli.training.room import out_of_memory
+from torch import Tensor
+import torch
 
 
 class StepBatches:
@@ -75,7 +77,7 @@ def backward(
         The mean of each term, on the device.
     """
     means: dict[str, Tensor] = {}
-    processes = distributed.world() if together else 1
+    processes = distributed.world_size() if together else 1
     together = processes > 1
     for number, pieces in enumerate(batches):
         place = number * processes + (distributed.rank() if together else 0)

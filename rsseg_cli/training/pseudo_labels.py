@@ -69,7 +69,7 @@ def by_entropy(probabilities: Tensor, there: Tensor, keep: float) -> PseudoLabel
     few = (slice(None), slice(None, None, THINNED), slice(None, None, THINNED))
     labels, values = label[few].masked_fill(~there[few], IGNORE), entropy[few]
     if share.together():
-        labels, values = distributed.joined(labels), distributed.joined(values)
+        labels, values = distributed.all_gather_cat(labels), distributed.all_gather_cat(values)
     bounds = []
     for index in range(probabilities.shape[1]):
         of_class = values.masked_fill(labels != index, torch.nan).flatten()

@@ -151,12 +151,12 @@ def model(
         )
     classes = fitted.classes if merge is None else list(merge.classes)
     tiling = tiling_for(fitted, where, tile=None, overlap=overlap, batch=None)
-    line = Line(quiet=quiet or not distributed.leads())
+    line = Line(quiet=quiet or not distributed.is_main())
     line.say(f"model    {fitted.describe()}")
     with _common_folder() as folder:
         maps = _Maps(fitted, tiling, where, folder, line, merge, by_position)
         comparisons = (one for source in sources for one in maps.of(source))
-        if distributed.leads():
+        if distributed.is_main():
             evaluation = evaluate_scenes(comparisons, classes, boundary_px=boundary_px)
         else:
             evaluation = Evaluation.of(classes, boundary_px=None)
@@ -219,12 +219,12 @@ class _Maps:
         fill = [value / gain for value in self.fitted.model.bands.mean]
         labelled = [pair for pair in source.pairs() if pair.label is not None]
         todo = [(pair, self._outputs(classes)) for pair in labelled]
-        for first in range(0, len(todo), distributed.world()):
-            turn = todo[first : first + distributed.world()]
+        for first in range(0, len(todo), distributed.world_size()):
+            turn = todo[first : first + distributed.world_size()]
             for pair, made in turn[distributed.rank() :][:1]:
                 self._map(opener.scene(pair.image, fill=fill), infer, made)
-            distributed.wait()  # while this turn is compared the others map the next one
-            for pair, made in turn if distributed.leads() else ():
+            distributed.barrier()  # while this turn is compared the others map the next one
+            for pair, made in turn if distributed.is_main() else ():
                 yield Comparison(
                     pair.name,
                     made.map,

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
-
 from rsseg_cli import distributed
 from rsseg_cli.bands import Bands
 from rsseg_cli.commands.fit import dry_run as plan
 from rsseg_cli.commands.fit import run_folder_checks as place
 from rsseg_cli.commands.fit.dry_run import Plan
-from rsseg_cli.commands.fit.final_evaluation import review, shown_bands
+from rsseg_cli.commands.fit.final_evaluation import review
+from rsseg_cli.commands.fit.final_evaluation import shown_bands
 from rsseg_cli.commands.fit.run_report import write_report
 from rsseg_cli.commands.fit.sources import Sources
 from rsseg_cli.commands.fit.validation import Validation
-from rsseg_cli.commands.model import build, metadata, pick_device
+from rsseg_cli.commands.model import build
+from rsseg_cli.commands.model import metadata
+from rsseg_cli.commands.model import pick_device
 from rsseg_cli.config import RunConfig
 from rsseg_cli.data.pair import Part
 from rsseg_cli.data.tiles.augment import Augment
 from rsseg_cli.data.tiles.class_index import ClassIndex
-from rsseg_cli.data.tiles.tile_stream import Batch, TileStream
+from rsseg_cli.data.tiles.tile_stream import Batch
+from rsseg_cli.data.tiles.tile_stream import TileStream
 from rsseg_cli.data.tiles.validation_tiles import CoveringTiles
 from rsseg_cli.errors import RssegError
 from rsseg_cli.evaluate.evaluation import Evaluation
@@ -35,12 +33,19 @@ from rsseg_cli.settings import Json
 from rsseg_cli.training.checkpoint import load_model
 from rsseg_cli.training.deadline import Deadline
 from rsseg_cli.training.folder import RunFolder
-from rsseg_cli.training.loop import Job, Training, train
+from rsseg_cli.training.loop import Job
+from rsseg_cli.training.loop import Training
+from rsseg_cli.training.loop import train
 from rsseg_cli.training.meter import Outcome
-from rsseg_cli.training.objectives import Objective, Supervised
+from rsseg_cli.training.objectives import Objective
+from rsseg_cli.training.objectives import Supervised
 from rsseg_cli.training.precision import Precision
 from rsseg_cli.training.prefetch import Indexed
 from rsseg_cli.training.progress import Progress
+from torch import Tensor
+from typing import Any
+import platform
+import torch
 
 PROBE_SEED = 0x9E0BE
 """Added to the seed of the tiles that probes see, so that they are not the training's."""
@@ -190,7 +195,7 @@ class Fit:
         folder, resumed = self._open_folder(), self.resumed
         job = self.job(folder)
         shown, start = self.plan(), 0 if resumed is None else resumed["step"]
-        quiet = self.quiet or not distributed.leads()
+        quiet = self.quiet or not distributed.is_main()
         with Progress(self.config.training.steps, start=start, quiet=quiet) as progress:
             progress.say(
                 f"source   {shown.source}",
@@ -199,12 +204,12 @@ class Fit:
                 f"run      {folder.path}",
                 *(f"warning: {text}" for text in shown.warnings),
             )
-            for source in self.sources.sources if distributed.leads() else ():
+            for source in self.sources.sources if distributed.is_main() else ():
                 written = source.keep(folder.path)
                 if written is not None:
                     progress.say(f"classes  were found by looking: name them in {written}")
             outcome = train(job, progress, resumed)
-        if distributed.leads():
+        if distributed.is_main():
             self.report(folder, shown, outcome)
         return FitResult(str(folder.path), str(folder.model), outcome)
 
@@ -232,8 +237,8 @@ class Fit:
         folder = RunFolder(self.path, about)
         if self.resumed is not None:
             place.require_same_data(self.resumed, about, self.path)
-        distributed.wait()  # until all have looked at the folder as it was
-        if self.resumed is None and distributed.leads():
+        distributed.barrier()  # until all have looked at the folder as it was
+        if self.resumed is None and distributed.is_main():
             folder.begin(self.config.text())
         return folder
 
@@ -277,7 +282,7 @@ class Fit:
             tile=self.config.data.tile,
             batch=self.batch,
             rank=0 if whole else distributed.rank(),
-            world=1 if whole else distributed.world(),
+            world=1 if whole else distributed.world_size(),
         )
 
     def stream(self, batch: int, *, seed: int = 0) -> Indexed[Batch]:
@@ -309,7 +314,7 @@ class Fit:
             scale=self.config.augment.scale,
             index=index,
             rank=0 if seed else distributed.rank(),
-            world=1 if seed else distributed.world(),
+            world=1 if seed else distributed.world_size(),
         )
 
 
@@ -319,7 +324,7 @@ def per_pass(training: Training) -> int:
     Raises:
         RssegError: The batch cannot be shared out evenly.
     """
-    parts = training.accumulate * distributed.world()
+    parts = training.accumulate * distributed.world_size()
     if training.batch % parts:
         raise RssegError(
             f"a batch of {training.batch} cannot be cut into {parts} equal parts",
