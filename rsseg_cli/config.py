@@ -29,13 +29,13 @@ class Data(Strict):
 
     src: tuple[str, ...] = ()
     """What `--src` named."""
-    map: str | None = None
-    """What `--map` named: a class map that is applied to all of them."""
+    class_map: str | None = None
+    """What `--class-map` named: a class map that is applied to all of them."""
     tile: int = Field(512, ge=8)
     """Side of a training tile in pixels."""
     sampling: Literal["uniform", "balanced"] = "uniform"
     """Where tiles lie: anywhere, or around a pixel of a class drawn with equal chance."""
-    validation: float = Field(0.2, ge=0, lt=1)
+    val_fraction: float = Field(0.2, ge=0, lt=1)
     """Share of the ground held out for validation when the dataset has no split."""
     class_weights: Literal["none", "balanced"] = "none"
     """`balanced` weighs classes by the inverse square root of their share, capped at 10."""

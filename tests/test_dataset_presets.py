@@ -168,7 +168,7 @@ def test_the_command_line_fits_a_preset(tmp_path: Path, roots: dict[str, Path]) 
     call = rsseg(
         "fit", "-m", "frozen", "--src", "fbp_cmegacities:test:ps_chengdu", "--data-root",
         roots["fbp_cmegacities"], "--run", tmp_path / "run", *SMALL, "--no-pretrained", "--steps",
-        "1", "--set", "data.validation=0",
+        "1", "--set", "data.val_fraction=0",
     )  # fmt: skip
     assert call.code == 0, call.err
     assert "4 bands (nir red green blue), 24 classes" in call.err

@@ -53,7 +53,7 @@ def test_every_row_resolves_and_every_dataset_is_known(name: str) -> None:
             changes=chosen.changes(skip={}),
         )
         assert config.data.src == experiment.src
-        assert config.data.map == experiment.map
+        assert config.data.class_map == experiment.class_map
     for text in (*experiment.src, *experiment.targets.values(), *experiment.unlabelled):
         spec, split, domain = spec_of(text)
         assert split in {*spec.splits, "train", "val"}, text
@@ -67,8 +67,8 @@ def test_sources_and_targets_speak_of_the_same_classes(name: str) -> None:
     learnt = []
     for text in experiment.src:
         classes = spec_of(text)[0].class_list()
-        if experiment.map:
-            classes = list(ClassMap.read(experiment.map).fit(classes, where=text).classes)
+        if experiment.class_map:
+            classes = list(ClassMap.read(experiment.class_map).fit(classes, where=text).classes)
         learnt.append([(one.id, one.name) for one in classes])
     assert all(classes == learnt[0] for classes in learnt)
     for text in experiment.targets.values():

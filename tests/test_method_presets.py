@@ -16,7 +16,7 @@ from rsseg_cli.config import SECTIONS, parse, resolve
 from rsseg_cli.find import names
 
 PRESETS = presets.names("methods")
-MAY_BE_MISSING = {"data.src", "data.map", "backbone.seed"}
+MAY_BE_MISSING = {"data.src", "data.class_map", "backbone.seed"}
 
 
 def keys(document: dict[str, Any]) -> set[str]:

@@ -103,7 +103,7 @@ def _loop(
     """Count images of the whole loop and of a bare one, in turns."""
     changes = [
         f"data.tile={size.tile}", f"training.batch={size.batch}", f"training.steps={2 * steps}",
-        f"training.log_every={steps}", f"training.save_every={2 * steps}", "data.validation=0",
+        f"training.log_every={steps}", f"training.save_every={2 * steps}", "data.val_fraction=0",
     ]  # fmt: skip
     config = resolve(
         method=method, file=None, sources=src, backbone=size.backbone, head="linear",

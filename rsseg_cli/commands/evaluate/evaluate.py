@@ -132,7 +132,7 @@ def model(
     where = pick_device(device)
     fitted = open_model(path, weights=weights)
     # The same share is held back as in the fit, so that `DIR:val` is the same ground.
-    held_back = fitted.config.data.validation
+    held_back = fitted.config.data.val_fraction
     found_sources = [Source.locate(text, data_root=data_root, held_back=held_back) for text in on]
     pairs = [
         reconcile(fitted.classes, source, class_map, model=fitted.name) for source in found_sources

@@ -44,7 +44,7 @@ class Experiment(Strict):
     """What is learnt from, as `--src` takes it."""
     unlabelled: tuple[str, ...] = ()
     """Unlabelled target data that the published rows adapted to."""
-    map: str | None = None
+    class_map: str | None = None
     """Class map of the sources."""
     targets: dict[str, str] = Field(min_length=1)
     """Name to `DATASET[:split[:domain]]` that is scored."""
@@ -107,7 +107,8 @@ class Chosen:
         Args:
             skip: Sections for which something else was chosen; their settings are left out.
         """
-        mapped = [] if self.experiment.map is None else [f"data.map={self.experiment.map}"]
+        class_map = self.experiment.class_map
+        mapped = [] if class_map is None else [f"data.class_map={class_map}"]
         listed = [*mapped, *self.experiment.settings, *self.row.settings]
         return [change for change in listed if not skip.get(change.partition(".")[0])]
 

@@ -47,7 +47,9 @@ class Sources:
                 fix="--src FOLDER (with images/ and labels/), a dataset.yaml or a dataset preset",
             )
         sources = [
-            Source.locate(text, data_root=data_root, held_back=data.validation, class_map=data.map)
+            Source.locate(
+                text, data_root=data_root, held_back=data.val_fraction, class_map=data.class_map
+            )
             for text in data.src
         ]
         for other in sources[1:]:

@@ -53,7 +53,7 @@ class Ways(Workshop):
 
     def _of_fits(self, job: Job, tile: int) -> list[str]:
         every = max(1, self.budget.steps // VALIDATIONS)
-        held = ["data.validation=0.2", f"training.validate_every={every}"]
+        held = ["data.val_fraction=0.2", f"training.validate_every={every}"]
         return [*super().changes(job, tile), *held]
 
     def _of_adaptations(self) -> list[str]:
