@@ -20,7 +20,7 @@ from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training import checkpoint
 from rsseg_cli.training.folder import RunFolder
 from rsseg_cli.training.loop import Job, Training, train
-from rsseg_cli.training.meter import Outcome
+from rsseg_cli.training.meter import TrainingResult
 from rsseg_cli.training.objectives import Supervised
 from rsseg_cli.training.optimizer import Optimization
 from rsseg_cli.training.progress import Progress
@@ -96,7 +96,7 @@ def job(folder: Path, method: str = "full", **changes: Any) -> Job:
     )
 
 
-def run(work: Job, *, resume: bool = False) -> Outcome:
+def run(work: Job, *, resume: bool = False) -> TrainingResult:
     """Run a job without showing anything."""
     state = checkpoint.load_resume(work.folder.resume) if resume else None
     return train(work, Progress(work.settings.steps, quiet=True), state)

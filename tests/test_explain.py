@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from runs import SMALL, describe, ground, rsseg, seen, write_city
 
-from rsseg_cli.commands.model import Fitted, open_model
+from rsseg_cli.commands.model import LoadedModel, open_model
 from rsseg_cli.commands.predict.dry_run import Survey
 from rsseg_cli.raster.grid import windows
 from rsseg_cli.raster.names import read_classes
@@ -64,7 +64,7 @@ def read(path: str | Path) -> NDArray[np.uint8]:
 
 
 def by_the_nearest_tile(
-    fitted: Fitted, samples: NDArray[np.uint16], name: str, block: int
+    fitted: LoadedModel, samples: NDArray[np.uint16], name: str, block: int
 ) -> NDArray[np.int64]:
     """Each pixel's expert as the tile says whose centre is nearest; one tile at a time."""
     _, height, width = samples.shape

@@ -59,7 +59,7 @@ def metadata(
 
 
 @dataclass
-class Fitted:
+class LoadedModel:
     """A model file, opened.
 
     Attributes:
@@ -89,7 +89,7 @@ class Fitted:
         return f"{self.name}{shown}, bands {' '.join(bands.names)}{gsd}"
 
 
-def open_model(path: Path | None, *, weights: Path | None = None) -> Fitted:
+def open_model(path: Path | None, *, weights: Path | None = None) -> LoadedModel:
     """Open a model file, a run folder, or the newest finished run below ./runs.
 
     Args:
@@ -116,7 +116,7 @@ def open_model(path: Path | None, *, weights: Path | None = None) -> Fitted:
         )
     model.unpack(tensors)
     model.eval()
-    return Fitted(file, model, config, classes, about)
+    return LoadedModel(file, model, config, classes, about)
 
 
 def newest(runs: Path = Path("runs")) -> Path:

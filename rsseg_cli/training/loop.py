@@ -19,7 +19,7 @@ from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training import optimizer
 from rsseg_cli.training.deadline import Deadline, Work
 from rsseg_cli.training.folder import RunFolder
-from rsseg_cli.training.meter import Meter, Outcome
+from rsseg_cli.training.meter import Meter, TrainingResult
 from rsseg_cli.training.objectives import Objective
 from rsseg_cli.training.passes import StepBatches, backward
 from rsseg_cli.training.precision import Format, Precision
@@ -87,7 +87,7 @@ class Job:
         return ["step", "validation", "save"] if rated else ["step", "save"]
 
 
-def train(job: Job, progress: Progress, resumed: dict[str, Any] | None = None) -> Outcome:
+def train(job: Job, progress: Progress, resumed: dict[str, Any] | None = None) -> TrainingResult:
     """Train `job.model` to the last step and leave the model files.
 
     Args:

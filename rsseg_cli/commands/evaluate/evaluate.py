@@ -20,7 +20,7 @@ from rsseg_cli.classes import Class
 from rsseg_cli.commands.evaluate.class_matching import MergedInfer, reconcile
 from rsseg_cli.commands.fit.final_evaluation import shown_bands
 from rsseg_cli.commands.fit.run_report import versions
-from rsseg_cli.commands.model import Fitted, open_model, pick_device
+from rsseg_cli.commands.model import LoadedModel, open_model, pick_device
 from rsseg_cli.commands.predict.progress import Line
 from rsseg_cli.commands.predict.scene_mapper import ModelInfer, tiling_for
 from rsseg_cli.data.class_map import Merge
@@ -192,7 +192,7 @@ class _Maps:
         numbers: Of the scenes, for the names of their maps.
     """
 
-    fitted: Fitted
+    fitted: LoadedModel
     tiling: Tiling
     device: torch.device
     folder: Path

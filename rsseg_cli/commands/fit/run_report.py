@@ -20,7 +20,7 @@ from rsseg_cli.metrics.scores import Scores
 from rsseg_cli.plain import Json
 from rsseg_cli.report.report import Report
 from rsseg_cli.training.folder import RunFolder
-from rsseg_cli.training.meter import Outcome
+from rsseg_cli.training.meter import TrainingResult
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,7 +30,7 @@ def write_report(
     folder: RunFolder,
     config: RunConfig,
     plan: Plan,
-    outcome: Outcome,
+    outcome: TrainingResult,
     *,
     pictures: Mapping[str, Figure] | None = None,
     remarks: Sequence[str] = (),

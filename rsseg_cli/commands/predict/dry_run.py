@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from rsseg_cli.commands.model import Fitted
+from rsseg_cli.commands.model import LoadedModel
 from rsseg_cli.errors import RssegError, RssegWarning
 from rsseg_cli.predict.batch import even_batch
 from rsseg_cli.predict.outputs import Outputs
@@ -107,7 +107,7 @@ class Survey:
 
 def survey(
     scene: Scene,
-    fitted: Fitted,
+    fitted: LoadedModel,
     infer: Infer,
     outputs: Outputs,
     tiling: Tiling,
@@ -230,13 +230,13 @@ def require_disk(scene: Scene, outputs: Outputs, area: Area | None) -> None:
         )
 
 
-def warn_of_doubts(scene: Scene, fitted: Fitted) -> None:
+def warn_of_doubts(scene: Scene, fitted: LoadedModel) -> None:
     """Warn of what looks wrong about a scene."""
     for doubt in find_doubts(scene, fitted):
         warnings.warn(f"{scene.path}: {doubt}", RssegWarning, stacklevel=2)
 
 
-def find_doubts(scene: Scene, fitted: Fitted) -> list[str]:
+def find_doubts(scene: Scene, fitted: LoadedModel) -> list[str]:
     """Say what about a scene may make it slow, or unlike what the model was trained on."""
     bands = fitted.model.bands
     doubts = [_striped(scene), _size_of_pixels(scene, bands.gsd_m), _order(scene, bands.names)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from rsseg_cli.commands.model import Fitted
+from rsseg_cli.commands.model import LoadedModel
 from rsseg_cli.commands.predict import paths as names
 from rsseg_cli.errors import RssegError
 from rsseg_cli.predict.outputs import Outputs, Polygons
@@ -143,7 +143,7 @@ class Request:
             return None
         return Polygons(target.polygons, self.sieve, self.simplify)
 
-    def outputs(self, target: names.Target, fitted: Fitted, tags: dict[str, str]) -> Outputs:
+    def outputs(self, target: names.Target, fitted: LoadedModel, tags: dict[str, str]) -> Outputs:
         """Say what the engine is to make."""
         return Outputs(
             map=target.map,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rsseg_cli import __version__
-from rsseg_cli.commands.model import Fitted, open_model, pick_device
+from rsseg_cli.commands.model import LoadedModel, open_model, pick_device
 from rsseg_cli.commands.predict import dry_run as survey
 from rsseg_cli.commands.predict import paths as names
 from rsseg_cli.commands.predict.explain import choose
@@ -56,7 +56,7 @@ class ModelInfer:
 
     def __init__(
         self,
-        fitted: Fitted,
+        fitted: LoadedModel,
         device: torch.device,
         *,
         gain: float = 1.0,
@@ -289,7 +289,7 @@ class Mapper:
 
 
 def tiling_for(
-    fitted: Fitted,
+    fitted: LoadedModel,
     device: torch.device,
     *,
     tile: int | None,
@@ -321,7 +321,11 @@ def own_device(wanted: str, team: Team) -> torch.device:
 
 
 def open_scene(
-    path: str, fitted: Fitted, *, bands: Sequence[int] | None = None, nodata: float | None = None
+    path: str,
+    fitted: LoadedModel,
+    *,
+    bands: Sequence[int] | None = None,
+    nodata: float | None = None,
 ) -> Scene:
     """Open a scene as the model wants it.
 

@@ -14,7 +14,7 @@ from generalise.runs import Job, Record, Workshop
 from rsseg_cli.commands.adapt import settings as adapt_config
 from rsseg_cli.commands.adapt.adapt import Adapt
 from rsseg_cli.commands.evaluate import evaluate
-from rsseg_cli.commands.fit.fit import Fit, FitResult
+from rsseg_cli.commands.fit.fit import Fit, FitReport
 from rsseg_cli.metrics.scores import Scores
 
 WAYS = ("source", "longer", "adapt", "source_free", "target")
@@ -118,5 +118,5 @@ class Ways(Workshop):
         return ", ".join(f"{way} {one['target']:.3f}" for way, one in record["ways"].items())
 
 
-def _chosen(result: FitResult) -> Any:
+def _chosen(result: FitReport) -> Any:
     return (result.outcome.best or {}).get("step")
