@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
-
-import yaml
-from pydantic import Field, ValidationError
-
+from pydantic import Field
+from pydantic import ValidationError
 from rsseg_cli import presets
-from rsseg_cli.contract import Backbone, Head, Method
+from rsseg_cli.contract import Backbone
+from rsseg_cli.contract import Head
+from rsseg_cli.contract import Method
 from rsseg_cli.data.tiles.augment import Augment
-from rsseg_cli.errors import RssegError, unknown
-from rsseg_cli.find import backbone_names, find, names
+from rsseg_cli.errors import RssegError
+from rsseg_cli.errors import unknown
+from rsseg_cli.find import backbone_names
+from rsseg_cli.find import find
+from rsseg_cli.find import names
 from rsseg_cli.presets import Document
 from rsseg_cli.settings import Strict
 from rsseg_cli.training.loop import Training
 from rsseg_cli.training.optimizer import Optimization
 from rsseg_cli.training.self_training import SelfTraining
+from typing import Any
+from typing import Literal
+from typing import TypeVar
+import yaml
 
 C = TypeVar("C", bound=Strict)
 
@@ -29,13 +36,13 @@ class Data(Strict):
 
     src: tuple[str, ...] = ()
     """What `--src` named."""
-    map: str | None = None
-    """What `--map` named: a class map that is applied to all of them."""
+    class_map: str | None = None
+    """What `--class-map` named: a class map that is applied to all of them."""
     tile: int = Field(512, ge=8)
     """Side of a training tile in pixels."""
     sampling: Literal["uniform", "balanced"] = "uniform"
     """Where tiles lie: anywhere, or around a pixel of a class drawn with equal chance."""
-    validation: float = Field(0.2, ge=0, lt=1)
+    val_fraction: float = Field(0.2, ge=0, lt=1)
     """Share of the ground held out for validation when the dataset has no split."""
     class_weights: Literal["none", "balanced"] = "none"
     """`balanced` weighs classes by the inverse square root of their share, capped at 10."""

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable
+from fakes import build
+from fakes import sample
 from pathlib import Path
-from typing import Any
-
-import torch
-from fakes import build, sample
-from test_contract import BANDS, TINY
-from torch import Tensor
-
 from rsseg_cli.data.tiles.augment import Augment
 from rsseg_cli.data.tiles.tile_stream import Batch
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.settings import Json
 from rsseg_cli.training import checkpoint
 from rsseg_cli.training.folder import RunFolder
-from rsseg_cli.training.loop import Job, Training, train
-from rsseg_cli.training.meter import Outcome
+from rsseg_cli.training.loop import Job
+from rsseg_cli.training.loop import Training
+from rsseg_cli.training.loop import train
+from rsseg_cli.training.meter import TrainingResult
 from rsseg_cli.training.objectives import Supervised
 from rsseg_cli.training.optimizer import Optimization
 from rsseg_cli.training.progress import Progress
+from test_contract import BANDS
+from test_contract import TINY
+from torch import Tensor
+from typing import Any
+import os
+import signal
+import torch
 
 SMALL: dict[str, dict[str, Any]] = TINY | {
     "childtune": {"samples": 4, "batch": 2},
@@ -96,7 +98,7 @@ def job(folder: Path, method: str = "full", **changes: Any) -> Job:
     )
 
 
-def run(work: Job, *, resume: bool = False) -> Outcome:
+def run(work: Job, *, resume: bool = False) -> TrainingResult:
     """Run a job without showing anything."""
     state = checkpoint.load_resume(work.folder.resume) if resume else None
     return train(work, Progress(work.settings.steps, quiet=True), state)

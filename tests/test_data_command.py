@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import json
-import shutil
+from conftest import random_samples
+from conftest import write_raster
+from dataset_trees import LOCAL
+from dataset_trees import write
+from folders import PNG
+from folders import folder
+from folders import image
+from folders import label
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import pytest
-from conftest import random_samples, write_raster
-from dataset_trees import LOCAL, write
-from folders import PNG, folder, image, label
-from runs import SMALL, rsseg
-
 from rsseg_cli import presets
 from rsseg_cli.data.check.check_dataset import check
 from rsseg_cli.data.source import Source
 from rsseg_cli.data.spec.class_map import ClassMap
 from rsseg_cli.errors import RssegError
 from rsseg_cli.raster.grid import Window
+from runs import SMALL
+from runs import rsseg
+from typing import Any
+import json
+import numpy as np
+import pytest
+import shutil
 
 
 def findings(root: Path, name: str, sample: int = 24) -> dict[str, Any]:
@@ -344,19 +348,19 @@ def test_a_model_is_scored_on_other_classes(tmp_path: Path) -> None:
     rows = ", ".join(f"{{id: {i}, name: class {i}, color: [{i}, {i}, {i}]}}" for i in (1, 2))
     (fine / "dataset.yaml").write_text(f"name: fine\n{lines}classes: [{rows}]\n")
     (coarse / "dataset.yaml").write_text(f"name: coarse\n{lines}{MAP.splitlines()[0]}\n")
-    quick = [*SMALL, "--no-pretrained", "--steps", "1", "--set", "data.validation=0"]
+    quick = [*SMALL, "--no-pretrained", "--steps", "1", "--set", "data.val_fraction=0"]
     call = rsseg("fit", "-m", "frozen", "--src", fine, "--run", tmp_path / "r", *quick)
     assert call.code == 0, call.err
     call = rsseg("evaluate", "--model", tmp_path / "r", "--on", coarse, "--device", "cpu", "--json")
     assert call.code == 1
-    assert "--map" in call.err
-    more = ("--map", path, "--device", "cpu", "--json")
+    assert "--class-map" in call.err
+    more = ("--class-map", path, "--device", "cpu", "--json")
     call = rsseg("evaluate", "--model", tmp_path / "r", "--on", coarse, *more)
     assert call.code == 0, call.err
     assert [one["name"] for one in call.document["classes"]] == ["land", "sea"]
     assert call.document["accuracy"] == 1.0, "both classes are land, and sea is never predicted"
     call = rsseg(
-        "fit", "-m", "frozen", "--src", fine, "--map", path, "--run", tmp_path / "m", *quick
+        "fit", "-m", "frozen", "--src", fine, "--class-map", path, "--run", tmp_path / "m", *quick
     )
     assert call.code == 0, call.err
     call = rsseg("evaluate", "--model", tmp_path / "m", "--on", fine, *more)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+from PIL import Image
+from dataset_trees import HEIGHT
+from dataset_trees import TREES
+from dataset_trees import Tree
+from dataset_trees import WIDTH
+from dataset_trees import write
 from functools import cache
 from pathlib import Path
-
-import numpy as np
-import pytest
-import torch
-from dataset_trees import HEIGHT, TREES, WIDTH, Tree, write
-from PIL import Image
-from runs import SMALL, rsseg
-
 from rsseg_cli import presets
 from rsseg_cli.bands import Bands
 from rsseg_cli.classes import IGNORE
@@ -23,6 +21,11 @@ from rsseg_cli.data.spec.dataset_spec import DatasetSpec
 from rsseg_cli.data.tiles.tile_stream import TileStream
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.segmenter import Segmenter
+from runs import SMALL
+from runs import rsseg
+import numpy as np
+import pytest
+import torch
 
 CONFIG = resolve(method="full", file=None, backbone="vit_tiny", head="linear", pretrained=False)
 
@@ -168,7 +171,7 @@ def test_the_command_line_fits_a_preset(tmp_path: Path, roots: dict[str, Path]) 
     call = rsseg(
         "fit", "-m", "frozen", "--src", "fbp_cmegacities:test:ps_chengdu", "--data-root",
         roots["fbp_cmegacities"], "--run", tmp_path / "run", *SMALL, "--no-pretrained", "--steps",
-        "1", "--set", "data.validation=0",
+        "1", "--set", "data.val_fraction=0",
     )  # fmt: skip
     assert call.code == 0, call.err
     assert "4 bands (nir red green blue), 24 classes" in call.err

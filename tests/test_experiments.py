@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import pytest
 from dataset_trees import write
-from runs import SMALL, rsseg
-
+from pathlib import Path
 from rsseg_cli import presets
-from rsseg_cli.commands.evaluate.experiment import Chosen, Experiment
+from rsseg_cli.commands.evaluate.experiment import Chosen
+from rsseg_cli.commands.evaluate.experiment import Experiment
 from rsseg_cli.config import resolve
 from rsseg_cli.data.resolve_source import take_apart
 from rsseg_cli.data.spec.class_map import ClassMap
 from rsseg_cli.data.spec.dataset_spec import DatasetSpec
 from rsseg_cli.errors import RssegError
+from runs import SMALL
+from runs import rsseg
+import pytest
 
 NAMES = presets.names("experiments")
 QUICK = [
@@ -53,7 +53,7 @@ def test_every_row_resolves_and_every_dataset_is_known(name: str) -> None:
             changes=chosen.changes(skip={}),
         )
         assert config.data.src == experiment.src
-        assert config.data.map == experiment.map
+        assert config.data.class_map == experiment.class_map
     for text in (*experiment.src, *experiment.targets.values(), *experiment.unlabelled):
         spec, split, domain = spec_of(text)
         assert split in {*spec.splits, "train", "val"}, text
@@ -67,8 +67,8 @@ def test_sources_and_targets_speak_of_the_same_classes(name: str) -> None:
     learnt = []
     for text in experiment.src:
         classes = spec_of(text)[0].class_list()
-        if experiment.map:
-            classes = list(ClassMap.read(experiment.map).fit(classes, where=text).classes)
+        if experiment.class_map:
+            classes = list(ClassMap.read(experiment.class_map).fit(classes, where=text).classes)
         learnt.append([(one.id, one.name) for one in classes])
     assert all(classes == learnt[0] for classes in learnt)
     for text in experiment.targets.values():

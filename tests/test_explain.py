@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from PIL import Image
+from conftest import write_raster
 from dataclasses import replace
+from numpy.typing import NDArray
 from pathlib import Path
+from rsseg_cli.commands.model import LoadedModel
+from rsseg_cli.commands.model import open_model
+from rsseg_cli.commands.predict.dry_run import Survey
+from rsseg_cli.raster.class_names import read_classes
+from rsseg_cli.raster.grid import windows
+from runs import SMALL
+from runs import describe
+from runs import ground
+from runs import rsseg
+from runs import seen
+from runs import write_city
 from typing import Any
-
 import numpy as np
 import pytest
 import rasterio
 import torch
-from conftest import write_raster
-from numpy.typing import NDArray
-from PIL import Image
-from runs import SMALL, describe, ground, rsseg, seen, write_city
-
-from rsseg_cli.commands.model import Fitted, open_model
-from rsseg_cli.commands.predict.dry_run import Survey
-from rsseg_cli.raster.class_names import read_classes
-from rsseg_cli.raster.grid import windows
 
 LABELS = ground(70, 83, seed=5)
 EXPERTS = ["expert 1", "expert 2", "expert 3"]
@@ -64,7 +68,7 @@ def read(path: str | Path) -> NDArray[np.uint8]:
 
 
 def by_the_nearest_tile(
-    fitted: Fitted, samples: NDArray[np.uint16], name: str, block: int
+    fitted: LoadedModel, samples: NDArray[np.uint16], name: str, block: int
 ) -> NDArray[np.int64]:
     """Each pixel's expert as the tile says whose centre is nearest; one tile at a time."""
     _, height, width = samples.shape

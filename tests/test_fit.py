@@ -372,7 +372,7 @@ def test_pretrained_weights_without_a_network(city: Path, tmp_path: Path) -> Non
         (["--set", "backbone.taps=[9]"], "taps [9]"),
         (["--backbone", "vit_tny"], "vit_tny is not a known backbone"),
         (["--steps", "0"], "training.steps"),
-        (["--set", "data.validation=1.5"], "data.validation"),
+        (["--set", "data.val_fraction=1.5"], "data.val_fraction"),
         (["--set", "augment.scale=[2, 1]"], "augment"),
         (["--no-pretrained", "--weights", "w.pth"], "weights"),
         (["--set", "head.doublings=2"], "doublings need a width"),
@@ -459,7 +459,7 @@ def test_balanced_weights_and_tiles(city: Path, tmp_path: Path) -> None:
 
 
 def test_all_ground_may_be_learnt_from(city: Path, tmp_path: Path) -> None:
-    options = [*FIT, "--src", city, "--run", tmp_path / "run", "--set", "data.validation=0"]
+    options = [*FIT, "--src", city, "--run", tmp_path / "run", "--set", "data.val_fraction=0"]
     call = rsseg(*options)
     assert call.code == 0, call.err
     assert "warning: nothing to validate on" in call.err

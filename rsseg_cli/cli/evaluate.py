@@ -108,15 +108,15 @@ def evaluate(
         if experiment is not None:
             from rsseg_cli.commands.evaluate.experiment import Chosen, require_alone, score
 
-            require_alone({"a map": prediction, "--on": on, "--map": class_map})
+            require_alone({"a map": prediction, "--on": on, "--class-map": class_map})
             result = score(Chosen.find(experiment), on_data, model=model, data_root=data_root)
         elif on and prediction is None:
             result = on_data(model, on, class_map=class_map)
         elif class_map is not None:
             raise RssegError(
-                "--map joins the classes of a model and a dataset",
-                where="--map",
-                fix="rsseg evaluate --model RUN --on DATASET --map NAME",
+                "--class-map joins the classes of a model and a dataset",
+                where="--class-map",
+                fix="rsseg evaluate --model RUN --on DATASET --class-map NAME",
             )
         elif prediction is not None and truth is not None and not on:
             result = runs.rasters(

@@ -69,14 +69,16 @@ def fit(
     if experiment is not None:
         from rsseg_cli.commands.evaluate.experiment import Chosen, require_alone
 
-        require_alone({"--method": method, "--src": src, "--config": config, "--map": class_map})
+        require_alone(
+            {"--method": method, "--src": src, "--config": config, "--class-map": class_map}
+        )
         chosen = Chosen.find(experiment)
         method, src, run = chosen.row.method, list(chosen.experiment.src), run or chosen.folder
         changes += chosen.changes(skip={"backbone": backbone, "head": head})
         for remark in chosen.remarks():
             typer.echo(f"note: {remark}", err=True)
     changes += settings or ()
-    changes += [] if class_map is None else [f"data.map={class_map}"]
+    changes += [] if class_map is None else [f"data.class_map={class_map}"]
     short: dict[str, object] = {
         "training.steps": steps,
         "training.batch": batch,

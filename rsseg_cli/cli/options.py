@@ -54,7 +54,7 @@ Sources = Annotated[
 ClassMap = Annotated[
     str | None,
     typer.Option(
-        "--map",
+        "--class-map",
         help="Turns classes into others: a preset or a file (see presets/maps).",
         autocompletion=_complete("maps"),
     ),

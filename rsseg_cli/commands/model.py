@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-
-from rsseg_cli import __version__, distributed
+from rsseg_cli import __version__
+from rsseg_cli import distributed
 from rsseg_cli.backbones._weights import fingerprint
 from rsseg_cli.bands import Bands
 from rsseg_cli.classes import Class
-from rsseg_cli.config import RunConfig, family, parse
-from rsseg_cli.contract import Backbone, Head, Method
+from rsseg_cli.config import RunConfig
+from rsseg_cli.config import family
+from rsseg_cli.config import parse
+from rsseg_cli.contract import Backbone
+from rsseg_cli.contract import Head
+from rsseg_cli.contract import Method
 from rsseg_cli.errors import RssegError
 from rsseg_cli.find import find
 from rsseg_cli.presets import Document
@@ -24,6 +25,9 @@ from rsseg_cli.settings import Json
 from rsseg_cli.training.checkpoint import load_model
 from rsseg_cli.training.folder import RunFolder
 from rsseg_cli.words import counted
+from typing import Any
+import re
+import torch
 
 
 def build(config: RunConfig, bands: Bands, classes: int) -> Segmenter:
@@ -59,7 +63,7 @@ def metadata(
 
 
 @dataclass
-class Fitted:
+class LoadedModel:
     """A model file, opened.
 
     Attributes:
@@ -89,7 +93,7 @@ class Fitted:
         return f"{self.name}{shown}, bands {' '.join(bands.names)}{gsd}"
 
 
-def open_model(path: Path | None, *, weights: Path | None = None) -> Fitted:
+def open_model(path: Path | None, *, weights: Path | None = None) -> LoadedModel:
     """Open a model file, a run folder, or the newest finished run below ./runs.
 
     Args:
@@ -116,7 +120,7 @@ def open_model(path: Path | None, *, weights: Path | None = None) -> Fitted:
         )
     model.unpack(tensors)
     model.eval()
-    return Fitted(file, model, config, classes, about)
+    return LoadedModel(file, model, config, classes, about)
 
 
 def newest(runs: Path = Path("runs")) -> Path:

@@ -17,7 +17,7 @@ from rsseg_cli.training.deadline import Deadline
 from rsseg_cli.training.deadline import Work
 from rsseg_cli.training.folder import RunFolder
 from rsseg_cli.training.meter import Meter
-from rsseg_cli.training.meter import Outcome
+from rsseg_cli.training.meter import TrainingResult
 from rsseg_cli.training.objectives import Objective
 from rsseg_cli.training.passes import StepBatches
 from rsseg_cli.training.passes import backward
@@ -96,7 +96,7 @@ class Job:
         return ["step", "validation", "save"] if rated else ["step", "save"]
 
 
-def train(job: Job, progress: Progress, resumed: dict[str, Any] | None = None) -> Outcome:
+def train(job: Job, progress: Progress, resumed: dict[str, Any] | None = None) -> TrainingResult:
     """Train `job.model` to the last step and leave the model files.
 
     Args:

@@ -19,7 +19,7 @@ NEVER = 2**62
 
 
 @dataclass
-class Outcome:
+class TrainingResult:
     """What a finished run says of itself: `fit --json` prints it."""
 
     steps: int
@@ -91,9 +91,9 @@ class Meter:
 
     def outcome(
         self, steps: int, best: dict[str, Json] | None, last: dict[str, Json] | None
-    ) -> Outcome:
+    ) -> TrainingResult:
         """Sum the run up."""
         seconds = time.perf_counter() - self.started
         images = self.all_steps * self.batch
         memory = peak_memory_mb(self.device)
-        return Outcome(steps, seconds, images / seconds, memory, best, last)
+        return TrainingResult(steps, seconds, images / seconds, memory, best, last)

@@ -16,12 +16,12 @@ from rsseg_cli.commands.adapt.targets import Targets
 from rsseg_cli.commands.evaluate.evaluate import matched
 from rsseg_cli.commands.fit.dry_run import Plan
 from rsseg_cli.commands.fit.fit import Fit
-from rsseg_cli.commands.fit.fit import FitResult
+from rsseg_cli.commands.fit.fit import FitReport
 from rsseg_cli.commands.fit.fit import PROBE_SEED
 from rsseg_cli.commands.fit.run_report import write_report
 from rsseg_cli.commands.fit.sources import Sources
 from rsseg_cli.commands.fit.validation import Validation
-from rsseg_cli.commands.model import Fitted
+from rsseg_cli.commands.model import LoadedModel
 from rsseg_cli.commands.model import build
 from rsseg_cli.commands.model import open_model
 from rsseg_cli.data.pair import Part
@@ -41,7 +41,7 @@ from rsseg_cli.settings import Json
 from rsseg_cli.training.checkpoint import load_model
 from rsseg_cli.training.folder import RunFolder
 from rsseg_cli.training.loop import Job
-from rsseg_cli.training.meter import Outcome
+from rsseg_cli.training.meter import TrainingResult
 from rsseg_cli.training.prefetch import Indexed
 from rsseg_cli.training.self_training import SelfTraining
 from rsseg_cli.words import counted
@@ -76,7 +76,7 @@ class Adapt(Fit):
         return sources
 
     @cached_property
-    def fitted(self) -> Fitted | None:
+    def fitted(self) -> LoadedModel | None:
         """The model to start from, if not from the backbone as published."""
         path = self.config.adapt.model
         weights = getattr(self.config.backbone, "weights", None)
@@ -257,7 +257,7 @@ class Adapt(Fit):
         )
 
     # --- afterwards ----------------------------------------------------------------------------
-    def report(self, folder: RunFolder, shown: Plan, outcome: Outcome) -> None:
+    def report(self, folder: RunFolder, shown: Plan, outcome: TrainingResult) -> None:
         """Write the report, with what happened on the target."""
         chosen = self.model
         chosen.unpack(load_model(folder.model)[0])
@@ -278,18 +278,18 @@ class Adapt(Fit):
         )
 
 
-def result(run: FitResult) -> dict[str, Any]:
+def result(run: FitReport) -> dict[str, Any]:
     """Give what `adapt --json` prints: as `fit`, and why it stopped early, if it did."""
     return run.to_json() | {"stopped": stopped(run.outcome)}
 
 
-def stopped(outcome: Outcome) -> str | None:
+def stopped(outcome: TrainingResult) -> str | None:
     """Say why a run ended before its last step."""
     reason = (outcome.last or {}).get("stop")
     return None if reason is None else f"stopped at step {outcome.steps:,}: {reason}"
 
 
-def _remarks(outcome: Outcome, records: Sequence[Mapping[str, Any]]) -> list[str]:
+def _remarks(outcome: TrainingResult, records: Sequence[Mapping[str, Any]]) -> list[str]:
     """Say how the model was chosen, and what became of the last one."""
     best, last = outcome.best or {}, outcome.last or {}
     remarks = [
@@ -325,7 +325,7 @@ def _until(folder: RunFolder, step: int) -> list[dict[str, Json]]:
     return [line for line in folder.records() if int(str(line["step"])) <= step]
 
 
-def _require_same(fitted: Fitted, found: Sources) -> None:
+def _require_same(fitted: LoadedModel, found: Sources) -> None:
     """Refuse a source whose classes or units are not the model's."""
     ours, theirs = [(c.id, c.name) for c in fitted.classes], [(c.id, c.name) for c in found.classes]
     if ours != theirs:

@@ -20,7 +20,7 @@ from torch import Tensor
 from rsseg_cli.bands import Bands
 from rsseg_cli.classes import Class, default_color
 from rsseg_cli.commands.fit.run_report import versions
-from rsseg_cli.commands.model import Fitted, build, open_model, pick_device
+from rsseg_cli.commands.model import LoadedModel, build, open_model, pick_device
 from rsseg_cli.commands.predict.scene_mapper import ModelInfer, tiling_for
 from rsseg_cli.config import resolve
 from rsseg_cli.predict.engine import predict_scene
@@ -141,7 +141,7 @@ def write_scene(
     return path
 
 
-def _random_model() -> Fitted:
+def _random_model() -> LoadedModel:
     """Make a small transformer that has learnt nothing."""
     config = resolve(
         method="frozen", file=None, backbone="vit_tiny", head="linear", pretrained=False,
@@ -152,7 +152,7 @@ def _random_model() -> Fitted:
         mean=(110.0,) * 3, std=(50.0,) * 3, dtype="uint8",
     )  # fmt: skip
     classes = [Class(k, f"class {k}", default_color(k)) for k in range(CLASSES)]
-    return Fitted(Path("random"), build(config, bands, CLASSES).eval(), config, classes, {})
+    return LoadedModel(Path("random"), build(config, bands, CLASSES).eval(), config, classes, {})
 
 
 def _bare(

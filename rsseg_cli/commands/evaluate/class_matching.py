@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-
-import torch
-from torch import Tensor
-
-from rsseg_cli.classes import IGNORE, Class
+from rsseg_cli.classes import Class
+from rsseg_cli.classes import IGNORE
 from rsseg_cli.data.source import Source
-from rsseg_cli.data.spec.class_map import ClassMap, Merge
+from rsseg_cli.data.spec.class_map import ClassMap
+from rsseg_cli.data.spec.class_map import Merge
 from rsseg_cli.errors import RssegError
 from rsseg_cli.predict.pipeline import Infer
+from torch import Tensor
+import torch
 
 
 def reconcile(
@@ -56,7 +56,7 @@ def _require_same(classes: Sequence[Class], source: Source, model: str) -> None:
             f"{_listed(classes)} / {_listed(source.classes)}",
             where=f"{model}, {source.spec.name}",
             fix="the same ids and names, in the same order, in dataset.yaml (`remap` changes ids), "
-            "or --map with a class map (`rsseg presets list`)",
+            "or --class-map with a class map (`rsseg presets list`)",
         )
 
 

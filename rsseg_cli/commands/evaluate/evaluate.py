@@ -19,7 +19,7 @@ from rsseg_cli.commands.evaluate.class_matching import MergedInfer
 from rsseg_cli.commands.evaluate.class_matching import reconcile
 from rsseg_cli.commands.fit.final_evaluation import shown_bands
 from rsseg_cli.commands.fit.run_report import versions
-from rsseg_cli.commands.model import Fitted
+from rsseg_cli.commands.model import LoadedModel
 from rsseg_cli.commands.model import open_model
 from rsseg_cli.commands.model import pick_device
 from rsseg_cli.commands.predict.progress import Line
@@ -137,7 +137,7 @@ def model(
     where = pick_device(device)
     fitted = open_model(path, weights=weights)
     # The same share is held back as in the fit, so that `DIR:val` is the same ground.
-    held_back = fitted.config.data.validation
+    held_back = fitted.config.data.val_fraction
     found_sources = [Source.locate(text, data_root=data_root, held_back=held_back) for text in on]
     pairs = [
         reconcile(fitted.classes, source, class_map, model=fitted.name) for source in found_sources
@@ -197,7 +197,7 @@ class _Maps:
         numbers: Of the scenes, for the names of their maps.
     """
 
-    fitted: Fitted
+    fitted: LoadedModel
     tiling: Tiling
     device: torch.device
     folder: Path

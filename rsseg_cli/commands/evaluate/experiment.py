@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
+from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import Field, model_validator
+from pydantic import Field
+from pydantic import model_validator
 from rich.console import Console
 from rich.table import Table
-
 from rsseg_cli import presets
 from rsseg_cli.data.source import Source
-from rsseg_cli.errors import RssegError, UnreadableError, unknown
+from rsseg_cli.errors import RssegError
+from rsseg_cli.errors import UnreadableError
+from rsseg_cli.errors import unknown
 from rsseg_cli.report.report import Report
 from rsseg_cli.settings import Strict
+from typing import Any
+from typing import Literal
+import json
 
 
 class Row(Strict):
@@ -44,7 +49,7 @@ class Experiment(Strict):
     """What is learnt from, as `--src` takes it."""
     unlabelled: tuple[str, ...] = ()
     """Unlabelled target data that the published rows adapted to."""
-    map: str | None = None
+    class_map: str | None = None
     """Class map of the sources."""
     targets: dict[str, str] = Field(min_length=1)
     """Name to `DATASET[:split[:domain]]` that is scored."""
@@ -107,7 +112,8 @@ class Chosen:
         Args:
             skip: Sections for which something else was chosen; their settings are left out.
         """
-        mapped = [] if self.experiment.map is None else [f"data.map={self.experiment.map}"]
+        class_map = self.experiment.class_map
+        mapped = [] if class_map is None else [f"data.class_map={class_map}"]
         listed = [*mapped, *self.experiment.settings, *self.row.settings]
         return [change for change in listed if not skip.get(change.partition(".")[0])]
 

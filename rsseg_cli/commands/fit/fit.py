@@ -36,7 +36,7 @@ from rsseg_cli.training.folder import RunFolder
 from rsseg_cli.training.loop import Job
 from rsseg_cli.training.loop import Training
 from rsseg_cli.training.loop import train
-from rsseg_cli.training.meter import Outcome
+from rsseg_cli.training.meter import TrainingResult
 from rsseg_cli.training.objectives import Objective
 from rsseg_cli.training.objectives import Supervised
 from rsseg_cli.training.precision import Precision
@@ -54,12 +54,12 @@ MAX_CLASS_WEIGHT = 10.0
 
 
 @dataclass
-class FitResult:
+class FitReport:
     """What `fit --json` prints."""
 
     run: str
     model: str
-    outcome: Outcome
+    outcome: TrainingResult
 
     def to_json(self) -> dict[str, Any]:
         """Give the machine-readable form."""
@@ -190,7 +190,7 @@ class Fit:
         dtype = self.precision.dtype
         return {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "fp32")
 
-    def run(self) -> FitResult:
+    def run(self) -> FitReport:
         """Train, and leave the model and the report in the run's folder."""
         folder, resumed = self._open_folder(), self.resumed
         job = self.job(folder)
@@ -211,9 +211,9 @@ class Fit:
             outcome = train(job, progress, resumed)
         if distributed.is_main():
             self.report(folder, shown, outcome)
-        return FitResult(str(folder.path), str(folder.model), outcome)
+        return FitReport(str(folder.path), str(folder.model), outcome)
 
-    def report(self, folder: RunFolder, shown: Plan, outcome: Outcome) -> None:
+    def report(self, folder: RunFolder, shown: Plan, outcome: TrainingResult) -> None:
         """Write the run's report."""
         write_report(folder, self.config, shown, outcome, review=self.review(folder))
 

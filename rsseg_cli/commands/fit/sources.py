@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
 from rsseg_cli.bands import Bands
 from rsseg_cli.classes import Class
 from rsseg_cli.config import Data
@@ -14,6 +12,7 @@ from rsseg_cli.data.pair import Part
 from rsseg_cli.data.source import Source
 from rsseg_cli.errors import RssegError
 from rsseg_cli.settings import Json
+import hashlib
 
 
 @dataclass
@@ -47,7 +46,9 @@ class Sources:
                 fix="--src FOLDER (with images/ and labels/), a dataset.yaml or a dataset preset",
             )
         sources = [
-            Source.locate(text, data_root=data_root, held_back=data.validation, class_map=data.map)
+            Source.locate(
+                text, data_root=data_root, held_back=data.val_fraction, class_map=data.class_map
+            )
             for text in data.src
         ]
         for other in sources[1:]:

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-import shutil
-import time
-import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
-
-import numpy as np
-import torch
+from dataclasses import asdict
+from dataclasses import dataclass
+from dataclasses import field
+from dataclasses import replace
 from rich.console import Console
-from torch import Tensor
-
-from rsseg_cli.commands.model import Fitted
-from rsseg_cli.errors import RssegError, RssegWarning
+from rsseg_cli.commands.model import LoadedModel
+from rsseg_cli.errors import RssegError
+from rsseg_cli.errors import RssegWarning
 from rsseg_cli.predict.batch import even_batch
 from rsseg_cli.predict.outputs import Outputs
-from rsseg_cli.predict.pipeline import Infer, no_room
-from rsseg_cli.predict.plan import MIB, Plan, Tiling, peak_rss_mb, plan_scene
+from rsseg_cli.predict.pipeline import Infer
+from rsseg_cli.predict.pipeline import no_room
+from rsseg_cli.predict.plan import MIB
+from rsseg_cli.predict.plan import Plan
+from rsseg_cli.predict.plan import Tiling
+from rsseg_cli.predict.plan import peak_rss_mb
+from rsseg_cli.predict.plan import plan_scene
 from rsseg_cli.raster.aoi import Area
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.words import counted
+from torch import Tensor
+from typing import Any
+import numpy as np
+import shutil
+import time
+import torch
+import warnings
 
 GSD_FACTOR = 1.5
 """Pixels larger or smaller than those of the training by more than this are worth a word."""
@@ -107,7 +114,7 @@ class Survey:
 
 def survey(
     scene: Scene,
-    fitted: Fitted,
+    fitted: LoadedModel,
     infer: Infer,
     outputs: Outputs,
     tiling: Tiling,
@@ -230,13 +237,13 @@ def require_disk(scene: Scene, outputs: Outputs, area: Area | None) -> None:
         )
 
 
-def warn_of_doubts(scene: Scene, fitted: Fitted) -> None:
+def warn_of_doubts(scene: Scene, fitted: LoadedModel) -> None:
     """Warn of what looks wrong about a scene."""
     for doubt in find_doubts(scene, fitted):
         warnings.warn(f"{scene.path}: {doubt}", RssegWarning, stacklevel=2)
 
 
-def find_doubts(scene: Scene, fitted: Fitted) -> list[str]:
+def find_doubts(scene: Scene, fitted: LoadedModel) -> list[str]:
     """Say what about a scene may make it slow, or unlike what the model was trained on."""
     bands = fitted.model.bands
     doubts = [_striped(scene), _size_of_pixels(scene, bands.gsd_m), _order(scene, bands.names)]

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rsseg_cli.classes import Class, default_color
-from rsseg_cli.commands.model import Fitted
+from rsseg_cli.commands.model import LoadedModel
 from rsseg_cli.commands.predict.provenance import journal_digest
 from rsseg_cli.errors import RssegError
 from rsseg_cli.predict.outputs import Outputs
@@ -69,7 +69,7 @@ class Explanation:
 
 
 def choose(
-    names: Sequence[str], block: int | None, fitted: Fitted, precision: Precision
+    names: Sequence[str], block: int | None, fitted: LoadedModel, precision: Precision
 ) -> list[Explanation]:
     """Find the maps that are asked for.
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from rsseg_cli import presets
 
 COMMON = (
-    "data.validation=0",  # the target chooses nothing: the last step counts
+    "data.val_fraction=0",  # the target chooses nothing: the last step counts
     "data.sampling=balanced",  # a few labelled pixels in a scene must not be missed
     "data.class_weights=none",
     "augment.scale=[1.0, 1.0]",

@@ -14,7 +14,7 @@ from generalise.runs import Job, Record, Workshop
 from rsseg_cli.commands.adapt import settings as adapt_config
 from rsseg_cli.commands.adapt.adapt import Adapt
 from rsseg_cli.commands.evaluate import evaluate
-from rsseg_cli.commands.fit.fit import Fit, FitResult
+from rsseg_cli.commands.fit.fit import Fit, FitReport
 from rsseg_cli.metrics.scores import Scores
 
 WAYS = ("source", "longer", "adapt", "source_free", "target")
@@ -53,7 +53,7 @@ class Ways(Workshop):
 
     def _of_fits(self, job: Job, tile: int) -> list[str]:
         every = max(1, self.budget.steps // VALIDATIONS)
-        held = ["data.validation=0.2", f"training.validate_every={every}"]
+        held = ["data.val_fraction=0.2", f"training.validate_every={every}"]
         return [*super().changes(job, tile), *held]
 
     def _of_adaptations(self) -> list[str]:
@@ -118,5 +118,5 @@ class Ways(Workshop):
         return ", ".join(f"{way} {one['target']:.3f}" for way, one in record["ways"].items())
 
 
-def _chosen(result: FitResult) -> Any:
+def _chosen(result: FitReport) -> Any:
     return (result.outcome.best or {}).get("step")
