@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
-from pydantic import Field
-from pydantic import ValidationError
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import Field, ValidationError
+
 from rsseg_cli import presets
-from rsseg_cli.contract import Backbone
-from rsseg_cli.contract import Head
-from rsseg_cli.contract import Method
+from rsseg_cli.contract import Backbone, Head, Method
 from rsseg_cli.data.tiles.augment import Augment
-from rsseg_cli.errors import RssegError
-from rsseg_cli.errors import unknown
-from rsseg_cli.find import backbone_names
-from rsseg_cli.find import find
-from rsseg_cli.find import names
+from rsseg_cli.errors import RssegError, unknown
+from rsseg_cli.find import backbone_names, find, names
 from rsseg_cli.presets import Document
 from rsseg_cli.settings import Strict
 from rsseg_cli.training.loop import Training
 from rsseg_cli.training.optimizer import Optimization
 from rsseg_cli.training.self_training import SelfTraining
-from typing import Any
-from typing import Literal
-from typing import TypeVar
-import yaml
 
 C = TypeVar("C", bound=Strict)
 

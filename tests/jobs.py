@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
-from fakes import build
-from fakes import sample
 from pathlib import Path
+from typing import Any
+
+import torch
+from fakes import build, sample
+from test_contract import BANDS, TINY
+from torch import Tensor
+
 from rsseg_cli.data.tiles.augment import Augment
 from rsseg_cli.data.tiles.tile_stream import Batch
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.settings import Json
 from rsseg_cli.training import checkpoint
 from rsseg_cli.training.folder import RunFolder
-from rsseg_cli.training.loop import Job
-from rsseg_cli.training.loop import Training
-from rsseg_cli.training.loop import train
+from rsseg_cli.training.loop import Job, Training, train
 from rsseg_cli.training.meter import TrainingResult
 from rsseg_cli.training.objectives import Supervised
 from rsseg_cli.training.optimizer import Optimization
 from rsseg_cli.training.progress import Progress
-from test_contract import BANDS
-from test_contract import TINY
-from torch import Tensor
-from typing import Any
-import os
-import signal
-import torch
 
 SMALL: dict[str, dict[str, Any]] = TINY | {
     "childtune": {"samples": 4, "batch": 2},

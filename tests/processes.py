@@ -5,15 +5,22 @@ See `act`, which trains every method a little, and `command`, which calls the co
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from dataclasses import field
-from fakes import build
-from fakes import sample
-from jobs import SMALL
-from jobs import job
-from jobs import run
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fakes import build, sample
+from jobs import SMALL, job, run
+from runs import rsseg
+from test_contract import BANDS
+from torch import Tensor
+
 from rsseg_cli import distributed
 from rsseg_cli.classes import IGNORE
 from rsseg_cli.data.tiles.augment import Augment
@@ -26,15 +33,6 @@ from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training.objectives import Supervised
 from rsseg_cli.training.optimizer import Optimization
 from rsseg_cli.training.self_training import SelfTraining
-from runs import rsseg
-from test_contract import BANDS
-from torch import Tensor
-from typing import Any
-import os
-import pytest
-import signal
-import sys
-import torch
 
 BATCH, STEPS = 4, 3
 MASKS = Mask2Former.Config(

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from conftest import random_samples
-from conftest import write_raster
-from dataset_trees import LOCAL
-from dataset_trees import write
-from folders import PNG
-from folders import folder
-from folders import image
-from folders import label
+import json
+import shutil
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import random_samples, write_raster
+from dataset_trees import LOCAL, write
+from folders import PNG, folder, image, label
+from runs import SMALL, rsseg
+
 from rsseg_cli import presets
 from rsseg_cli.data.check.check_dataset import check
 from rsseg_cli.data.source import Source
 from rsseg_cli.data.spec.class_map import ClassMap
 from rsseg_cli.errors import RssegError
 from rsseg_cli.raster.grid import Window
-from runs import SMALL
-from runs import rsseg
-from typing import Any
-import json
-import numpy as np
-import pytest
-import shutil
 
 
 def findings(root: Path, name: str, sample: int = 24) -> dict[str, Any]:

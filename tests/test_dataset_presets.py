@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from PIL import Image
-from dataset_trees import HEIGHT
-from dataset_trees import TREES
-from dataset_trees import Tree
-from dataset_trees import WIDTH
-from dataset_trees import write
 from functools import cache
 from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from dataset_trees import HEIGHT, TREES, WIDTH, Tree, write
+from PIL import Image
+from runs import SMALL, rsseg
+
 from rsseg_cli import presets
 from rsseg_cli.bands import Bands
 from rsseg_cli.classes import IGNORE
@@ -21,11 +23,6 @@ from rsseg_cli.data.spec.dataset_spec import DatasetSpec
 from rsseg_cli.data.tiles.tile_stream import TileStream
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.segmenter import Segmenter
-from runs import SMALL
-from runs import rsseg
-import numpy as np
-import pytest
-import torch
 
 CONFIG = resolve(method="full", file=None, backbone="vit_tiny", head="linear", pretrained=False)
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from conftest import WriteScene
-from numpy.typing import NDArray
 from pathlib import Path
-from rsseg_cli.classes import Class
-from rsseg_cli.errors import RssegError
-from rsseg_cli.evaluate import evaluate_rasters
-from rsseg_cli.evaluate.reference import OBJECT
-from rsseg_cli.raster.class_names import classes_tag
-from rsseg_cli.raster.class_names import read_classes
+
 import numpy as np
 import py_sod_metrics
 import pytest
 import rasterio
+from conftest import WriteScene
+from numpy.typing import NDArray
+
+from rsseg_cli.classes import Class
+from rsseg_cli.errors import RssegError
+from rsseg_cli.evaluate import evaluate_rasters
+from rsseg_cli.evaluate.reference import OBJECT
+from rsseg_cli.raster.class_names import classes_tag, read_classes
 
 SHIP = [Class(0, "background", (0, 0, 0)), Class(1, "ship", (255, 0, 0))]
 

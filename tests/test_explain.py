@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from PIL import Image
-from conftest import write_raster
 from dataclasses import replace
-from numpy.typing import NDArray
 from pathlib import Path
-from rsseg_cli.commands.model import LoadedModel
-from rsseg_cli.commands.model import open_model
-from rsseg_cli.commands.predict.dry_run import Survey
-from rsseg_cli.raster.class_names import read_classes
-from rsseg_cli.raster.grid import windows
-from runs import SMALL
-from runs import describe
-from runs import ground
-from runs import rsseg
-from runs import seen
-from runs import write_city
 from typing import Any
+
 import numpy as np
 import pytest
 import rasterio
 import torch
+from conftest import write_raster
+from numpy.typing import NDArray
+from PIL import Image
+from runs import SMALL, describe, ground, rsseg, seen, write_city
+
+from rsseg_cli.commands.model import LoadedModel, open_model
+from rsseg_cli.commands.predict.dry_run import Survey
+from rsseg_cli.raster.class_names import read_classes
+from rsseg_cli.raster.grid import windows
 
 LABELS = ground(70, 83, seed=5)
 EXPERTS = ["expert 1", "expert 2", "expert 3"]

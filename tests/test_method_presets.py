@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-from pathlib import Path
-from rsseg_cli import presets
-from rsseg_cli.config import SECTIONS
-from rsseg_cli.config import parse
-from rsseg_cli.config import resolve
-from rsseg_cli.find import names
-from typing import Any
-import pytest
 import re
 import shlex
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
 import yaml
+
+from rsseg_cli import presets
+from rsseg_cli.config import SECTIONS, parse, resolve
+from rsseg_cli.find import names
 
 PRESETS = presets.names("methods")
 MAY_BE_MISSING = {"data.src", "data.class_map", "backbone.seed"}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from rsseg_cli.cli import options
 from typing import Annotated
+
 import typer
+
+from rsseg_cli.cli import options
 
 
 def adapt(

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
 from rsseg_cli.cli import options
 from rsseg_cli.errors import RssegError
-from typing import Annotated
-from typing import TYPE_CHECKING
-import typer
 
 if TYPE_CHECKING:
     from rsseg_cli.commands.evaluate.experiment import Scored

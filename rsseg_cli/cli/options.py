@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated
-from typing import Any
-from typing import TYPE_CHECKING
 import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
 
 if TYPE_CHECKING:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from dataclasses import dataclass
+import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
 from rich.console import Console
+
 from rsseg_cli.commands.evaluate import evaluate
 from rsseg_cli.commands.fit.fit import Fit
 from rsseg_cli.commands.model import pick_device
@@ -15,14 +18,9 @@ from rsseg_cli.config import resolve
 from rsseg_cli.data.source import Source
 from rsseg_cli.data.tiles.validation_tiles import CoveringTiles
 from rsseg_cli.demo.baseline import nearest_mean
-from rsseg_cli.demo.sample import CLASSES
-from rsseg_cli.demo.sample import REGIONS
-from rsseg_cli.demo.sample import write_sample
+from rsseg_cli.demo.sample import CLASSES, REGIONS, write_sample
 from rsseg_cli.errors import OutputExistsError
-from rsseg_cli.report.map_figure import quicklook
-from rsseg_cli.report.map_figure import to_png
-from typing import Any
-import time
+from rsseg_cli.report.map_figure import quicklook, to_png
 
 SETTINGS = {
     "training.steps": 300,

@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
+import io
+import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os import PathLike, fspath
+from typing import Any, TypeAlias
+
+import numpy as np
+import rasterio
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.text import Text
 from numpy.typing import NDArray
-from os import PathLike
-from os import fspath
 from rasterio.enums import Resampling
-from rasterio.errors import NotGeoreferencedWarning
-from rasterio.errors import RasterioError
-from rsseg_cli.classes import Class
-from rsseg_cli.classes import IGNORE
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+
+from rsseg_cli.classes import IGNORE, Class
 from rsseg_cli.errors import UnreadableError
 from rsseg_cli.raster.align import AlignedLabels
-from rsseg_cli.raster.decode import LabelCode
-from rsseg_cli.raster.decode import Labels
-from rsseg_cli.raster.decode import decode
+from rsseg_cli.raster.decode import LabelCode, Labels, decode
 from rsseg_cli.raster.grid import Window
-from rsseg_cli.raster.labels import LabelReader
-from rsseg_cli.raster.labels import is_vector
+from rsseg_cli.raster.labels import LabelReader, is_vector
 from rsseg_cli.raster.open_raster import RAW
-from rsseg_cli.report.class_id_labels import Mark
-from rsseg_cli.report.class_id_labels import marks
-from typing import Any
-from typing import TypeAlias
-import io
-import math
-import numpy as np
-import rasterio
-import warnings
+from rsseg_cli.report.class_id_labels import Mark, marks
 
 Pixels: TypeAlias = NDArray[np.uint8]
 """(h, w, 3) red, green, blue."""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from dataclasses import field
+import json
+import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
 from rsseg_cli import distributed
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.settings import Json
 from rsseg_cli.training import checkpoint
-from typing import Any
-import json
-import shutil
 
 
 @dataclass

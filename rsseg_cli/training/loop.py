@@ -3,40 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from dataclasses import field
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
 from pydantic import Field
+from torch import Tensor
+from torch.nn import Parameter
+
 from rsseg_cli import distributed
 from rsseg_cli.data.tiles.tile_stream import Batch
 from rsseg_cli.errors import Interrupted
 from rsseg_cli.segmenter import Segmenter
-from rsseg_cli.settings import Json
-from rsseg_cli.settings import Strict
+from rsseg_cli.settings import Json, Strict
 from rsseg_cli.training import optimizer
-from rsseg_cli.training.deadline import Deadline
-from rsseg_cli.training.deadline import Work
+from rsseg_cli.training.deadline import Deadline, Work
 from rsseg_cli.training.folder import RunFolder
-from rsseg_cli.training.meter import Meter
-from rsseg_cli.training.meter import TrainingResult
+from rsseg_cli.training.meter import Meter, TrainingResult
 from rsseg_cli.training.objectives import Objective
-from rsseg_cli.training.passes import StepBatches
-from rsseg_cli.training.passes import backward
-from rsseg_cli.training.precision import Format
-from rsseg_cli.training.precision import Precision
-from rsseg_cli.training.prefetch import Indexed
-from rsseg_cli.training.prefetch import Prefetch
-from rsseg_cli.training.prefetch import pinned
+from rsseg_cli.training.passes import StepBatches, backward
+from rsseg_cli.training.precision import Format, Precision
+from rsseg_cli.training.prefetch import Indexed, Prefetch, pinned
 from rsseg_cli.training.progress import Progress
-from rsseg_cli.training.room import Buffers
-from rsseg_cli.training.room import Room
-from rsseg_cli.training.room import explained
-from rsseg_cli.training.step import TrainingStep
-from rsseg_cli.training.step import seed_for
+from rsseg_cli.training.room import Buffers, Room, explained
+from rsseg_cli.training.step import TrainingStep, seed_for
 from rsseg_cli.training.stop import StopSignal
-from torch import Tensor
-from torch.nn import Parameter
-from typing import Any
-import torch
 
 
 class Training(Strict):

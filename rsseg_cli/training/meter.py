@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
+from torch import Tensor
+
 from rsseg_cli import distributed
 from rsseg_cli.data.tiles.tile_stream import Batch
 from rsseg_cli.errors import RssegError
 from rsseg_cli.settings import Json
 from rsseg_cli.training.memory import peak_memory_mb
 from rsseg_cli.training.prefetch import Prefetch
-from torch import Tensor
-import time
-import torch
 
 NEVER = 2**62
 """The step at which a loss was not finite, as long as all were."""

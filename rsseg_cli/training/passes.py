@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Iterator
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
 from rsseg_cli import distributed
 from rsseg_cli.data.tiles.tile_stream import Batch
 from rsseg_cli.errors import RssegError
 from rsseg_cli.segmenter import Segmenter
-from rsseg_cli.share import Share
-from rsseg_cli.share import taking
+from rsseg_cli.share import Share, taking
 from rsseg_cli.training.objectives import Objective
 from rsseg_cli.training.room import out_of_memory
-from torch import Tensor
-import torch
 
 
 class StepBatches:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from collections.abc import Iterator
-from dataclasses import dataclass
-from dataclasses import field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
 from rsseg_cli import distributed
 from rsseg_cli.data.tiles.tile_stream import Batch
 from rsseg_cli.segmenter import Segmenter
@@ -13,10 +15,7 @@ from rsseg_cli.training.objectives import Objective
 from rsseg_cli.training.passes import backward
 from rsseg_cli.training.precision import Precision
 from rsseg_cli.training.prefetch import Indexed
-from rsseg_cli.training.room import Buffers
-from rsseg_cli.training.room import Room
-from torch import Tensor
-import torch
+from rsseg_cli.training.room import Buffers, Room
 
 PROBE_STREAM = 0x5EED
 """Keeps the random numbers of probes apart from those of the training stream."""

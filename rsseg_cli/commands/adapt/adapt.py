@@ -2,40 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from rsseg_cli import distributed
-from rsseg_cli import presets
+from typing import Any
+
+from rsseg_cli import distributed, presets
 from rsseg_cli.commands.adapt.before_after import Glance
 from rsseg_cli.commands.adapt.target_labels import labelled
 from rsseg_cli.commands.adapt.target_validation import TargetValidation
 from rsseg_cli.commands.adapt.targets import Targets
 from rsseg_cli.commands.evaluate.evaluate import matched
 from rsseg_cli.commands.fit.dry_run import Plan
-from rsseg_cli.commands.fit.fit import Fit
-from rsseg_cli.commands.fit.fit import FitReport
-from rsseg_cli.commands.fit.fit import PROBE_SEED
+from rsseg_cli.commands.fit.fit import PROBE_SEED, Fit, FitReport
 from rsseg_cli.commands.fit.run_report import write_report
 from rsseg_cli.commands.fit.sources import Sources
 from rsseg_cli.commands.fit.validation import Validation
-from rsseg_cli.commands.model import LoadedModel
-from rsseg_cli.commands.model import build
-from rsseg_cli.commands.model import open_model
+from rsseg_cli.commands.model import LoadedModel, build, open_model
 from rsseg_cli.data.pair import Part
 from rsseg_cli.data.resolve_source import take_apart
-from rsseg_cli.data.tiles.domain_batches import JoinedTiles
-from rsseg_cli.data.tiles.domain_batches import ProbeTiles
-from rsseg_cli.data.tiles.domain_batches import TargetTiles
+from rsseg_cli.data.tiles.domain_batches import JoinedTiles, ProbeTiles, TargetTiles
 from rsseg_cli.data.tiles.rare_class_sampling import RareClasses
-from rsseg_cli.data.tiles.tile_stream import Batch
-from rsseg_cli.data.tiles.tile_stream import TileStream
-from rsseg_cli.errors import RssegError
-from rsseg_cli.errors import UnreadableError
-from rsseg_cli.report.adaptation import REPORTED
-from rsseg_cli.report.adaptation import draw_adaptation
+from rsseg_cli.data.tiles.tile_stream import Batch, TileStream
+from rsseg_cli.errors import RssegError, UnreadableError
+from rsseg_cli.report.adaptation import REPORTED, draw_adaptation
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.settings import Json
 from rsseg_cli.training.checkpoint import load_model
@@ -45,7 +36,6 @@ from rsseg_cli.training.meter import TrainingResult
 from rsseg_cli.training.prefetch import Indexed
 from rsseg_cli.training.self_training import SelfTraining
 from rsseg_cli.words import counted
-from typing import Any
 
 
 class Adapt(Fit):

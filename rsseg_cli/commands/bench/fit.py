@@ -5,23 +5,30 @@ All numbers are ratios of things measured in one run, in turns.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from collections.abc import Mapping
-from collections.abc import Sequence
-from dataclasses import asdict
-from dataclasses import replace
+import statistics
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
+
+import rasterio
+import torch
+import yaml
 from rich.console import Console
+
 from rsseg_cli import presets
-from rsseg_cli.commands.bench.method_steps import BANDS
-from rsseg_cli.commands.bench.method_steps import BASES
-from rsseg_cli.commands.bench.method_steps import CLASSES
-from rsseg_cli.commands.bench.method_steps import Size
-from rsseg_cli.commands.bench.method_steps import beside
-from rsseg_cli.commands.bench.method_steps import clocks
-from rsseg_cli.commands.bench.method_steps import make_step
-from rsseg_cli.commands.bench.method_steps import measure_apart
-from rsseg_cli.commands.bench.method_steps import seconds_of
+from rsseg_cli.commands.bench.method_steps import (
+    BANDS,
+    BASES,
+    CLASSES,
+    Size,
+    beside,
+    clocks,
+    make_step,
+    measure_apart,
+    seconds_of,
+)
 from rsseg_cli.commands.bench.predict import write_scene
 from rsseg_cli.commands.fit.fit import Fit
 from rsseg_cli.commands.fit.run_report import versions
@@ -30,16 +37,9 @@ from rsseg_cli.config import resolve
 from rsseg_cli.settings import Json
 from rsseg_cli.training import optimizer
 from rsseg_cli.training.folder import RunFolder
-from rsseg_cli.training.loop import Job
-from rsseg_cli.training.loop import train
+from rsseg_cli.training.loop import Job, train
 from rsseg_cli.training.precision import Precision
 from rsseg_cli.training.progress import Progress
-from typing import Any
-import rasterio
-import statistics
-import tempfile
-import torch
-import yaml
 
 SCENE_PX = 1536
 """Side of a scene that is made for it."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from rsseg_cli.classes import Class
-from rsseg_cli.classes import IGNORE
+
+import torch
+from torch import Tensor
+
+from rsseg_cli.classes import IGNORE, Class
 from rsseg_cli.data.source import Source
-from rsseg_cli.data.spec.class_map import ClassMap
-from rsseg_cli.data.spec.class_map import Merge
+from rsseg_cli.data.spec.class_map import ClassMap, Merge
 from rsseg_cli.errors import RssegError
 from rsseg_cli.predict.pipeline import Infer
-from torch import Tensor
-import torch
 
 
 def reconcile(

@@ -2,53 +2,43 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import deque
-from collections.abc import Iterator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from dataclasses import field
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import Any
+
+import torch
+
 from rsseg_cli import distributed
 from rsseg_cli.bands import Bands
 from rsseg_cli.classes import Class
-from rsseg_cli.commands.evaluate.class_matching import MergedInfer
-from rsseg_cli.commands.evaluate.class_matching import reconcile
+from rsseg_cli.commands.evaluate.class_matching import MergedInfer, reconcile
 from rsseg_cli.commands.fit.final_evaluation import shown_bands
 from rsseg_cli.commands.fit.run_report import versions
-from rsseg_cli.commands.model import LoadedModel
-from rsseg_cli.commands.model import open_model
-from rsseg_cli.commands.model import pick_device
+from rsseg_cli.commands.model import LoadedModel, open_model, pick_device
 from rsseg_cli.commands.predict.progress import Line
-from rsseg_cli.commands.predict.scene_mapper import ModelInfer
-from rsseg_cli.commands.predict.scene_mapper import tiling_for
-from rsseg_cli.data.pair import Opener
-from rsseg_cli.data.pair import Pair
+from rsseg_cli.commands.predict.scene_mapper import ModelInfer, tiling_for
+from rsseg_cli.data.pair import Opener, Pair
 from rsseg_cli.data.source import Source
 from rsseg_cli.data.spec.class_map import Merge
 from rsseg_cli.errors import RssegError
 from rsseg_cli.evaluate.evaluation import Evaluation
-from rsseg_cli.evaluate.rasters import BOUNDARY_PX
-from rsseg_cli.evaluate.rasters import Comparison
-from rsseg_cli.evaluate.rasters import evaluate_rasters
-from rsseg_cli.evaluate.rasters import evaluate_scenes
+from rsseg_cli.evaluate.rasters import BOUNDARY_PX, Comparison, evaluate_rasters, evaluate_scenes
 from rsseg_cli.evaluate.reference import read_class_list
 from rsseg_cli.predict.engine import predict_scene
 from rsseg_cli.predict.outputs import Outputs
 from rsseg_cli.predict.pipeline import Infer
 from rsseg_cli.predict.plan import Tiling
-from rsseg_cli.raster.labels import LabelReader
-from rsseg_cli.raster.labels import Placed
+from rsseg_cli.raster.labels import LabelReader, Placed
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.report.map_figure import quicklook
 from rsseg_cli.report.report import Report
 from rsseg_cli.words import counted
-from typing import Any
-import tempfile
-import torch
 
 NEAR_NM = 60.0
 """Bands of two sensors count as the same band up to this distance of their centres."""

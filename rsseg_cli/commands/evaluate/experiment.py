@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from collections.abc import Mapping
-from collections.abc import Sequence
-from dataclasses import dataclass
-from dataclasses import field
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from pydantic import Field
-from pydantic import model_validator
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
 from rich.console import Console
 from rich.table import Table
+
 from rsseg_cli import presets
 from rsseg_cli.data.source import Source
-from rsseg_cli.errors import RssegError
-from rsseg_cli.errors import UnreadableError
-from rsseg_cli.errors import unknown
+from rsseg_cli.errors import RssegError, UnreadableError, unknown
 from rsseg_cli.report.report import Report
 from rsseg_cli.settings import Strict
-from typing import Any
-from typing import Literal
-import json
 
 
 class Row(Strict):

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from dataclasses import dataclass
-from dataclasses import field
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
 from rich.console import Console
+
 from rsseg_cli.commands.fit.sources import Sources
 from rsseg_cli.config import RunConfig
 from rsseg_cli.distributed import world_size
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.words import counted
-from typing import Any
 
 ACTIVATIONS = {False: 34, True: 4}
 """Floats kept per token, channel and block: the branches of a block, or only its input."""

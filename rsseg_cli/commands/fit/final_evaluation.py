@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+
+import numpy as np
+import torch
 from numpy.typing import NDArray
+
 from rsseg_cli.bands import Bands
-from rsseg_cli.classes import Class
-from rsseg_cli.classes import IGNORE
+from rsseg_cli.classes import IGNORE, Class
 from rsseg_cli.data.tiles.tile_stream import Batch
 from rsseg_cli.data.tiles.validation_tiles import CoveringTiles
 from rsseg_cli.evaluate.evaluation import Evaluation
 from rsseg_cli.metrics.confusion import ConfusionMatrix
 from rsseg_cli.raster.decode import Labels
-from rsseg_cli.report.tile_gallery import Sample
-from rsseg_cli.report.tile_gallery import shrink
+from rsseg_cli.report.tile_gallery import Sample, shrink
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training.precision import Precision
-from rsseg_cli.training.prefetch import Prefetch
-from rsseg_cli.training.prefetch import pinned
-import numpy as np
-import torch
+from rsseg_cli.training.prefetch import Prefetch, pinned
 
 SHOWN = 256
 """Side in pixels at which tiles are shown."""

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
 from rsseg_cli import distributed
 from rsseg_cli.bands import Bands
 from rsseg_cli.commands.fit import dry_run as plan
 from rsseg_cli.commands.fit import run_folder_checks as place
 from rsseg_cli.commands.fit.dry_run import Plan
-from rsseg_cli.commands.fit.final_evaluation import review
-from rsseg_cli.commands.fit.final_evaluation import shown_bands
+from rsseg_cli.commands.fit.final_evaluation import review, shown_bands
 from rsseg_cli.commands.fit.run_report import write_report
 from rsseg_cli.commands.fit.sources import Sources
 from rsseg_cli.commands.fit.validation import Validation
-from rsseg_cli.commands.model import build
-from rsseg_cli.commands.model import metadata
-from rsseg_cli.commands.model import pick_device
+from rsseg_cli.commands.model import build, metadata, pick_device
 from rsseg_cli.config import RunConfig
 from rsseg_cli.data.pair import Part
 from rsseg_cli.data.tiles.augment import Augment
 from rsseg_cli.data.tiles.class_index import ClassIndex
-from rsseg_cli.data.tiles.tile_stream import Batch
-from rsseg_cli.data.tiles.tile_stream import TileStream
+from rsseg_cli.data.tiles.tile_stream import Batch, TileStream
 from rsseg_cli.data.tiles.validation_tiles import CoveringTiles
 from rsseg_cli.errors import RssegError
 from rsseg_cli.evaluate.evaluation import Evaluation
@@ -33,19 +35,12 @@ from rsseg_cli.settings import Json
 from rsseg_cli.training.checkpoint import load_model
 from rsseg_cli.training.deadline import Deadline
 from rsseg_cli.training.folder import RunFolder
-from rsseg_cli.training.loop import Job
-from rsseg_cli.training.loop import Training
-from rsseg_cli.training.loop import train
+from rsseg_cli.training.loop import Job, Training, train
 from rsseg_cli.training.meter import TrainingResult
-from rsseg_cli.training.objectives import Objective
-from rsseg_cli.training.objectives import Supervised
+from rsseg_cli.training.objectives import Objective, Supervised
 from rsseg_cli.training.precision import Precision
 from rsseg_cli.training.prefetch import Indexed
 from rsseg_cli.training.progress import Progress
-from torch import Tensor
-from typing import Any
-import platform
-import torch
 
 PROBE_SEED = 0x9E0BE
 """Added to the seed of the tiles that probes see, so that they are not the training's."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from collections.abc import Sequence
-from dataclasses import asdict
-from dataclasses import replace
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
 from rasterio.env import GDALVersion
+
 from rsseg_cli import __version__
 from rsseg_cli.commands.fit.dry_run import Plan
 from rsseg_cli.config import RunConfig
@@ -18,10 +21,6 @@ from rsseg_cli.report.report import Report
 from rsseg_cli.settings import Json
 from rsseg_cli.training.folder import RunFolder
 from rsseg_cli.training.meter import TrainingResult
-from typing import Any
-from typing import TYPE_CHECKING
-import platform
-import torch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
 from rsseg_cli.bands import Bands
 from rsseg_cli.classes import Class
 from rsseg_cli.config import Data
@@ -12,7 +14,6 @@ from rsseg_cli.data.pair import Part
 from rsseg_cli.data.source import Source
 from rsseg_cli.errors import RssegError
 from rsseg_cli.settings import Json
-import hashlib
 
 
 @dataclass

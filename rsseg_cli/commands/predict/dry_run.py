@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
+import shutil
+import time
+import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
-from dataclasses import dataclass
-from dataclasses import field
-from dataclasses import replace
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
 from rich.console import Console
+from torch import Tensor
+
 from rsseg_cli.commands.model import LoadedModel
-from rsseg_cli.errors import RssegError
-from rsseg_cli.errors import RssegWarning
+from rsseg_cli.errors import RssegError, RssegWarning
 from rsseg_cli.predict.batch import even_batch
 from rsseg_cli.predict.outputs import Outputs
-from rsseg_cli.predict.pipeline import Infer
-from rsseg_cli.predict.pipeline import no_room
-from rsseg_cli.predict.plan import MIB
-from rsseg_cli.predict.plan import Plan
-from rsseg_cli.predict.plan import Tiling
-from rsseg_cli.predict.plan import peak_rss_mb
-from rsseg_cli.predict.plan import plan_scene
+from rsseg_cli.predict.pipeline import Infer, no_room
+from rsseg_cli.predict.plan import MIB, Plan, Tiling, peak_rss_mb, plan_scene
 from rsseg_cli.raster.aoi import Area
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.words import counted
-from torch import Tensor
-from typing import Any
-import numpy as np
-import shutil
-import time
-import torch
-import warnings
 
 GSD_FACTOR = 1.5
 """Pixels larger or smaller than those of the training by more than this are worth a word."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
+
 from rsseg_cli.commands.model import LoadedModel
 from rsseg_cli.commands.predict import paths as names
 from rsseg_cli.errors import RssegError
-from rsseg_cli.predict.outputs import Outputs
-from rsseg_cli.predict.outputs import Polygons
+from rsseg_cli.predict.outputs import Outputs, Polygons
 from rsseg_cli.predict.products import Confidence
 from rsseg_cli.predict.turns import Turns
 from rsseg_cli.raster.aoi import Area
@@ -18,7 +18,6 @@ from rsseg_cli.raster.parts import refuse_options
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.training.precision import Format
 from rsseg_cli.words import counted
-from typing import TypeVar
 
 N = TypeVar("N", int, float)
 

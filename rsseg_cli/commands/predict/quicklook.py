@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+
+import rasterio
+
 from rsseg_cli.bands import Bands
 from rsseg_cli.classes import Class
 from rsseg_cli.commands.fit.final_evaluation import shown_bands
 from rsseg_cli.raster.parts import anywhere
 from rsseg_cli.raster.scene import Scene
-from rsseg_cli.report.map_figure import quicklook
-from rsseg_cli.report.map_figure import to_png
-from rsseg_cli.report.report import replace_file
-from rsseg_cli.report.report import writing
-import rasterio
+from rsseg_cli.report.map_figure import quicklook, to_png
+from rsseg_cli.report.report import replace_file, writing
 
 READ_WHOLE = 2**26
 """Pixels of a scene without overviews up to which it is read again to be shown beside its map."""

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
+
+import torch
+from torch import Tensor
+
 from rsseg_cli import __version__
-from rsseg_cli.commands.model import LoadedModel
-from rsseg_cli.commands.model import open_model
-from rsseg_cli.commands.model import pick_device
+from rsseg_cli.commands.model import LoadedModel, open_model, pick_device
 from rsseg_cli.commands.predict import dry_run as survey
 from rsseg_cli.commands.predict import paths as names
 from rsseg_cli.commands.predict.explain import choose
 from rsseg_cli.commands.predict.options import Request
 from rsseg_cli.commands.predict.progress import Line
-from rsseg_cli.commands.predict.provenance import file_digest
-from rsseg_cli.commands.predict.provenance import identity
-from rsseg_cli.commands.predict.provenance import journal_digest
-from rsseg_cli.commands.predict.provenance import made_before
+from rsseg_cli.commands.predict.provenance import file_digest, identity, journal_digest, made_before
 from rsseg_cli.errors import RssegError
 from rsseg_cli.predict.engine import predict_scene
-from rsseg_cli.predict.outputs import Outputs
-from rsseg_cli.predict.outputs import SceneResult
+from rsseg_cli.predict.outputs import Outputs, SceneResult
 from rsseg_cli.predict.pipeline import Infer
-from rsseg_cli.predict.plan import PART_PIXELS
-from rsseg_cli.predict.plan import Tiling
+from rsseg_cli.predict.plan import PART_PIXELS, Tiling
 from rsseg_cli.predict.team import Team
 from rsseg_cli.predict.turns import Turned
 from rsseg_cli.raster.aoi import Area
@@ -35,11 +31,8 @@ from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.labels import open_quietly
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.settings import Json
-from rsseg_cli.training.precision import Format
-from rsseg_cli.training.precision import Precision
+from rsseg_cli.training.precision import Format, Precision
 from rsseg_cli.words import counted
-from torch import Tensor
-import torch
 
 TILES_PX = {"cuda": 16 * 512 * 512, "cpu": 2 * 512 * 512}
 """Pixels of a batch where the user asks for none; larger ones fall out of a CPU's caches."""
