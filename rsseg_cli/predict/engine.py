@@ -12,6 +12,7 @@ import rasterio
 import torch
 
 from rsseg_cli.errors import UnreadableError
+from rsseg_cli.memory import peak_rss_mb
 from rsseg_cli.plain import Json
 from rsseg_cli.predict.batch import even_batch, fastest_batch
 from rsseg_cli.predict.outputs import Outputs, Progress, SceneResult
@@ -21,7 +22,6 @@ from rsseg_cli.predict.plan import (
     MIB,
     Plan,
     Tiling,
-    peak_rss_mb,
     plan_scene,
     return_memory,
 )
