@@ -17,13 +17,13 @@ from rsseg_cli.commands.evaluate.evaluate import matched
 from rsseg_cli.commands.fit.dry_run import Plan
 from rsseg_cli.commands.fit.fit import PROBE_SEED, Fit, FitReport
 from rsseg_cli.commands.fit.run_report import write_report
-from rsseg_cli.commands.fit.sources import Sources
 from rsseg_cli.commands.fit.validation import Validation
 from rsseg_cli.commands.model import LoadedModel, build, open_model
 from rsseg_cli.data.joined import JoinedTiles, ProbeTiles, TargetTiles
 from rsseg_cli.data.locate import take_apart
 from rsseg_cli.data.pair import Part
 from rsseg_cli.data.rare import RareClasses
+from rsseg_cli.data.sources import Sources
 from rsseg_cli.data.tiles import Batch, TileStream
 from rsseg_cli.errors import RssegError, UnreadableError
 from rsseg_cli.plain import Json
