@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 IGNORE = 255
 """Label of a pixel without a class: outside every loss, matching and score. Also nodata in maps."""
@@ -22,6 +24,15 @@ class Class:
     id: int
     name: str
     color: tuple[int, int, int]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return `id`, `name` and `color` (a list)."""
+        return {"id": self.id, "name": self.name, "color": list(self.color)}
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> Class:
+        """Read what `to_json` returned."""
+        return cls(entry["id"], entry["name"], tuple(entry["color"]))
 
 
 def default_color(index: int) -> tuple[int, int, int]:

@@ -1,102 +1,58 @@
-"""A run's settings: composed of its parts' own, read from YAML, changed from the command line."""
+"""Settings of a run: read from a preset or a file, changed by the command line."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from rsseg_cli import presets
 from rsseg_cli.contract import Backbone, Head, Method
+from rsseg_cli.data.sources import Sources
 from rsseg_cli.data.tiles.augment import Augment
 from rsseg_cli.errors import RssegError, unknown
 from rsseg_cli.find import backbone_names, find, names
 from rsseg_cli.presets import Document
 from rsseg_cli.settings import Strict
+from rsseg_cli.training.adaptation import Adaptation
 from rsseg_cli.training.loop import Training
 from rsseg_cli.training.optimizer import Optimization
-from rsseg_cli.training.self_training import SelfTraining
 
 C = TypeVar("C", bound=Strict)
 
 
-class Data(Strict):
-    """Settings of the tiles."""
-
-    src: tuple[str, ...] = ()
-    """What `--src` named."""
-    class_map: str | None = None
-    """What `--class-map` named: a class map that is applied to all of them."""
-    tile: int = Field(512, ge=8)
-    """Side of a training tile in pixels."""
-    sampling: Literal["uniform", "balanced"] = "uniform"
-    """Where tiles lie: anywhere, or around a pixel of a class drawn with equal chance."""
-    val_fraction: float = Field(0.2, ge=0, lt=1)
-    """Share of the ground held out for validation when the dataset has no split."""
-    class_weights: Literal["none", "balanced"] = "none"
-    """`balanced` weighs classes by the inverse square root of their share, capped at 10."""
-
-
-class Adapt(SelfTraining.Config):
-    """Settings of `rsseg adapt`; other commands leave them alone."""
-
-    tgt: tuple[str, ...] = ()
-    """What `--tgt` named."""
-    model: str | None = None
-    """Model file that the run starts from; null: from the backbone as published."""
-    source_free: bool = False
-    """Learn from the target alone."""
-    rare: float | None = Field(None, gt=0)
-    """Temperature of rare class sampling on the source (DAFormer .01); null: as `data.sampling`."""
-    held_back: float = Field(0.1, ge=0, lt=1)
-    """Share of the target's tiles by which the model is chosen."""
-    patience: int | None = Field(None, ge=1)
-    """Validations without a better model after which the run ends; null: never."""
-    collapse: float = Field(0.3, gt=0, le=1)
-    """The run ends when this part of the target has changed class, compared with the start, and
-    the shares of the classes are as far from the source's."""
-    report_labels: bool = False
-    """Score validations on the target's labels too, for the log and the report only."""
-    bands: tuple[int, ...] | None = None
-    """File bands of target scenes, from 1, in the model's order; null: found by their names."""
-    nodata: float | None = None
-    """Value of missing pixels in target scenes, in place of the file's own."""
-    gsd_m: float | None = Field(None, gt=0)
-    """Size of a pixel in metres that target scenes are resampled to; null: read as they are."""
-
-
 @dataclass(frozen=True)
-class Part:
-    """A method or a head: which one, and its settings."""
+class Component:
+    """Name and settings of a method or a head."""
 
     name: str
     config: Strict
 
     def to_json(self) -> dict[str, Any]:
-        """Give the section of a YAML file that says the same."""
+        """Return the section of the YAML file."""
         return {"name": self.name} | self.config.model_dump(mode="json")
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """The resolved whole; `document` and `parse` are inverse to each other."""
+    """All settings of a run; `parse` is the inverse of `document`."""
 
     title: str
     backbone: Backbone.Config
-    method: Part
-    head: Part
-    data: Data
+    method: Component
+    head: Component
+    data: Sources.Config
     augment: Augment.Config
     optimizer: Optimization
     training: Training
-    adapt: Adapt = field(default_factory=Adapt)
+    adapt: Adaptation = field(default_factory=Adaptation)
 
     def to_json(self) -> dict[str, Any]:
-        """Give the YAML document that says the same."""
+        """Return the YAML document."""
         return {
             "title": self.title,
             "backbone": self.backbone.model_dump(mode="json"),
@@ -110,7 +66,7 @@ class RunConfig:
         }
 
     def text(self) -> str:
-        """Write the document as YAML."""
+        """Return the document as YAML text."""
         return yaml.safe_dump(self.to_json(), sort_keys=False)
 
 
@@ -118,14 +74,14 @@ SECTIONS = ("backbone", "method", "head", "data", "augment", "optimizer", "train
 
 
 def family(name: str) -> str:
-    """Give the file of a backbone: `dinov3_sat_large` and `dinov3_base` are in `dinov3`."""
+    """Return the file of a backbone: `dinov3` for `dinov3_sat_large` and `dinov3_base`."""
     return next(
         (file for file in names("backbones") if name.startswith(f"{file}_")), name.partition("_")[0]
     )
 
 
 def parse(document: Document) -> RunConfig:
-    """Check a document and make the settings.
+    """Check a document and build the settings.
 
     Raises:
         RssegError: A key or name is unknown or missing, or a value is out of range.
@@ -142,24 +98,24 @@ def parse(document: Document) -> RunConfig:
     return RunConfig(
         title=str(document.values.get("title", "")),
         backbone=_section(document, "backbone", backbone.Config),
-        method=Part(named["method"], _section(document, "method", method.Config, drop="name")),
-        head=Part(named["head"], _section(document, "head", head.Config, drop="name")),
-        data=_section(document, "data", Data),
+        method=Component(named["method"], _section(document, "method", method.Config, drop="name")),
+        head=Component(named["head"], _section(document, "head", head.Config, drop="name")),
+        data=_section(document, "data", Sources.Config),
         augment=_section(document, "augment", Augment.Config),
         optimizer=_section(document, "optimizer", Optimization),
         training=_section(document, "training", Training),
-        adapt=_section(document, "adapt", Adapt),
+        adapt=_section(document, "adapt", Adaptation),
     )
 
 
 def _check_sections(document: Document) -> None:
-    """Refuse sections that are unknown or hold no settings."""
+    """Raise an error for sections that are unknown or are not mappings."""
     for key, values in document.values.items():
         if key not in ("title", *SECTIONS):
             raise unknown("setting", str(key), SECTIONS, where=document.where((key,)))
         if key != "title" and not isinstance(values, dict):
             raise RssegError(
-                f"{document.path.name}: {key} is no section",
+                f"{document.path.name}: {key} is not a section",
                 where=document.where((key,)),
                 fix=f"a line `{key}:` and below it, indented, lines `setting: value`",
             )
@@ -177,7 +133,7 @@ def _name(document: Document, section: str) -> str:
 
 
 def _section(document: Document, name: str, model: type[C], *, drop: str = "") -> C:
-    """Check one section; its errors name the whole key."""
+    """Check one section; errors name the full key."""
     values = document.values.get(name, {})
     try:
         return model.model_validate({key: value for key, value in values.items() if key != drop})
@@ -196,16 +152,16 @@ def resolve(
     pretrained: bool = True,
     changes: Sequence[str] = (),
 ) -> RunConfig:
-    """Take a preset or a file and apply what the command line changes.
+    """Resolve the settings of a preset or a file with the changes of the command line.
 
     Args:
         method: Name of a method preset.
         file: A `config.yaml`, instead of a preset.
         sources: Datasets; they replace the file's.
-        backbone: Another backbone; its section then starts from that family's defaults.
+        backbone: Another backbone; its section starts from that family's defaults.
         head: Another head; likewise.
         weights: Weights file of the backbone.
-        pretrained: False starts the backbone at random.
+        pretrained: False initialises the backbone at random.
         changes: `section.key=value`, the value in YAML.
     """
     if (method is None) == (file is None):
@@ -225,8 +181,7 @@ def resolve(
     section = values.setdefault("backbone", {})
     if weights is not None and not pretrained:
         raise RssegError(
-            "weights are given and refused at once",
-            where="--weights and --no-pretrained",
+            "--weights and --no-pretrained contradict each other",
             fix="one of the two",
         )
     if weights is not None:
@@ -239,15 +194,20 @@ def resolve(
 def revise(
     config: RunConfig, path: Path, *, sources: Sequence[str] = (), changes: Sequence[str] = ()
 ) -> RunConfig:
-    """Change the settings that a model was fitted with.
+    """Return the settings of a fitted model with some changes.
 
     Args:
-        config: The settings.
-        path: The model, for errors.
+        config: The settings of the model.
+        path: The model file, for errors.
         sources: Datasets; they replace those of the fit.
         changes: `section.key=value`, the value in YAML.
     """
     return _changed(Document(path, config.to_json()), sources, changes)
+
+
+def changed_keys(changes: Sequence[str]) -> set[str]:
+    """Return the keys of changes `section.key=value`."""
+    return {change.partition("=")[0].strip() for change in changes}
 
 
 def _changed(document: Document, sources: Sequence[str], changes: Sequence[str]) -> RunConfig:
@@ -259,7 +219,7 @@ def _changed(document: Document, sources: Sequence[str], changes: Sequence[str])
 
 
 def _change(document: Document, change: str) -> None:
-    """Apply one `section.key=value`; another method or head starts from its own defaults."""
+    """Apply one `section.key=value`; a new method or head starts from its own defaults."""
     key, sign, text = change.partition("=")
     section, dot, name = key.strip().partition(".")
     if not sign or not dot or section not in SECTIONS:

@@ -242,14 +242,42 @@ def test_ratings_are_averaged_also_after_a_restart(monkeypatch: pytest.MonkeyPat
 
 
 def test_without_a_source_the_rates_are_small(fitted: Path) -> None:
-    def rates(*changes: str, more: tuple[str, ...] = ()) -> tuple[float, float | None]:
-        found = resolve(
-            model=fitted, method=None, file=None, sources=(), targets=("x",), backbone=None,
-            head=None, pretrained=True, changes=changes, more=more,
-        ).optimizer  # fmt: skip
-        return found.lr, found.backbone_lr
+    def rates(*changes: str) -> tuple[float, float | None]:
+        optimizer = resolve(model=fitted, targets=("x",), changes=changes).optimizer
+        return optimizer.lr, optimizer.backbone_lr
 
     assert rates() == (3e-3, None)
     assert rates("adapt.source_free=True") == (pytest.approx(9e-5), None)
-    asked = ("optimizer.lr=1.0e-3",)
-    assert rates("adapt.source_free=True", more=asked) == (1e-3, None)
+    assert rates("adapt.source_free=True", "optimizer.lr=1.0e-3") == (1e-3, None)
+
+
+def plan_of(fitted: Path, suburb: Path, tmp_path: Path, *options: str) -> str:
+    """Return the settings of a run with some options, as text."""
+    run = tmp_path / str(len(list(tmp_path.iterdir())))
+    call = adapt("--model", fitted, "--tgt", suburb, "--run", run, *QUICK, *options)
+    assert call.code == 0, call.err
+    return (run / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("option", "setting"),
+    [
+        (["--source-free"], "adapt.source_free=true"),
+        (["--steps", "3"], "training.steps=3"),
+        (["--steps", "3"], " training.steps = 3"),
+    ],
+)
+def test_set_does_what_the_option_does(
+    option: list[str], setting: str, fitted: Path, suburb: Path, tmp_path: Path
+) -> None:
+    by_option = plan_of(fitted, suburb, tmp_path, *option)
+    assert by_option != plan_of(fitted, suburb, tmp_path)
+    assert plan_of(fitted, suburb, tmp_path, "--set", setting) == by_option
+
+
+def test_set_wins_over_defaults_of_an_adaptation(fitted: Path) -> None:
+    changes = ["adapt.source_free=true", "adapt.patience=9", "adapt.start=0.5", "training.steps=40"]
+    config = resolve(model=fitted, targets=("x",), changes=changes)
+    assert (config.adapt.patience, config.adapt.start) == (9, 0.5)
+    assert config.training.steps == 40
+    assert config.training.validate_every <= 4

@@ -23,11 +23,11 @@ from rsseg_cli.bands import Bands
 from rsseg_cli.classes import IGNORE, Class
 from rsseg_cli.commands.adapt.target_labels import labelled
 from rsseg_cli.commands.adapt.targets import Targets
-from rsseg_cli.config import Adapt
 from rsseg_cli.data.pair import Opener, Pair, Part
 from rsseg_cli.errors import RssegWarning
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.report.adaptation import REPORTED, draw_adaptation
+from rsseg_cli.training.adaptation import Adaptation
 
 QUICK = ["--steps", "3", "--set", "training.threads=0", "--device", "cpu", "--json"]
 REPORT = "--report-labels"
@@ -137,7 +137,7 @@ def test_0_and_255_are_a_mask_for_two_classes_only(
 
 def report_on(path: Path, known: Sequence[Class] = KNOWN) -> Part:
     """Open a target and give its held-out ground the labels that are there."""
-    given = Adapt(tgt=(str(path),), held_back=0.0)
+    given = Adaptation(tgt=(str(path),), held_back=0.0)
     found = Targets.open(given, BANDS, known, tile=32, data_root=None)
     [part] = labelled(found.held, given, BANDS, known, None)
     return part
@@ -201,7 +201,7 @@ def coarse(path: Path) -> Path:
 
 
 def open_targets(tmp_path: Path, **settings: Any) -> Targets:
-    given = Adapt(tgt=(str(coarse(tmp_path / "coarse.tif")),), **settings)
+    given = Adaptation(tgt=(str(coarse(tmp_path / "coarse.tif")),), **settings)
     return Targets.open(given, BANDS, KNOWN, tile=32, data_root=None)
 
 
@@ -240,5 +240,5 @@ def test_some_scenes_without_a_pixel_are_left_out_aloud(tmp_path: Path) -> None:
     write_raster(folder / "full.tif", seen(ground()), nodata=0)
     write_raster(folder / "void.tif", seen(ground()) * 0, nodata=0)
     with pytest.warns(RssegWarning, match=r"void\.tif holds nodata only: left out"):
-        found = Targets.open(Adapt(tgt=(str(folder),)), BANDS, KNOWN, tile=32, data_root=None)
+        found = Targets.open(Adaptation(tgt=(str(folder),)), BANDS, KNOWN, tile=32, data_root=None)
     assert [pair.name for _, pairs in found.train for pair in pairs] == ["full"]

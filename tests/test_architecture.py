@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "rsseg_cli"
 
 # From left to right; parts in one group never import each other, except where they are one folder.
 LAYERS: list[set[str]] = [
-    {"errors", "classes", "settings", "words"},
+    {"errors", "classes", "memory", "settings", "words"},
     {"distributed"},
     {"share"},
     {"presets"},
@@ -33,8 +33,8 @@ LEVEL = {part: level for level, layer in enumerate(LAYERS) for part in layer}
 
 # The same order among the files and folders of commands/.
 COMMANDS: list[set[str]] = [
-    {"model", "compare", "export", "dataset"},
-    {"fit"},
+    {"model", "compare", "dataset"},
+    {"export", "fit"},
     {"predict"},
     {"evaluate", "preview"},
     {"adapt", "bench"},

@@ -58,7 +58,7 @@ def test_memory_is_that_of_steps_that_have_moments(monkeypatch: pytest.MonkeyPat
         return adam(self, *args)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", counted)
-    monkeypatch.setattr(bench_steps, "_peak_mb", lambda device: float(len(taken)))
+    monkeypatch.setattr(bench_steps, "peak_memory_mb", lambda device: float(len(taken)))
     assert bench_steps.measure("frozen", TINY, 1, "cpu")["peak_memory_mb"] == 2
 
 

@@ -77,7 +77,7 @@ def test_errors_leave_the_process_with_their_code(tmp_path: Path) -> None:
         ("fit", 1, "one of --method and --config"),
         ("fit -m lora --config c.yaml", 1, "one of --method and --config"),
         ("fit -m lroa --src x", 1, "lroa is not a known method preset"),
-        ("fit -m lora", 1, "nothing to learn from"),
+        ("fit -m lora", 1, "no training data"),
         ("fit -m lora --src none/at/all", 1, "none/at/all"),
         ("fit -m lora --src none.yaml", 1, "none.yaml"),
         ("fit -m lora --src no_preset", 1, "no_preset is not a known dataset preset"),

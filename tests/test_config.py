@@ -92,7 +92,7 @@ def test_sections_that_hold_no_settings(tmp_path: Path, section: str, value: str
     kept = [line for line in TEXT.split("\n") if not line.startswith(section)]
     text = "\n".join(kept) if section == "data" else TEXT.partition(f"{section}:")[0]
     path = written(tmp_path, f"{text}\n{section}: {value}\n")
-    with pytest.raises(RssegError, match=f"{section} is no section"):
+    with pytest.raises(RssegError, match=f"{section} is not a section"):
         resolve(method=None, file=path, sources=["a"], weights=Path("w"), changes=["data.tile=8"])
 
 

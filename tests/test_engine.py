@@ -18,10 +18,11 @@ from torch import Tensor
 
 from rsseg_cli.classes import Class, default_color
 from rsseg_cli.errors import OutputExistsError, RssegError, RssegWarning, UnreadableError
+from rsseg_cli.memory import peak_rss_mb
 from rsseg_cli.predict import engine
 from rsseg_cli.predict.engine import predict_scene
 from rsseg_cli.predict.outputs import Outputs, SceneResult
-from rsseg_cli.predict.plan import Plan, Tiling, peak_rss_mb, plan_scene
+from rsseg_cli.predict.plan import Plan, Tiling, plan_scene
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.scene import Scene
 

@@ -263,7 +263,7 @@ def test_missing_and_empty_folders(tmp_path: Path) -> None:
     assert "no images in images/" in refused(tmp_path, "--src", tmp_path / "bare")
     write_raster(folder(tmp_path / "half" / "images") / "a.tif", random_samples(3, 64, 64))
     assert "has images but no labels" in refused(tmp_path, "--src", tmp_path / "half")
-    assert "nothing to learn from" in refused(tmp_path)
+    assert "no training data" in refused(tmp_path)
     assert "RSSEG_DATA" in refused(tmp_path, "--src", "loveda")
     assert "loveda" in refused(tmp_path, "--src", "lovda")
 

@@ -208,7 +208,8 @@ import sys, numpy as np, torch
 from rsseg_cli.classes import Class
 from rsseg_cli.predict.engine import predict_scene
 from rsseg_cli.predict.outputs import Outputs
-from rsseg_cli.predict.plan import Tiling, peak_rss_mb
+from rsseg_cli.memory import peak_rss_mb
+from rsseg_cli.predict.plan import Tiling
 from rsseg_cli.raster.scene import Scene
 from pathlib import Path
 torch.set_num_threads(1)

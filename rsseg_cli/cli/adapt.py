@@ -118,8 +118,7 @@ def adapt(
         backbone=backbone,
         head=head,
         pretrained=not no_pretrained,
-        changes=options.changes(short),
-        more=settings or (),
+        changes=[*options.changes(short), *(settings or ())],
     )
     with distributed.group(device):
         job = runs.Adapt(

@@ -13,6 +13,7 @@ import yaml
 
 from rsseg_cli.bands import Bands
 from rsseg_cli.classes import Class
+from rsseg_cli.commands.model import model_file
 from rsseg_cli.config import family
 from rsseg_cli.contract import Backbone
 from rsseg_cli.errors import OutputExistsError, RssegWarning
@@ -55,7 +56,7 @@ def export(model: Path, output: Path | None = None, *, overwrite: bool = False) 
     Raises:
         RssegError: There is no model, or the folder holds something.
     """
-    file = model / "model.safetensors" if model.is_dir() else model
+    file = model_file(model)
     tensors, about = load_model(file)
     name = file.absolute().parent.name
     folder = output or Path(f"{name}-model")
@@ -68,7 +69,7 @@ def export(model: Path, output: Path | None = None, *, overwrite: bool = False) 
     card = Card(
         name=name,
         config=about["config"],
-        classes=[Class(c["id"], c["name"], tuple(c["color"])) for c in about["classes"]],
+        classes=[Class.from_json(entry) for entry in about["classes"]],
         bands=Bands.model_validate(about["bands"]),
         sources=about["sources"],
         scores=Scores.from_json(score) if score and "classes" in score else None,

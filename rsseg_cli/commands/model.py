@@ -50,7 +50,7 @@ def metadata(
         "rsseg": __version__,
         "torch": str(torch.__version__),
         "config": config.to_json(),
-        "classes": [{"id": c.id, "name": c.name, "color": list(c.color)} for c in classes],
+        "classes": [cls.to_json() for cls in classes],
         "bands": model.bands.model_dump(mode="json"),
         "fingerprint": fingerprint(model.backbone),
         "backbone": dict(model.backbone.origin),
@@ -100,12 +100,12 @@ def open_model(path: Path | None, *, weights: Path | None = None) -> LoadedModel
         RssegError: There is none, it is damaged or newer, or its backbone is not the one that it
             was fitted on.
     """
-    file = newest() if path is None else path / "model.safetensors" if path.is_dir() else path
+    file = model_file(path)
     tensors, about = load_model(file)
     if weights is not None:
         about["config"]["backbone"]["weights"] = str(weights)
     config = parse(Document(file, about["config"]))
-    classes = [Class(c["id"], c["name"], tuple(c["color"])) for c in about["classes"]]
+    classes = [Class.from_json(entry) for entry in about["classes"]]
     model = build(config, Bands.model_validate(about["bands"]), len(classes))
     found = fingerprint(model.backbone)
     if model.restorable and found != about["fingerprint"]:
@@ -117,6 +117,13 @@ def open_model(path: Path | None, *, weights: Path | None = None) -> LoadedModel
     model.unpack(tensors)
     model.eval()
     return LoadedModel(file, model, config, classes, about)
+
+
+def model_file(path: Path | None) -> Path:
+    """Return the model file of a run folder, the file itself, or the newest finished run's."""
+    if path is None:
+        return newest()
+    return RunFolder(path).model if path.is_dir() else path
 
 
 def newest(runs: Path = Path("runs")) -> Path:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from rsseg_cli.bands import Bands
 from rsseg_cli.commands.fit.final_evaluation import shown_bands
+from rsseg_cli.commands.model import model_file
 from rsseg_cli.commands.predict.options import Request
 from rsseg_cli.errors import OutputExistsError, RssegError
 from rsseg_cli.predict.plan import Tiling
@@ -160,7 +161,7 @@ def sampled(scene: Scene, side: int) -> tuple[NDArray[Any], NDArray[np.bool_], i
 
 def _wanted(model: Path) -> tuple[Bands, int]:
     """Read the bands and the side of a tile from a model file."""
-    _, about = load_model(model / "model.safetensors" if model.is_dir() else model)
+    _, about = load_model(model_file(model))
     return Bands.model_validate(about["bands"]), int(about["config"]["data"]["tile"])
 
 

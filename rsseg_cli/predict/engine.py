@@ -12,18 +12,11 @@ import rasterio
 import torch
 
 from rsseg_cli.errors import UnreadableError
+from rsseg_cli.memory import peak_rss_mb
 from rsseg_cli.predict.batch import even_batch, fastest_batch
 from rsseg_cli.predict.outputs import Outputs, Progress, SceneResult
 from rsseg_cli.predict.pipeline import Infer, Pipeline
-from rsseg_cli.predict.plan import (
-    CACHE_MB,
-    MIB,
-    Plan,
-    Tiling,
-    peak_rss_mb,
-    plan_scene,
-    return_memory,
-)
+from rsseg_cli.predict.plan import CACHE_MB, MIB, Plan, Tiling, plan_scene, return_memory
 from rsseg_cli.predict.team import Team
 from rsseg_cli.raster.aoi import Area
 from rsseg_cli.raster.grid import Window

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import resource
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rsseg_cli.errors import RssegError
+from rsseg_cli.memory import peak_rss_mb
 from rsseg_cli.raster.grid import Axis, Window
 from rsseg_cli.raster.parts import BLOCK
 from rsseg_cli.raster.scene import Scene
@@ -212,12 +212,6 @@ def _allowed(tiling: Tiling) -> float:
     if tiling.memory_mb is None:
         return DEFAULT_MEMORY_MB * MIB
     return (tiling.memory_mb - peak_rss_mb()) * MIB
-
-
-def peak_rss_mb() -> float:
-    """Highest memory that this process has had so far, in MiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / MIB if sys.platform == "darwin" else peak / 1024
 
 
 def return_memory() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
 from os import PathLike, fspath
 from pathlib import Path
 from xml.etree import ElementTree
@@ -29,7 +28,7 @@ _TAG = "classes"
 
 def classes_tag(classes: Sequence[Class]) -> dict[str, str]:
     """Name the classes in a tag of a map of shares, which GDAL has no other place for."""
-    return {_TAG: json.dumps([asdict(one) for one in classes])}
+    return {_TAG: json.dumps([cls.to_json() for cls in classes])}
 
 
 def _from_tag(path: str | PathLike[str]) -> list[Class]:
@@ -42,7 +41,7 @@ def _from_tag(path: str | PathLike[str]) -> list[Class]:
                 said = json.loads(file.tags().get(f"rsseg_{_TAG}", "[]"))
         except RasterioError:
             return []  # whoever reads its pixels says so
-    return [Class(one["id"], one["name"], tuple(one["color"])) for one in said]
+    return [Class.from_json(entry) for entry in said]
 
 
 def read_classes(path: str | PathLike[str]) -> list[Class]:

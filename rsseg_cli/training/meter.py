@@ -12,8 +12,8 @@ from torch import Tensor
 from rsseg_cli import distributed
 from rsseg_cli.data.tiles.tile_stream import Batch
 from rsseg_cli.errors import RssegError
+from rsseg_cli.memory import peak_memory_mb
 from rsseg_cli.settings import Json
-from rsseg_cli.training.memory import peak_memory_mb
 from rsseg_cli.training.prefetch import Prefetch
 
 NEVER = 2**62

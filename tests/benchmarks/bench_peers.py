@@ -34,9 +34,10 @@ from numpy.typing import NDArray
 from rasterio.enums import Resampling
 from torch import Tensor, nn
 
+from rsseg_cli.memory import peak_rss_mb
 from rsseg_cli.predict.engine import predict_scene
 from rsseg_cli.predict.outputs import Outputs
-from rsseg_cli.predict.plan import Tiling, peak_rss_mb
+from rsseg_cli.predict.plan import Tiling
 from rsseg_cli.raster.scene import Scene
 
 TILE, OVERLAP, BATCH, ROUNDS = 256, 64, 8, 3

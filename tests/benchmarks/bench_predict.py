@@ -33,10 +33,11 @@ from rasterio.windows import Window as FileWindow
 from torch import Tensor, nn
 
 from rsseg_cli.classes import Class, default_color
+from rsseg_cli.memory import peak_rss_mb
 from rsseg_cli.predict.batch import even_batch
 from rsseg_cli.predict.engine import predict_scene
 from rsseg_cli.predict.outputs import Outputs
-from rsseg_cli.predict.plan import Tiling, peak_rss_mb
+from rsseg_cli.predict.plan import Tiling
 from rsseg_cli.raster.grid import windows
 from rsseg_cli.raster.scene import Scene
 

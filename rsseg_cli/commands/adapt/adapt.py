@@ -17,11 +17,11 @@ from rsseg_cli.commands.evaluate.evaluate import matched
 from rsseg_cli.commands.fit.dry_run import Plan
 from rsseg_cli.commands.fit.fit import PROBE_SEED, Fit, FitReport
 from rsseg_cli.commands.fit.run_report import write_report
-from rsseg_cli.commands.fit.sources import Sources
 from rsseg_cli.commands.fit.validation import Validation
 from rsseg_cli.commands.model import LoadedModel, build, open_model
 from rsseg_cli.data.pair import Part
 from rsseg_cli.data.resolve_source import take_apart
+from rsseg_cli.data.sources import Sources
 from rsseg_cli.data.tiles.domain_batches import JoinedTiles, ProbeTiles, TargetTiles
 from rsseg_cli.data.tiles.rare_class_sampling import RareClasses
 from rsseg_cli.data.tiles.tile_stream import Batch, TileStream

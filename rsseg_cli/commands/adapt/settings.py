@@ -1,62 +1,64 @@
-"""Settles the settings of an adaptation: from a model's own, a preset or a file."""
+"""Resolves the configuration of `rsseg adapt`: from a model, a preset or a file."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rsseg_cli import config as configs
-from rsseg_cli.commands.model import newest
-from rsseg_cli.config import RunConfig
+from rsseg_cli.commands.model import model_file
+from rsseg_cli.config import RunConfig, changed_keys
 from rsseg_cli.errors import RssegError
 from rsseg_cli.presets import Document
 from rsseg_cli.training.checkpoint import load_model
 
 VALIDATIONS = 10
-"""How often a model that starts as fitted is validated."""
+"""Number of validations of a run that starts from a fitted model."""
 SOURCE_FREE_RATE = 0.03
-"""Learning rates without a source, as a part of the fit's: nothing holds such a run back."""
+"""Factor of the fit's learning rates without a source: no labels keep such a run from drifting."""
 PATIENCE = 4
-"""Validations without a better model that a run without source waits for."""
+"""Validations without a better model after which a run without a source stops."""
 
 
 def resolve(
     *,
-    model: Path | None,
-    method: str | None,
-    file: Path | None,
-    sources: Sequence[str],
-    targets: Sequence[str],
-    backbone: str | None,
-    head: str | None,
-    pretrained: bool,
-    changes: Sequence[str],
-    more: Sequence[str],
+    model: Path | None = None,
+    method: str | None = None,
+    file: Path | None = None,
+    sources: Sequence[str] = (),
+    targets: Sequence[str] = (),
+    backbone: str | None = None,
+    head: str | None = None,
+    pretrained: bool = True,
+    changes: Sequence[str] = (),
 ) -> RunConfig:
-    """Take the settings of a model, a preset or a file, and apply what the command line changes.
+    """Resolve the settings of a model, a preset or a file with the changes of the command line.
+
+    A run that starts from a fitted model has other defaults than a fit: a quarter of its steps,
+    and low learning rates where there is no source. They fill what the command line leaves unset.
 
     Args:
-        model: Run folder or model file to start from; the newest run when nothing else is given.
-        method: Name of a method preset, to start from the backbone as published.
+        model: Run folder or model file to start from; the newest run when all three are None.
+        method: Name of a method preset, to start from the pretrained backbone.
         file: The `config.yaml` of an earlier adaptation.
         sources: Datasets; they replace those of the model or file.
         targets: Scenes and datasets; likewise.
         backbone: Another backbone, with `method`.
         head: Another head, with `method`.
-        pretrained: False starts the backbone at random.
-        changes: `section.key=value` from options.
-        more: `section.key=value` from `--set`; they win.
+        pretrained: False initialises the backbone at random.
+        changes: `section.key=value`; the last of two with the same key wins.
 
     Raises:
-        RssegError: More than one start is named, or an option fits another start.
+        RssegError: More than one start is named, or an option does not go with the start.
     """
-    given = [model is not None, method is not None, file is not None]
-    if sum(given) > 1:
+    if sum(start is not None for start in (model, method, file)) > 1:
         raise RssegError(
             "a run starts from one of --model, --method and --config", fix="leave out the others"
         )
-    asked = [f"adapt.tgt={json.dumps(list(targets))}"] if targets else []
+    if targets:
+        changes = [f"adapt.tgt={json.dumps(list(targets))}", *changes]
     if method is not None or file is not None:
         return configs.resolve(
             method=method,
@@ -65,7 +67,7 @@ def resolve(
             backbone=backbone,
             head=head,
             pretrained=pretrained,
-            changes=[*asked, *changes, *more],
+            changes=changes,
         )
     if backbone is not None or head is not None or not pretrained:
         raise RssegError(
@@ -73,34 +75,38 @@ def resolve(
             where="--backbone, --head, --no-pretrained",
             fix="--method NAME --src DATA starts anew",
         )
-    path = newest() if model is None else model
-    file = path / "model.safetensors" if path.is_dir() else path
-    fitted = configs.parse(Document(file, load_model(file)[1]["config"]))
-    return configs.revise(
-        fitted,
-        path,
-        sources=sources,
-        changes=[*_from_fit(fitted, path, changes), *asked, *changes, *more],
-    )
+    path = model_file(model)
+    fitted = configs.parse(Document(path, load_model(path)[1]["config"]))
+    user = configs.revise(fitted, path, sources=sources, changes=changes)
+    defaults = _defaults(fitted, user, steps_are_set="training.steps" in changed_keys(changes))
+    defaults["adapt.model"] = str(path if model is None else model)
+    unset = defaults.keys() - changed_keys(changes)
+    filled = [f"{key}={json.dumps(defaults[key])}" for key in sorted(unset)]
+    return configs.revise(fitted, path, sources=sources, changes=[*filled, *changes])
 
 
-def _from_fit(fitted: RunConfig, path: Path, changes: Sequence[str]) -> list[str]:
-    """Set what differs when a run starts from a fitted model: short, no warm-up, gentle."""
-    chosen = next((c for c in changes if c.startswith("training.steps=")), "")
-    steps = int(chosen.partition("=")[2] or max(1, fitted.training.steps // 4))
-    training = fitted.training
-    found = [
-        f"adapt.model={json.dumps(str(path))}",
-        "adapt.start=0",
-        f"training.steps={steps}",
-        f"training.validate_every={max(1, min(training.validate_every, steps // VALIDATIONS))}",
-        f"training.log_every={max(1, min(training.log_every, steps // VALIDATIONS))}",
-        f"optimizer.warmup={min(fitted.optimizer.warmup, steps // VALIDATIONS)}",
-    ]
-    if "adapt.source_free=True" in changes:
-        optimizer = fitted.optimizer
-        found.append(f"adapt.patience={PATIENCE}")
-        found.append(f"optimizer.lr={optimizer.lr * SOURCE_FREE_RATE}")
+def _defaults(fitted: RunConfig, user: RunConfig, *, steps_are_set: bool) -> dict[str, Any]:
+    """Return the defaults of a run that starts from a fitted model.
+
+    Args:
+        fitted: Settings of the model.
+        user: The same with the changes of the command line.
+        steps_are_set: Whether the command line sets the number of steps.
+    """
+    training, optimizer = fitted.training, fitted.optimizer
+    steps = user.training.steps if steps_are_set else max(1, training.steps // 4)
+    every = steps // VALIDATIONS
+    defaults: dict[str, Any] = {
+        "adapt.start": 0,
+        "training.steps": steps,
+        "training.validate_every": max(1, min(training.validate_every, every)),
+        "training.log_every": max(1, min(training.log_every, every)),
+        "optimizer.warmup": min(optimizer.warmup, every),
+    }
+    # The rates of a model that was itself adapted without a source are low already.
+    if user.adapt.source_free and not fitted.adapt.source_free:
+        defaults["adapt.patience"] = PATIENCE
+        defaults["optimizer.lr"] = optimizer.lr * SOURCE_FREE_RATE
         if optimizer.backbone_lr is not None:
-            found.append(f"optimizer.backbone_lr={optimizer.backbone_lr * SOURCE_FREE_RATE}")
-    return found
+            defaults["optimizer.backbone_lr"] = optimizer.backbone_lr * SOURCE_FREE_RATE
+    return defaults

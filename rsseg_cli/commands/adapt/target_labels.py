@@ -13,13 +13,13 @@ from pathlib import Path
 from rsseg_cli.bands import Bands
 from rsseg_cli.classes import IGNORE, Class
 from rsseg_cli.commands.adapt.targets import as_dataset
-from rsseg_cli.config import Adapt
 from rsseg_cli.data.infer.infer_classes import find_classes
 from rsseg_cli.data.infer.infer_layout import IMAGE_FOLDERS, find_layout
 from rsseg_cli.data.pair import Opener, Part
 from rsseg_cli.data.source import Source
 from rsseg_cli.data.spec.dataset_spec import BandSpec, ClassSpec, DatasetSpec
 from rsseg_cli.errors import RssegError, UnreadableError
+from rsseg_cli.training.adaptation import Adaptation
 
 FIX = "leave out --report-labels: labels of the target are not needed"
 
@@ -28,7 +28,7 @@ Known = dict[Path, tuple[Opener, Path]]
 
 def labelled(
     held: Sequence[Part],
-    settings: Adapt,
+    settings: Adaptation,
     bands: Bands,
     classes: Sequence[Class],
     data_root: Path | None,

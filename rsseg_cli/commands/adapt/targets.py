@@ -18,7 +18,6 @@ from rsseg_cli.classes import Class
 from rsseg_cli.commands.adapt.resample import resampled
 from rsseg_cli.commands.evaluate.evaluate import matched, rescaling
 from rsseg_cli.commands.predict.paths import expand
-from rsseg_cli.config import Adapt
 from rsseg_cli.data.infer.infer_layout import image_folder, labels_beside
 from rsseg_cli.data.infer.infer_spec import ground_size_m, name_bands
 from rsseg_cli.data.pair import Opener, Pair, Part
@@ -29,6 +28,7 @@ from rsseg_cli.data.tiles.unlabelled import has_image, hold_back, without_labels
 from rsseg_cli.errors import RssegError, RssegWarning
 from rsseg_cli.raster.labels import open_quietly
 from rsseg_cli.settings import Json
+from rsseg_cli.training.adaptation import Adaptation
 from rsseg_cli.words import counted
 
 ALIKE = 1.25
@@ -56,7 +56,7 @@ class Targets:
     @classmethod
     def open(
         cls,
-        settings: Adapt,
+        settings: Adaptation,
         bands: Bands,
         classes: Sequence[Class],
         *,
@@ -128,7 +128,7 @@ class Targets:
 
 def _open(
     text: str,
-    settings: Adapt,
+    settings: Adaptation,
     bands: Bands,
     classes: Sequence[Class],
     data_root: Path | None,
@@ -185,7 +185,7 @@ def _require_no_deal(source: Source, text: str) -> None:
 
 
 def _describe(
-    text: str, scenes: Sequence[str], settings: Adapt, bands: Bands, classes: Sequence[Class]
+    text: str, scenes: Sequence[str], settings: Adaptation, bands: Bands, classes: Sequence[Class]
 ) -> Source:
     """Make a spec for scenes that have none, by looking at the first one."""
     with open_quietly(scenes[0]) as scene:
@@ -221,7 +221,7 @@ def _describe(
     return Source(spec, Path(scenes[0]).parent, held_back=0.0)
 
 
-def _matched(bands: Bands, source: Source, settings: Adapt) -> Opener:
+def _matched(bands: Bands, source: Source, settings: Adaptation) -> Opener:
     """Choose the file bands of a target: those named by the user, or of the same name or light."""
     if settings.bands is not None:
         if len(settings.bands) != len(bands):
@@ -235,7 +235,7 @@ def _matched(bands: Bands, source: Source, settings: Adapt) -> Opener:
     return matched(bands, source)
 
 
-def _sized(source: Source, part: Part, bands: Bands, settings: Adapt, folder: Path) -> Part:
+def _sized(source: Source, part: Part, bands: Bands, settings: Adaptation, folder: Path) -> Part:
     """Resample scenes when the user wants it; warn when their pixels are of another size."""
     opener, pairs = part
     if settings.gsd_m is not None:

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,9 +24,9 @@ from rsseg_cli.bands import Bands
 from rsseg_cli.commands.model import build, pick_device
 from rsseg_cli.config import RunConfig, resolve
 from rsseg_cli.errors import RssegError
+from rsseg_cli.memory import peak_memory_mb
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training import optimizer
-from rsseg_cli.training.memory import peak_memory_mb
 from rsseg_cli.training.precision import Precision
 from rsseg_cli.training.room import explained
 
@@ -85,7 +84,7 @@ def measure(method: str, size: Size, steps: int, device: str) -> dict[str, Any]:
     step = make_step(model, adam, image, label, precision)
     step()  # makes the moments, behind the peak of its activations
     step()
-    memory = _peak_mb(where)
+    memory = peak_memory_mb(where)
     with FlopCounterMode(display=False) as counter:
         step()
     seconds = _fastest(step, where, steps)
@@ -116,15 +115,6 @@ def _peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     one = torch.randn(side, side, device=device, dtype=dtype)
     torch.mm(one, one)
     return 2 * float(side) ** 3 / _fastest(lambda: torch.mm(one, one), device, 8)
-
-
-def _peak_mb(device: torch.device) -> float:
-    """Peak memory; of this very process, which `getrusage` mixes up with the one that made it."""
-    status = Path("/proc/self/status")
-    if device.type == "cuda" or not status.is_file():
-        return peak_memory_mb(device)
-    lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
-    return int(lines["VmHWM"].split()[0]) / 2**10
 
 
 def beside(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

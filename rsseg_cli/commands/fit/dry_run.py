@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.console import Console
 
-from rsseg_cli.commands.fit.sources import Sources
 from rsseg_cli.config import RunConfig
+from rsseg_cli.data.sources import Sources
 from rsseg_cli.distributed import world_size
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.words import counted

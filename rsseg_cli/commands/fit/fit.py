@@ -19,11 +19,11 @@ from rsseg_cli.commands.fit import run_folder_checks as place
 from rsseg_cli.commands.fit.dry_run import Plan
 from rsseg_cli.commands.fit.final_evaluation import review, shown_bands
 from rsseg_cli.commands.fit.run_report import write_report
-from rsseg_cli.commands.fit.sources import Sources
 from rsseg_cli.commands.fit.validation import Validation
 from rsseg_cli.commands.model import build, metadata, pick_device
 from rsseg_cli.config import RunConfig
 from rsseg_cli.data.pair import Part
+from rsseg_cli.data.sources import Sources
 from rsseg_cli.data.tiles.augment import Augment
 from rsseg_cli.data.tiles.class_index import ClassIndex
 from rsseg_cli.data.tiles.tile_stream import Batch, TileStream

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from rsseg_cli.commands.model import LoadedModel
 from rsseg_cli.errors import RssegError, RssegWarning
+from rsseg_cli.memory import peak_rss_mb
 from rsseg_cli.predict.batch import even_batch
 from rsseg_cli.predict.outputs import Outputs
 from rsseg_cli.predict.pipeline import Infer, no_room
-from rsseg_cli.predict.plan import MIB, Plan, Tiling, peak_rss_mb, plan_scene
+from rsseg_cli.predict.plan import MIB, Plan, Tiling, plan_scene
 from rsseg_cli.raster.aoi import Area
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.scene import Scene

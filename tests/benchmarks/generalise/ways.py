@@ -78,15 +78,8 @@ class Ways(Workshop):
             return Fit(self.settings(job, ground, self._of_fits(job, areas.tile)), **run)
         config = adapt_config.resolve(
             model=folder / "source",
-            method=None,
-            file=None,
-            sources=(),
             targets=[areas.unlabelled],
-            backbone=None,
-            head=None,
-            pretrained=True,
-            changes=[f"training.steps={self.adapt_steps}", *OF_ADAPT[way]],
-            more=more,
+            changes=[f"training.steps={self.adapt_steps}", *OF_ADAPT[way], *more],
         )
         return Adapt(config, **run)
 
