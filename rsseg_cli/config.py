@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import yaml
 from pydantic import Field, ValidationError
 
 from rsseg_cli import presets
@@ -111,7 +110,7 @@ class RunConfig:
 
     def text(self) -> str:
         """Write the document as YAML."""
-        return yaml.safe_dump(self.document(), sort_keys=False)
+        return presets.to_yaml(self.document())
 
 
 SECTIONS = ("backbone", "method", "head", "data", "augment", "optimizer", "training", "adapt")

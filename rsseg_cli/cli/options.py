@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from rsseg_cli.presets import Kind
+    from rsseg_cli.presets import PresetKind
     from rsseg_cli.run.fit import Fit
 
 
-def _complete(kind: Kind) -> Callable[[str], list[str]]:
+def _complete(kind: PresetKind) -> Callable[[str], list[str]]:
     def choices(typed: str) -> list[str]:
         from rsseg_cli import presets
 
