@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import ValidationError
 
 from rsseg_cli import presets
@@ -67,7 +66,7 @@ class RunConfig:
 
     def text(self) -> str:
         """Return the document as YAML text."""
-        return yaml.safe_dump(self.to_json(), sort_keys=False)
+        return presets.to_yaml(self.to_json())
 
 
 SECTIONS = ("backbone", "method", "head", "data", "augment", "optimizer", "training", "adapt")

@@ -1,31 +1,34 @@
-"""Finds preset files and reads YAML strictly, able to tell the line of every key."""
+"""Finds preset files, and reads and writes YAML; errors name the line of a key."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Hashable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
 
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import DuplicateKeyError
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from rsseg_cli.errors import RssegError, UnreadableError, unknown
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
 
-Kind = Literal["methods", "datasets", "experiments", "maps"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+PresetKind = Literal["methods", "datasets", "experiments", "maps"]
+KINDS: tuple[PresetKind, ...] = get_args(PresetKind)
 Key: TypeAlias = tuple[str | int, ...]
 M = TypeVar("M", bound="BaseModel")
 
 
 @cache
 def folder() -> Path:
-    """Find the folder of presets: inside the wheel, or beside the package in a checkout."""
+    """Return the folder of presets: inside the wheel, or beside the package in a checkout."""
     package = Path(__file__).parent
     for candidate in (package / "_presets", package.parent / "presets"):
         if candidate.is_dir():
@@ -37,7 +40,7 @@ def folder() -> Path:
     )
 
 
-def names(kind: Kind) -> tuple[str, ...]:
+def names(kind: PresetKind) -> tuple[str, ...]:
     """List the presets of a kind, by path below its folder and without suffix."""
     root = folder() / kind
     return tuple(
@@ -45,34 +48,40 @@ def names(kind: Kind) -> tuple[str, ...]:
     )
 
 
-def find(kind: Kind, name: str, *, where: str = "") -> Path:
-    """Find the file of a preset.
+def find(kind: PresetKind, name: str, *, where: str = "") -> Path:
+    """Return the file of a preset.
 
     Raises:
-        RssegError: No such preset; the nearest names are listed.
+        RssegError: There is no such preset; the nearest names are listed.
     """
     if name not in names(kind):
         raise unknown(f"{kind.removesuffix('s')} preset", name, names(kind), where=where)
     return folder() / kind / f"{name}.yaml"
 
 
-def title(kind: Kind, name: str) -> str:
+def title(kind: PresetKind, name: str) -> str:
     """Read the title of a preset."""
     return str(read(find(kind, name)).values.get("title", ""))
 
 
 @dataclass(frozen=True)
 class Document:
-    """What a YAML file says, and on which line it says it."""
+    """The contents of a YAML file.
+
+    Attributes:
+        path: The file.
+        values: Its settings.
+        lines: Line of each key and list item, from 1.
+        elsewhere: Origin of keys that are not in the file, such as an option.
+    """
 
     path: Path
     values: dict[str, Any]
     lines: dict[Key, int] = field(repr=False, default_factory=dict)
     elsewhere: dict[Key, str] = field(repr=False, default_factory=dict)
-    """Where keys come from that the file does not say."""
 
     def where(self, key: Key = ()) -> str:
-        """Name the file and the line (from 1) of a key, or of its nearest parent with a line."""
+        """Return file and line of a key, or of its nearest parent that has a line."""
         for end in range(len(key), 0, -1):
             if key[:end] in self.elsewhere:
                 return self.elsewhere[key[:end]]
@@ -81,10 +90,11 @@ class Document:
         return str(self.path)
 
     def parse(self, model: type[M]) -> M:
-        """Check the values against a settings class and make one.
+        """Build a settings object from the values.
 
         Raises:
-            RssegError: Names the key, its line, and the nearest known key.
+            RssegError: A value is wrong; the error has the key, its line, and the nearest known
+                key.
         """
         from pydantic import ValidationError  # `--help` lists presets and must stay quick
 
@@ -95,12 +105,10 @@ class Document:
 
 
 def read(path: Path) -> Document:
-    """Read a YAML file whose top level is a mapping.
-
-    Unlike YAML 1.1, `1e-4` is a number and only `true` and `false` are truth values.
+    """Read a YAML 1.2 file whose top level is a mapping.
 
     Raises:
-        UnreadableError: The file is missing, is no YAML, or says a key twice.
+        UnreadableError: The file is missing, is not YAML, or has a key twice.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -110,75 +118,69 @@ def read(path: Path) -> Document:
 
 
 def read_text(text: str, path: Path) -> Document:
-    """Read YAML text as `read` does; `path` is what errors call it."""
-    loader = _Loader(text)
+    """Read YAML text as `read` does; errors name `path`."""
+    yaml = YAML(typ="safe", pure=True)
     try:
-        node = loader.get_single_node()
-        if not isinstance(node, yaml.MappingNode):
+        node = yaml.compose(text)
+        if not isinstance(node, MappingNode):
             raise UnreadableError(
                 f"{path.name} does not hold settings",
                 where=str(path),
                 fix="lines of the form `key: value`",
             )
-        lines = dict(_lines(node, (), path))
-        values = loader.construct_document(node)
-    except yaml.YAMLError as error:
+        values = yaml.constructor.construct_document(node)
+    except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "not YAML"
-        raise UnreadableError(
-            f"{path.name} is no YAML: {problem}", where=f"{path}{line}"
-        ) from error
-    finally:
-        loader.dispose()
-    return Document(path, values, lines)
+        if isinstance(error, DuplicateKeyError):
+            what = problem.partition(" with value")[0]
+        else:
+            what = f"not valid YAML: {problem}"
+        raise UnreadableError(f"{path.name}: {what}", where=f"{path}{line}") from error
+    return Document(path, values, dict(_lines(node)))
 
 
-class _Loader(yaml.SafeLoader):
-    """The safe loader with numbers and truth values of YAML 1.2."""
+def _lines(node: Node, key: Key = ()) -> Iterator[tuple[Key, int]]:
+    """Yield the path of every key and list item below a node, with its line from 1."""
+    items: list[tuple[str | int, Node, Node]] = []
+    if isinstance(node, MappingNode):
+        items = [(k.value, k, value) for k, value in node.value if isinstance(k, ScalarNode)]
+    elif isinstance(node, SequenceNode):
+        items = [(index, value, value) for index, value in enumerate(node.value)]
+    for name, start, value in items:
+        yield (*key, name), start.start_mark.line + 1
+        yield from _lines(value, (*key, name))
 
 
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in resolvers if not tag.endswith((":bool", ":float"))]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^(?:[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
-        r"|[-+]?[0-9]+[eE][-+]?[0-9]+|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
-    ),
-    list("-+0123456789."),
-)
+def to_yaml(values: object, *, flow: bool = False) -> str:
+    """Write plain values as YAML 1.2, keys in their order.
 
-
-def _lines(node: yaml.Node, key: Key, path: Path) -> Iterator[tuple[Key, int]]:
-    """Walk a node: the path of every key and item, with its line from 1."""
-    if isinstance(node, yaml.MappingNode):
-        seen: set[Hashable] = set()
-        for name, value in node.value:
-            line = name.start_mark.line + 1
-            if name.value in seen:
-                raise UnreadableError(f"{name.value} is said twice", where=f"{path}, line {line}")
-            seen.add(name.value)
-            yield (*key, name.value), line
-            yield from _lines(value, (*key, name.value), path)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            yield (*key, index), value.start_mark.line + 1
-            yield from _lines(value, (*key, index), path)
+    Args:
+        values: Mappings, lists, strings, numbers, booleans and None.
+        flow: Write all on one line, in brackets.
+    """
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = flow
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.width = 10**6 if flow else 80
+    stream = StringIO()
+    yaml.dump(values, stream)
+    return stream.getvalue().removesuffix("...\n")
 
 
 def explain(
     error: ValidationError, model: type[BaseModel], document: Document, *, section: Key = ()
 ) -> RssegError:
-    """Turn pydantic's complaint into one sentence with a place and a way out.
+    """Build an `RssegError` with file, line and a suggestion from a validation error of pydantic.
 
-    An unknown key comes first: a misspelt one is also reported as missing. `section` is where
-    in the document the values of `model` stand.
+    An unknown key comes first: a misspelt one is also reported as missing.
+
+    Args:
+        error: The error.
+        model: The settings class.
+        document: The file.
+        section: Key in the document below which the values of `model` are.
     """
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     problem = problems[0]
@@ -208,16 +210,17 @@ def _nearest(name: str, choices: Collection[str], *, prefix: str) -> str:
 
 
 def fields(model: type[BaseModel], key: Key) -> set[str]:
-    """Collect the settings that may stand below `key` in a document of `model`."""
+    """Return the names of the settings that are allowed below `key` in a document of `model`."""
     models = [model]
-    for part in key:
-        inner = [one.model_fields.get(str(part)) for one in models]
-        below = [found for info in inner if info for found in _models(info.annotation)]
-        models = below or models
-    return {name for one in models for name in one.model_fields}
+    for name in key:
+        infos = [candidate.model_fields.get(str(name)) for candidate in models]
+        inner = [inside for info in infos if info for inside in _models(info.annotation)]
+        models = inner or models
+    return {name for candidate in models for name in candidate.model_fields}
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the settings classes in a type annotation."""
     from pydantic import BaseModel
 
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
+import re
 import resource
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -120,6 +123,25 @@ def test_no_circle_inside_a_command(folder: str) -> None:
     while leaves := {name for name, imports in arrows.items() if not imports & set(arrows)}:
         arrows = {name: imports for name, imports in arrows.items() if name not in leaves}
     assert not arrows, f"these files import each other in a circle: {sorted(arrows)}"
+
+
+def test_imported_packages_are_declared() -> None:
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+    declared = {
+        re.split(r"[<>=!~\[; ]", line)[0].lower().replace("_", "-")
+        for line in project["dependencies"]
+    }
+    origins = importlib.metadata.packages_distributions()
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            for top in {name.partition(".")[0] for name in names}:
+                if top in sys.stdlib_module_names or top == "rsseg_cli":
+                    continue
+                owners = {origin.lower().replace("_", "-") for origin in origins[top]}
+                assert owners & declared, f"{path.relative_to(PACKAGE)} imports undeclared {top}"
 
 
 def test_no_branch_on_a_name() -> None:

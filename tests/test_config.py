@@ -126,7 +126,7 @@ def test_changes_are_applied_in_order() -> None:
         ("metod.rank=8", "not of the form section.key=value", "--set"),
         ("method.rank", "not of the form", "--set"),
         ("rank=8", "not of the form", "--set"),
-        ("method.rank=[8", "no YAML", "--set, line 1"),
+        ("method.rank=[8", "not valid YAML", "--set, line 1"),
         ("data.tile.side=8", "data.tile.side is not a known", "--set data.tile.side=8"),
         ("head.name=liner", "liner is not a known head", "--set head.name=liner"),
     ],

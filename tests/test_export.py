@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import rasterio
-import yaml
 from runs import BANDS, CLASSES, SMALL, rsseg, write_city
 
 from rsseg_cli.backbones.galileo import Galileo
 from rsseg_cli.commands.export import UNKNOWN, backbone_licence
 from rsseg_cli.find import backbone_names
+from rsseg_cli.presets import read
 from rsseg_cli.report.model_card import Licence
 from rsseg_cli.training.checkpoint import load_model
 
@@ -48,8 +48,7 @@ def test_the_folder_predicts_as_the_run_does(run: Path, tmp_path: Path) -> None:
         with rasterio.open(made) as file:
             maps.append(file.read())
     assert (maps[0] == maps[1]).all()
-    settings = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())
-    assert settings == yaml.safe_load((run / "config.yaml").read_text())
+    assert read(tmp_path / "out" / "config.yaml").values == read(run / "config.yaml").values
 
 
 def test_card_says_data_scores_limits_and_licences(run: Path, tmp_path: Path) -> None:

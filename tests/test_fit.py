@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from conftest import random_samples, write_raster
 from jobs import same, weights
 from runs import SMALL, describe, ground, rsseg, seen, write_city, write_pair
@@ -406,7 +405,7 @@ def test_an_undescribed_folder_is_described(tmp_path: Path) -> None:
     call = rsseg(*FIT, "--src", mine, "--run", tmp_path / "run")
     assert call.code == 0, call.err
     assert str(mine / "dataset.yaml") in call.err
-    classes = yaml.safe_load((mine / "dataset.yaml").read_text())["classes"]
+    classes = read(mine / "dataset.yaml").values["classes"]
     assert [one["id"] for one in classes] == [1, 2, 5]
     plan = rsseg(*FIT, "--src", mine, "--run", tmp_path / "other", "--dry-run", "--json")
     assert [one["id"] for one in plan.document["classes"]] == [1, 2, 5]

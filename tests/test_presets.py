@@ -78,11 +78,11 @@ def test_mistakes_are_placed(text: str, what: str, line: int | None, fix: str) -
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("a: [1", "no YAML"),
-        ("a: 1\na: 2\n", "said twice"),
+        ("a: [1", "not valid YAML"),
+        ("a: 1\na: 2\n", 'duplicate key "a"'),
         ("- 1\n", "does not hold settings"),
         ("", "does not hold settings"),
-        ("a: !!python/object:os.system {}\n", "no YAML"),
+        ("a: !!python/object:os.system {}\n", "not valid YAML"),
     ],
 )
 def test_broken_yaml_is_refused(text: str, what: str) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from fakes import UNIT_RGB as BANDS
+from ruamel.yaml import YAML
 from runs import rsseg
 from typer.main import get_command
 
@@ -126,7 +126,7 @@ def test_dataset_yaml_is_valid() -> None:
     (text,) = [one for one in blocks("yaml") if "classes:" in one]
     spec = read_text(text, Path("README.md")).parse(DatasetSpec)
     assert [one.name for one in spec.class_list()] == [
-        one["name"] for one in yaml.safe_load(text)["classes"]
+        one["name"] for one in YAML(typ="safe").load(text)["classes"]
     ]
 
 

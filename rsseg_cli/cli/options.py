@@ -11,10 +11,10 @@ import typer
 
 if TYPE_CHECKING:
     from rsseg_cli.commands.fit.fit import Fit
-    from rsseg_cli.presets import Kind
+    from rsseg_cli.presets import PresetKind
 
 
-def _complete(kind: Kind) -> Callable[[str], list[str]]:
+def _complete(kind: PresetKind) -> Callable[[str], list[str]]:
     def choices(typed: str) -> list[str]:
         from rsseg_cli import presets
 

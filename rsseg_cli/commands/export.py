@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from rsseg_cli.bands import Bands
 from rsseg_cli.classes import Class
 from rsseg_cli.commands.model import model_file
@@ -19,6 +17,7 @@ from rsseg_cli.contract import Backbone
 from rsseg_cli.errors import OutputExistsError, RssegWarning
 from rsseg_cli.find import find
 from rsseg_cli.metrics.scores import Scores
+from rsseg_cli.presets import to_yaml
 from rsseg_cli.report.model_card import Card, Licence
 from rsseg_cli.report.report import replace_file, writing
 from rsseg_cli.training.checkpoint import load_model
@@ -82,7 +81,7 @@ def export(model: Path, output: Path | None = None, *, overwrite: bool = False) 
         if one.terms in (UNNAMED, UNKNOWN):
             warnings.warn(f"the licence of {one.what} is not named", RssegWarning, stacklevel=2)
     texts = (
-        yaml.safe_dump(about["config"], sort_keys=False),
+        to_yaml(about["config"]),
         card.to_markdown(),
         json.dumps(card.to_stac(), indent=1, ensure_ascii=False) + "\n",
     )

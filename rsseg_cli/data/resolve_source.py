@@ -8,7 +8,7 @@ from pathlib import Path
 from rsseg_cli import presets
 from rsseg_cli.data.infer.infer_spec import discover
 from rsseg_cli.data.spec.dataset_spec import DatasetSpec
-from rsseg_cli.data.spec.layout import expand_braces
+from rsseg_cli.data.spec.layout import glob_files
 from rsseg_cli.errors import UnreadableError
 
 SPEC_FILE = "dataset.yaml"
@@ -74,7 +74,7 @@ def _root_of_preset(spec: DatasetSpec, data_root: Path | None) -> Path:
     places = list(dict.fromkeys((given / spec.root, given / spec.name, given)))
     wanted = tuple(spec.listing.files.values()) if spec.listing else spec.images
     for place in places:
-        if any(next(place.glob(p), None) for one in wanted for p in expand_braces(one)):
+        if next(glob_files(place, wanted), None):
             return place
     raise UnreadableError(
         f"{spec.name} was not found: no {' or '.join(wanted)}",

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from rich.console import Console
 
 from rsseg_cli.errors import RssegError
 from rsseg_cli.metrics.scores import Scores
+from rsseg_cli.presets import to_yaml
 from rsseg_cli.report import terminal
 from rsseg_cli.report.csv_markdown import confusion_csv, to_csv, to_markdown
 
@@ -79,7 +79,7 @@ class Report:
             for name, one in self.pictures.items()
         }
         files = _file_names(pngs)
-        config = yaml.safe_dump(dict(self.config), sort_keys=False) if self.config else ""
+        config = to_yaml(dict(self.config)) if self.config else ""
         about = {name: _text(value) for name, value in self.about.items()}
         texts = {
             "report.html": to_html(

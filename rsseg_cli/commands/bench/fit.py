@@ -14,7 +14,6 @@ from typing import Any
 
 import rasterio
 import torch
-import yaml
 from rich.console import Console
 
 from rsseg_cli import presets
@@ -208,5 +207,5 @@ def _write_scenes(root: Path) -> Path:
         ],
         "classes": [{"id": k, "name": f"class {k}", "color": [k, 0, 0]} for k in range(CLASSES)],
     }
-    (root / "dataset.yaml").write_text(yaml.safe_dump(described))
+    (root / "dataset.yaml").write_text(presets.to_yaml(described))
     return root

@@ -10,10 +10,10 @@ import re
 from string import Formatter
 from typing import Annotated, Any, Literal, TypeAlias
 
-import yaml
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from rsseg_cli.classes import Class
+from rsseg_cli.presets import to_yaml
 from rsseg_cli.raster.decode import Encoding, LabelCode, Value
 from rsseg_cli.settings import Strict
 
@@ -308,7 +308,4 @@ def _without_none(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _flow(value: object) -> str:
-    text: str = yaml.safe_dump(
-        value, default_flow_style=True, sort_keys=False, width=10**6, allow_unicode=True
-    )
-    return text.removesuffix("\n").removesuffix("\n...").strip()
+    return to_yaml(value, flow=True).strip()

@@ -6,16 +6,17 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
-from glob import escape
 from pathlib import Path
-from string import Formatter
 
-from rsseg_cli.data.spec.dataset_spec import DatasetSpec, Listing, Selection, Table
+from wcmatch import glob
+
+from rsseg_cli.data.spec.dataset_spec import DatasetSpec, Listing, Selection, Table, template_groups
 from rsseg_cli.data.spec.split_lists import column, first_words, read_lines
 from rsseg_cli.errors import RssegError, UnreadableError
 from rsseg_cli.raster.labels import VECTOR_SUFFIXES
 
+GLOB = glob.BRACE | glob.GLOBSTAR
+"""How patterns are meant: as in bash."""
 RASTER_SUFFIXES = frozenset(
     [
         ".tif",
@@ -57,25 +58,13 @@ class Entry:
     groups: dict[str, str]
 
 
-def expand_braces(pattern: str) -> list[str]:
-    """Write `a{b,c}d` as `abd` and `acd`, for every pair of braces."""
-    match = re.search(r"\{([^{}]*)\}", pattern)
-    if match is None:
-        return [pattern]
-    head, tail = pattern[: match.start()], pattern[match.end() :]
-    return [text for inner in match[1].split(",") for text in expand_braces(f"{head}{inner}{tail}")]
+def glob_files(root: Path, patterns: str | Iterable[str], flags: int = GLOB) -> Iterator[Path]:
+    """Yield the files below `root` that match a pattern; `**` crosses folders, `{a,b}` is either.
 
-
-@cache
-def glob_regex(pattern: str) -> re.Pattern[str]:
-    """Compile a glob over whole relative paths; `**` crosses folders, `{a,b}` is either."""
-    return re.compile("|".join(_glob_source(one) for one in expand_braces(pattern)))
-
-
-def _glob_source(pattern: str) -> str:
-    parts = re.split(r"(\*\*/|\*\*|\*|\?)", pattern)
-    meant = {"**/": r"(?:[^/]+/)*", "**": r".*", "*": r"[^/]*", "?": r"[^/]"}
-    return "".join(meant.get(part, re.escape(part)) for part in parts)
+    Each file comes once; the order is that of the disk.
+    """
+    patterns = patterns if isinstance(patterns, str) else list(patterns)
+    return (root / path for path in glob.iglob(patterns, root_dir=root, flags=flags | glob.NODIR))
 
 
 def find_entries(spec: DatasetSpec, root: Path) -> list[Entry]:
@@ -105,7 +94,7 @@ def _images(spec: DatasetSpec, root: Path) -> dict[str, tuple[Path, dict[str, st
     """Find the images: path below the root to the file and what the groups caught."""
     pattern = re.compile(spec.pattern)
     found: dict[str, tuple[Path, dict[str, str]]] = {}
-    for image in _listed(root, spec.images):
+    for image in glob_files(root, spec.images):
         path = image.relative_to(root).as_posix()
         match = pattern.search(path)
         if match and image.suffix.lower() in RASTER_SUFFIXES:
@@ -150,12 +139,6 @@ def read_listing(spec: DatasetSpec, listing: Listing, root: Path) -> list[Entry]
     return [entries[path] for path in sorted(entries)]
 
 
-def _listed(root: Path, patterns: Iterable[str]) -> Iterator[Path]:
-    for pattern in patterns:
-        for one in expand_braces(pattern):
-            yield from (path for path in root.glob(one) if path.is_file())
-
-
 def _names(found: dict[str, tuple[Path, dict[str, str]]]) -> dict[str, str]:
     """Name images by stem where that is unique, else by path without suffix."""
     stems = [groups["stem"] for _, groups in found.values()]
@@ -185,7 +168,7 @@ class _Labels:
     def of(self, image: Path, groups: dict[str, str]) -> Path | None:
         """Find the label of an image: the first template that leads to a file."""
         for template in self._templates:
-            escaped = {name: escape(value) for name, value in groups.items()}
+            escaped = {name: glob.escape(value) for name, value in groups.items()}
             plain, pattern = template.format_map(groups), template.format_map(escaped)
             hits = self._hits(plain, pattern) if "*" in template else self._one(plain)
             if len(hits) > 1:
@@ -202,7 +185,7 @@ class _Labels:
         """List every file that any template leads to for an image."""
         found: set[Path] = set()
         for template in self._templates:
-            escaped = {name: escape(value) for name, value in groups.items()}
+            escaped = {name: glob.escape(value) for name, value in groups.items()}
             plain, pattern = template.format_map(groups), template.format_map(escaped)
             found.update(self._hits(plain, pattern) if "*" in template else self._one(plain))
         return found
@@ -218,7 +201,7 @@ class _Labels:
         if plain.endswith(".*") and plain.count("*") == 1:
             label = self._root / plain.removesuffix(".*")
             return self._by_stem(label.parent).get(label.name, [])
-        return sorted(path for path in self._root.glob(pattern) if is_label(path))
+        return sorted(path for path in glob_files(self._root, pattern) if is_label(path))
 
     def _by_stem(self, folder: Path) -> dict[str, list[Path]]:
         if folder not in self._folders:
@@ -236,56 +219,34 @@ def is_label(path: Path) -> bool:
 
 
 def orphans(spec: DatasetSpec, root: Path, entries: Iterable[Entry]) -> list[Path]:
-    """List label files that belong to no image."""
+    """List label files that belong to no image.
+
+    Candidates are the files that the label templates match with wildcards in place of what the
+    groups of a known image hold.
+    """
     if spec.listing is not None or spec.spare_labels:
         return []
     labels = _Labels(root, spec.labels)
-    used = {path for entry in entries for path in labels.all_of(entry.groups)}
-    return sorted(label_files(spec, root) - used)
+    used: set[Path] = set()
+    patterns: set[str] = set()
+    for entry in entries:
+        used |= labels.all_of(entry.groups)
+        groups = {name: re.sub("[^/]+", _wildcard, value) for name, value in entry.groups.items()}
+        patterns |= {text.format_map(groups) for text in spec.labels if template_groups(text)}
+    candidates = glob_files(root, patterns, flags=GLOB | glob.EXTGLOB)
+    return sorted(path for path in candidates if is_label(path) and path not in used)
 
 
-def label_files(spec: DatasetSpec, root: Path) -> set[Path]:
-    """List every file that a label template with a group in it could lead to."""
-    found: set[Path] = set()
-    for template in spec.labels:
-        parts = list(Formatter().parse(template))
-        if len(parts) == 1 and parts[0][1] is None:
-            continue
-        fixed = parts[0][0].rpartition("/")[0]
-        regex = re.compile(
-            "".join(
-                _glob_source(text) + ("" if name is None else group_source(spec.pattern, name))
-                for text, name, *_ in parts
-            )
-        )
-        found |= {
-            path
-            for path in (root / fixed).rglob("*")
-            if is_label(path) and regex.fullmatch(path.relative_to(root).as_posix())
-        }
-    return found
-
-
-def group_source(pattern: str, name: str) -> str:
-    """Give what a group of `pattern` catches as an expression without names; `.+` if unknown."""
-    _, opening, rest = pattern.partition(f"(?P<{name}>")
-    if not opening:
-        return ".+"
-    depth, end = 1, 0
-    for end, letter in enumerate(rest):
-        escaped = end > 0 and rest[end - 1] == "\\" and rest[end - 2 : end] != "\\\\"
-        depth += 0 if escaped else {"(": 1, ")": -1}.get(letter, 0)
-        if depth == 0:
-            break
-    inner = re.sub(r"\(\?P<\w+>", "(?:", rest[:end])
-    return ".+" if "(?P=" in inner else f"(?:{inner})"
+def _wildcard(name: re.Match[str]) -> str:
+    """Return a wildcard for names like this one: labels `1.png` do not match `1_eroded.png`."""
+    return "+([0-9])" if name[0].isdecimal() else "*"
 
 
 def selects(selection: Selection, entry: Entry, root: Path) -> bool:
     """Tell whether an image passes every condition of a selection."""
     if any(entry.groups.get(name) not in texts for name, texts in selection.groups.items()):
         return False
-    if selection.glob and not any(glob_regex(g).fullmatch(entry.path) for g in selection.glob):
+    if selection.glob and not glob.globmatch(entry.path, selection.glob, flags=GLOB):
         return False
     called = {entry.name, entry.path, entry.groups["stem"], entry.image.stem, entry.image.name}
     if selection.names and not called & set(selection.names):

@@ -41,13 +41,9 @@ def column(path: Path, key: str, name: str) -> dict[str, str]:
         UnreadableError: The file is missing or broken, or has no such column.
     """
     import geopandas  # a second of import that most datasets do not need
-    import pandas
 
     try:
-        if path.suffix.lower() == ".csv":
-            rows = pandas.read_csv(path, dtype=str)
-        else:
-            rows = geopandas.read_file(path, ignore_geometry=True)
+        rows = geopandas.read_file(path, ignore_geometry=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise UnreadableError(f"the table cannot be read: {error}", where=str(path)) from error
     lost = {key, name} - set(rows.columns)
