@@ -65,7 +65,7 @@ def _torch() -> Iterator[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
-    for name in ("timm", "transformers", "rasterio", "geopandas", "shapely", "pydantic"):
+    for name in ("timm", "rasterio", "geopandas", "shapely", "pydantic"):
         try:
             yield Finding(name, "ok", importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:

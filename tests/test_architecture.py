@@ -21,7 +21,7 @@ LAYERS: list[set[str]] = [
     {"distributed"},
     {"share"},
     {"presets"},
-    {"bands", "grid", "pointwise", "projection", "step"},
+    {"bands", "grid", "layers", "projection", "step"},
     {"contract", "raster", "metrics"},
     {"find", "data", "backbones", "heads", "report"},
     {"methods"},
@@ -142,6 +142,22 @@ def test_imported_packages_are_declared() -> None:
                     continue
                 owners = {origin.lower().replace("_", "-") for origin in origins[top]}
                 assert owners & declared, f"{path.relative_to(PACKAGE)} imports undeclared {top}"
+
+
+def test_the_product_imports_no_test_dependency() -> None:
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+    tests = {
+        requirement.partition(">")[0].replace("-", "_")
+        for requirement in project["optional-dependencies"]["test"]
+    }
+    assert "transformers" in tests
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module]
+            clash = {name.partition(".")[0] for name in names} & tests
+            assert not clash, f"{path.relative_to(PACKAGE)} imports {clash}"
 
 
 def test_no_branch_on_a_name() -> None:

@@ -10,17 +10,50 @@ from pydantic import ValidationError
 from test_heads import CLASSES, DIM, SMALL, mask_head, plain
 from torch import Tensor
 from torch.nn import functional as F
+from transformers.models.mask2former.configuration_mask2former import Mask2FormerConfig
+from transformers.models.mask2former.modeling_mask2former import (
+    Mask2FormerPixelDecoder,
+    Mask2FormerTransformerModule,
+)
 
 from rsseg_cli.contract import Features
 from rsseg_cli.errors import RssegError
 from rsseg_cli.heads._criterion import Predictions
-from rsseg_cli.heads._pixel_decoder import positions
-from rsseg_cli.heads._query_decoder import _allowed
+from rsseg_cli.heads._pixel_decoder import sine_positions
+from rsseg_cli.heads._query_decoder import attention_mask
 from rsseg_cli.heads.mask2former import Mask2Former, MaskOutput
 
 
 def pyramid(height: int, width: int) -> list[Tensor]:
     return [torch.randn(2, DIM, height // s, width // s) for s in (4, 8, 16, 32)]
+
+
+def transformers_modules() -> tuple[Any, Any]:
+    """Pixel decoder and query decoder of transformers, in the sizes of `SMALL`."""
+    config = Mask2FormerConfig(
+        feature_size=SMALL["width"],
+        mask_feature_size=SMALL["width"],
+        hidden_dim=SMALL["width"],
+        num_queries=SMALL["queries"],
+        decoder_layers=SMALL["layers"] + 1,  # transformers counts predictions
+        encoder_layers=SMALL["encoder_layers"],
+        dim_feedforward=SMALL["ffn"],
+        encoder_feedforward_dim=SMALL["encoder_ffn"],
+    )
+    pixel_decoder = Mask2FormerPixelDecoder(config, feature_channels=[DIM] * 4)
+    return pixel_decoder, Mask2FormerTransformerModule(SMALL["width"], config)
+
+
+def transformers_like(head: Mask2Former) -> tuple[Any, Any]:
+    """The modules of transformers with the parameters of our head."""
+    pixel_decoder, query_decoder = transformers_modules()
+    pixel_decoder.load_state_dict(head.pixel_decoder.state_dict())
+    state = head.query_decoder.state_dict()
+    classes = [name for name in state if name.startswith("class_predictor.")]
+    for name in classes:
+        del state[name]
+    query_decoder.load_state_dict(state)
+    return pixel_decoder, query_decoder
 
 
 def mask_logits(predictions: Predictions) -> Tensor:
@@ -50,13 +83,14 @@ def test_parameter_counts(settings: dict[str, Any], classes: int, expected: int)
 
 def test_decoders_equal_transformers() -> None:
     head, maps = mask_head(), pyramid(64, 96)
-    reference = head.pixel_decoder.parts(maps)
+    pixel_decoder, query_decoder = transformers_like(head)
+    reference = pixel_decoder(maps)
     levels, pixels = head.pixel_decoder(maps, (64, 96))
     for found, expected in zip(levels, reference.multi_scale_features, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(pixels, reference.mask_features, rtol=1e-4, atol=1e-4)
 
-    decoded = head.query_decoder.parts(reference.multi_scale_features, reference.mask_features)
+    decoded = query_decoder(reference.multi_scale_features, reference.mask_features)
     found = head.train()(Features(maps), (64, 96)).predictions
     hidden = torch.stack(decoded.intermediate_hidden_states).transpose(1, 2)
     expected = head.query_decoder.class_predictor(hidden)
@@ -65,11 +99,54 @@ def test_decoders_equal_transformers() -> None:
     torch.testing.assert_close(mask_logits(found), expected, rtol=1e-3, atol=1e-3)
 
 
+def test_gradients_equal_transformers() -> None:
+    head, maps = mask_head(), pyramid(64, 96)
+    pixel_decoder, query_decoder = transformers_like(head)
+    reference = pixel_decoder(maps)
+    decoded = query_decoder(reference.multi_scale_features, reference.mask_features)
+    hidden = torch.stack(decoded.intermediate_hidden_states).transpose(1, 2)
+    predictions = head.train()(Features(maps), (64, 96)).predictions
+    weights = torch.randn_like(predictions.classes)
+    logits = head.query_decoder.class_predictor(hidden)
+    torch.autograd.backward(
+        (logits * weights).sum() + decoded.masks_queries_logits[-1].square().mean()
+    )
+    expected = dict(pixel_decoder.named_parameters()) | dict(query_decoder.named_parameters())
+    head.zero_grad()
+    torch.autograd.backward(
+        (predictions.classes * weights).sum() + mask_logits(predictions)[-1].square().mean()
+    )
+    parameters = [*head.pixel_decoder.named_parameters(), *head.query_decoder.named_parameters()]
+    compared = [(name, found) for name, found in parameters if name in expected]
+    assert len(compared) == len(parameters) - 2  # the class predictor
+    for name, found in compared:
+        assert found.grad is not None
+        torch.testing.assert_close(found.grad, expected[name].grad, rtol=1e-2, atol=1e-3)
+
+
+def test_state_of_transformers_loads() -> None:
+    head, maps = mask_head(), pyramid(64, 96)
+    pixel_decoder, query_decoder = transformers_modules()
+    pixel_decoder.level_embed.data.normal_()  # transformers leaves it uninitialised
+    head.pixel_decoder.load_state_dict(pixel_decoder.state_dict())
+    missing, unexpected = head.query_decoder.load_state_dict(
+        query_decoder.state_dict(), strict=False
+    )
+    assert missing == ["class_predictor.weight", "class_predictor.bias"]
+    assert not unexpected
+    torch.testing.assert_close(
+        head.pixel_decoder(maps, (64, 96))[1],
+        pixel_decoder(maps).mask_features,
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
 def test_queries_look_inside_their_mask_or_anywhere_if_it_is_empty() -> None:
     pixels = torch.tensor([[[1.0, -1.0, 0.0]]])
-    allowed = _allowed(torch.tensor([[[1.0], [-1.0]]]), pixels)
-    assert allowed.tolist() == [[[[True, False, True], [False, True, True]]]]
-    assert _allowed(torch.tensor([[[1.0]]]), -pixels.abs() - 1).all()
+    mask = attention_mask(torch.tensor([[[1.0], [-1.0]]]), pixels)
+    assert mask.tolist() == [[[[True, False, True], [False, True, True]]]]
+    assert attention_mask(torch.tensor([[[1.0]]]), -pixels.abs() - 1).all()
 
 
 def test_plain_maps_are_resized_to_strides_4_to_32() -> None:
@@ -79,7 +156,7 @@ def test_plain_maps_are_resized_to_strides_4_to_32() -> None:
         F.interpolate(cells, (64 // s, 96 // s), mode="bilinear")
         for cells, s in zip(maps, (4, 8, 16, 32), strict=True)
     ]
-    reference = head.pixel_decoder.parts(resized)
+    reference = transformers_like(head)[0](resized)
     levels, pixels = head.pixel_decoder(maps, (64, 96))
     torch.testing.assert_close(pixels, reference.mask_features, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(levels[0], reference.multi_scale_features[0], rtol=1e-4, atol=1e-4)
@@ -87,9 +164,9 @@ def test_plain_maps_are_resized_to_strides_4_to_32() -> None:
 
 def test_positions_equal_transformers() -> None:
     cells = torch.zeros(1, 64, 5, 7)
-    position = mask_head().query_decoder.parts.position_embedder
+    position = transformers_modules()[1].position_embedder
     expected = position(cells.shape, cells.device, cells.dtype, None).flatten(2)[0].T
-    torch.testing.assert_close(positions(cells), expected)
+    torch.testing.assert_close(sine_positions(cells), expected)
 
 
 def test_every_layer_speaks_in_training_only() -> None:
@@ -124,7 +201,7 @@ def test_given_queries_take_the_place_of_learned_positions() -> None:
     own, maps = mask_head().eval(), plain()
     linked = mask_head(query_position="method").eval()
     state = own.state_dict()
-    given = state.pop("query_decoder.parts.queries_embedder.weight")
+    given = state.pop("query_decoder.queries_embedder.weight")
     linked.load_state_dict(state)
     expected = own(Features(maps), (64, 96)).probabilities()
     for queries in (given, given.expand(2, -1, -1)):
@@ -202,11 +279,11 @@ def test_initial_values_are_set_and_seeded() -> None:
     assert all(values.abs().amax() < 12 for values in first.values())  # nothing uninitialised
     head = make()
     for level_embed in (
-        head.pixel_decoder.parts.level_embed,
-        head.query_decoder.parts.level_embed.weight,
+        head.pixel_decoder.level_embed,
+        head.query_decoder.level_embed.weight,
     ):
         assert 0.8 < level_embed.std() < 1.2
-    attention = head.pixel_decoder.parts.encoder.layers[0].self_attn
+    attention = head.pixel_decoder.encoder.layers[0].self_attn
     offsets = attention.sampling_offsets.bias.view(8, 3, 4, 2)
     torch.testing.assert_close(
         offsets[0, 0], torch.arange(1.0, 5)[:, None] * torch.tensor([1.0, 0])

@@ -1,148 +1,234 @@
-"""Lets queries look at the levels and say a class and a mask each (arXiv 2112.01527, 3.2).
+"""Transformer decoder of Mask2Former: each query predicts a class and a mask.
 
-As in `_pixel_decoder`, the modules are those of transformers and how they are called is written
-out. Attention goes through torch's fused kernels, and where a query may look is decided on the
-level's own grid: resizing the pixel embeddings once equals resizing every layer's masks.
+Written from the paper (arXiv 2112.01527, section 3.2). Parameters have the names and shapes of
+`Mask2FormerTransformerModule` in transformers. Attention uses PyTorch's fused kernels. Attention
+masks are computed on each level's own grid: resizing the pixel embeddings once gives the same
+result as resizing the masks of every layer.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.models.mask2former.configuration_mask2former import Mask2FormerConfig
-from transformers.models.mask2former.modeling_mask2former import Mask2FormerTransformerModule
 
 from rsseg_cli.heads._criterion import Predictions
-from rsseg_cli.heads._pixel_decoder import positions
+from rsseg_cli.heads._pixel_decoder import STRIDES, sine_positions
 
 Position = Literal["learned", "method"]
 Content = Literal["learned", "projected"]
 
 
+class QuerySelfAttention(nn.Module):
+    """Multi-head self-attention among the queries."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.q_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, queries: Tensor, positions: Tensor) -> Tensor:
+        """Map queries (B, Q, C) with position embeddings (B, Q, C) to the same shape."""
+        placed = queries + positions
+        q, k, v = self.q_proj(placed), self.k_proj(placed), self.v_proj(queries)
+        attended: Tensor = self.out_proj(_attend(q, k, v, self.heads))
+        return attended
+
+
+class MaskedCrossAttention(nn.Module):
+    """Multi-head attention of the queries to the cells inside their masks.
+
+    Parameters have the names of `torch.nn.MultiheadAttention`.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        """Attend.
+
+        Args:
+            queries: (B, Q, C).
+            keys: (B, h*w, C).
+            values: (B, h*w, C).
+            mask: (B, 1, Q, h*w) booleans: the query attends to the cell.
+
+        Returns:
+            (B, Q, C).
+        """
+        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        inputs = zip((queries, keys, values), weights, biases, strict=True)
+        q, k, v = (F.linear(*projection) for projection in inputs)
+        attended: Tensor = self.out_proj(_attend(q, k, v, self.heads, mask))
+        return attended
+
+
+class MaskedDecoderLayer(nn.Module):
+    """Masked cross-attention, self-attention and an MLP; each is residual, with a post-norm."""
+
+    def __init__(self, width: int, *, heads: int, ffn: int) -> None:
+        super().__init__()
+        self.self_attn = QuerySelfAttention(width, heads)
+        self.self_attn_layer_norm = nn.LayerNorm(width)
+        self.cross_attn = MaskedCrossAttention(width, heads)
+        self.cross_attn_layer_norm = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, ffn)
+        self.fc2 = nn.Linear(ffn, width)
+        self.final_layer_norm = nn.LayerNorm(width)
+
+    def forward(
+        self, queries: Tensor, positions: Tensor, keys: Tensor, values: Tensor, mask: Tensor
+    ) -> Tensor:
+        """Map queries (B, Q, C) with position embeddings (B, Q, C) to the same shape.
+
+        `keys`, `values` and `mask` are those of `MaskedCrossAttention.forward`.
+        """
+        attended = self.cross_attn(queries + positions, keys, values, mask)
+        queries = self.cross_attn_layer_norm(queries + attended)
+        queries = self.self_attn_layer_norm(queries + self.self_attn(queries, positions))
+        result: Tensor = self.final_layer_norm(queries + self.fc2(self.fc1(queries).relu()))
+        return result
+
+
+class MaskedDecoder(nn.Module):
+    """Decoder layers that attend to the levels in turn, each inside the masks predicted so far."""
+
+    def __init__(self, width: int, *, layers: int, heads: int, ffn: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            MaskedDecoderLayer(width, heads=heads, ffn=ffn) for _ in range(layers)
+        )
+        self.layernorm = nn.LayerNorm(width)
+        mask_embedder = nn.Sequential(
+            nn.Sequential(nn.Linear(width, width), nn.ReLU()),
+            nn.Sequential(nn.Linear(width, width), nn.ReLU()),
+            nn.Sequential(nn.Linear(width, width)),
+        )
+        self.mask_predictor = nn.ModuleDict({"mask_embedder": mask_embedder})
+
+    def forward(
+        self,
+        queries: Tensor,
+        positions: Tensor,
+        keys: list[Tensor],
+        values: list[Tensor],
+        pixels: list[Tensor],
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Decode queries (B, Q, C) with position embeddings (B, Q, C).
+
+        Args:
+            queries: Initial content of the queries.
+            positions: Their position embeddings.
+            keys: (B, h*w, C) of each level.
+            values: (B, h*w, C) of each level.
+            pixels: (B, C, h*w) pixel embeddings on the grid of each level.
+
+        Returns:
+            Normalised queries (B, Q, C) and mask embeddings (B, Q, C), before the first layer
+            and after each one.
+        """
+        outputs = [self.layernorm(queries)]
+        embeddings = [self.mask_predictor["mask_embedder"](outputs[0])]
+        for index, layer in enumerate(self.layers):
+            level = index % len(keys)
+            mask = attention_mask(embeddings[-1], pixels[level])
+            queries = layer(queries, positions, keys[level], values[level], mask)
+            outputs.append(self.layernorm(queries))
+            embeddings.append(self.mask_predictor["mask_embedder"](outputs[-1]))
+        return outputs, embeddings
+
+
 class QueryDecoder(nn.Module):
-    """Nine layers, by default, of masked attention, attention among queries, and an MLP.
+    """Queries, the decoder that refines them, and their class predictor.
 
     Args:
-        config: transformers' settings.
+        width: Channels C.
+        queries: Number of queries Q.
+        layers: Decoder layers.
+        heads: Attention heads.
+        ffn: Hidden width of the MLPs.
         classes: Number of classes K.
-        position: Whether the queries' positions are own parameters or given to `forward`.
-        content: Whether what the queries start from are own parameters or a linear map of the
-            positions.
+        position: Whether the queries' position embeddings are parameters of the decoder or an
+            argument of `forward`.
+        content: Whether the initial content of the queries is a parameter or a linear map of
+            their position embeddings.
     """
 
     def __init__(
-        self, config: Mask2FormerConfig, *, classes: int, position: Position, content: Content
+        self,
+        width: int,
+        *,
+        queries: int,
+        layers: int,
+        heads: int,
+        ffn: int,
+        classes: int,
+        position: Position,
+        content: Content,
     ) -> None:
         super().__init__()
-        width = config.hidden_dim
-        self.heads = config.num_attention_heads
-        self.parts: Any = Mask2FormerTransformerModule(width, config)
+        self.queries_embedder = nn.Embedding(queries, width)
+        self.queries_features = nn.Embedding(queries, width)
+        self.decoder = MaskedDecoder(width, layers=layers, heads=heads, ffn=ffn)
+        self.level_embed = nn.Embedding(len(STRIDES) - 1, width)
         self.class_predictor = nn.Linear(width, classes + 1)
         self.content = nn.Linear(width, width) if content == "projected" else None
+        # Deleted only here, so that the other initial values do not depend on these settings.
         if position == "method":
-            del self.parts.queries_embedder
+            del self.queries_embedder
         if content == "projected":
-            del self.parts.queries_features
-        for parameter in self.parts.decoder.layers.parameters():
+            del self.queries_features
+        for parameter in self.decoder.layers.parameters():
             if parameter.ndim > 1:
                 nn.init.xavier_uniform_(parameter)
 
     def forward(
-        self, levels: list[Tensor], pixels: Tensor, given: Tensor | None, *, every_layer: bool
+        self, levels: list[Tensor], pixels: Tensor, queries: Tensor | None, *, every_layer: bool
     ) -> Predictions:
-        """Decode.
+        """Predict classes and mask embeddings.
 
         Args:
             levels: Three maps (B, C, h, w), coarsest first.
             pixels: (B, C, h, w) pixel embeddings.
-            given: (Q, C) or (B, Q, C) positions of the queries, unless they are learned.
-            every_layer: Predict after every layer, not only after the last.
+            queries: (Q, C) or (B, Q, C) position embeddings of the queries; None if learned.
+            every_layer: Return the predictions of all layers, not only of the last one.
         """
-        place = self.parts.queries_embedder.weight if given is None else given
-        place = place.expand(len(pixels), -1, -1)
+        positions = self.queries_embedder.weight if queries is None else queries
+        positions = positions.expand(len(pixels), -1, -1)
         if self.content is None:
-            queries = self.parts.queries_features.weight.expand(len(pixels), -1, -1)
+            content = self.queries_features.weight.expand(len(pixels), -1, -1)
         else:
-            queries = self.content(place)
-        memories, keys, scaled = [], [], []
-        for index, level in enumerate(levels):
-            memory = level.flatten(2).transpose(1, 2) + self.parts.level_embed.weight[index]
-            memories.append(memory)
-            keys.append(memory + positions(level))
-            scaled.append(_shrink(pixels, level))
-
-        layers = self.parts.decoder.layers
-        classes, embeddings = [], []
-        for index in range(len(layers) + 1):
-            normal = self.parts.decoder.layernorm(queries)
-            last = index == len(layers)
-            embedding = self.parts.decoder.mask_predictor.mask_embedder(normal)
-            if every_layer or last:
-                classes.append(self.class_predictor(normal))
-                embeddings.append(embedding)
-            if not last:
-                turn = index % len(levels)
-                allowed = _allowed(embedding, scaled[turn])
-                queries = self._layer(
-                    layers[index], queries, place, keys[turn], memories[turn], allowed
-                )
-        return Predictions(torch.stack(classes), torch.stack(embeddings), pixels)
-
-    def _layer(
-        self,
-        layer: Any,
-        queries: Tensor,
-        place: Tensor,
-        keys: Tensor,
-        memory: Tensor,
-        allowed: Tensor,
-    ) -> Tensor:
-        """Apply a layer's three residual lines, each followed by its norm."""
-        looked = self._look(layer.cross_attn, queries + place, keys, memory, allowed)
-        queries = layer.cross_attn_layer_norm(queries + looked)
-        talked = self._talk(layer.self_attn, queries, place)
-        queries = layer.self_attn_layer_norm(queries + talked)
-        queries = queries + layer.fc2(layer.fc1(queries).relu())
-        result: Tensor = layer.final_layer_norm(queries)
-        return result
-
-    def _look(
-        self, attention: Any, queries: Tensor, keys: Tensor, values: Tensor, allowed: Tensor
-    ) -> Tensor:
-        """Attend to the level's cells (B, h*w, C) that `allowed` (B, 1, Q, h*w) admits."""
-        weights = attention.in_proj_weight.chunk(3)
-        biases = attention.in_proj_bias.chunk(3)
-        given = zip((queries, keys, values), weights, biases, strict=True)
-        q, k, v = (self._split(F.linear(*each)) for each in given)
-        return self._join(attention, F.scaled_dot_product_attention(q, k, v, attn_mask=allowed))
-
-    def _talk(self, attention: Any, queries: Tensor, place: Tensor) -> Tensor:
-        """Attend among the queries."""
-        placed = queries + place
-        q = self._split(attention.q_proj(placed))
-        k = self._split(attention.k_proj(placed))
-        v = self._split(attention.v_proj(queries))
-        return self._join(attention, F.scaled_dot_product_attention(q, k, v))
-
-    def _split(self, tokens: Tensor) -> Tensor:
-        batch, count, _ = tokens.shape
-        return tokens.view(batch, count, self.heads, -1).transpose(1, 2)  # (B, heads, T, C/heads)
-
-    def _join(self, attention: Any, tokens: Tensor) -> Tensor:
-        joined: Tensor = attention.out_proj(tokens.transpose(1, 2).flatten(2))
-        return joined
+            content = self.content(positions)
+        values = [
+            level.flatten(2).transpose(1, 2) + embed
+            for level, embed in zip(levels, self.level_embed.weight, strict=True)
+        ]
+        keys = [value + sine_positions(level) for value, level in zip(values, levels, strict=True)]
+        resized = [_resize_pixels(pixels, level) for level in levels]
+        outputs, embeddings = self.decoder(content, positions, keys, values, resized)
+        first = 0 if every_layer else -1
+        classes = self.class_predictor(torch.stack(outputs[first:]))
+        return Predictions(classes, torch.stack(embeddings[first:]), pixels)
 
 
 @torch.no_grad()
-def _allowed(embeddings: Tensor, pixels: Tensor) -> Tensor:
-    """Say where each query may look: inside its own mask, or anywhere if that is empty.
+def attention_mask(embeddings: Tensor, pixels: Tensor) -> Tensor:
+    """Return where each query attends: inside its own mask, or everywhere if that is empty.
 
     Args:
-        embeddings: (B, Q, C) of the layer before.
-        pixels: (B, C, h*w) on the level's grid.
+        embeddings: (B, Q, C) mask embeddings of the layer before.
+        pixels: (B, C, h*w) pixel embeddings on the level's grid.
 
     Returns:
         (B, 1, Q, h*w) booleans.
@@ -151,6 +237,19 @@ def _allowed(embeddings: Tensor, pixels: Tensor) -> Tensor:
     return (inside | ~inside.any(-1, keepdim=True))[:, None]
 
 
+def _attend(
+    queries: Tensor, keys: Tensor, values: Tensor, heads: int, mask: Tensor | None = None
+) -> Tensor:
+    """Compute attention of (B, Q, C) to (B, N, C) in `heads` groups of channels."""
+    q, k, v = (
+        tokens.view(*tokens.shape[:2], heads, -1).transpose(1, 2)  # (B, heads, T, C/heads)
+        for tokens in (queries, keys, values)
+    )
+    attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return attended.transpose(1, 2).flatten(2)
+
+
 @torch.no_grad()
-def _shrink(pixels: Tensor, level: Tensor) -> Tensor:
+def _resize_pixels(pixels: Tensor, level: Tensor) -> Tensor:
+    """Resize pixel embeddings (B, C, H, W) to the grid of a level: (B, C, h*w)."""
     return F.interpolate(pixels, level.shape[-2:], mode="bilinear").flatten(2)

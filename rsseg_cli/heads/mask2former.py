@@ -8,7 +8,6 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
-from transformers.models.mask2former.configuration_mask2former import Mask2FormerConfig
 
 from rsseg_cli.contract import Features, Head, Output
 from rsseg_cli.errors import RssegError
@@ -99,20 +98,19 @@ class Mask2Former(Head[MaskOutput]):
                 fix="four taps (backbone.taps), or the linear head",
             )
         self.config = config
-        structure = Mask2FormerConfig(
-            feature_size=config.width,
-            mask_feature_size=config.width,
-            hidden_dim=config.width,
-            num_queries=config.queries,
-            num_attention_heads=config.heads,
-            decoder_layers=config.layers + 1,  # transformers counts predictions
-            encoder_layers=config.encoder_layers,
-            dim_feedforward=config.ffn,
-            encoder_feedforward_dim=config.encoder_ffn,
+        self.pixel_decoder = PixelDecoder(
+            dim,
+            config.width,
+            layers=config.encoder_layers,
+            heads=config.heads,
+            ffn=config.encoder_ffn,
         )
-        self.pixel_decoder = PixelDecoder(structure, dim)
         self.query_decoder = QueryDecoder(
-            structure,
+            config.width,
+            queries=config.queries,
+            layers=config.layers,
+            heads=config.heads,
+            ffn=config.ffn,
             classes=classes,
             position=config.query_position,
             content=config.query_content,

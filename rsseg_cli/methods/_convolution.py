@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, Self, cast
+from collections.abc import Sequence
+from typing import Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from rsseg_cli import share
-from rsseg_cli.pointwise import pointwise
+from rsseg_cli.layers.pointwise import pointwise
+from rsseg_cli.layers.recompute import recomputed
 
 Running = Literal["own", "shared"]
 Statistics = tuple[Tensor | None, ...]
 """Mean and variance (2, C) of each batch norm of a cascade; None where there are none."""
-
-
-def recomputed(function: Callable[..., Any], *inputs: Any) -> Any:
-    """Call a function, drop its activations, and compute them again in backward.
-
-    The function must not change anything outside, as it would do so twice. Worth it where many
-    activations stand against little work: small convolutions, not matrix products.
-    """
-    if not torch.is_grad_enabled():
-        return function(*inputs)
-    return checkpoint(function, *inputs, use_reentrant=False)
 
 
 class BatchNorm(nn.Module):

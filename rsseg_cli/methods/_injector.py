@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from rsseg_cli.grid import Grid
-from rsseg_cli.methods._deformable import DeformableAttention, centres
+from rsseg_cli.layers.deformable_attention import cell_centres
 from rsseg_cli.methods._esto import TokenOptimizer
 from rsseg_cli.methods._see import Sizes
+from rsseg_cli.methods._weft.attention import NormedDeformableAttention
 
 
 class Injector(nn.Module):
@@ -18,7 +19,7 @@ class Injector(nn.Module):
     """
 
     def __init__(
-        self, dim: int, attention: DeformableAttention, optimizer: TokenOptimizer | None
+        self, dim: int, attention: NormedDeformableAttention, optimizer: TokenOptimizer | None
     ) -> None:
         super().__init__()
         self.attention = attention
@@ -37,7 +38,8 @@ class Injector(nn.Module):
             sizes: (rows, columns) of its levels.
         """
         per_place = mean_over_groups(tokens, grid)
-        found = self.attention(per_place, centres([(grid.h, grid.w)], tokens.device), values, sizes)
+        centres = cell_centres([(grid.h, grid.w)], tokens.device)
+        found = self.attention(per_place, centres, values, sizes)
         if self.optimizer is not None:
             found = self.optimizer(found)
         answer: Tensor = self.gamma * found

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rsseg_cli import share
-from rsseg_cli.methods._convolution import Cascade, Running, Statistics, initialise, recomputed
-from rsseg_cli.methods._deformable import DeformableAttention, centres
+from rsseg_cli.layers.deformable_attention import cell_centres
+from rsseg_cli.layers.recompute import recomputed
+from rsseg_cli.methods._convolution import Cascade, Running, Statistics, initialise
+from rsseg_cli.methods._weft.attention import NormedDeformableAttention
 
 Laplacian = Literal["directional", "free"]
 Pool = Literal["adaptive", "identity"]
@@ -159,7 +161,7 @@ class Enhancer(nn.Module):
         expert: SpatialExpert,
         *,
         drop_path: float,
-        attention: DeformableAttention | None = None,
+        attention: NormedDeformableAttention | None = None,
     ) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim)
@@ -183,8 +185,8 @@ class Enhancer(nn.Module):
             seen_size: Their (h, w).
         """
         if self.attention is not None:
-            places = centres(sizes, tokens.device)
-            tokens = tokens + self.attention(tokens, places, seen, [seen_size])
+            centres = cell_centres(sizes, tokens.device)
+            tokens = tokens + self.attention(tokens, centres, seen, [seen_size])
         # Of the norm's and GELU's results, as wide as their inputs, nothing is kept either.
         maps = split(recomputed(self._narrowed, tokens), sizes)
         enhanced = join([self.expert(z, level) for level, z in enumerate(maps)])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rsseg_cli import share
+from rsseg_cli.layers.pointwise import pointwise
 from rsseg_cli.methods._convolution import (
     BatchNorm,
     Cascade,
@@ -17,7 +18,6 @@ from rsseg_cli.methods._convolution import (
     initialise,
 )
 from rsseg_cli.methods._wavelets import WaveletConvolution
-from rsseg_cli.pointwise import pointwise
 
 Shares = Literal["proportional", "softmax"]
 Trained = Literal["chosen", "all"]

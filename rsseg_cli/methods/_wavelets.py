@@ -1,4 +1,4 @@
-"""The orthonormal Haar transform of images, and convolutions that also act on its bands."""
+"""Convolutions that also act on the Haar bands of their input."""
 
 from __future__ import annotations
 
@@ -6,40 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
-class Haar(nn.Module):
-    """The transform of cells of 2x2 pixels to four bands, which is its own inverse.
-
-    The bands of a channel follow each other: low, then the differences along the row, along the
-    column and along both. The filters, outer products of [1, 1] / sqrt 2 and [1, -1] / sqrt 2, are
-    constants: they neither train nor drift nor stand in a file. Maps lie in memory with channels
-    last, so that both ways are one copy and one matrix product over pixels.
-    """
-
-    FILTERS = ((1, 1, 1, 1), (1, -1, 1, -1), (1, 1, -1, -1), (1, -1, -1, 1))
-    """Twice the share of the upper left, upper right, lower left and lower right pixel."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.filters: Tensor
-        self.register_buffer("filters", torch.tensor(self.FILTERS) / 2, persistent=False)
-
-    def analyse(self, images: Tensor) -> Tensor:
-        """Split (B, C, h, w) with even h and w into the bands (B, 4C, h/2, w/2)."""
-        pixels = images.permute(0, 2, 3, 1)
-        rows = (pixels[:, ::2], pixels[:, 1::2])
-        corners = [row[:, :, start::2] for row in rows for start in (0, 1)]
-        bands = torch.stack(corners, dim=-1) @ self.filters
-        return bands.flatten(3).permute(0, 3, 1, 2)
-
-    def synthesise(self, bands: Tensor) -> Tensor:
-        """Undo `analyse`: (B, 4C, h, w) to (B, C, 2h, 2w)."""
-        batch, channels, height, width = bands.shape
-        by_band = bands.permute(0, 2, 3, 1).reshape(batch, height, width, channels // 4, 4)
-        cells = (by_band @ self.filters).reshape(batch, height, width, channels // 4, 2, 2)
-        pixels = cells.permute(0, 1, 4, 2, 5, 3)
-        images = pixels.reshape(batch, 2 * height, 2 * width, channels // 4)
-        return images.permute(0, 3, 1, 2)
+from rsseg_cli.layers.haar import Haar
 
 
 class WaveletConvolution(nn.Module):

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from rsseg_cli.contract import Backbone, Method, State
-from rsseg_cli.methods._bottleneck import Activation, Bottleneck
+from rsseg_cli.layers.bottleneck import Activation, Bottleneck
 
 
 class BesideMlp(nn.Module):

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from rsseg_cli.contract import Backbone, Method, State
 from rsseg_cli.errors import RssegError
 from rsseg_cli.grid import Grid
-from rsseg_cli.methods._bottleneck import Bottleneck
+from rsseg_cli.layers.bottleneck import Bottleneck
 
 Box = Literal["paper", "symmetric"]
 Start = Literal["identity", "random"]

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from rsseg_cli.contract import Backbone, Features, Method, State
 from rsseg_cli.grid import Grid
+from rsseg_cli.layers.haar import Haar
 from rsseg_cli.methods._token_adapter import START_SCALE, TokenBranch, TokenSettings
-from rsseg_cli.methods._wavelets import Haar
 from rsseg_cli.methods._weighing import Weighing
 
 

@@ -23,19 +23,13 @@ from torch.nn import functional as F
 from rsseg_cli.contract import Backbone, Features, Method, State
 from rsseg_cli.errors import RssegError
 from rsseg_cli.grid import Grid
-from rsseg_cli.methods._convolution import BatchNorm, Cascade, Running, recomputed
-from rsseg_cli.methods._deformable import DeformableAttention
+from rsseg_cli.layers.recompute import recomputed
+from rsseg_cli.methods._convolution import BatchNorm, Cascade, Running
 from rsseg_cli.methods._esto import Similarity, Statistics, TokenOptimizer
 from rsseg_cli.methods._injector import Injector, mean_over_groups
-from rsseg_cli.methods._see import (
-    Enhancer,
-    Laplacian,
-    Pool,
-    SpatialExpert,
-    join,
-    split,
-)
+from rsseg_cli.methods._see import Enhancer, Laplacian, Pool, SpatialExpert, join, split
 from rsseg_cli.methods._wavelet_experts import LEVELS, Experts, Pyramid, Shares, StemNorm, Trained
+from rsseg_cli.methods._weft.attention import NormedDeformableAttention
 from rsseg_cli.settings import Json
 
 if TYPE_CHECKING:
@@ -287,13 +281,13 @@ def _enhancer(config: Weft.Config, dim: int, hidden: int) -> Enhancer:
     return Enhancer(dim, hidden, expert, drop_path=config.drop_path, attention=attention)
 
 
-def _attention(config: Weft.Config, dim: int, *, levels: int) -> DeformableAttention:
-    return DeformableAttention(
+def _attention(config: Weft.Config, dim: int, *, levels: int) -> NormedDeformableAttention:
+    return NormedDeformableAttention(
         dim,
+        inner=int(dim * config.attention_ratio),
         levels=levels,
         heads=config.heads,
         points=config.points,
-        ratio=config.attention_ratio,
     )
 
 
@@ -307,6 +301,7 @@ def _check_widths(config: Weft.Config, dim: int, hidden: int, depth: int) -> Non
         )
     for setting, width, divisor in (
         ("method.subspaces", dim, config.subspaces),
+        ("method.heads", int(dim * config.attention_ratio), config.heads),
         ("method.enhancer_ratio", hidden, Cascade.GROUPS),
     ):
         if not width or width % divisor:

@@ -19,7 +19,11 @@ import transformers
 from torch import Tensor
 from torch.nn import functional as F
 from transformers.models.mask2former.configuration_mask2former import Mask2FormerConfig
-from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss
+from transformers.models.mask2former.modeling_mask2former import (
+    Mask2FormerLoss,
+    Mask2FormerPixelDecoder,
+    Mask2FormerTransformerModule,
+)
 
 from rsseg_cli.contract import Features
 from rsseg_cli.heads.mask2former import Mask2Former
@@ -28,14 +32,17 @@ TERMS = {"loss_cross_entropy": 2.0, "loss_mask": 5.0, "loss_dice": 5.0}
 
 
 class Theirs:
-    """transformers' pixel decoder, decoder and loss around the parameters of our head."""
+    """transformers' pixel decoder, decoder and loss with the parameters of our head."""
 
-    def __init__(self, head: Mask2Former) -> None:
+    def __init__(self, head: Mask2Former, dim: int) -> None:
         config = Mask2FormerConfig(num_labels=head.classes, train_num_points=head.config.points)
-        self.pixels = head.pixel_decoder.parts.train()
-        self.queries = head.query_decoder.parts.train()
         self.classify = head.query_decoder.class_predictor
-        self.criterion = Mask2FormerLoss(config, {}).to(self.classify.weight.device)
+        device = self.classify.weight.device
+        self.pixels = Mask2FormerPixelDecoder(config, feature_channels=[dim] * 4).to(device)
+        self.pixels.load_state_dict(head.pixel_decoder.state_dict())
+        self.queries = Mask2FormerTransformerModule(config.hidden_dim, config).to(device)
+        self.queries.load_state_dict(head.query_decoder.state_dict(), strict=False)
+        self.criterion = Mask2FormerLoss(config, {}).to(device)
 
     def forward(self, maps: list[Tensor], size: tuple[int, int]) -> list[dict[str, Tensor]]:
         """Predict after every layer."""
@@ -123,7 +130,7 @@ def main() -> None:
     ]
     coarse = torch.randint(0, options.classes, (options.batch, side, side), device=device)
     labels = coarse.repeat_interleave(64, 1).repeat_interleave(64, 2)
-    theirs = Theirs(head)
+    theirs = Theirs(head, options.dim)
 
     def our_loss(output: object) -> Tensor:
         return torch.stack(list(head.losses(output, labels).values())).sum()

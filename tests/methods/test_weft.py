@@ -251,7 +251,7 @@ def test_bad_settings(settings: dict[str, Any], reason: str) -> None:
     [
         ({"subspaces": 5}, "64 channels cannot be split into 5"),
         ({"enhancer_ratio": 0.1}, "6 channels cannot be split into 4"),
-        ({"heads": 5}, "5 heads do not divide the 32 channels"),
+        ({"heads": 5}, "32 channels cannot be split into 5"),
     ],
 )
 def test_settings_that_do_not_fit_the_backbone(settings: dict[str, Any], reason: str) -> None:

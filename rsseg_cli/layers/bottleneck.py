@@ -1,4 +1,4 @@
-"""The narrow two-layer branch that AdaptFormer and Earth-Adapter put beside frozen layers."""
+"""Two-layer bottleneck branch of AdaptFormer and Earth-Adapter."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Activation = Literal["relu", "gelu"]
 
 
 class Bottleneck(nn.Module):
-    """Adds act(x W1 + b1) W2 + b2, D to `hidden` to D: W1 random, the rest 0.
+    """Linear map to `hidden` channels, activation, dropout, and a linear map back to D channels.
 
-    At the start it adds exactly 0.
+    The second map starts at 0, so that a new branch adds exactly 0.
     """
 
     def __init__(
@@ -27,11 +27,11 @@ class Bottleneck(nn.Module):
         self.down = nn.Linear(dim, hidden)
         self.up = nn.Linear(hidden, dim)
         nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
-        for start in (self.down.bias, self.up.weight, self.up.bias):
-            nn.init.zeros_(start)
+        for parameter in (self.down.bias, self.up.weight, self.up.bias):
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., D) to (..., D)."""
         act = F.relu if self.activation == "relu" else F.gelu
-        kept = share.dropout(act(self.down(x)), self.dropout, training=self.training)
-        return self.up(kept)  # type: ignore[no-any-return]
+        hidden = share.dropout(act(self.down(x)), self.dropout, training=self.training)
+        return self.up(hidden)  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""1x1 convolutions as what they are: a matrix product over pixels."""
+"""1x1 convolution, computed as a matrix product over pixels."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch.nn import functional as F
 def pointwise(convolution: nn.Conv2d, x: Tensor) -> Tensor:
     """Apply a 1x1 convolution to (B, C, h, w).
 
-    With channels last in memory, as the tokens of a transformer lie, the pixels are rows of a
-    matrix: no library needs to bring them into another order first, as some do.
+    In channels-last memory, the layout of a transformer's tokens, the pixels are the rows of a
+    matrix. The matrix product then avoids the copy that some convolution libraries make.
     """
     if not x.is_contiguous(memory_format=torch.channels_last):
         result: Tensor = convolution(x)
