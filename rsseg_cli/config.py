@@ -50,13 +50,13 @@ class Adapt(SelfTraining.Config):
     """Model file that the run starts from; null: from the backbone as published."""
     source_free: bool = False
     """Learn from the target alone."""
-    rare: float | None = Field(None, gt=0)
+    rare_class_temperature: float | None = Field(None, gt=0)
     """Temperature of rare class sampling on the source (DAFormer .01); null: as `data.sampling`."""
     held_back: float = Field(0.1, ge=0, lt=1)
     """Share of the target's tiles by which the model is chosen."""
     patience: int | None = Field(None, ge=1)
     """Validations without a better model after which the run ends; null: never."""
-    collapse: float = Field(0.3, gt=0, le=1)
+    max_class_shift: float = Field(0.3, gt=0, le=1)
     """The run ends when this part of the target has changed class, compared with the start, and
     the shares of the classes are as far from the source's."""
     report_labels: bool = False

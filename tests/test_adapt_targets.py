@@ -29,7 +29,7 @@ from rsseg_cli.report.adaptation import REPORTED, draw_adaptation
 from rsseg_cli.run.target_labels import labelled
 from rsseg_cli.run.targets import Targets
 
-QUICK = ["--steps", "3", "--set", "training.threads=0", "--device", "cpu", "--json"]
+QUICK = ["--steps", "3", "--set", "training.num_workers=0", "--device", "cpu", "--json"]
 REPORT = "--report-labels"
 KNOWN = [Class(number, name, (0, 0, 0)) for number, name in CLASSES.items()]
 

@@ -14,11 +14,11 @@ import pytest
 import torch
 from jobs import Tiles, job, run, weights
 from processes import CASES, CUT, act, command
+from rsseg_cli.share import Share
 from runs import write_city
 
 from rsseg_cli import distributed, share
 from rsseg_cli.errors import RssegError
-from rsseg_cli.share import Share
 
 HERE = Path(__file__).parent
 CHAINS = {"fishertune"}

@@ -91,7 +91,7 @@ def _from_fit(fitted: RunConfig, path: Path, changes: Sequence[str]) -> list[str
     training = fitted.training
     found = [
         f"adapt.model={json.dumps(str(path))}",
-        "adapt.start=0",
+        "adapt.warmup_fraction=0",
         f"training.steps={steps}",
         f"training.validate_every={max(1, min(training.validate_every, steps // VALIDATIONS))}",
         f"training.log_every={max(1, min(training.log_every, steps // VALIDATIONS))}",

@@ -27,9 +27,9 @@ from rsseg_cli.errors import RssegError
 from rsseg_cli.run.model import build, pick_device
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training import optimizer
-from rsseg_cli.training.memory import peak_memory_mb
+from rsseg_cli.training.micro_batch import explaining_out_of_memory
 from rsseg_cli.training.precision import Precision
-from rsseg_cli.training.room import explained
+from rsseg_cli.training.step_log import peak_memory_mb
 
 CLASSES = 6
 """Classes of what is made for the bench."""
@@ -70,7 +70,7 @@ def measure_apart(method: str, size: Size, steps: int, device: str) -> dict[str,
     return {"method": method} | found
 
 
-@explained()
+@explaining_out_of_memory()
 def measure(method: str, size: Size, steps: int, device: str) -> dict[str, Any]:
     """Measure steps of one method in this process: time, memory, work."""
     where = pick_device(device)

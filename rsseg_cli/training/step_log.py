@@ -1,7 +1,9 @@
-"""Sums what the log shows, on the device, and says what a run was like."""
+"""Loss sums on the device between two lines of the log, and the summary of a run."""
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +15,15 @@ from rsseg_cli import distributed
 from rsseg_cli.data.tiles import Batch
 from rsseg_cli.errors import RssegError
 from rsseg_cli.plain import Json
-from rsseg_cli.training.memory import peak_memory_mb
 from rsseg_cli.training.prefetch import Prefetch
 
 NEVER = 2**62
-"""The step at which a loss was not finite, as long as all were."""
+"""Stands for the step of the first loss that is not finite, while all are."""
 
 
 @dataclass
 class Outcome:
-    """What a finished run says of itself: `fit --json` prints it."""
+    """Summary of a finished run, as in `fit --json`."""
 
     steps: int
     seconds: float
@@ -32,14 +33,14 @@ class Outcome:
     last: dict[str, Json] | None
 
 
-class Meter:
-    """Counts steps and their losses; only `read` and `check` wait for the device.
+class StepLog:
+    """Sums of steps and their losses; only `read` and `check` wait for the device.
 
     Args:
-        prefetch: Where the batches come from.
+        prefetch: Source of the batches.
         batch: Images per step.
-        device: Where the losses are.
-        folder: Folder of the run, for errors.
+        device: Device of the losses.
+        folder: Folder of the run, for error messages.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Meter:
         self.bad = torch.full((), NEVER, device=device)
 
     def add(self, index: int, terms: dict[str, Tensor]) -> None:
-        """Count a step; remember the first one whose loss is not finite."""
+        """Add a step; note the first one whose loss is not finite."""
         self.steps += 1
         self.all_steps += 1
         for name, value in terms.items():
@@ -62,18 +63,18 @@ class Meter:
             self.bad = torch.where(broken, index + 1, self.bad)
 
     def check(self) -> None:
-        """Stop the run if a loss was not finite; all processes ask at the same step."""
+        """Raise an RssegError if a loss was not finite; all processes call this together."""
         bad = int(distributed.least(self.bad))
         if bad != NEVER:
             raise RssegError(
                 f"the loss is not a finite number at step {bad:,}",
                 where=str(self.folder),
-                fix="a lower learning rate (--set optimizer.lr), optimizer.clip=1.0 or "
-                "training.precision=bf16; --resume goes on from the last good state",
+                fix="a lower learning rate (--set optimizer.lr), optimizer.clip_grad_norm=1.0 or "
+                "training.precision=bf16; --resume continues from the last good state",
             )
 
     def read(self, step: int, lr: float) -> dict[str, Json]:
-        """Give the line for the metrics since the last one, and start anew."""
+        """Return the metrics since the last call, and reset the sums."""
         self.check()
         now = time.perf_counter()
         seconds = max(now - self.since, 1e-9)
@@ -94,8 +95,16 @@ class Meter:
     def outcome(
         self, steps: int, best: dict[str, Json] | None, last: dict[str, Json] | None
     ) -> Outcome:
-        """Sum the run up."""
+        """Return the summary of the run."""
         seconds = time.perf_counter() - self.started
         images = self.all_steps * self.batch
         memory = peak_memory_mb(self.device)
         return Outcome(steps, seconds, images / seconds, memory, best, last)
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Return the peak memory in MB: allocated on a GPU, else the process' resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
