@@ -43,13 +43,6 @@ class Features:
     losses: dict[str, Tensor] = field(default_factory=dict)
     """Extra terms of the loss, already weighted."""
 
-    def part(self, start: int, stop: int) -> Features:
-        """Take images `start` to `stop` - 1 of the batch; the losses are of the whole and stay."""
-        queries = self.queries
-        if queries is not None and queries.ndim == 3:
-            queries = queries[start:stop]
-        return Features([one[start:stop] for one in self.maps], queries)
-
 
 @dataclass
 class State:

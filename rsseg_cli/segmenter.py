@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn import functional as F
 
-from rsseg_cli import share
+from rsseg_cli import batch_shard
 from rsseg_cli.bands import Bands
 from rsseg_cli.classes import IGNORE
 from rsseg_cli.contract import Backbone, Features, Head, Method, Output
@@ -121,8 +121,8 @@ class Segmenter(nn.Module):
         found, start = [], 0
         for number, count in enumerate(groups):
             stop = start + count
-            output = self.head(features.part(start, stop), size)
-            with share.apart() if number >= len(groups) - apart else nullcontext():
+            output = self.head(_images(features, start, stop), size)
+            with batch_shard.independent() if number >= len(groups) - apart else nullcontext():
                 found.append(self.head.losses(output, labels[start:stop]))
             start = stop
         return {
@@ -163,3 +163,11 @@ class Segmenter(nn.Module):
         if extra:
             raise KeyError(f"tensors of another backbone: {', '.join(extra[:4])}")
         self.method.unpack(parts["method"], self.backbone)
+
+
+def _images(features: Features, start: int, stop: int) -> Features:
+    """Return the maps and queries of images `start` to `stop` - 1 of a batch."""
+    queries = features.queries
+    if queries is not None and queries.ndim == 3:
+        queries = queries[start:stop]
+    return Features([level[start:stop] for level in features.maps], queries)

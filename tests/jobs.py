@@ -18,12 +18,12 @@ from rsseg_cli.data.tiles.tile_stream import Batch
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.settings import Json
 from rsseg_cli.training import checkpoint
-from rsseg_cli.training.folder import RunFolder
 from rsseg_cli.training.loop import Job, Training, train
-from rsseg_cli.training.meter import TrainingResult
 from rsseg_cli.training.objectives import Supervised
 from rsseg_cli.training.optimizer import Optimization
 from rsseg_cli.training.progress import Progress
+from rsseg_cli.training.run_folder import RunFolder
+from rsseg_cli.training.step_log import TrainingResult
 
 SMALL: dict[str, dict[str, Any]] = TINY | {
     "childtune": {"samples": 4, "batch": 2},
@@ -44,7 +44,10 @@ class Tiles:
         parts = [sample(self.first + index * self.count + i) for i in range(self.count)]
         image, label = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (BANDS.mean, BANDS.std))
-        return Batch(image * std + mean, label.to(torch.uint8), names=(self.name,) * self.count)
+        first = self.first + index * self.count
+        seeds = tuple(range(first, first + self.count))
+        names = (self.name,) * self.count
+        return Batch(image * std + mean, label.to(torch.uint8), names=names, seeds=seeds)
 
 
 class Scripted(Supervised):
@@ -80,13 +83,19 @@ def job(folder: Path, method: str = "full", **changes: Any) -> Job:
     model = changes.pop("model", None) or build(method, **SMALL.get(method, {}))
     parts: dict[str, Any] = {
         "objective": Scripted(),
-        "batches": Tiles(),
+        "open_batches": lambda size: Tiles(count=size),
         "open_probes": lambda samples: Tiles("probe", 90_000, samples),
         "validate": None,
-        "optimization": Optimization(lr=3e-3, weight_decay=0.1, clip=1.0, warmup=2),
+        "optimization": Optimization(lr=3e-3, weight_decay=0.1, clip_grad_norm=1.0, warmup=2),
     }
     parts |= {name: changes.pop(name) for name in list(changes) if name in parts}
-    settings = {"steps": 5, "batch": 2, "log_every": 2, "save_every": 100, "threads": 0} | changes
+    settings = {
+        "steps": 5,
+        "batch": 2,
+        "log_every": 2,
+        "save_every": 100,
+        "num_workers": 0,
+    } | changes
     return Job(
         model=model,
         folder=RunFolder(folder),

@@ -151,7 +151,7 @@ def train(name: str, folder: Path, *, stop: bool = False, resume: bool = False) 
         model=model,
         objective=Stopped(objective) if stop else objective,
         batches=batches,
-        optimization=Optimization(lr=case.lr, weight_decay=0.1, clip=1.0),
+        optimization=Optimization(lr=case.lr, weight_decay=0.1, clip_grad_norm=1.0),
         **{"batch": BATCH, "steps": STEPS, "log_every": 1} | case.loop,
     )
     if not stop:
@@ -176,7 +176,7 @@ def act(folder: Path, kinds: Sequence[str]) -> None:
 
 def command(root: Path) -> None:
     """Fit on ROOT/city, adapt to ROOT/town, evaluate there; leave what is said in ROOT/said."""
-    loop = ["--device", "cpu", "--batch", "4", "--tile", "32", "--set", "training.threads=0"]
+    loop = ["--device", "cpu", "--batch", "4", "--tile", "32", "--set", "training.num_workers=0"]
     loop += ["--set", "training.log_every=1", "--set", "training.validate_every=2"]
     fitted = ["--method", "lora", "--src", root / "city", "--run", root / "fitted", "--steps", "3"]
     fitted += ["--backbone", "vit_tiny", "--head", "linear"]

@@ -24,7 +24,7 @@ SPECTRA = {1: (900, 700, 200), 2: (300, 600, 3000), 5: (1500, 1700, 1900)}
 """Stored values (reflectance x 10000) of each class."""
 SMALL = [
     "--backbone", "vit_tiny", "--head", "linear", "--tile", "32", "--batch", "2",
-    "--set", "training.threads=0", "--set", "augment.scale=[1.0, 1.0]", "--device", "cpu",
+    "--set", "training.num_workers=0", "--set", "augment.scale=[1.0, 1.0]", "--device", "cpu",
 ]  # fmt: skip
 """Options of `fit` that make it quick."""
 

@@ -24,10 +24,10 @@ from rsseg_cli.data.source import Source
 from rsseg_cli.data.tiles.unlabelled import hold_back, without_labels
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.segmenter import Segmenter
-from rsseg_cli.training.choice import Look
+from rsseg_cli.training.model_selection import TargetStatistics
 from rsseg_cli.training.self_training import SelfTraining
 
-QUICK = ["--steps", "4", "--set", "training.threads=0", "--device", "cpu"]
+QUICK = ["--steps", "4", "--set", "training.num_workers=0", "--device", "cpu"]
 
 
 @pytest.fixture(scope="session")
@@ -74,8 +74,8 @@ def test_from_a_model_without_opening_a_label(fitted: Path, suburb: Path, tmp_pa
 def test_from_the_start(city: Path, suburb: Path, tmp_path: Path) -> None:
     call = adapt(
         "--method", "lora", "--src", city, "--tgt", suburb / "images", "--run", tmp_path / "run",
-        *SMALL, *QUICK, "--set", "method.rank=2", "--set", "adapt.start=0.5",
-        "--set", "adapt.rare=0.1",
+        *SMALL, *QUICK, "--set", "method.rank=2", "--set", "adapt.warmup_fraction=0.5",
+        "--set", "adapt.rare_class_temperature=0.1",
     )  # fmt: skip
     assert call.code == 0, call.err
     assert "merit" in call.document["best"]
@@ -212,7 +212,7 @@ def test_a_model_that_goes_astray_stops_the_run(monkeypatch: pytest.MonkeyPatch)
         tiles=None, source=None, source_shares=[0.4, 0.6], start=0, step=lambda: next(steps),
         precision=None, threads=0, limit=0.3, patience=None, gain=1.0, before=lambda model: None,
     )  # type: ignore[arg-type]  # fmt: skip
-    monkeypatch.setattr(made, "look", lambda model: Look(*[looks.pop(0)] * 2, 0.1, 0.9))
+    monkeypatch.setattr(made, "look", lambda model: TargetStatistics(*[looks.pop(0)] * 2, 0.1, 0.9))
     scores = [made(None) for _ in range(3)]  # type: ignore[arg-type]
     assert "stop" not in scores[0]
     assert "stop" not in scores[1]
@@ -229,7 +229,7 @@ def test_ratings_are_averaged_also_after_a_restart(monkeypatch: pytest.MonkeyPat
             before=lambda model: None,
         )  # type: ignore[arg-type]  # fmt: skip
         made.remember(past)
-        looks = [Look([0.5, 0.5], [0.5, 0.5], 1 - one, 0.9) for one in informed]
+        looks = [TargetStatistics([0.5, 0.5], [0.5, 0.5], 1 - one, 0.9) for one in informed]
         monkeypatch.setattr(made, "look", lambda model: looks.pop(0))
         kept.append([made(None) for _ in informed])  # type: ignore[arg-type]
         return [float(one["merit"]) for one in kept[-1]]  # type: ignore[arg-type]
@@ -276,8 +276,13 @@ def test_set_does_what_the_option_does(
 
 
 def test_set_wins_over_defaults_of_an_adaptation(fitted: Path) -> None:
-    changes = ["adapt.source_free=true", "adapt.patience=9", "adapt.start=0.5", "training.steps=40"]
+    changes = [
+        "adapt.source_free=true",
+        "adapt.patience=9",
+        "adapt.warmup_fraction=0.5",
+        "training.steps=40",
+    ]
     config = resolve(model=fitted, targets=("x",), changes=changes)
-    assert (config.adapt.patience, config.adapt.start) == (9, 0.5)
+    assert (config.adapt.patience, config.adapt.warmup_fraction) == (9, 0.5)
     assert config.training.steps == 40
     assert config.training.validate_every <= 4

@@ -29,7 +29,7 @@ from rsseg_cli.raster.grid import Window
 from rsseg_cli.report.adaptation import REPORTED, draw_adaptation
 from rsseg_cli.training.adaptation import Adaptation
 
-QUICK = ["--steps", "3", "--set", "training.threads=0", "--device", "cpu", "--json"]
+QUICK = ["--steps", "3", "--set", "training.num_workers=0", "--device", "cpu", "--json"]
 REPORT = "--report-labels"
 KNOWN = [Class(number, name, (0, 0, 0)) for number, name in CLASSES.items()]
 

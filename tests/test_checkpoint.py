@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from rsseg_cli.errors import RssegError, UnreadableError
 from rsseg_cli.training import checkpoint
-from rsseg_cli.training.folder import RunFolder
+from rsseg_cli.training.run_folder import RunFolder
 
 
 def test_model_round_trip(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from torch._dynamo.testing import CompileCounter
 
 from rsseg_cli.find import names
 from rsseg_cli.segmenter import Segmenter
-from rsseg_cli.training.folder import RunFolder
+from rsseg_cli.training.run_folder import RunFolder
 
 BEFORE_THE_BLOCKS = {"weft": "its pyramid asks the host which experts answer for which image"}
 """Methods whose work before the first block breaks the graph, and why."""
@@ -77,6 +77,6 @@ def test_all_passes_share_graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(Segmenter, "compile", compile_)
         whole: dict[str, Any] = {"batch": 2 * passes, "steps": 1, "compile": True}
         model = build("adaptformer")
-        run(job(tmp_path / str(passes), model=model, accumulate=passes, **whole))
+        run(job(tmp_path / str(passes), model=model, grad_accumulation=passes, **whole))
         found.append(graphs.frame_count)
     assert found[0] == found[1] > 0

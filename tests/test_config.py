@@ -112,10 +112,15 @@ def test_changes_are_applied_in_order() -> None:
     config = resolve(
         method="lora",
         file=None,
-        changes=["method.rank=8", "method.roles=[q, k]", "method.rank=9", "optimizer.clip=null"],
+        changes=[
+            "method.rank=8",
+            "method.roles=[q, k]",
+            "method.rank=9",
+            "optimizer.clip_grad_norm=null",
+        ],
     )
     assert config.method.config.model_dump() == {"rank": 9, "alpha": 16.0, "roles": ("q", "k")}
-    assert config.optimizer.clip is None
+    assert config.optimizer.clip_grad_norm is None
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from torch import Tensor
 from rsseg_cli.errors import Interrupted, RssegError
 from rsseg_cli.training import checkpoint
 from rsseg_cli.training.deadline import SLOW_DISK, Deadline
-from rsseg_cli.training.folder import RunFolder
+from rsseg_cli.training.run_folder import RunFolder
 
 
 class Clock:

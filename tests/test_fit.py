@@ -367,7 +367,7 @@ def test_pretrained_weights_without_a_network(city: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("options", "what"),
     [
-        (["--set", "training.accumulate=3"], "batch of 2 cannot be cut into 3"),
+        (["--set", "training.grad_accumulation=3"], "batch of 2 cannot be cut into 3"),
         (["--set", "backbone.taps=[9]"], "taps [9]"),
         (["--backbone", "vit_tny"], "vit_tny is not a known backbone"),
         (["--steps", "0"], "training.steps"),

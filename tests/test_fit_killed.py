@@ -10,7 +10,7 @@ from pathlib import Path
 from jobs import same, weights
 
 from rsseg_cli.training import checkpoint
-from rsseg_cli.training.folder import RunFolder
+from rsseg_cli.training.run_folder import RunFolder
 
 
 def test_killed_runs_resume_to_the_same_model(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from fakes import build
-from jobs import Scores, Scripted, Tiles, job, run, same, signalled, weights
+from jobs import Scores, Scripted, job, run, same, signalled, weights
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -22,8 +22,8 @@ from rsseg_cli.methods.full import Full
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.step import Step
 from rsseg_cli.training import checkpoint
-from rsseg_cli.training.folder import RunFolder
 from rsseg_cli.training.optimizer import Optimization
+from rsseg_cli.training.run_folder import RunFolder
 
 
 def without_time(record: dict[str, Any]) -> dict[str, Any]:
@@ -154,14 +154,14 @@ def gradients(folder: Path, size: int, **changes: Any) -> list[list[Tensor]]:
     model = build("full")
     model.method = method = Watched(Full.Config(), model.backbone)
     method.seen, method.watched = [], [parameter for _, parameter in model.tuned()]
-    run(job(folder, model=model, batches=Tiles(count=size), objective=Plain(), batch=4, steps=3,
+    run(job(folder, model=model, objective=Plain(), batch=4, steps=3,
             optimization=Optimization(lr=1e-5), log_every=1, **changes))  # fmt: skip
     return method.seen
 
 
 def test_two_passes_equal_one_of_twice_the_size(tmp_path: Path) -> None:
     once = gradients(tmp_path / "one", 4)
-    twice = gradients(tmp_path / "two", 2, accumulate=2)
+    twice = gradients(tmp_path / "two", 2, grad_accumulation=2)
     for one, two in zip(once, twice, strict=True):
         for whole, parts in zip(one, two, strict=True):
             assert torch.allclose(whole, parts, rtol=1e-3, atol=1e-5)
@@ -245,7 +245,7 @@ def test_losses_fall(tmp_path: Path) -> None:
 
 def test_recomputing_gives_the_same_model(tmp_path: Path) -> None:
     run(job(tmp_path / "plain", "lora", steps=3))
-    run(job(tmp_path / "again", "lora", steps=3, recompute=True))
+    run(job(tmp_path / "again", "lora", steps=3, activation_checkpointing=True))
     plain, again = (weights(tmp_path / n / "last.safetensors") for n in ("plain", "again"))
     for name, tensor in plain.items():
         assert torch.allclose(tensor.float(), again[name].float(), atol=1e-5), name
@@ -253,7 +253,7 @@ def test_recomputing_gives_the_same_model(tmp_path: Path) -> None:
 
 def test_reading_ahead_changes_nothing(tmp_path: Path) -> None:
     run(job(tmp_path / "here"))
-    run(job(tmp_path / "ahead", threads=3))
+    run(job(tmp_path / "ahead", num_workers=3))
     assert same(*(weights(tmp_path / name / "last.safetensors") for name in ("here", "ahead")))
 
 

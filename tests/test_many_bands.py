@@ -25,7 +25,7 @@ SETTINGS = [
     "training.steps=3",
     "training.batch=2",
     "training.validate_every=3",
-    "training.threads=0",
+    "training.num_workers=0",
 ]
 
 

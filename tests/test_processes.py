@@ -16,9 +16,10 @@ from jobs import Tiles, job, run, weights
 from processes import CASES, CUT, act, command
 from runs import write_city
 
-from rsseg_cli import distributed, share
+from rsseg_cli import batch_shard as share
+from rsseg_cli import distributed
+from rsseg_cli.batch_shard import Share
 from rsseg_cli.errors import RssegError
-from rsseg_cli.share import Share
 
 HERE = Path(__file__).parent
 CHAINS = {"fishertune"}

@@ -16,7 +16,7 @@ from test_contract import make, perturb
 from torch import Tensor
 
 from rsseg_cli.classes import IGNORE
-from rsseg_cli.data.tiles.augment import Augment
+from rsseg_cli.data.tiles.augment import Augment, tile_generators
 from rsseg_cli.data.tiles.class_index import ClassIndex
 from rsseg_cli.data.tiles.domain_batches import DomainBatch
 from rsseg_cli.data.tiles.rare_class_sampling import RareClasses
@@ -26,11 +26,11 @@ from rsseg_cli.find import names
 from rsseg_cli.heads._criterion import Predictions
 from rsseg_cli.heads.mask2former import MaskOutput
 from rsseg_cli.segmenter import Segmenter
-from rsseg_cli.training.choice import Look, collapsed, distance, merit, rating
-from rsseg_cli.training.mixing import paste, pasted
+from rsseg_cli.training.classmix import class_mask, paste
+from rsseg_cli.training.ema_teacher import EMATeacher
+from rsseg_cli.training.model_selection import TargetStatistics, collapsed, distance, merit, rating
 from rsseg_cli.training.pseudo_labels import by_confidence, by_entropy, normalised_entropy
 from rsseg_cli.training.self_training import SelfTraining
-from rsseg_cli.training.teacher import Teacher
 
 METHODS = names("methods")
 PLAIN = Augment.Config(scale=(1.0, 1.0))
@@ -49,12 +49,15 @@ class Both:
         return DomainBatch(
             torch.cat((one.image, other.image)),
             torch.cat((one.label, there)),
+            seeds=one.seeds + other.seeds,
             sources=len(one.image),
         )
 
 
 def objective(model: Segmenter, **settings: Any) -> SelfTraining:
-    config = SelfTraining.Config.model_validate({"start": 0.0, "threshold": 0.4} | settings)
+    config = SelfTraining.Config.model_validate(
+        {"warmup_fraction": 0.0, "threshold": 0.4} | settings
+    )
     return SelfTraining(config, model, PLAIN, tile=32, steps=5)
 
 
@@ -90,7 +93,7 @@ def test_a_few_steps_with_every_method_and_head(method: str, head: str) -> None:
 def test_the_teacher_owns_what_is_tuned_and_nothing_else(method: str) -> None:
     student = make(method)
     perturb(student)
-    teacher = Teacher(student, 0.99)
+    teacher = EMATeacher(student, 0.99)
     ours = {id(parameter) for parameter in student.parameters()}
     own = [p for p in teacher.model.parameters() if id(p) not in ours]
     assert sum(p.numel() for p in own) == sum(p.numel() for _, p in student.tuned())
@@ -119,13 +122,13 @@ def test_a_state_is_restored_to_the_bit(method: str) -> None:
 # --- teacher ---------------------------------------------------------------------------------
 def test_the_average_follows_the_published_schedule() -> None:
     student = build("lora", rank=2)
-    teacher = Teacher(student, 0.75)
+    teacher = EMATeacher(student, 0.75)
     name, parameter = next(iter(student.tuned()))
     expected = torch.zeros_like(parameter)
     for step in range(8):
         with torch.no_grad():
             parameter.copy_(torch.randn_like(parameter))
-        teacher.follow(step)
+        teacher.update(step)
         keep = min(1 - 1 / (step + 1), 0.75)
         expected = keep * expected + (1 - keep) * parameter
     assert torch.allclose(dict(teacher.model.tuned())[name], expected, atol=1e-6)
@@ -134,11 +137,11 @@ def test_the_average_follows_the_published_schedule() -> None:
 def test_open_modules_are_the_students() -> None:
     settings = SMALL["crossearth_gate"] | {"unselected": "bypass"}
     student = build("crossearth_gate", **settings)
-    teacher = Teacher(student, 0.99)
+    teacher = EMATeacher(student, 0.99)
     method: Any = student.method
     method.active.zero_()
     method._open(method.active)
-    teacher.follow(0)
+    teacher.update(0)
     buffers = dict(teacher.model.method.named_buffers())
     assert not buffers["active"].any()
     opened = [tensor for name, tensor in buffers.items() if name.endswith(".open")]
@@ -148,10 +151,10 @@ def test_open_modules_are_the_students() -> None:
 
 def test_chosen_elements_are_the_students() -> None:
     student = build("fishertune")
-    teacher = Teacher(student, 0.99)
+    teacher = EMATeacher(student, 0.99)
     method: Any = student.method
     method.index = torch.arange(7, dtype=torch.int32)
-    teacher.follow(0)
+    teacher.update(0)
     assert torch.equal(teacher.model.method.index, method.index)
     method.index[0] = 5
     assert teacher.model.method.index[0] == 0
@@ -163,7 +166,7 @@ def test_exactly_half_the_classes_are_pasted_whole(count: int) -> None:
     generator = torch.Generator().manual_seed(count)
     label = torch.randint(count, (6, 24, 24), generator=generator)
     label[:, :3] = IGNORE
-    mask = pasted(label, 7, generator)
+    mask = class_mask(label, 7, tile_generators(range(6), label.device))
     seen = set()
     for tile, chosen in zip(label, mask, strict=True):
         classes = set(tile[chosen].tolist())
@@ -178,7 +181,7 @@ def test_pixels_and_labels_stay_in_step() -> None:
     label = torch.arange(4).repeat_interleave(16).view(1, 8, 8)
     other = torch.full((1, 8, 8), 6)
     image, mixed = paste(
-        pasted(label, 5, torch.Generator()),
+        class_mask(label, 5, tile_generators(range(len(label)), label.device)),
         (label[:, None].float(), label),
         (other[:, None].float(), other),
     )
@@ -188,7 +191,7 @@ def test_pixels_and_labels_stay_in_step() -> None:
 
 def test_nothing_is_pasted_of_a_tile_without_labels() -> None:
     label = torch.full((2, 8, 8), IGNORE)
-    assert not pasted(label, 5, torch.Generator()).any()
+    assert not class_mask(label, 5, tile_generators(range(len(label)), label.device)).any()
 
 
 # --- pseudo-labels ---------------------------------------------------------------------------
@@ -273,7 +276,7 @@ def test_weights_of_the_target() -> None:
     for weight in ("const", "image", "pixel"):
         for threshold in (0.0, 1.0):
             torch.manual_seed(0)
-            made = objective(model, weight=weight, threshold=threshold, share=0.5)
+            made = objective(model, weight=weight, threshold=threshold, target_weight=0.5)
             terms[weight, threshold] = made(model, batch)["target cross_entropy"].item()
     assert terms["const", 0.0] == terms["const", 1.0] > 0
     # All pixels are sure: each tile counts whole. Means of tiles and of pixels differ a little.
@@ -285,7 +288,7 @@ def test_weights_of_the_target() -> None:
 
 def test_before_the_start_only_the_source_is_learnt() -> None:
     model = build("frozen").train()
-    made = objective(model, start=0.4)
+    made = objective(model, warmup_fraction=0.4)
     assert set(made(model, Both()[0])) == {"source cross_entropy"}
     for step in range(2):
         made.after_step(model, step)
@@ -305,7 +308,7 @@ def test_without_a_source_the_target_alone_is_learnt() -> None:
     model = build("frozen").train()
     made = objective(model)
     batch = Both(1, 2)[0]
-    alone = DomainBatch(batch.image[1:], batch.label[1:], sources=0)
+    alone = DomainBatch(batch.image[1:], batch.label[1:], seeds=batch.seeds[1:], sources=0)
     terms = made(model, alone)
     assert all(name.startswith("target") for name in terms)
     assert torch.stack(list(terms.values())).sum().isfinite()
@@ -314,7 +317,7 @@ def test_without_a_source_the_target_alone_is_learnt() -> None:
 # --- the loop --------------------------------------------------------------------------------
 def work(folder: Path, method: str, happens: Any = None) -> Any:
     model = build(method, **SMALL.get(method, {}))
-    made = objective(model, start=0.4)
+    made = objective(model, warmup_fraction=0.4)
     if happens is not None:
         follow = made.after_step
 
@@ -325,7 +328,7 @@ def work(folder: Path, method: str, happens: Any = None) -> Any:
 
         made.after_step = after_step  # type: ignore[method-assign]
     probes = {"open_probes": lambda samples: Both(samples, 1)}
-    return job(folder, model=model, objective=made, batches=Both(), **probes)
+    return job(folder, model=model, objective=made, open_batches=lambda size: Both(), **probes)
 
 
 @pytest.mark.parametrize("method", ["full", "crossearth_gate", "fishertune"])
@@ -351,8 +354,8 @@ def test_a_score_can_end_the_run(tmp_path: Path) -> None:
 
 
 # --- choice ----------------------------------------------------------------------------------
-def look(*mean: float, entropy: float = 0.0) -> Look:
-    return Look(list(mean), list(mean), entropy, 1.0)
+def look(*mean: float, entropy: float = 0.0) -> TargetStatistics:
+    return TargetStatistics(list(mean), list(mean), entropy, 1.0)
 
 
 def test_information_is_for_the_sure_and_various() -> None:

@@ -21,7 +21,7 @@ from rsseg_cli.training.self_training import SelfTraining
 from rsseg_cli.training.step import TrainingStep
 
 CPU = torch.device("cpu")
-STILL = Augment.Config(scale=(1.0, 1.0), flips=False, turns=False)
+STILL = Augment.Config(scale=(1.0, 1.0), flip=False, rot90=False)
 
 
 class One:
@@ -34,8 +34,8 @@ class One:
         self.read += 1
         both = Both()[index]
         if self.domain == "source":
-            return DomainBatch(both.image[:1], both.label[:1], sources=1)
-        return DomainBatch(both.image[1:], both.label[1:], sources=0)
+            return DomainBatch(both.image[:1], both.label[:1], seeds=both.seeds[:1], sources=1)
+        return DomainBatch(both.image[1:], both.label[1:], seeds=both.seeds[1:], sources=0)
 
 
 def made(method: str, **settings: Any) -> tuple[Segmenter, SelfTraining]:
@@ -44,7 +44,7 @@ def made(method: str, **settings: Any) -> tuple[Segmenter, SelfTraining]:
     with torch.no_grad():
         for _, parameter in model.tuned():
             parameter += 0.05 * torch.randn_like(parameter)
-    chosen = {"start": 0.0, "jitter": 0.0, "blur": 0.0} | settings
+    chosen = {"warmup_fraction": 0.0, "jitter": 0.0, "blur": 0.0} | settings
     config = SelfTraining.Config.model_validate(chosen)
     return model, SelfTraining(config, model, STILL, tile=32, steps=5)
 
@@ -72,14 +72,14 @@ def fisher(model: Segmenter, said: SelfTraining, tiles: Any) -> Tensor:
 def test_half_the_probes_are_of_the_target_once_there_are_labels(
     start: float, expected: tuple[int, int]
 ) -> None:
-    model, said = made("crossearth_gate", start=start)
+    model, said = made("crossearth_gate", warmup_fraction=start)
     tiles, source, target = probes(said)
     list(step_of(model, said, tiles).probes(4))
     assert (source.read, target.read) == expected
 
 
 def test_the_gate_measures_what_the_teacher_says_of_the_target() -> None:
-    model, said = made("crossearth_gate", keep=1.0)
+    model, said = made("crossearth_gate", keep_fraction=1.0)
     method: Any = model.method
     method.config = method.config.model_copy(update={"samples": 4})
     tiles, source, _ = probes(said)
@@ -96,7 +96,7 @@ def test_the_gate_measures_what_the_teacher_says_of_the_target() -> None:
 
 
 def test_the_measure_is_the_mean_square_of_a_plain_gradient() -> None:
-    model, said = made("crossearth_gate", keep=1.0)
+    model, said = made("crossearth_gate", keep_fraction=1.0)
     method: Any = model.method
     method.config = method.config.model_copy(update={"samples": 1})
     target = One("target")
@@ -131,7 +131,15 @@ def test_the_teacher_follows_the_mask_and_nothing_else(tmp_path: Path) -> None:
     said = objective(model)
     before = {name: parameter.detach().clone() for name, parameter in model.tuned()}
     target: Any = ProbeTiles(One("source"), One("target"), lambda: True)  # type: ignore[arg-type]
-    run(job(tmp_path, model=model, objective=said, batches=Both(), open_probes=lambda _: target))
+    run(
+        job(
+            tmp_path,
+            model=model,
+            objective=said,
+            open_batches=lambda _: Both(),
+            open_probes=lambda _: target,
+        )
+    )
     method: Any = model.method
     masks = dict(zip(method.candidates.names, method.masks(len(method.sizes) - 1), strict=True))
     moved = 0

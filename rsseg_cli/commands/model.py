@@ -22,7 +22,7 @@ from rsseg_cli.presets import Document
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.settings import Json
 from rsseg_cli.training.checkpoint import load_model
-from rsseg_cli.training.folder import RunFolder
+from rsseg_cli.training.run_folder import RunFolder
 from rsseg_cli.words import counted
 
 

@@ -26,7 +26,7 @@ SETTINGS = {
     "training.steps": 300,
     "training.batch": 4,
     "training.validate_every": 100,
-    "training.threads": 1,
+    "training.num_workers": 1,
     "optimizer.lr": 2.0e-3,
     "optimizer.backbone_lr": "null",
     "optimizer.warmup": 20,

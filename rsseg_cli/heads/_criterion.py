@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rsseg_cli import share
+from rsseg_cli import batch_shard
 from rsseg_cli.heads._matching import Matching, Weights, costs, match
 from rsseg_cli.heads._points import PointLabels, present, sample, spread
 
@@ -84,7 +84,7 @@ def set_losses(
         shown = present(labels, wide.classes.shape[-1] - 1)
         with torch.no_grad():
             matching = match(_all_costs(wide, labels, sampling, weights), shown)
-        targets = share.mean(shown.sum().float()).clamp(min=1.0e-6)
+        targets = batch_shard.mean(shown.sum().float()).clamp(min=1.0e-6)
         surprise, dice = _mask_terms(wide, labels, matching, sampling)
         return {
             "class": weights.classes * _class_term(wide.classes, shown, matching, class_weights),
@@ -95,10 +95,7 @@ def set_losses(
 
 def _draw(count: int, labels: Tensor) -> Tensor:
     """Draw points (B, count, 2) on the labelled ground."""
-    uniform = share.own(
-        lambda images: torch.rand(images, count, 2, device=labels.device), len(labels)
-    )
-    return spread(uniform, labels)
+    return spread(torch.rand(len(labels), count, 2, device=labels.device), labels)
 
 
 def _all_costs(
@@ -130,7 +127,7 @@ def _class_term(
     weight = class_weights.float()[wanted] * shown.any(1)[:, None]
     surprise = F.cross_entropy(classes.flatten(0, 2), wanted.flatten(), reduction="none")
     sums = (surprise.view_as(weight) * weight).sum((1, 2))
-    return (sums / share.mean(weight.sum((1, 2))).clamp(min=1.0e-6)).sum()
+    return (sums / batch_shard.mean(weight.sum((1, 2))).clamp(min=1.0e-6)).sum()
 
 
 def _mask_terms(

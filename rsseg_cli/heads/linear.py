@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rsseg_cli import share
+from rsseg_cli import batch_shard
 from rsseg_cli.classes import IGNORE
 from rsseg_cli.contract import Features, Head, Output
 
@@ -68,7 +68,7 @@ class Linear(Head[LinearOutput]):
         self.projections = nn.ModuleList(
             nn.Conv2d(dim, config.width or classes, kernel_size=1) for _ in range(maps)
         )
-        self.dropout = share.Dropout2d(config.dropout)
+        self.dropout = nn.Dropout2d(config.dropout)
         self.decoder = nn.Sequential(*_decoder(config, classes)) if config.width else nn.Identity()
 
     def forward(self, features: Features, size: tuple[int, int]) -> LinearOutput:
@@ -95,7 +95,7 @@ class Linear(Head[LinearOutput]):
             )
             # IGNORE lies beyond the classes and finds the weight 0 there.
             of_label = F.pad(weights, (0, IGNORE + 1 - len(weights)))
-            counted = share.mean(of_label[labels].sum())
+            counted = batch_shard.mean(of_label[labels].sum())
             return {"cross_entropy": total / counted.clamp(min=1.0e-6)}
 
 
@@ -108,5 +108,5 @@ def _decoder(config: Linear.Config, classes: int) -> Iterator[nn.Module]:
         yield nn.ConvTranspose2d(before, after, kernel_size=2, stride=2)
         yield from (nn.GroupNorm(1, after), nn.GELU())
         yield from (nn.Conv2d(after, after, 3, padding=1), nn.GELU())
-    yield share.Dropout2d(config.dropout)
+    yield nn.Dropout2d(config.dropout)
     yield nn.Conv2d(channels[-1], classes, kernel_size=1)

@@ -8,8 +8,6 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rsseg_cli import share
-
 Activation = Literal["relu", "gelu"]
 
 
@@ -33,5 +31,5 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., D) to (..., D)."""
         act = F.relu if self.activation == "relu" else F.gelu
-        hidden = share.dropout(act(self.down(x)), self.dropout, training=self.training)
+        hidden = F.dropout(act(self.down(x)), self.dropout, self.training)
         return self.up(hidden)  # type: ignore[no-any-return]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rsseg_cli import share
+from rsseg_cli import batch_shard
 from rsseg_cli.layers.pointwise import pointwise
 from rsseg_cli.layers.recompute import recomputed
 
@@ -63,7 +63,7 @@ class BatchNorm(nn.Module):
 
         None where the running ones are used: in a test, and with one value per channel.
         """
-        if self.training and share.together():
+        if self.training and batch_shard.is_sharded():
             return self._together(x)
         if not self.training or x.numel() == x.shape[1]:
             mean, var = self.statistics[place if self.running == "own" else 0]
@@ -100,14 +100,14 @@ class BatchNorm(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             wide = x.float()
             sums = torch.cat((wide.sum((0, 2, 3)), wide.new_full((1,), x[:, 0].numel())))
-            sums = share.mean(sums)
+            sums = batch_shard.mean(sums)
             count = sums[-1]
             mean = sums[:-1] / count
             centred = wide - mean[:, None, None]
-            var = share.mean(centred.square().sum((0, 2, 3))) / count
+            var = batch_shard.mean(centred.square().sum((0, 2, 3))) / count
             normal = centred * (var + self.EPS).rsqrt()[:, None, None]
             weighed = normal * self.weight[:, None, None] + self.bias[:, None, None]
-        of_all = count * share.of_all(1)
+        of_all = count * batch_shard.global_count(1)
         unbiased = var * of_all / (of_all - 1).clamp(min=1)
         return weighed.to(x.dtype), torch.stack((mean, unbiased)).detach()
 

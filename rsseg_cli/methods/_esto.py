@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rsseg_cli import share
+from rsseg_cli import batch_shard
 
 Similarity = Literal["head", "token"]
 Statistics = Literal["image", "batch"]
@@ -57,9 +57,9 @@ class TokenOptimizer(nn.Module):
         if self.statistics == "image":
             std, mean = torch.std_mean(variance, dim=1, keepdim=True)
         else:
-            mean = share.mean(variance.mean())
-            unbiased = 1 - 1 / share.of_all(variance.numel())
-            std = (share.mean((variance - mean).square().mean()) / unbiased).sqrt()
+            mean = batch_shard.mean(variance.mean())
+            unbiased = 1 - 1 / batch_shard.global_count(variance.numel())
+            std = (batch_shard.mean((variance - mean).square().mean()) / unbiased).sqrt()
         return ((variance - mean) / (std + 1e-6)).sigmoid().to(tokens.dtype)
 
     def _gather(self, tokens: Tensor) -> Tensor:

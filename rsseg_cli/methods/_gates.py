@@ -6,7 +6,6 @@ long, and the distances from one of them to all experts differ little.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Literal
 
 import torch
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn import functional as F
 
-from rsseg_cli import share
 from rsseg_cli.methods._tokens import Routes
 
 Kind = Literal["laplace", "gaussian", "softmax"]
@@ -44,7 +42,7 @@ class Gate(nn.Module):
             if not self.training:
                 return self._route(clean)
             deviation = F.softplus(features @ self.spread) + SMALLEST_NOISE
-            noisy = clean + share.own(partial(_noise, clean), len(clean)) * deviation
+            noisy = clean + torch.randn_like(clean) * deviation
             routes = self._route(noisy)
             if self.k == self.centres.shape[1]:
                 return routes
@@ -55,10 +53,6 @@ class Gate(nn.Module):
         best, chosen = scores.topk(self.k, dim=-1)
         shares = torch.zeros_like(scores).scatter(-1, chosen, best.softmax(-1))
         return Routes(chosen, shares)
-
-
-def _noise(scores: Tensor, images: int) -> Tensor:
-    return torch.randn(images, *scores.shape[1:], device=scores.device)
 
 
 def affinity(features: Tensor, centres: Tensor, kind: Kind) -> Tensor:

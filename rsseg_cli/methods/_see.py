@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import partial
 from typing import Literal, cast
 
 import torch
@@ -11,7 +10,6 @@ from timm.layers.drop import drop_path
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rsseg_cli import share
 from rsseg_cli.layers.deformable_attention import cell_centres
 from rsseg_cli.layers.recompute import recomputed
 from rsseg_cli.methods._convolution import Cascade, Running, Statistics, initialise
@@ -194,8 +192,7 @@ class Enhancer(nn.Module):
         if not self.training or self.drop_path == 0.0:
             return tokens + added
         # What stays of each image's addition, as a factor: one pass over the tokens.
-        drop = partial(drop_path, drop_prob=self.drop_path, training=True)
-        kept = share.dropped(added.new_ones(len(added), 1, 1), drop, (1, 1))
+        kept = drop_path(added.new_ones(len(added), 1, 1), self.drop_path, training=True)
         return torch.addcmul(tokens, added, kept)
 
     def _narrowed(self, tokens: Tensor) -> Tensor:

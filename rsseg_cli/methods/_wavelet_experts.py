@@ -9,14 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rsseg_cli import share
+from rsseg_cli import batch_shard
 from rsseg_cli.layers.pointwise import pointwise
-from rsseg_cli.methods._convolution import (
-    BatchNorm,
-    Cascade,
-    Running,
-    initialise,
-)
+from rsseg_cli.methods._convolution import BatchNorm, Cascade, Running, initialise
 from rsseg_cli.methods._wavelets import WaveletConvolution
 
 Shares = Literal["proportional", "softmax"]
@@ -94,7 +89,7 @@ class Experts(nn.Module):
         """Add the experts' answers to features (B, C, h, w); also say who was chosen (B, E)."""
         shares, chosen = self.router(features)
         answering = torch.ones_like(chosen) if self.training and self.trained == "all" else chosen
-        somewhere = share.mean(answering.float().mean(0)) > 0
+        somewhere = batch_shard.mean(answering.float().mean(0)) > 0
         *here, used = torch.cat((answering, somewhere[None])).cpu()
         total = features
         for number, expert in enumerate(self.experts):
@@ -186,7 +181,7 @@ class Pyramid(nn.Module):
                 choices.append(chosen)
             maps.append(level)
         if self.training and choices:
-            self.usage = share.mean(torch.stack(choices).float().mean((0, 1)))
+            self.usage = batch_shard.mean(torch.stack(choices).float().mean((0, 1)))
         return maps
 
     def wide(self, level: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from rsseg_cli import share
+from rsseg_cli import batch_shard
 from rsseg_cli.contract import Backbone, Features
 from rsseg_cli.grid import Grid
 from rsseg_cli.methods import _usage
@@ -157,13 +157,13 @@ class SpectralMoe(DepthMethod[Routing]):
         """Note how evenly a block's experts are used: equations (10) and (11), and the load."""
         if not self.training or not state.routes:
             return
-        totals = [share.mean(routes.shares.sum((0, 1))) for routes in state.routes]
+        totals = [batch_shard.mean(routes.shares.sum((0, 1))) for routes in state.routes]
         with torch.no_grad():
             self.usage[index] += torch.stack([total / total.sum() for total in totals])
         if self.config.experts > 1:
             state.balance += [imbalance(total) for total in totals]
             state.load += [
-                imbalance(share.mean(r.load)) for r in state.routes if r.load is not None
+                imbalance(batch_shard.mean(r.load)) for r in state.routes if r.load is not None
             ]
 
     # --- what a user sees ----------------------------------------------------------------------

@@ -16,13 +16,13 @@ class Adaptation(SelfTraining.Config):
     """Model file to start from; null: the pretrained backbone."""
     source_free: bool = False
     """Train on the target alone."""
-    rare: float | None = Field(None, gt=0)
+    rare_class_temperature: float | None = Field(None, gt=0)
     """Temperature of rare class sampling on the source (DAFormer .01); null: as `data.sampling`."""
     held_back: float = Field(0.1, ge=0, lt=1)
     """Fraction of the target's tiles held out to choose the model."""
     patience: int | None = Field(None, ge=1)
     """Validations without a better model after which the run stops; null: never."""
-    collapse: float = Field(0.3, gt=0, le=1)
+    max_class_shift: float = Field(0.3, gt=0, le=1)
     """The run stops when class frequencies on the target differ by more than this (total
     variation) both from those of the start and from those of the source's labels."""
     report_labels: bool = False

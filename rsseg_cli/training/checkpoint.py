@@ -1,4 +1,4 @@
-"""Files of a run: the model, small and self-contained, and the state to resume from."""
+"""Checkpoint files: the model, small and self-contained, and the state to resume from."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ FORMAT = 1
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path`, renamed to it when the block ends well.
+    """Yield a temporary path, which is renamed to `path` when the block ends without an error.
 
-    What a killed process has left under that name is written over.
+    A file that a killed process has left under that name is overwritten.
 
     Raises:
         RssegError: The disk is full or the folder cannot be written.
@@ -72,12 +72,12 @@ def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a model file.
 
     Raises:
-        UnreadableError: Missing, truncated, or no model of rsseg.
+        UnreadableError: Missing, truncated, or not a model of rsseg.
         RssegError: Written by a newer rsseg.
     """
     if not path.is_file():
         raise UnreadableError(
-            f"{path} is not there", where=str(path), fix="a run folder or its model.safetensors"
+            f"{path} does not exist", where=str(path), fix="a run folder or its model.safetensors"
         )
     try:
         with safe_open(path, framework="pt") as stream:
@@ -85,7 +85,7 @@ def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise UnreadableError(
-            f"{path.name} is no model file: {error}", where=str(path), fix="fit the model again"
+            f"{path.name} is not a model file: {error}", where=str(path), fix="fit the model again"
         ) from error
     if "rsseg" not in header:
         raise UnreadableError(
@@ -104,7 +104,7 @@ def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def save_resume(path: Path, state: dict[str, Any]) -> None:
-    """Write what `--resume` needs."""
+    """Write the state for `--resume`."""
     with replacing(path) as part, part.open("wb") as stream:
         try:
             torch.save(state, stream)
@@ -113,7 +113,7 @@ def save_resume(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_resume(path: Path) -> dict[str, Any]:
-    """Read what `save_resume` wrote.
+    """Read a state that `save_resume` wrote.
 
     Raises:
         UnreadableError: Missing or damaged.

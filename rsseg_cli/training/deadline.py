@@ -1,4 +1,4 @@
-"""The time that a batch queue gives a run: it must have come to rest before that is over."""
+"""Stops a run before the time limit of a batch queue."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from rsseg_cli.errors import RssegError
 Work = Literal["step", "validation", "save"]
 
 SPARE = 1.5
-"""What is still to do may take this much longer than it ever has."""
+"""Factor on the longest duration so far of the work that is still to do."""
 MARGIN, MOST_MARGIN_S = 0.05, 30.0
-"""Part of the time that stays unused beside that, and its limit in seconds."""
+"""Fraction of the limit that is kept free beside that, and its maximum in seconds."""
 SLOW_DISK = 50e6
-"""Bytes per second at which a state is written, as long as none was."""
+"""Assumed bytes per second for writing a state, until one was written."""
 
 _UNITS = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 _CLOCK = re.compile(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)")
 
 
 class Deadline:
-    """Knows how much time is left, and how long each kind of work has taken at most.
+    """Remaining time, and the longest duration so far of each kind of work.
 
     Args:
-        seconds: From now on; infinite when nothing ends the run.
+        seconds: From now on; infinite without a limit.
         now: A clock in seconds.
     """
 
@@ -42,10 +42,10 @@ class Deadline:
 
     @classmethod
     def parse(cls, text: str | None) -> Deadline:
-        """Read what `--max-time` says: `8h`, `1h30m`, `HH:MM:SS` or `D-HH:MM:SS`.
+        """Parse `--max-time`: `8h`, `1h30m`, `HH:MM:SS` or `D-HH:MM:SS`.
 
         Raises:
-            RssegError: It is no time, or none at all.
+            RssegError: It is not a time, or 0.
         """
         if text is None:
             return cls()
@@ -63,21 +63,21 @@ class Deadline:
 
     @contextmanager
     def timing(self, work: Work, *, usual: bool = True) -> Iterator[None]:
-        """Remember how long this takes if it is the longest of its kind, and no exception."""
+        """Measure the work in this block; `usual` is False for one that does not count."""
         started = self._now()
         yield
         if usual:
             self.expect(work, self._now() - started)
 
     def expect(self, work: Work, seconds: float) -> None:
-        """Take into account that some work may take so long."""
+        """Expect some work to take at least so long."""
         self._longest[work] = max(seconds, self._longest.get(work, 0.0))
 
     def expect_state(self, size: int) -> None:
-        """Take into account that a state of so many bytes is to be written."""
+        """Expect a state of so many bytes to be written."""
         self.expect("save", size / SLOW_DISK)
 
     def near(self, *coming: Work) -> bool:
-        """Say whether there is not enough time left for what would come next."""
+        """Return True if the remaining time is too short for the coming work."""
         needed = sum(self._longest.get(work, 0.0) for work in coming)
         return self._ends - self._now() < SPARE * needed + self._margin

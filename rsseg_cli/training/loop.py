@@ -1,8 +1,8 @@
-"""The one training loop: `fit` and `adapt` differ only in the job they hand to it."""
+"""The training loop; `fit` and `adapt` differ only in the job that they pass to it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,23 +11,31 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import Parameter
 
-from rsseg_cli import distributed
+from rsseg_cli import batch_shard, distributed
 from rsseg_cli.data.tiles.tile_stream import Batch
-from rsseg_cli.errors import Interrupted
+from rsseg_cli.errors import Interrupted, RssegError
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.settings import Json, Strict
 from rsseg_cli.training import optimizer
 from rsseg_cli.training.deadline import Deadline, Work
-from rsseg_cli.training.folder import RunFolder
-from rsseg_cli.training.meter import Meter, TrainingResult
+from rsseg_cli.training.gradient_accumulation import accumulate_gradients
+from rsseg_cli.training.micro_batch import (
+    divisor,
+    explaining_out_of_memory,
+    find_micro_batch,
+    is_out_of_memory,
+    memory_is_limited,
+    probe_update,
+)
 from rsseg_cli.training.objectives import Objective
-from rsseg_cli.training.passes import StepBatches, backward
 from rsseg_cli.training.precision import Format, Precision
 from rsseg_cli.training.prefetch import Indexed, Prefetch, pinned
 from rsseg_cli.training.progress import Progress
-from rsseg_cli.training.room import Buffers, Room, explained
+from rsseg_cli.training.run_folder import RunFolder
+from rsseg_cli.training.signals import StopSignal
 from rsseg_cli.training.step import TrainingStep, seed_for
-from rsseg_cli.training.stop import StopSignal
+from rsseg_cli.training.step_log import StepLog, TrainingResult
+from rsseg_cli.words import counted
 
 
 class Training(Strict):
@@ -36,10 +44,10 @@ class Training(Strict):
     steps: int = Field(20_000, ge=1)
     batch: int = Field(4, ge=1)
     """Tiles per update, over all processes."""
-    accumulate: int = Field(1, ge=1)
-    """Passes that one batch is cut into, to save memory."""
+    grad_accumulation: int = Field(1, ge=1)
+    """Least number of micro-batches per update; more where memory is short."""
     precision: Format = "auto"
-    recompute: bool = False
+    activation_checkpointing: bool = False
     """Drop activations inside the backbone's blocks and compute them again in backward."""
     compile: bool = False
     validate_every: int = Field(1_000, ge=1)
@@ -47,30 +55,32 @@ class Training(Strict):
     save_every: int = Field(500, ge=1)
     """Steps between two states to resume from."""
     seed: int = Field(42, ge=0)
-    threads: int = Field(4, ge=0)
+    num_workers: int = Field(4, ge=0)
     """Threads that read tiles ahead; 0 reads in the loop."""
 
 
 @dataclass
 class Job:
-    """All that a run of the loop needs.
+    """Everything that a run of the loop needs.
 
     Attributes:
         model: On its device.
-        objective: Names the loss terms of a batch.
-        batches: Item i is the i-th pass' batch: a pure function of i.
+        objective: Computes the loss terms of a batch.
+        open_batches: Opens micro-batches of so many tiles of this process. Item i is the i-th
+            one, a pure function of i; the tiles of a step do not depend on the size.
         open_probes: Opens labelled batches of a given size, apart from the training stream.
         validate: Scores the model; its result has at least `miou`. None: nothing to validate on.
             The last of the scores with the highest `merit`, else `miou`, is the best; a score
-            with a `stop` ends the run, and says why.
-        folder: Where files go.
-        deadline: When the run must have come to rest.
+            with a `stop` ends the run, and gives the reason.
+        folder: Folder of the run's files.
+        deadline: The time by which the run must have stopped.
         rate_start: Validate before the first step too: the model as it starts may be the best.
+        multiple: Tiles of a micro-batch are a multiple of this: 2 where each holds two domains.
     """
 
     model: Segmenter
     objective: Objective
-    batches: Indexed[Batch]
+    open_batches: Callable[[int], Indexed[Batch]]
     open_probes: Callable[[int], Indexed[Batch]]
     validate: Callable[[Segmenter], dict[str, Json]] | None
     folder: RunFolder
@@ -79,6 +89,7 @@ class Job:
     device: torch.device
     deadline: Deadline = field(default_factory=Deadline)
     rate_start: bool = False
+    multiple: int = 1
 
     def works(self, step: int) -> list[Work]:
         """List what comes with step number `step`, from 1, until a state is written after it."""
@@ -88,47 +99,51 @@ class Job:
 
 
 def train(job: Job, progress: Progress, resumed: dict[str, Any] | None = None) -> TrainingResult:
-    """Train `job.model` to the last step and leave the model files.
+    """Train `job.model` to the last step and write the model files.
 
     Args:
-        job: What to train on what.
-        progress: Told about every step.
-        resumed: A state written by an interrupted run, to go on from.
+        job: The model, the data and the settings.
+        progress: Shows every step.
+        resumed: The state of an interrupted run to continue.
 
     Raises:
         Interrupted: Stopped from outside; the folder holds the state to resume from.
         RssegError: The loss is not finite or memory ran out; the last good state stays.
     """
     settings, model = job.settings, job.model
-    model.backbone.recompute = settings.recompute
+    model.backbone.recompute = settings.activation_checkpointing
     if settings.compile:
         model.compile()
-    updates = Updates(job)
-    with explained():
-        best, start = _begin(job, updates, progress, resumed)
-    passes = range(start * settings.accumulate, settings.steps * settings.accumulate)
-    prefetch = Prefetch(pinned(job.batches, job.device), passes, threads=settings.threads)
-    meter = Meter(prefetch, batch=settings.batch, device=job.device, folder=job.folder.path)
+    trainer = Trainer(job)
+    with explaining_out_of_memory():
+        if resumed is None:
+            trainer.probe_memory(progress)
+        best, start = _begin(job, trainer, progress, resumed)
+    per_step = trainer.micro_batches
+    batches = pinned(job.open_batches(trainer.micro_batch), job.device)
+    numbers = range(start * per_step, settings.steps * per_step)
+    prefetch = Prefetch(batches, numbers, threads=settings.num_workers)
+    log = StepLog(prefetch, batch=settings.batch, device=job.device, folder=job.folder.path)
     score: dict[str, Json] | None = None
     model.train()
 
-    with StopSignal() as stop, explained():
+    with StopSignal() as stop, explaining_out_of_memory():
         stream = iter(prefetch)
         for index in range(start, settings.steps):
             # The first step compiles and warms up.
             with job.deadline.timing("step", usual=index > start):
-                meter.add(index, updates.take(index, StepBatches(stream, settings.accumulate)))
+                log.add(index, trainer.step(index, stream))
             done = index + 1
             last = done == settings.steps
             progress.step(done)
             if done % settings.log_every == 0 or last:
                 # The only point where the host waits for the device.
-                record = meter.read(done, updates.lr) | job.objective.record()
+                record = log.read(done, trainer.lr) | job.objective.record()
                 record["method"] = model.method.record()
                 job.folder.add(record)
                 progress.log(record)
             if job.validate and (done % settings.validate_every == 0 or last):
-                meter.check()
+                log.check()
                 with job.deadline.timing("validation"):
                     score, best = _validate(job, job.validate, best, done, progress)
                 model.train()
@@ -138,9 +153,9 @@ def train(job: Job, progress: Progress, resumed: dict[str, Any] | None = None) -
             late = job.deadline.near(*job.works(done + 1))
             ends = distributed.any_rank(stop.wanted or late)
             if done % settings.save_every == 0 or ends:
-                meter.check()
+                log.check()
                 with job.deadline.timing("save"):
-                    job.folder.save_resume(_state(done, job, updates, best))
+                    job.folder.save_resume(_state(done, job, trainer, best))
             if ends:
                 distributed.barrier()  # for the one that writes
                 raise Interrupted(
@@ -151,33 +166,37 @@ def train(job: Job, progress: Progress, resumed: dict[str, Any] | None = None) -
                 )
 
     _finish(job, best, score, done)
-    return meter.outcome(done, best, score)
+    return log.outcome(done, best, score)
 
 
-class Updates:
-    """Takes the steps: gradients of all passes, then one update.
+class Trainer:
+    """Takes the steps: the gradients of all micro-batches, then one update.
 
     Attributes:
         adam: The optimizer.
-        scaler: Keeps small gradients of fp16 alive.
-        room: Knows how many images of a pass fit into memory.
-        probe_room: The same for probes, which may be larger.
+        scaler: Scales the loss so that small gradients survive in fp16.
+        largest: Tiles of a micro-batch as configured.
+        micro_batch: Tiles of a micro-batch, in this process.
         lr: Learning rate of the last step.
     """
 
     def __init__(self, job: Job) -> None:
         self.job, self.lr = job, 0.0
-        alone = distributed.world_size() == 1
-        self.room, self.probe_room = Room(retry=alone), Room(retry=alone)
+        parts = job.settings.grad_accumulation * distributed.world_size()
+        self.micro_batch = self.largest = job.settings.batch // parts
         self.precision = Precision.choose(job.settings.precision, job.device)
         self.adam = optimizer.build(job.optimization, job.model)
         self.scaler = torch.amp.GradScaler(job.device.type, enabled=self.precision.scaled)
         self.tuned: list[Parameter] = [parameter for _, parameter in job.model.tuned()]
         unclipped = {id(parameter) for parameter in job.model.method.unclipped()}
-        self.clipped = [one for one in self.tuned if id(one) not in unclipped]
-        self.buffers = Buffers(job.model.method, job.model.head)
+        self.clipped = [p for p in self.tuned if id(p) not in unclipped]
 
-    def take(self, index: int, batches: StepBatches) -> dict[str, Tensor]:
+    @property
+    def micro_batches(self) -> int:
+        """Number of micro-batches per step."""
+        return self.job.settings.grad_accumulation * self.largest // self.micro_batch
+
+    def step(self, index: int, stream: Iterator[Batch]) -> dict[str, Tensor]:
         """Take step `index`, from 0; return the mean of each loss term, on the device."""
         job, model = self.job, self.job.model
         self.lr = optimizer.set_lr(self.adam, job.optimization, index, job.settings.steps)
@@ -190,19 +209,23 @@ class Updates:
             device=job.device,
             seed=job.settings.seed,
             open_probes=job.open_probes,
-            room=self.probe_room,
         )
         model.method.before_step(step)
-        self.buffers.keep()
-        terms = self.room.run(
-            lambda: self._backward(index, batches), self._undo, lambda: batches.kept[0]
-        )
+        with batch_shard.sharded():
+            terms = accumulate_gradients(
+                model,
+                job.objective,
+                self._read(stream),
+                seeds=self._seeds(index),
+                autocast=self.precision.autocast,
+                scale=self.scaler.scale,
+            )
         # Scaled as they are: what overflows in one process is skipped in all.
         distributed.average_gradients(self.tuned)
         self.scaler.unscale_(self.adam)
         model.method.before_update(step)
-        if job.optimization.clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.clipped, job.optimization.clip)
+        if job.optimization.clip_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.clipped, job.optimization.clip_grad_norm)
         self.scaler.step(self.adam)
         self.scaler.update()
         # Frees the gradients' memory before the next forward.
@@ -211,40 +234,56 @@ class Updates:
         job.objective.after_step(model, index)
         return terms
 
-    def _backward(self, index: int, batches: StepBatches) -> dict[str, Tensor]:
-        """Leave the gradients of a step; a pure function of weights, seed and index."""
-        job = self.job
-        return backward(
-            job.model,
-            job.objective,
-            (self.room.cut(batch.to(job.device)) for batch in batches),
-            count=batches.count,
-            seed=seed_for(job.settings.seed, index),
-            autocast=self.precision.autocast,
-            scale=self.scaler.scale,
-            together=True,
-        )
+    def _seeds(self, index: int) -> list[int]:
+        """List the seeds of the model's random numbers, one per micro-batch."""
+        rank, seed = distributed.rank(), self.job.settings.seed
+        return [seed_for(seed, index, rank << 16 | n) for n in range(self.micro_batches)]
 
-    def _undo(self) -> None:
-        """Put back what half a step has changed."""
-        self.adam.zero_grad(set_to_none=True)
-        self.buffers.restore()
-        self.job.objective.undo()
+    def _read(self, stream: Iterator[Batch]) -> Iterator[Batch]:
+        """Yield micro-batches on the device."""
+        while True:
+            try:
+                batch = next(stream)
+            except (RuntimeError, MemoryError) as error:  # no smaller micro-batch would help
+                if not is_out_of_memory(error):
+                    raise
+                raise RssegError(
+                    "out of memory while tiles were read",
+                    where="training.num_workers, training.batch",
+                    fix="--set training.num_workers=1, or a smaller --batch",
+                ) from error
+            yield batch.to(self.job.device)
+
+    def probe_memory(self, progress: Progress) -> None:
+        """Find the micro-batch that fits, where memory is limited."""
+        job = self.job
+        if not memory_is_limited(job.device):
+            return
+
+        def probe(size: int) -> None:
+            batch = job.open_batches(size)[0].to(job.device)
+            probe_update(job.model, job.objective, batch, self.adam, self.precision)
+
+        self.micro_batch = find_micro_batch(self.largest, job.multiple, probe)
+        tiles = counted(self.micro_batch, "tile")
+        progress.say(f"memory   micro-batches of {tiles}, {self.micro_batches} per step")
 
     def state(self) -> dict[str, Any]:
-        """Collect what must survive a restart."""
+        """Return what must survive a restart."""
         return {
             "optimizer": self.adam.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "room": [self.room.images, self.probe_room.images],
+            "micro_batch": self.micro_batch,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Put back what `state` collected, perhaps on another device."""
+        """Load what `state` returned, on any device and number of processes."""
         optimizer.restore(self.adam, state["optimizer"])
         if state["scaler"]:  # empty where no loss was scaled
             self.scaler.load_state_dict(state["scaler"])
-        self.room.images, self.probe_room.images = state["room"]
+        if state["micro_batch"] < self.largest:
+            fitting = divisor(self.largest, state["micro_batch"], self.job.multiple)
+            self.micro_batch = fitting or self.largest
 
 
 def _validate(
@@ -254,7 +293,7 @@ def _validate(
     done: int,
     progress: Progress,
 ) -> tuple[dict[str, Json], dict[str, Json]]:
-    """Score the model and keep it if it is the best; return its score and the best one."""
+    """Validate the model and save it if it is the best; return its score and the best one."""
     score = validate(job.model)
     best = _keep_best(job, best, score, done)
     job.folder.add({"step": done, "val": score})
@@ -265,7 +304,7 @@ def _validate(
 def _finish(
     job: Job, best: dict[str, Json] | None, score: dict[str, Json] | None, done: int
 ) -> None:
-    """Write the last model, also as the model to use when nothing was validated."""
+    """Save the last model, also as the best one when nothing was validated."""
     for path in (job.folder.last,) if best else (job.folder.last, job.folder.model):
         job.folder.save_model(path, job.model, score, done)
     if distributed.is_main():
@@ -275,7 +314,7 @@ def _finish(
 def _keep_best(
     job: Job, best: dict[str, Json] | None, score: dict[str, Json], step: int
 ) -> dict[str, Json]:
-    """Write the model file if none was better so far (a score without numbers counts as 0)."""
+    """Save the model if none was better so far (a score without numbers counts as 0)."""
     if best is not None and _merit(score) < _merit(best):
         return best
     job.folder.save_model(job.folder.model, job.model, score, step)
@@ -287,8 +326,8 @@ def _merit(score: dict[str, Json]) -> float:
     return float(value) if isinstance(value, (int, float)) else 0.0
 
 
-def _state(done: int, job: Job, updates: Updates, best: dict[str, Json] | None) -> dict[str, Any]:
-    return updates.state() | {
+def _state(done: int, job: Job, trainer: Trainer, best: dict[str, Json] | None) -> dict[str, Any]:
+    return trainer.state() | {
         "step": done,
         "model": job.model.pack(),
         "objective": job.objective.state(),
@@ -297,17 +336,17 @@ def _state(done: int, job: Job, updates: Updates, best: dict[str, Json] | None) 
 
 
 def _begin(
-    job: Job, updates: Updates, progress: Progress, state: dict[str, Any] | None
+    job: Job, trainer: Trainer, progress: Progress, state: dict[str, Any] | None
 ) -> tuple[dict[str, Json] | None, int]:
-    """Rate the start or put a saved state back; return the best score so far and the first step."""
+    """Validate the start or load a saved state; return the best score and the first step."""
     packed = sum(tensor.nbytes for tensor in job.model.pack().values())
-    job.deadline.expect_state(packed + sum(2 * tensor.nbytes for tensor in updates.tuned))
+    job.deadline.expect_state(packed + sum(2 * tensor.nbytes for tensor in trainer.tuned))
     if state is None:
         if job.validate and job.rate_start:
             return _validate(job, job.validate, None, 0, progress)[1], 0
         return None, 0
     job.model.unpack(state["model"])
-    updates.restore(state)
+    trainer.restore(state)
     job.objective.restore(state["objective"])
     job.folder.cut(state["step"])
     return state["best"], state["step"]

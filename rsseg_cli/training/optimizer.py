@@ -1,4 +1,4 @@
-"""AdamW over everything that may ever train, and the learning rate as a function of the step."""
+"""AdamW over all trainable parameters, and the learning rate as a function of the step."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Optimization(Strict):
 
     lr: float = Field(1.0e-4, gt=0)
     backbone_lr: float | None = Field(None, gt=0)
-    """Learning rate of the backbone's own tuned weights; null means `lr`."""
+    """Learning rate of the backbone's own trainable weights; null means `lr`."""
     weight_decay: float = Field(0.05, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
-    clip: float | None = Field(None, gt=0)
+    clip_grad_norm: float | None = Field(None, gt=0)
     """Largest norm of the gradient; null means no clipping."""
     schedule: Literal["poly", "cosine", "constant"] = "poly"
     power: float = Field(0.9, gt=0)
@@ -32,7 +32,7 @@ class Optimization(Strict):
 
 
 def factor(settings: Optimization, step: int, steps: int) -> float:
-    """Give the share of the full learning rate at `step` of `steps`, in (0, 1]."""
+    """Return the factor of the learning rate at `step` of `steps`, in (0, 1]."""
     if step < settings.warmup:
         return (step + 1) / settings.warmup
     done = (step - settings.warmup) / max(1, steps - settings.warmup)
@@ -44,10 +44,10 @@ def factor(settings: Optimization, step: int, steps: int) -> float:
 
 
 def build(settings: Optimization, model: Segmenter) -> AdamW:
-    """Put every tuned parameter into groups by learning rate and weight decay.
+    """Build AdamW with a group of parameters per learning rate and weight decay.
 
     Biases, norms, scalars, embeddings and what the method names in `undecayed` do not decay.
-    AdamW skips parameters without a gradient, so one that is switched off stays bit-equal.
+    AdamW skips parameters without a gradient: they stay bit-equal.
     """
     free = {id(p) for p in model.method.undecayed()}
     for module in model.modules():
@@ -70,7 +70,7 @@ def build(settings: Optimization, model: Segmenter) -> AdamW:
 
 
 def restore(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Put a state back that another device may have written: how to compute stays this one's."""
+    """Load a state, perhaps of another device; `fused` and `foreach` stay those of this one."""
     groups = [
         group | {"fused": own["fused"], "foreach": own["foreach"]}
         for group, own in zip(state["param_groups"], optimizer.param_groups, strict=True)

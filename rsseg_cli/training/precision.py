@@ -1,4 +1,4 @@
-"""Which number format the forward pass runs in."""
+"""The number format of the forward pass."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Precision:
 
     @classmethod
     def choose(cls, wanted: Format, device: torch.device) -> Precision:
-        """Pick the format: `auto` is bf16 where the accelerator has it, else fp16; fp32 on CPUs."""
+        """Return the format: `auto` is bf16 where the GPU supports it, else fp16; fp32 on CPUs."""
         if wanted == "auto":
             if device.type != "cuda":
                 wanted = "fp32"
@@ -36,15 +36,15 @@ class Precision:
 
     @property
     def scaled(self) -> bool:
-        """Say whether the loss must be scaled so that small gradients survive."""
+        """Whether the loss must be scaled so that small gradients survive."""
         return self.dtype == torch.float16
 
     def autocast(self) -> AbstractContextManager[None]:
-        """Run matrix products in the chosen format."""
+        """Return a context that runs matrix products in this format."""
         if self.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype)
 
     def probing(self) -> AbstractContextManager[None]:
-        """Like `autocast`, but fp32 instead of fp16: unscaled fp16 gradients would vanish."""
+        """Return `autocast`, but fp32 instead of fp16: unscaled fp16 gradients would vanish."""
         return nullcontext() if self.scaled else self.autocast()

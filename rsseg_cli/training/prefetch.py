@@ -1,4 +1,4 @@
-"""Reads the next batches while the device works on this one."""
+"""Read-ahead of the next batches while the device works on this one."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ T = TypeVar("T")
 
 
 class Indexed(Protocol[T_co]):
-    """Gives the item with a number; called from several threads."""
+    """Source of numbered items; called from several threads."""
 
     def __getitem__(self, index: int, /) -> T_co:
-        """Make item `index`."""
+        """Return item `index`."""
 
 
 @dataclass(frozen=True)
@@ -33,21 +33,21 @@ class _Pinned:
 
 
 def pinned(source: Indexed[Batch], device: torch.device) -> Indexed[Batch]:
-    """Let the readers put batches where a GPU copies them from on its own; else change nothing."""
+    """Return the source with pinned batches for a GPU; else the source itself."""
     return _Pinned(source) if device.type == "cuda" else source
 
 
 class Prefetch(Generic[T]):
-    """Iterates over `source[i] for i in indices`, read ahead in order by threads.
+    """Iterator over `source[i] for i in indices`, read ahead in order by threads.
 
-    Raster reading and decoding release the interpreter's lock, so threads with a handle each
-    keep up without copies between processes.
+    Raster reading and decoding release the interpreter's lock, so threads with their own handles
+    need no processes and no copies between them.
 
     Args:
-        source: Makes the items.
+        source: Source of the items.
         indices: Which items, in order.
-        threads: Readers at work; 0 reads in the caller's thread.
-        ahead: Items that may wait.
+        threads: Number of reader threads; 0 reads in the caller's thread.
+        ahead: Items read ahead.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Prefetch(Generic[T]):
         """Seconds that the caller has waited for items."""
 
     def __iter__(self) -> Iterator[T]:
-        """Yield the items in order; an error of a reader surfaces here."""
+        """Yield the items in order; an error of a reader is raised here."""
         if self.threads == 0:
             for index in self.indices:
                 started = time.perf_counter()

@@ -1,28 +1,22 @@
-"""What a terminal shows while a model trains."""
+"""Progress of the training on a terminal."""
 
 from __future__ import annotations
 
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 from rsseg_cli.settings import Json
 
 
 class Progress:
-    """A live line on stderr, and a line per validation; silent when told or not on a terminal.
+    """A live line on stderr, and a line per validation; silent if quiet or not on a terminal.
 
     Args:
         steps: Number of steps of the run.
-        start: Step that the run goes on from.
+        start: Step from which the run is resumed.
         quiet: Show nothing.
     """
 
@@ -56,7 +50,7 @@ class Progress:
         self.bar.stop()
 
     def say(self, *lines: str) -> None:
-        """Print lines, unless told to be quiet."""
+        """Print lines, unless quiet."""
         for line in lines:
             self.console.print(line, highlight=False, soft_wrap=True, markup=False)
 

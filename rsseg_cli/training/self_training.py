@@ -1,12 +1,14 @@
-"""Self-training: a slow teacher labels the target, the student learns from both domains.
+"""Self-training: an EMA teacher labels the target, the student learns from both domains.
 
 Half of a batch is labelled. Half the classes of each labelled tile are pasted onto a tile of the
-target that the teacher has labelled, the mixture is changed in its radiometry, and the student
-learns from it as far as the teacher is sure (DACS, Tranheden et al. 2021).
+target with its pseudo-labels, and the radiometry of the mixture is changed. The student learns
+from it, weighted by the teacher's confidence (DACS, Tranheden et al. 2021).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -15,27 +17,25 @@ from torch import Tensor
 
 from rsseg_cli import distributed
 from rsseg_cli.classes import IGNORE
-from rsseg_cli.data.tiles.augment import Augment
+from rsseg_cli.data.tiles.augment import Augment, Generators, draw, tile_generators
 from rsseg_cli.data.tiles.domain_batches import DomainBatch
 from rsseg_cli.data.tiles.tile_stream import Batch
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.settings import Json, Strict
-from rsseg_cli.share import own
-from rsseg_cli.training.mixing import paste, pasted
-from rsseg_cli.training.objectives import generator_like
+from rsseg_cli.training.classmix import class_mask, paste
+from rsseg_cli.training.ema_teacher import EMATeacher
 from rsseg_cli.training.pseudo_labels import PseudoLabels, by_confidence, by_entropy
-from rsseg_cli.training.teacher import Teacher
 
 Weight = Literal["image", "const", "pixel"]
 
 
 class SelfTraining:
-    """Learns from labelled tiles, and from a teacher's labels of the target's.
+    """Objective on labelled tiles of the source and pseudo-labelled tiles of the target.
 
     Args:
-        settings: How.
+        settings: See `Config`.
         model: The student, on its device, as it starts.
-        augment: Settings of what happens to labelled tiles.
+        augment: Settings of the augmentation of labelled tiles.
         tile: Side of a tile in pixels.
         steps: Number of steps of the run.
     """
@@ -43,41 +43,41 @@ class SelfTraining:
     class Config(Strict):
         """Settings; the sources are DACS (arXiv 2007.08702) and Earth-Adapter (2504.06220)."""
 
-        start: float = Field(0.2, ge=0, lt=1)
-        """Share of the steps before the first pseudo-label (Earth-Adapter: 4k of 20k); 0 when
+        warmup_fraction: float = Field(0.2, ge=0, lt=1)
+        """Fraction of the steps before the first pseudo-label (Earth-Adapter: 4k of 20k); 0 when
         the run starts from a fitted model."""
         decay: float = Field(0.99, ge=0, lt=1)
-        """Largest share of the old value that an update of the teacher keeps (DACS)."""
+        """Largest fraction of the old value that an update of the teacher keeps (DACS)."""
         threshold: float = Field(0.9, ge=0, le=1)
         """Probability from which a pseudo-label is sure (DACS .968, on another score)."""
         weight: Weight = "image"
-        """What tiles of the target count: by their share of sure pixels (DACS), always the same
+        """Weight of tiles of the target: their fraction of sure pixels (DACS), always the same
         (Earth-Adapter), or the same but with sure pixels only."""
-        share: float = Field(0.5, ge=0)
+        target_weight: float = Field(0.5, ge=0)
         """Factor of the target's loss (Earth-Adapter)."""
         jitter: float = Field(0.2, ge=0, le=1)
         """Largest change of the mixture's gain and offset, overall and per band (DAFormer)."""
         jitter_chance: float = Field(0.8, ge=0, le=1)
-        """Share of mixtures that are changed so (DACS)."""
+        """Fraction of mixtures whose radiometry is changed (DACS)."""
         blur: float = Field(0.0, ge=0, le=1)
-        """Share of mixtures that are blurred (Earth-Adapter none; DACS .5). Seen from above, what
-        tells classes apart is often texture of a few pixels, which a blur takes away."""
-        keep: float = Field(0.5, gt=0, le=1)
-        """Without a source: share of the pixels of each class, those of lowest entropy, that are
-        learnt from."""
+        """Fraction of mixtures that are blurred (Earth-Adapter none; DACS .5). Seen from above,
+        classes often differ by texture of a few pixels, which a blur removes."""
+        keep_fraction: float = Field(0.5, gt=0, le=1)
+        """Without a source: fraction of the pixels of each class, those of lowest entropy, that
+        are learnt from."""
 
     def __init__(
         self, settings: Config, model: Segmenter, augment: Augment.Config, *, tile: int, steps: int
     ) -> None:
         self.settings = settings
-        self.teacher = Teacher(model, settings.decay)
-        self.start = round(settings.start * steps)
+        self.teacher = EMATeacher(model, settings.decay)
+        self.start = round(settings.warmup_fraction * steps)
         """Step of the first pseudo-label."""
         self.done = 0
         """Steps done."""
         self.classes = model.head.classes
         still = dict.fromkeys(("gain", "offset", "band_gain", "band_offset", "noise", "blur"), 0.0)
-        in_place = still | {"scale": (1.0, 1.0), "flips": False, "turns": False}
+        in_place = still | {"scale": (1.0, 1.0), "flip": False, "rot90": False}
         changed = dict.fromkeys(("gain", "offset", "band_gain", "band_offset"), settings.jitter)
 
         def changing(update: dict[str, Any]) -> Augment:
@@ -86,76 +86,89 @@ class SelfTraining:
         self.strong, self.weak = changing({}), changing(still)
         self.jitter = changing(in_place | changed)
         self.blur = changing(in_place | {"blur": settings.blur})
-        self._seen = _Seen(self.classes)
+        self._statistics = PseudoLabelStatistics(self.classes)
 
     @property
     def started(self) -> bool:
-        """Whether the teacher gives labels by now."""
+        """Whether there are pseudo-labels by now."""
         return self.done >= self.start
 
     def __call__(self, model: Segmenter, batch: Batch) -> dict[str, Tensor]:
         """Return the loss terms of both domains, named `source ...` and `target ...`."""
         assert isinstance(batch, DomainBatch)
-        generator = generator_like(batch.image)
         image, count = model.standardise(batch.image), batch.sources
+        generators = tile_generators(batch.seeds, image.device)
         parts: list[tuple[Tensor, Tensor]] = []
         groups: list[tuple[str, int, Tensor | float]] = []
         if count:
-            parts.append(self.strong(image[:count], batch.label[:count], generator))
+            parts.append(self.strong(image[:count], batch.label[:count], generators[:count]))
             groups.append(("source", count, 1.0))
         if count < len(image) and self.started:
-            weak, there = self.weak(image[count:], batch.label[count:], generator)
-            found = self._read(weak, there != IGNORE, labelled=bool(count))
-            parts.append(self._mixture(parts[0] if count else None, weak, found, generator))
+            of_target = generators[count:]
+            weak, label = self.weak(image[count:], batch.label[count:], of_target)
+            labels = self._pseudo_labels(weak, label != IGNORE, labelled=bool(count))
+            parts.append(self._mixture(parts[0] if count else None, weak, labels, of_target))
             # Alone, there is nothing to weigh the target against.
-            groups += self._weigh(found) if count else [("target", len(weak), 1.0)]
-            self._seen.add(found)
+            groups += self._weigh(labels) if count else [("target", len(weak), 1.0)]
+            self._statistics.add(labels)
         return self._losses(model, parts, groups)
 
-    def _read(self, image: Tensor, there: Tensor, *, labelled: bool) -> PseudoLabels:
-        """Ask the teacher about weak views (B, C, H, W) of the target."""
+    def worst_case(self, model: Segmenter, batch: Batch) -> dict[str, Tensor]:
+        """Return the loss terms with pseudo-labels, even before the first ones are due."""
+        done, self.done = self.done, self.start
+        try:
+            with self.unrecorded():
+                return self(model, batch)
+        finally:
+            self.done = done
+
+    @contextmanager
+    def unrecorded(self) -> Iterator[None]:
+        """Keep the pseudo-labels of this block out of the statistics."""
+        before, self._statistics = self._statistics, PseudoLabelStatistics(self.classes)
+        try:
+            yield
+        finally:
+            self._statistics = before
+
+    def _pseudo_labels(self, image: Tensor, valid: Tensor, *, labelled: bool) -> PseudoLabels:
+        """Label weak views (B, C, H, W) of the target by the teacher."""
         probabilities = self.teacher.probabilities(image)
         if labelled:
-            return by_confidence(probabilities, there, self.settings.threshold)
-        return by_entropy(probabilities, there, self.settings.keep)
+            return by_confidence(probabilities, valid, self.settings.threshold)
+        return by_entropy(probabilities, valid, self.settings.keep_fraction)
 
     def _mixture(
         self,
         source: tuple[Tensor, Tensor] | None,
         weak: Tensor,
-        found: PseudoLabels,
-        generator: torch.Generator,
+        labels: PseudoLabels,
+        generators: Generators,
     ) -> tuple[Tensor, Tensor]:
-        """Paste source onto target, if there is any, and change what comes out."""
-        label = found.label if self.settings.weight != "pixel" else found.sure_only()
+        """Paste source onto target, if there is any, and change the radiometry of the result."""
+        label = labels.label if self.settings.weight != "pixel" else labels.sure_only()
         if source is None:
-            mixed = weak, found.sure_only()
+            mixed = weak, labels.sure_only()
         else:
             donors = torch.arange(len(weak), device=weak.device) % len(source[0])
-            image_, label_ = source[0][donors], source[1][donors]
-            mask = pasted(label_, self.classes, generator)
-            mixed = paste(mask, (image_, label_), (weak, label))
-        return self._view(mixed[0], generator), mixed[1]
+            donor = source[0][donors], source[1][donors]
+            mixed = paste(class_mask(donor[1], self.classes, generators), donor, (weak, label))
+        return self._strong_view(mixed[0], generators), mixed[1]
 
-    def _view(self, image: Tensor, generator: torch.Generator) -> Tensor:
-        """Make the strong view of tiles: other radiometry and less sharp."""
+    def _strong_view(self, image: Tensor, generators: Generators) -> Tensor:
+        """Change the radiometry of some tiles, and blur some."""
         nothing = image.new_zeros(len(image), *image.shape[-2:])
-        drawn = own(
-            lambda tiles: torch.rand(tiles, generator=generator, device=generator.device),
-            len(image),
-        )
-        chosen = drawn < self.settings.jitter_chance
-        changed, _ = self.jitter(image, nothing, generator)
-        image = torch.where(chosen.to(image.device)[:, None, None, None], changed, image)
-        return self.blur(image, nothing, generator)[0]
+        chosen = draw((1, 1, 1), generators) < self.settings.jitter_chance
+        changed, _ = self.jitter(image, nothing, generators)
+        return self.blur(torch.where(chosen, changed, image), nothing, generators)[0]
 
-    def _weigh(self, found: PseudoLabels) -> list[tuple[str, int, Tensor | float]]:
-        """Group the target's tiles by what their loss counts: (name, tiles, weight)."""
-        count, share = len(found.label), self.settings.share
+    def _weigh(self, labels: PseudoLabels) -> list[tuple[str, int, Tensor | float]]:
+        """Group the target's tiles by the weight of their loss: (name, tiles, weight)."""
+        count, weight = len(labels.label), self.settings.target_weight
         if self.settings.weight != "image":
-            return [("target", count, share)]
+            return [("target", count, weight)]
         # Tiles of different weight pass the head one by one.
-        return [("target", 1, share * q / count) for q in found.coverage]
+        return [("target", 1, weight * q / count) for q in labels.coverage]
 
     def _losses(
         self,
@@ -180,60 +193,47 @@ class SelfTraining:
                 losses[key] = losses.get(key, 0.0) + weight * value
         return losses
 
-    def undo(self) -> None:
-        """Forget what the teacher has said since the last step."""
-        self._seen.drop()
-
     def after_step(self, model: Segmenter, step: int) -> None:
-        """Let the teacher follow."""
-        self._seen.keep()
-        self.teacher.follow(step)
+        """Update the teacher."""
+        self.teacher.update(step)
         self.done = step + 1
 
     def record(self) -> dict[str, Json]:
-        """Return what the teacher has said since the last line."""
-        found, self._seen = self._seen.read(), _Seen(self.classes)
-        return {} if found is None else {"teacher": found}
+        """Return the statistics of the pseudo-labels since the last line."""
+        statistics = self._statistics.read()
+        self._statistics = PseudoLabelStatistics(self.classes)
+        return {} if statistics is None else {"teacher": statistics}
 
     def state(self) -> dict[str, Tensor]:
-        """Collect the teacher and the number of steps done."""
+        """Return the teacher and the number of steps done."""
         return self.teacher.state() | {"done": torch.tensor(self.done)}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Put back what `state` collected."""
+        """Load what `state` returned."""
         self.teacher.restore(state)
         self.done = int(state["done"])
 
 
-class _Seen:
-    """Sums of what a teacher says, on the device until they are read."""
+class PseudoLabelStatistics:
+    """Sums over pseudo-labels, on the device until they are read."""
 
     def __init__(self, classes: int) -> None:
         self.classes = classes
-        self.kept: Tensor | None = None
         self.sums: Tensor | None = None
 
-    def keep(self) -> None:
-        """Take what was added for good."""
-        self.kept = self.sums
-
-    def drop(self) -> None:
-        """Forget what was added since `keep`."""
-        self.sums = self.kept
-
     @torch.no_grad()
-    def add(self, found: PseudoLabels) -> None:
-        """Count tiles: image, sure, confidence, and every class."""
-        counts = torch.stack([found.there.sum(), found.sure.sum()]).double()
-        confidence = found.confidence.masked_fill(~found.there, 0.0).sum()[None].double()
+    def add(self, labels: PseudoLabels) -> None:
+        """Add the pixels of a batch: valid and sure ones, their confidence, and every class."""
+        counts = torch.stack([labels.valid.sum(), labels.sure.sum()]).double()
+        confidence = labels.confidence.masked_fill(~labels.valid, 0.0).sum()[None].double()
         shape = (IGNORE + 1,)
-        ones = torch.ones_like(found.label, dtype=torch.float64).flatten()
-        shares = ones.new_zeros(shape).scatter_add_(0, found.label.flatten(), ones)
+        ones = torch.ones_like(labels.label, dtype=torch.float64).flatten()
+        shares = ones.new_zeros(shape).scatter_add_(0, labels.label.flatten(), ones)
         line = torch.cat((counts, confidence, shares[: self.classes]))
         self.sums = line if self.sums is None else self.sums + line
 
     def read(self) -> dict[str, Json] | None:
-        """Give shares of all that was seen; None when there was nothing."""
+        """Return fractions of all valid pixels, over all processes; None without any batch."""
         if self.sums is None:
             return None
         pixels, sure, confidence, *classes = distributed.total(self.sums).tolist()

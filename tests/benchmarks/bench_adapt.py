@@ -35,7 +35,8 @@ def tiles(batch: int, side: int, device: torch.device) -> DomainBatch:
     image = torch.randint(255, (batch, 3, side, side), dtype=torch.uint8)
     label = torch.randint(CLASSES, (batch, side, side), dtype=torch.uint8)
     label[batch // 2 :] = 0
-    return DomainBatch(image.to(device), label.to(device), sources=batch // 2)
+    seeds = tuple(range(batch))
+    return DomainBatch(image.to(device), label.to(device), seeds=seeds, sources=batch // 2)
 
 
 def stepper(
@@ -44,7 +45,7 @@ def stepper(
     """Make a model and what takes one of its steps."""
     model: Segmenter = build(config, BANDS, CLASSES).to(device).train()
     tile, augment = config.data.tile, config.augment
-    settings = config.adapt.model_copy(update={"start": 0.0})
+    settings = config.adapt.model_copy(update={"warmup_fraction": 0.0})
     objective: Objective = Supervised(Augment(augment, tile=tile))
     if adapt:
         objective = SelfTraining(settings, model, augment, tile=tile, steps=100)

@@ -275,7 +275,7 @@ def bench_overlap(folder: Path) -> dict[str, float]:
         "--set", "backbone.patch=8", "--head", "linear", "--tile", "128", "--batch", "4",
         "--steps", "80", "--set", "optimizer.lr=2e-3", "--set", "optimizer.backbone_lr=3e-4",
         "--set", "data.sampling=balanced", "--set", "data.val_fraction=0",
-        "--set", "training.threads=0", "--device", "cpu", "-q",
+        "--set", "training.num_workers=0", "--device", "cpu", "-q",
     ]  # fmt: skip
     subprocess.run([sys.executable, "-m", "rsseg_cli", *fit], check=True, stdout=sys.stderr)
     [path] = scene.glob("images/*.tif")

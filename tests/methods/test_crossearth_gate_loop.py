@@ -24,11 +24,11 @@ from rsseg_cli.find import find
 from rsseg_cli.methods.crossearth_gate import CrossEarthGate
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training import checkpoint
-from rsseg_cli.training.folder import RunFolder
 from rsseg_cli.training.loop import Job, Training, train
 from rsseg_cli.training.objectives import Supervised
 from rsseg_cli.training.optimizer import Optimization
 from rsseg_cli.training.progress import Progress
+from rsseg_cli.training.run_folder import RunFolder
 
 STEPS = 8
 
@@ -44,7 +44,8 @@ class Tiles:
         self.asked.append(index)
         image, label = sample(self.first + index, self.count)
         mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (BANDS.mean, BANDS.std))
-        return Batch(image * std + mean, label.to(torch.uint8), names=(self.name,))
+        seeds = tuple(range(self.count))
+        return Batch(image * std + mean, label.to(torch.uint8), names=(self.name,), seeds=seeds)
 
 
 class Watched(Supervised):
@@ -73,11 +74,11 @@ def fit(
     job = Job(
         model=model,
         objective=objective,
-        batches=tiles,
+        open_batches=lambda size: tiles,
         open_probes=lambda samples: probes,
         validate=None,
         folder=run,
-        settings=Training(steps=STEPS, batch=2, log_every=3, save_every=2, threads=0),
+        settings=Training(steps=STEPS, batch=2, log_every=3, save_every=2, num_workers=0),
         optimization=Optimization(lr=1e-2, weight_decay=0.3),
         device=torch.device("cpu"),
     )

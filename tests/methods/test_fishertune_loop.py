@@ -19,12 +19,12 @@ from rsseg_cli.data.tiles.augment import Augment
 from rsseg_cli.data.tiles.tile_stream import Batch
 from rsseg_cli.methods.fishertune import FisherTune
 from rsseg_cli.training import checkpoint
-from rsseg_cli.training.folder import RunFolder
 from rsseg_cli.training.loop import Job, Training, train
 from rsseg_cli.training.objectives import Supervised
 from rsseg_cli.training.optimizer import Optimization
 from rsseg_cli.training.precision import Precision
 from rsseg_cli.training.progress import Progress
+from rsseg_cli.training.run_folder import RunFolder
 from rsseg_cli.training.step import TrainingStep
 
 STEPS, CPU = 12, torch.device("cpu")
@@ -40,7 +40,8 @@ class Tiles:
     def __getitem__(self, index: int) -> Batch:
         image, label = sample(self.first + index, self.count)
         mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (BANDS.mean, BANDS.std))
-        return Batch(image * std + mean, label.to(torch.uint8))
+        seeds = tuple(range(self.count))
+        return Batch(image * std + mean, label.to(torch.uint8), seeds=seeds)
 
 
 class Stopped(Exception):
@@ -62,12 +63,12 @@ def job(
     return Job(
         model=build(method, seed=seed, **settings),
         objective=Supervised(Augment(Augment.Config(), tile=32)),
-        batches=Tiles(0, 2),
+        open_batches=lambda size: Tiles(0, size),
         open_probes=lambda count: Tiles(10**6, count),
         validate=None,
         folder=folder,
-        settings=Training(steps=STEPS, batch=2, log_every=4, save_every=save_every, threads=0),
-        optimization=Optimization(lr=1e-3, clip=1.0),
+        settings=Training(steps=STEPS, batch=2, log_every=4, save_every=save_every, num_workers=0),
+        optimization=Optimization(lr=1e-3, clip_grad_norm=1.0),
         device=CPU,
     )
 

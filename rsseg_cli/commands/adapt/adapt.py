@@ -30,11 +30,11 @@ from rsseg_cli.report.adaptation import REPORTED, draw_adaptation
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.settings import Json
 from rsseg_cli.training.checkpoint import load_model
-from rsseg_cli.training.folder import RunFolder
 from rsseg_cli.training.loop import Job
-from rsseg_cli.training.meter import TrainingResult
 from rsseg_cli.training.prefetch import Indexed
+from rsseg_cli.training.run_folder import RunFolder
 from rsseg_cli.training.self_training import SelfTraining
+from rsseg_cli.training.step_log import TrainingResult
 from rsseg_cli.words import counted
 
 
@@ -105,7 +105,7 @@ class Adapt(Fit):
         if self.batch < 2:
             raise RssegError(
                 "a pass of one tile cannot hold both domains",
-                where="training.batch, training.accumulate",
+                where="training.batch, training.grad_accumulation",
                 fix="training.batch=2 or more for every pass and process",
             )
 
@@ -172,7 +172,13 @@ class Adapt(Fit):
         validate = self._validation
         validate.remember([] if self.resumed is None else _until(folder, self.resumed["step"]))
         started = self.config.adapt.model is not None
-        return replace(job, validate=validate, open_probes=self._probes, rate_start=started)
+        return replace(
+            job,
+            validate=validate,
+            open_probes=self._probes,
+            rate_start=started,
+            multiple=2 if self.sources.train else 1,
+        )
 
     @cached_property
     def _validation(self) -> TargetValidation:
@@ -184,8 +190,8 @@ class Adapt(Fit):
             start=self._objective.start,
             step=lambda: self._objective.done,
             precision=self.precision,
-            threads=self.config.training.threads,
-            limit=settings.collapse,
+            threads=self.config.training.num_workers,
+            limit=settings.max_class_shift,
             patience=settings.patience,
             gain=target.gain,
             before=self._map_before,
@@ -196,7 +202,7 @@ class Adapt(Fit):
         """Score on labels of the target, which nothing but the log and the report sees."""
         if not self.reported:
             return None
-        target, threads = self.targets, self.config.training.threads
+        target, threads = self.targets, self.config.training.num_workers
         tiles = self.covering(self.reported, target.bands(self.sources.bands))
         return Validation(tiles, self.sources.classes, self.precision, threads, gain=target.gain)
 
@@ -218,23 +224,32 @@ class Adapt(Fit):
 
     def stream(self, batch: int, *, seed: int = 0) -> Indexed[Batch]:
         """Open batches of both domains, or of the target alone."""
+        per_step = self.micro_batches(batch, seed)
         if not self.sources.train:
-            return self._target(batch, seed)
+            return self._target(batch, seed, per_step)
         target = batch // 2
-        return JoinedTiles(self._source(batch - target, seed), self._target(target, seed))
+        source = self._source(batch - target, seed, per_step)
+        return JoinedTiles(source, self._target(target, seed, per_step))
 
-    def _source(self, batch: int, seed: int) -> TileStream:
+    def _source(self, batch: int, seed: int, per_step: int = 1) -> TileStream:
         settings, index = self.config.adapt, self.index
         assert index is not None
-        if settings.rare is not None:
-            index = RareClasses.of(index, settings.rare)
+        if settings.rare_class_temperature is not None:
+            index = RareClasses.of(index, settings.rare_class_temperature)
         elif self.config.data.sampling != "balanced":
             index = None
-        return self.tiles(self.sources.train, self.sources.bands, batch, seed=seed, index=index)
+        return self.tiles(
+            self.sources.train,
+            self.sources.bands,
+            batch,
+            seed=seed,
+            index=index,
+            micro_batches=per_step,
+        )
 
-    def _target(self, batch: int, seed: int) -> TargetTiles:
+    def _target(self, batch: int, seed: int, per_step: int = 1) -> TargetTiles:
         bands = self.targets.bands(self.sources.bands)
-        tiles = self.tiles(self.targets.train, bands, batch, seed=seed)
+        tiles = self.tiles(self.targets.train, bands, batch, seed=seed, micro_batches=per_step)
         return TargetTiles(tiles, self.targets.gain)
 
     def _probes(self, samples: int) -> Indexed[Batch]:

@@ -97,7 +97,7 @@ def _defaults(fitted: RunConfig, user: RunConfig, *, steps_are_set: bool) -> dic
     steps = user.training.steps if steps_are_set else max(1, training.steps // 4)
     every = steps // VALIDATIONS
     defaults: dict[str, Any] = {
-        "adapt.start": 0,
+        "adapt.warmup_fraction": 0,
         "training.steps": steps,
         "training.validate_every": max(1, min(training.validate_every, every)),
         "training.log_every": max(1, min(training.log_every, every)),

@@ -14,7 +14,7 @@ from rsseg_cli.commands.fit.validation import Validation, inferred
 from rsseg_cli.data.tiles.validation_tiles import CoveringTiles
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.settings import Json
-from rsseg_cli.training.choice import Look, collapsed, merit, rating
+from rsseg_cli.training.model_selection import TargetStatistics, collapsed, merit, rating
 from rsseg_cli.training.precision import Precision
 from rsseg_cli.training.pseudo_labels import normalised_entropy
 from rsseg_cli.words import counted
@@ -74,7 +74,7 @@ class TargetValidation:
         # Last, so that nothing above can have looked at it.
         return found | {"target_labels": {"use": "reported only"} | self.reported(model)}
 
-    def _judge(self, found: dict[str, Any], look: Look, step: int) -> None:
+    def _judge(self, found: dict[str, Any], look: TargetStatistics, step: int) -> None:
         """Add `rating` and `merit`, and `stop` where it is time."""
         start = self._start() if step > self.start else None
         at_start = None if start is None else start.get("miou")
@@ -98,7 +98,7 @@ class TargetValidation:
         return early[-1] if early else next(iter(self.past), None)
 
     @torch.inference_mode()
-    def look(self, model: Segmenter) -> Look:
+    def look(self, model: Segmenter) -> TargetStatistics:
         """See what the model says about the held-out tiles."""
         classes = model.head.classes
         sums = torch.zeros(2 * classes + 3, dtype=torch.float64, device=self.precision.device)
@@ -117,4 +117,4 @@ class TargetValidation:
         values = distributed.total(sums)
         shares, mean, rest = torch.split((values / values[-1]).cpu(), [classes, classes, 3])
         entropy_, confidence_, _ = rest.tolist()
-        return Look(shares.tolist(), mean.tolist(), entropy_, confidence_)
+        return TargetStatistics(shares.tolist(), mean.tolist(), entropy_, confidence_)

@@ -35,10 +35,10 @@ from rsseg_cli.commands.model import pick_device
 from rsseg_cli.config import resolve
 from rsseg_cli.settings import Json
 from rsseg_cli.training import optimizer
-from rsseg_cli.training.folder import RunFolder
 from rsseg_cli.training.loop import Job, train
 from rsseg_cli.training.precision import Precision
 from rsseg_cli.training.progress import Progress
+from rsseg_cli.training.run_folder import RunFolder
 
 SCENE_PX = 1536
 """Side of a scene that is made for it."""

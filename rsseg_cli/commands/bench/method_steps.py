@@ -27,8 +27,8 @@ from rsseg_cli.errors import RssegError
 from rsseg_cli.memory import peak_memory_mb
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training import optimizer
+from rsseg_cli.training.micro_batch import explaining_out_of_memory
 from rsseg_cli.training.precision import Precision
-from rsseg_cli.training.room import explained
 
 CLASSES = 6
 """Classes of what is made for the bench."""
@@ -69,7 +69,7 @@ def measure_apart(method: str, size: Size, steps: int, device: str) -> dict[str,
     return {"method": method} | found
 
 
-@explained()
+@explaining_out_of_memory()
 def measure(method: str, size: Size, steps: int, device: str) -> dict[str, Any]:
     """Measure steps of one method in this process: time, memory, work."""
     where = pick_device(device)

@@ -96,9 +96,9 @@ def estimate_memory_mb(config: RunConfig, model: Segmenter, counts: dict[str, in
     """
     backbone, training = model.backbone, config.training
     side = -(-config.data.tile // backbone.patch)
-    images = training.batch / training.accumulate / world_size()
+    images = training.batch / training.grad_accumulation / world_size()
     tokens = images * (side * side + backbone.prefix)
-    kept = ACTIVATIONS[training.recompute] * tokens * backbone.dim * backbone.depth
+    kept = ACTIVATIONS[training.activation_checkpointing] * tokens * backbone.dim * backbone.depth
     pixels = images * config.data.tile**2 * (len(backbone.bands) + 2 * model.head.classes)
     total = sum(counts[part] for part in ("backbone", "method", "head"))
     return (4 * total + 12 * counts["tuned"] + 4 * kept + 4 * pixels) / 2**20

@@ -34,13 +34,13 @@ from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.settings import Json
 from rsseg_cli.training.checkpoint import load_model
 from rsseg_cli.training.deadline import Deadline
-from rsseg_cli.training.folder import RunFolder
 from rsseg_cli.training.loop import Job, Training, train
-from rsseg_cli.training.meter import TrainingResult
 from rsseg_cli.training.objectives import Objective, Supervised
 from rsseg_cli.training.precision import Precision
 from rsseg_cli.training.prefetch import Indexed
 from rsseg_cli.training.progress import Progress
+from rsseg_cli.training.run_folder import RunFolder
+from rsseg_cli.training.step_log import TrainingResult
 
 PROBE_SEED = 0x9E0BE
 """Added to the seed of the tiles that probes see, so that they are not the training's."""
@@ -223,7 +223,7 @@ class Fit:
             self.sources.classes,
             self.precision,
             rgb=shown_bands(self.sources.bands),
-            threads=self.config.training.threads,
+            threads=self.config.training.num_workers,
         )
 
     def _open_folder(self) -> RunFolder:
@@ -245,7 +245,7 @@ class Fit:
         return Job(
             model=self.model.to(self.device),
             objective=self.objective(),
-            batches=self.stream(self.batch),
+            open_batches=self.stream,
             open_probes=partial(self.stream, seed=PROBE_SEED),
             validate=self.validation(),
             folder=folder,
@@ -260,7 +260,8 @@ class Fit:
         if not self.sources.validation:
             return None
         tiles = self.covering(self.sources.validation)
-        return Validation(tiles, self.sources.classes, self.precision, self.config.training.threads)
+        workers = self.config.training.num_workers
+        return Validation(tiles, self.sources.classes, self.precision, workers)
 
     @property
     def precision(self) -> Precision:
@@ -288,7 +289,18 @@ class Fit:
             seed: Added to the run's, for a stream apart from the training.
         """
         index = self.index if self.config.data.sampling == "balanced" else None
-        return self.tiles(self.sources.train, self.sources.bands, batch, seed=seed, index=index)
+        return self.tiles(
+            self.sources.train,
+            self.sources.bands,
+            batch,
+            seed=seed,
+            index=index,
+            micro_batches=self.micro_batches(batch, seed),
+        )
+
+    def micro_batches(self, batch: int, seed: int) -> int:
+        """Count the items of a step with so many tiles each; a stream apart has one."""
+        return 1 if seed else self.config.training.batch // (batch * distributed.world_size())
 
     def tiles(
         self,
@@ -298,6 +310,7 @@ class Fit:
         *,
         seed: int = 0,
         index: ClassIndex | None = None,
+        micro_batches: int = 1,
     ) -> TileStream:
         """Open random tiles of some ground: this process' share, of a stream apart all."""
         return TileStream(
@@ -310,6 +323,7 @@ class Fit:
             index=index,
             rank=0 if seed else distributed.rank(),
             world=1 if seed else distributed.world_size(),
+            micro_batches=micro_batches,
         )
 
 
@@ -319,11 +333,11 @@ def per_pass(training: Training) -> int:
     Raises:
         RssegError: The batch cannot be shared out evenly.
     """
-    parts = training.accumulate * distributed.world_size()
+    parts = training.grad_accumulation * distributed.world_size()
     if training.batch % parts:
         raise RssegError(
             f"a batch of {training.batch} cannot be cut into {parts} equal parts",
-            where="training.batch, training.accumulate",
+            where="training.batch, training.grad_accumulation",
             fix=f"training.batch={parts * max(1, training.batch // parts)}",
         )
     return training.batch // parts

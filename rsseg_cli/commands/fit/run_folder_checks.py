@@ -10,7 +10,7 @@ from rsseg_cli import presets
 from rsseg_cli.config import SECTIONS, RunConfig, parse
 from rsseg_cli.errors import OutputExistsError, RssegError
 from rsseg_cli.training.checkpoint import load_resume
-from rsseg_cli.training.folder import RunFolder
+from rsseg_cli.training.run_folder import RunFolder
 
 MAY_CHANGE = frozenset(
     [
@@ -19,12 +19,14 @@ MAY_CHANGE = frozenset(
         "training.log_every",
         "training.save_every",
         "training.validate_every",
-        "training.threads",
-        "training.recompute",
+        "training.grad_accumulation",
+        "training.num_workers",
+        "training.activation_checkpointing",
         "training.compile",
     ]
 )
-"""Settings that a resumed run may change: they do not change what it learns. Files may have moved;
+"""Settings that a resumed run may change: they do not change what it learns, or, as
+grad_accumulation, only how batch statistics are taken, where memory ran out. Files may have moved;
 whether they are the same is told by their fingerprints."""
 
 

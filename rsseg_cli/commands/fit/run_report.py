@@ -19,8 +19,8 @@ from rsseg_cli.find import find
 from rsseg_cli.metrics.scores import Scores
 from rsseg_cli.report.report import Report
 from rsseg_cli.settings import Json
-from rsseg_cli.training.folder import RunFolder
-from rsseg_cli.training.meter import TrainingResult
+from rsseg_cli.training.run_folder import RunFolder
+from rsseg_cli.training.step_log import TrainingResult
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

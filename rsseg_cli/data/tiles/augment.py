@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
-from rsseg_cli import share
 from rsseg_cli.settings import Strict
 
 Strength = Annotated[float, Field(ge=0.0, le=1.0)]
+Generators: TypeAlias = Sequence[torch.Generator]
 
 BLUR_RADIUS = 3
 BLUR_SIGMA = (0.3, 1.5)
@@ -21,10 +21,11 @@ BLUR_SIGMA = (0.3, 1.5)
 
 
 class Augment:
-    """Resizes, mirrors and turns tiles, and changes their radiometry.
+    """Resizes, flips and rotates tiles, and changes their radiometry.
 
-    A magnification is drawn with the windows (`TileStream(scale=...)`): here they come to one
-    size. All else is drawn for each tile on its own. Nothing waits for the device.
+    The magnification is drawn with the windows (`TileStream(scale=...)`): here they come to one
+    size. All else is drawn per tile from its own generator, so that a tile is changed in the same
+    way whatever batch it is in. Nothing waits for the device.
 
     Args:
         config: What happens how strongly.
@@ -36,10 +37,10 @@ class Augment:
 
         scale: tuple[float, float] = (0.5, 2.0)
         """Range of magnification, drawn evenly in its logarithm."""
-        flips: bool = True
+        flip: bool = True
         """Mirror left to right and top to bottom, each with chance 1/2."""
-        turns: bool = True
-        """Turn by a multiple of 90 degrees (with `flips`: all eight positions of a square)."""
+        rot90: bool = True
+        """Rotate by a multiple of 90 degrees (with `flip`: all eight symmetries of a square)."""
         gain: Strength = 0.1
         """Multiply all bands by 1 +- this."""
         offset: Strength = 0.1
@@ -63,54 +64,52 @@ class Augment:
         self.config, self.tile = config, tile
 
     def __call__(
-        self, image: Tensor, label: Tensor, generator: torch.Generator
+        self, image: Tensor, label: Tensor, generators: Generators
     ) -> tuple[Tensor, Tensor]:
         """Change a batch.
 
         Args:
             image: (B, C, h, w) standardised.
             label: (B, h, w) class indices; they are never mixed, only moved.
-            generator: Source of all random numbers, on the CPU or on the image's device.
+            generators: Of the random numbers of each tile, on the CPU or on the image's device.
 
         Returns:
             Image (B, C, tile, tile) and label (B, tile, tile).
         """
         image, label = resize(image, label, self.tile)
-        image, label = self._move(image, label, generator)
-        return self._radiometry(image, generator), label
+        image, label = self._move(image, label, generators)
+        return self._radiometry(image, generators), label
 
-    def _move(
-        self, image: Tensor, label: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """Mirror at the axes and the diagonal; two of these make a turn."""
+    def _move(self, image: Tensor, label: Tensor, generators: Generators) -> tuple[Tensor, Tensor]:
+        """Mirror at the axes and the diagonal; two of these make a rotation."""
         config = self.config
-        across, down, diagonal = _draw((3, len(image)), generator, image.device, of=1) < 0.5
-        if not config.flips:
-            # Turns alone: an even number of mirrorings. A half turn is both axes.
+        across, down, diagonal = (draw((3,), generators).to(image.device) < 0.5).unbind(1)
+        if not config.flip:
+            # Rotations alone: an even number of mirrorings. By 180 degrees it is both axes.
             down = across ^ diagonal
-        if not config.turns:
+        if not config.rot90:
             diagonal = torch.zeros_like(diagonal)
-        if not config.flips and not config.turns:
+        if not config.flip and not config.rot90:
             return image, label
         for chosen, axes in ((across, (-1,)), (down, (-2,))):
             image, label = _where(chosen, image.flip(axes), label.flip(axes), image, label)
         return _where(diagonal, image.mT, label.mT, image, label)
 
-    def _radiometry(self, image: Tensor, generator: torch.Generator) -> Tensor:
-        config, (batch, bands) = self.config, image.shape[:2]
+    def _radiometry(self, image: Tensor, generators: Generators) -> Tensor:
+        config, device, bands = self.config, image.device, image.shape[1]
 
         def spread(strength: float, count: int) -> Tensor:
-            drawn = _draw((batch, count, 1, 1), generator, image.device)
+            drawn = draw((count, 1, 1), generators).to(device)
             return (2 * drawn - 1) * strength
 
         gain = (1 + spread(config.gain, 1)) * (1 + spread(config.band_gain, bands))
         offset = spread(config.offset, 1) + spread(config.band_offset, bands)
         image = image * gain + offset
         if config.blur:
-            image = _blur(image, config.blur, generator)
+            image = _blur(image, config.blur, generators)
         if config.noise:
-            level = _draw((batch, 1, 1, 1), generator, image.device) * config.noise
-            noise = _draw(image.shape, generator, image.device, draw=torch.randn)
+            level = draw((1, 1, 1), generators).to(device) * config.noise
+            noise = draw(image.shape[1:], generators, torch.randn).to(device)
             image = image + level * noise
         return image
 
@@ -130,21 +129,16 @@ def resize(image: Tensor, label: Tensor, tile: int) -> tuple[Tensor, Tensor]:
     return image, label[:, rows][:, :, columns]
 
 
-def _draw(
-    shape: Sequence[int],
-    generator: torch.Generator,
-    device: torch.device,
-    *,
-    of: int = 0,
-    draw: Callable[..., Tensor] = torch.rand,
+def tile_generators(seeds: Sequence[int], device: torch.device) -> list[torch.Generator]:
+    """Build a generator for each tile (see `Batch.seeds`) on a device."""
+    return [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+
+def draw(
+    shape: Sequence[int], generators: Generators, kind: Callable[..., Tensor] = torch.rand
 ) -> Tensor:
-    """Draw where the generator is, axis `of` being the tiles, and bring it to the device."""
-
-    def drawn(tiles: int) -> Tensor:
-        whole = (*shape[:of], tiles, *shape[of + 1 :])
-        return draw(whole, generator=generator, device=generator.device)
-
-    return share.own(drawn, shape[of], of).to(device, non_blocking=True)
+    """Draw numbers (B, *shape), of each tile by its generator, on the generators' device."""
+    return torch.stack([kind(tuple(shape), generator=g, device=g.device) for g in generators])
 
 
 def _where(
@@ -157,12 +151,12 @@ def _where(
     )
 
 
-def _blur(image: Tensor, chance: float, generator: torch.Generator) -> Tensor:
+def _blur(image: Tensor, chance: float, generators: Generators) -> Tensor:
     """Blur some tiles, each with a Gaussian of its own."""
     batch, bands = image.shape[:2]
     low, high = BLUR_SIGMA
-    sigma = low + (high - low) * _draw((batch, 1), generator, image.device)
-    chosen = _draw((batch, 1, 1, 1), generator, image.device) < chance
+    sigma = low + (high - low) * draw((1,), generators).to(image.device)
+    chosen = draw((1, 1, 1), generators).to(image.device) < chance
     steps = torch.arange(-BLUR_RADIUS, BLUR_RADIUS + 1, device=image.device)
     kernel = torch.exp(-0.5 * (steps / sigma) ** 2)
     kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(bands, 0)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -23,18 +22,9 @@ class DomainBatch(Batch):
 
     sources: int = 0
 
-    @property
-    def groups(self) -> tuple[int, ...]:
-        """Sizes of the two domains' parts, as far as they are there."""
-        return tuple(count for count in (self.sources, self.size - self.sources) if count)
-
-    def cut(self, pieces: int) -> list[Self]:
-        """Cut into equal pieces of both domains, in order."""
-        return [replace(piece, sources=self.sources // pieces) for piece in super().cut(pieces)]
-
 
 def _marked(batch: Batch, sources: int) -> DomainBatch:
-    return DomainBatch(batch.image, batch.label, batch.names, batch.domains, sources)
+    return DomainBatch(batch.image, batch.label, batch.names, batch.domains, batch.seeds, sources)
 
 
 @dataclass(frozen=True)
@@ -52,6 +42,8 @@ class TargetTiles:
     def __getitem__(self, index: int) -> DomainBatch:
         """Read item `index`."""
         batch = _marked(self.tiles[index], 0)
+        # The source's stream has the same seed, and its tiles the same numbers.
+        batch.seeds = tuple(seed ^ 1 for seed in batch.seeds)
         if self.gain != 1.0:
             batch.image = batch.image.float() * self.gain
         return batch
@@ -72,6 +64,7 @@ class JoinedTiles:
             label=torch.cat((one.label, other.label)),
             names=one.names + other.names,
             domains=one.domains + other.domains,
+            seeds=one.seeds + other.seeds,
             sources=len(one.image),
         )
 

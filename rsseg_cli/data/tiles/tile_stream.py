@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import Any, Self, TypeAlias
 
 import numpy as np
@@ -46,50 +44,20 @@ class Batch:
         label: (B, H, W) uint8 class indices, `IGNORE` where there is no class or no image.
         names: Scene of each tile, or nothing.
         domains: Domain of each tile, or nothing.
+        seeds: Of the random numbers that change each tile after it was read (see `Augment`); or
+            nothing where tiles are not changed.
     """
 
     image: Tensor
     label: Tensor
     names: tuple[str, ...] = ()
     domains: tuple[str | None, ...] = ()
+    seeds: tuple[int, ...] = ()
 
     @property
     def size(self) -> int:
         """Number of tiles B."""
         return len(self.image)
-
-    @property
-    def groups(self) -> tuple[int, ...]:
-        """Sizes of consecutive groups of tiles; every piece of a batch has its share of each."""
-        return (self.size,)
-
-    @property
-    def common(self) -> int:
-        """The largest number of equal pieces."""
-        return math.gcd(*self.groups)
-
-    def cut(self, pieces: int) -> list[Self]:
-        """Cut into equal pieces, in order; `pieces` divides `common`."""
-        if pieces == 1:
-            return [self]
-        parts = [
-            (start, size // pieces)
-            for start, size in zip(accumulate(self.groups, initial=0), self.groups, strict=False)
-        ]
-        return [
-            self._take([slice(start + n * size, start + (n + 1) * size) for start, size in parts])
-            for n in range(pieces)
-        ]
-
-    def _take(self, rows: list[slice]) -> Self:
-        # Slices, as numbers of rows would have to be copied to the device first.
-        return replace(
-            self,
-            image=torch.cat([self.image[some] for some in rows]),
-            label=torch.cat([self.label[some] for some in rows]),
-            names=tuple(name for some in rows for name in self.names[some]),
-            domains=tuple(domain for some in rows for domain in self.domains[some]),
-        )
 
     def to(self, device: torch.device | str) -> Self:
         """Copy to a device, not waiting for it when the tensors are pinned."""
@@ -115,11 +83,11 @@ class Readers(threading.local):
 
 
 class TileStream(Dataset[Batch]):
-    """Endless random tiles; item `step` depends on nothing but the seed and `step`.
+    """Endless random tiles: a tile depends on nothing but the seed, the step and its number.
 
     A tile lies wholly on usable ground where that has room for it; what hangs over is filled and
-    ignored. Any number of threads and processes may ask for items. With `world` processes, rank r
-    of a step gets the r-th part of what one process would get with a `world` times larger batch.
+    ignored. Any number of threads and processes may ask for items. The tiles of a step, over all
+    its micro-batches and processes, do not depend on how many of these there are.
 
     Args:
         parts: What to sample; a pixel of any of them has the same chance.
@@ -127,13 +95,14 @@ class TileStream(Dataset[Batch]):
         tile: Side in pixels of a tile after scaling.
         batch: Tiles per item.
         seed: Everything random follows from it.
-        scale: Range of magnification, one for all tiles of an item: windows of `tile` / scale
+        scale: Range of magnification, one for all tiles of a step: windows of `tile` / scale
             pixels are read, and resized later on the device (see `Augment`).
         index: Where the classes are: with it tiles lie around a pixel of a class that is drawn
             with equal chance. Without it they lie anywhere.
         labelled: Draw again where a tile has no labelled pixel.
         rank: Number of this process.
         world: Number of processes.
+        micro_batches: Consecutive items that make up a step in each process.
     """
 
     def __init__(
@@ -149,6 +118,7 @@ class TileStream(Dataset[Batch]):
         labelled: bool = True,
         rank: int = 0,
         world: int = 1,
+        micro_batches: int = 1,
     ) -> None:
         require_alike(parts)
         self._ground = [(opener, pair) for opener, pairs in parts for pair in pairs]
@@ -160,18 +130,21 @@ class TileStream(Dataset[Batch]):
         self._fill = bands.mean
         self._tile, self._batch, self._seed = tile, batch, seed
         self._scale, self._index, self._labelled = scale, index, labelled
-        self._rank, self._world = rank, world
+        self._rank, self._world, self._micro_batches = rank, world, micro_batches
         self._readers = Readers()
 
-    def __getitem__(self, step: int) -> Batch:
-        """Read the tiles of a step."""
-        generator = np.random.default_rng((self._seed, 0, step))
+    def __getitem__(self, item: int) -> Batch:
+        """Read the tiles of a micro-batch."""
+        generator = np.random.default_rng((self._seed, 0, item // self._micro_batches))
         low, high = np.log(self._scale)
         side = max(8, round(self._tile / float(np.exp(generator.uniform(low, high)))))
-        first = (step * self._world + self._rank) * self._batch
-        tiles = [self._draw(first + i, side) for i in range(self._batch)]
-        images, labels, pairs = zip(*tiles, strict=True)
-        return stack(images, labels, pairs)
+        first = (item * self._world + self._rank) * self._batch
+        numbers = range(first, first + self._batch)
+        images, labels, pairs = zip(*(self._draw(n, side) for n in numbers), strict=True)
+        return replace(stack(images, labels, pairs), seeds=tuple(map(self._tile_seed, numbers)))
+
+    def _tile_seed(self, number: int) -> int:
+        return int(np.random.default_rng((self._seed, 3, number)).integers(2**63))
 
     def _draw(self, number: int, side: int) -> tuple[Samples, Labels, Pair]:
         """Draw a tile until it is of use."""

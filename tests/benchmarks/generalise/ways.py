@@ -22,7 +22,8 @@ WAYS = ("source", "longer", "adapt", "source_free", "target")
 takes; adapted, with the source at hand and without; and a fit on the labels of the target, which
 nobody has: what could be reached."""
 OF_ADAPT = {
-    "longer": ("adapt.share=0.0",),  # what adapting gains beyond this, the target has taught
+    # What adapting gains beyond this, the target has taught.
+    "longer": ("adapt.target_weight=0.0",),
     "adapt": (),
     "source_free": ("adapt.source_free=True",),
 }

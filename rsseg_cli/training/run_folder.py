@@ -1,4 +1,4 @@
-"""The folder of one run: which files it holds and when they appear."""
+"""The folder of one run and its files."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from rsseg_cli.training import checkpoint
 
 @dataclass
 class RunFolder:
-    """Writes the files of a run; under several processes only the first one writes.
+    """The files of a run; under several processes only rank 0 writes them.
 
     Attributes:
         path: The folder; it exists.
-        metadata: What every model file of the run says about itself.
+        metadata: Written into every model file of the run.
     """
 
     path: Path
@@ -33,7 +33,7 @@ class RunFolder:
 
     @property
     def model(self) -> Path:
-        """The model with the best validation score (the last one when nothing was validated)."""
+        """The model with the best validation score (the last one without validation)."""
         return self.path / "model.safetensors"
 
     @property
@@ -43,7 +43,7 @@ class RunFolder:
 
     @property
     def resume(self) -> Path:
-        """State of an unfinished run."""
+        """State of an unfinished run to resume from."""
         return self.path / "resume.pt"
 
     @property
@@ -58,11 +58,11 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Say whether the last step was taken: a killed run may have a best model, too."""
+        """Whether the last step was taken: a killed run may have a best model, too."""
         return self.model.is_file() and self.last.is_file() and not self.resume.exists()
 
     def begin(self, config: str) -> None:
-        """Make the folder with its `config.yaml`; files of an earlier run go, and no others.
+        """Create the folder with its `config.yaml`; remove the files of an earlier run only.
 
         Raises:
             RssegError: The folder cannot be written.
@@ -105,7 +105,7 @@ class RunFolder:
         return [json.loads(line) for line in lines[:-1] if line]
 
     def cut(self, step: int) -> None:
-        """Drop metrics of steps that a resumed run will take again (those from `step` on)."""
+        """Remove the metrics after `step`: a resumed run takes these steps again."""
         if not distributed.is_main():
             return
         kept = [line for line in self.records() if int(str(line["step"])) <= step]

@@ -21,8 +21,8 @@ from rsseg_cli.methods.frozen import Frozen
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.step import Step
 from rsseg_cli.training import checkpoint
-from rsseg_cli.training.folder import RunFolder
-from rsseg_cli.training.room import Buffers, Room, out_of_memory
+from rsseg_cli.training.micro_batch import Buffers, Room, out_of_memory
+from rsseg_cli.training.run_folder import RunFolder
 
 CPU_SAYS = (
     "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"

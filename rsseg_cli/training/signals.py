@@ -1,4 +1,4 @@
-"""Turns Ctrl-C and a queue's SIGTERM into a wish that the loop can grant between two steps."""
+"""Stop signals: SIGINT and SIGTERM end the loop after the current step."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from rsseg_cli import distributed
 
 
 class StopSignal:
-    """Listens for SIGINT and SIGTERM while it is entered; a second Ctrl-C stops at once.
+    """Handler of SIGINT and SIGTERM inside its block; a second Ctrl-C stops at once.
 
-    Under several processes it does not: `torchrun` passes on a Ctrl-C that all have had already.
+    Under several processes it does not: `torchrun` repeats a Ctrl-C that all of them have received.
+
+    Attributes:
+        wanted: True once a signal has arrived.
     """
 
     def __init__(self) -> None:
@@ -20,7 +23,7 @@ class StopSignal:
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> StopSignal:
-        """Start to listen (only the main thread can)."""
+        """Install the handlers (only the main thread can)."""
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._receive)
@@ -37,6 +40,6 @@ class StopSignal:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Put the old handlers back."""
+        """Restore the previous handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type] # what signal() returned

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from rsseg_cli.training.stop import StopSignal
+from rsseg_cli.training.signals import StopSignal
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

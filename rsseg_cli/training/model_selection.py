@@ -1,4 +1,4 @@
-"""Chooses a model without labels of the target, and sees when self-training goes astray."""
+"""Model selection without labels of the target, and detection of collapsed self-training."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from statistics import fmean
 from rsseg_cli.settings import Json
 
 TOLERATED = 0.03
-"""Loss of mIoU on the source, from the start, that costs nothing in the choice."""
-LOOKS = 3
-"""Validations whose ratings are averaged: one lucky look among noisy ones chooses nothing."""
+"""Loss of mIoU on the source, since the start, that is not penalised."""
+AVERAGED = 3
+"""Validations whose ratings are averaged, so that a single noisy one does not decide."""
 ALIKE = 0.02
-"""Differences of merit that say nothing: of models so close the one that adapted longest counts."""
+"""Smallest difference of merit that counts: of models closer than this the last is chosen."""
 
 
 @dataclass(frozen=True)
-class Look:
-    """What a model says about held-out tiles of the target.
+class TargetStatistics:
+    """Statistics of a model's predictions on held-out tiles of the target.
 
     Attributes:
-        shares: (K) share of the pixels that it gives to each class.
+        shares: (K) fraction of the pixels that are predicted as each class.
         mean: (K) mean probability of each class.
-        entropy: Mean entropy of its pixels as a share of log K.
+        entropy: Mean entropy of the pixels as a fraction of log K.
         confidence: Mean highest probability.
     """
 
@@ -35,17 +35,17 @@ class Look:
 
     @property
     def information(self) -> float:
-        """What a pixel tells about the class, 0..1: entropy of the mean less mean of the entropies.
+        """Mutual information of pixel and class, 0..1: entropy of the mean less mean entropy.
 
-        It is high for a model that is sure of every pixel and uses its classes evenly; a model
-        that calls everything the same is sure, and has none.
+        It is high for a model that is sure of every pixel and uses its classes evenly; for a
+        model that predicts one class everywhere it is 0.
         """
         among = math.log(max(2, len(self.mean)))
         spread = -sum(p * math.log(p) for p in self.mean if p > 0) / among
         return spread - self.entropy
 
     def to_json(self) -> dict[str, Json]:
-        """Give what a line of the metrics holds."""
+        """Return what a line of the metrics holds."""
         return {
             "shares": [*self.shares],
             "confidence": self.confidence,
@@ -54,26 +54,26 @@ class Look:
         }
 
 
-def distance(one: Sequence[float], other: Sequence[float]) -> float:
-    """Tell how far two lists of shares are apart: the part that would have to move, 0..1."""
-    return sum(abs(a - b) for a, b in zip(one, other, strict=True)) / 2
+def distance(first: Sequence[float], second: Sequence[float]) -> float:
+    """Return the total variation distance, 0..1, of two class distributions (K)."""
+    return sum(abs(a - b) for a, b in zip(first, second, strict=True)) / 2
 
 
 def rating(information: float, miou: float | None, miou_at_start: float | None) -> float:
-    """Rate a model: information on the target, less what was lost on the source beyond 3 points."""
+    """Return the information on the target, less what the source lost beyond `TOLERATED`."""
     if miou is None or miou_at_start is None:
         return information
     return information - max(0.0, miou_at_start - miou - TOLERATED)
 
 
 def merit(ratings: Sequence[float], best: float | None = None) -> float:
-    """Say what a model is chosen by: the mean of its rating and the ones just before.
+    """Return what a model is chosen by: the mean of its rating and the ones just before.
 
     Args:
         ratings: Of all models so far, this one's last.
         best: Highest merit so far. What is hardly below it counts as much.
     """
-    mean = fmean(ratings[-LOOKS:])
+    mean = fmean(ratings[-AVERAGED:])
     return best if best is not None and best - ALIKE <= mean < best else mean
 
 
@@ -83,7 +83,7 @@ def collapsed(
     source: Sequence[float] | None,
     limit: float,
 ) -> bool:
-    """Tell whether class shares have run away from the start's, and from the source's if known."""
+    """Return True if the class distribution is far from the start's, and the source's if known."""
     away = [distance(shares, at_start) > limit]
     if source is not None:
         away.append(distance(shares, source) > limit)

@@ -1,4 +1,4 @@
-"""Sums what the log shows, on the device, and says what a run was like."""
+"""Loss sums on the device between two lines of the log, and the summary of a run."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from rsseg_cli.settings import Json
 from rsseg_cli.training.prefetch import Prefetch
 
 NEVER = 2**62
-"""The step at which a loss was not finite, as long as all were."""
+"""Stands for the step of the first loss that is not finite, while all are."""
 
 
 @dataclass
 class TrainingResult:
-    """What a finished run says of itself: `fit --json` prints it."""
+    """Summary of a finished run, as in `fit --json`."""
 
     steps: int
     seconds: float
@@ -32,14 +32,14 @@ class TrainingResult:
     last: dict[str, Json] | None
 
 
-class Meter:
-    """Counts steps and their losses; only `read` and `check` wait for the device.
+class StepLog:
+    """Sums of steps and their losses; only `read` and `check` wait for the device.
 
     Args:
-        prefetch: Where the batches come from.
+        prefetch: Source of the batches.
         batch: Images per step.
-        device: Where the losses are.
-        folder: Folder of the run, for errors.
+        device: Device of the losses.
+        folder: Folder of the run, for error messages.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Meter:
         self.bad = torch.full((), NEVER, device=device)
 
     def add(self, index: int, terms: dict[str, Tensor]) -> None:
-        """Count a step; remember the first one whose loss is not finite."""
+        """Add a step; note the first one whose loss is not finite."""
         self.steps += 1
         self.all_steps += 1
         for name, value in terms.items():
@@ -62,18 +62,18 @@ class Meter:
             self.bad = torch.where(broken, index + 1, self.bad)
 
     def check(self) -> None:
-        """Stop the run if a loss was not finite; all processes ask at the same step."""
+        """Raise an RssegError if a loss was not finite; all processes call this together."""
         bad = int(distributed.reduce_min(self.bad))
         if bad != NEVER:
             raise RssegError(
                 f"the loss is not a finite number at step {bad:,}",
                 where=str(self.folder),
-                fix="a lower learning rate (--set optimizer.lr), optimizer.clip=1.0 or "
-                "training.precision=bf16; --resume goes on from the last good state",
+                fix="a lower learning rate (--set optimizer.lr), optimizer.clip_grad_norm=1.0 or "
+                "training.precision=bf16; --resume continues from the last good state",
             )
 
     def read(self, step: int, lr: float) -> dict[str, Json]:
-        """Give the line for the metrics since the last one, and start anew."""
+        """Return the metrics since the last call, and reset the sums."""
         self.check()
         now = time.perf_counter()
         seconds = max(now - self.since, 1e-9)
@@ -94,7 +94,7 @@ class Meter:
     def outcome(
         self, steps: int, best: dict[str, Json] | None, last: dict[str, Json] | None
     ) -> TrainingResult:
-        """Sum the run up."""
+        """Return the summary of the run."""
         seconds = time.perf_counter() - self.started
         images = self.all_steps * self.batch
         memory = peak_memory_mb(self.device)

@@ -1,0 +1,181 @@
+"""The micro-batch: the tiles that pass the model at once, as many as fit into memory.
+
+Its size is found once, before the first step, by updates on real tiles that are taken back. The
+gradients of several micro-batches add up to one update (see `gradient_accumulation`).
+"""
+
+from __future__ import annotations
+
+import gc
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from rsseg_cli import distributed
+from rsseg_cli.data.tiles.tile_stream import Batch
+from rsseg_cli.errors import RssegError
+from rsseg_cli.segmenter import Segmenter
+from rsseg_cli.training.objectives import Objective
+from rsseg_cli.training.precision import Precision
+
+SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "STATUS_ALLOC_FAILED")
+"""Texts by which CUDA, its libraries and the CPU's allocator report that memory is short."""
+RESERVE = 0.02
+"""Part of a GPU's memory that the probe leaves free: larger windows, messages, fragmentation."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return True if an error means that memory, of the device or the host, is used up."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
+
+
+def memory_is_limited(device: torch.device) -> bool:
+    """Return True if allocations on a device can fail with an error that a process survives.
+
+    On a CPU only a limit of the address space (`ulimit -v`) makes them fail so; without one the
+    system pages or kills, and a probe would be a step for nothing.
+    """
+    if device.type != "cpu":
+        return True
+    limits = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
+    return any(limit != resource.RLIM_INFINITY for limit in limits)
+
+
+def divisor(number: int, largest: int, multiple: int = 1) -> int | None:
+    """Return the largest divisor of a number up to `largest` that is a multiple of `multiple`."""
+    sizes = range(min(largest, number), 0, -1)
+    return next((n for n in sizes if number % n == 0 and n % multiple == 0), None)
+
+
+def find_micro_batch(largest: int, multiple: int, probe: Callable[[int], None]) -> int:
+    """Return the largest micro-batch that fits on every process, halving from `largest`.
+
+    Args:
+        largest: Tiles of a step per process and configured micro-batch; results divide it.
+        multiple: Results below `largest` are multiples of it.
+        probe: Takes an update with a number of tiles and takes it back; talks to no other process.
+
+    Raises:
+        RssegError: Not even the smallest one fits.
+    """
+    size = largest
+    while True:
+        failure = _failure(probe, size)
+        if not distributed.any_rank(failure is not None):
+            return size
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        torch.compiler.reset()  # else graphs of the next size would be made for any size
+        smaller = divisor(largest, size // 2, multiple)
+        if smaller is None:
+            raise out_of_memory(failure or "on another process")
+        size = smaller
+
+
+def _failure(probe: Callable[[int], None], size: int) -> str | None:
+    """Return why memory ran out; the error itself would keep all tensors of the probe alive."""
+    try:
+        probe(size)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return _first_line(error)
+    return None
+
+
+def probe_update(
+    model: Segmenter,
+    objective: Objective,
+    batch: Batch,
+    optimizer: Optimizer,
+    precision: Precision,
+) -> None:
+    """Take one update at its highest demand of memory, and take it back.
+
+    Every parameter that may ever train has a gradient and moments, whatever the method chooses
+    later. Parameters do not move: the update is one of zero gradients at a learning rate of 0.
+    Buffers, random numbers and the optimizer's state are restored.
+
+    Args:
+        model: On its device.
+        objective: Its `worst_case` is run.
+        batch: On the device.
+        optimizer: Has no state yet; its learning rates stay 0.
+        precision: Autocast of the forward pass.
+    """
+    device = precision.device
+    cuda = device.type == "cuda"
+    with torch.random.fork_rng([device] if cuda else []), _restoring_buffers(model):
+        try:
+            reserve = _reserve(device)
+            with precision.autocast():
+                terms = objective.worst_case(model.train(), batch)
+            torch.autograd.backward(torch.stack(list(terms.values())).sum())
+            for group in optimizer.param_groups:
+                group["lr"] = 0.0
+                gradients = [p.grad for p in group["params"] if p.grad is not None]
+                for gradient in gradients:
+                    gradient.zero_()
+            optimizer.step()
+            del reserve
+        finally:
+            optimizer.zero_grad(set_to_none=True)
+            optimizer.state.clear()
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _reserve(device: torch.device) -> Tensor | None:
+    if device.type != "cuda":
+        return None
+    total = torch.cuda.get_device_properties(device).total_memory
+    return torch.empty(int(RESERVE * total), dtype=torch.uint8, device=device)
+
+
+@contextmanager
+def _restoring_buffers(model: nn.Module) -> Iterator[None]:
+    """Put buffers back that forward passes change: statistics, counts of what was used."""
+    before = [
+        (module, name, buffer, buffer.to("cpu", copy=True))
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for module, name, buffer, copy in before:
+                setattr(module, name, buffer.copy_(copy))
+
+
+@contextmanager
+def explaining_out_of_memory() -> Iterator[None]:
+    """Raise an RssegError that names the settings where memory runs out."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise out_of_memory(_first_line(error)) from error
+        raise
+
+
+def out_of_memory(reason: str) -> RssegError:
+    """Build the error for a model that does not fit."""
+    return RssegError(
+        f"out of memory: {reason}",
+        where="training.batch, data.tile",
+        fix="a larger training.grad_accumulation (with --resume too), a smaller --batch or --tile, "
+        "--set training.activation_checkpointing=true, --precision bf16, a smaller backbone, or "
+        "fewer images per probe of a method that has them (method.samples, method.batch)",
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
