@@ -154,22 +154,34 @@ class Backbone(nn.Module):
 
     def to_map(self, tokens: Tensor, grid: Grid, extra: int = 0) -> Tensor:
         """Lay the patch tokens of (B, P+extra+N, D) out as (B, D, h, w), averaged over groups."""
-        patches = tokens[:, self.prefix + extra :]
-        batch, _, dim = patches.shape
-        averaged = patches.reshape(batch, grid.h, grid.w, grid.groups, dim).mean(3)
-        return averaged.permute(0, 3, 1, 2)
+        return grid.mean_over_groups(tokens[:, self.prefix + extra :])
 
     def forward(self, image: Tensor, method: Method[Any]) -> Features:
-        """Walk the blocks with a method in between: THE SEAM."""
+        """Compute the features of a standardised image (B, C, H, W)."""
+        return method.finish(*self.walk(image, method))
+
+    def walk(
+        self, image: Tensor, method: Method[S], stop: int | None = None
+    ) -> tuple[list[Tensor], S]:
+        """Run the blocks with a method in between: THE SEAM.
+
+        Args:
+            image: (B, C, H, W), standardised.
+            method: The method whose hooks are called.
+            stop: The last block to run, from 0; None runs all.
+
+        Returns:
+            The tapped maps and the method's state after the last block that ran.
+        """
         tokens, grid = self.embed(image)
         state, maps = method.begin(image, grid), []
-        for index in range(self.depth):
+        for index in range(self.depth if stop is None else stop + 1):
             tokens = method.before_block(index, tokens, state)
             tokens = self._run(index, tokens, grid, state.extra)
             tokens = method.after_block(index, tokens, state)
             if index in self.taps:
                 maps.append(self.to_map(tokens, grid, state.extra))
-        return method.finish(maps, state)
+        return maps, state
 
     def _run(self, index: int, tokens: Tensor, grid: Grid, extra: int) -> Tensor:
         if self.recompute and torch.is_grad_enabled():
@@ -287,17 +299,15 @@ class Method(nn.Module, Generic[S]):
         yield from ()
 
     def explanations(self) -> Mapping[str, tuple[str, ...]]:
-        """Name the maps of its own work that the method offers, and what each tells apart."""
+        """Return the maps of its own work that the method offers, each with the names it shows."""
         return {}
 
-    def explain(self, name: str, backbone: Backbone, image: Tensor, block: int) -> Tensor:
-        """Make one of these maps, in eval mode.
+    def explain(self, name: str, state: S) -> Tensor:
+        """Compute one of these maps, in eval mode.
 
         Args:
-            name: One of `explanations`, which tells E things apart.
-            backbone: The backbone that this method sits in.
-            image: (B, C, H, W), standardised, sides as `multiple` and the patch want them.
-            block: The block, from 0, at which it is made.
+            name: One of `explanations`, which names E things.
+            state: The state after the block that is explained (`Backbone.walk` with `stop`).
 
         Returns:
             (B, E, h, w) shares of the E things per token: non-negative, summing to 1 over E.

@@ -190,13 +190,7 @@ class SpectralMoe(DepthMethod[Routing]):
         names = ("routing", "routing-depth")[: self.modalities]
         return dict.fromkeys(names, tuple(f"expert {e + 1}" for e in range(self.config.experts)))
 
-    @torch.no_grad()
-    def explain(self, name: str, backbone: Backbone, image: Tensor, block: int) -> Tensor:
-        """Give the experts' shares after a block, averaged over a location's groups."""
-        number = list(self.explanations()).index(name)
-        tokens, grid = backbone.embed(image)
-        state = self.begin(image, grid)
-        for index in range(block + 1):
-            tokens = self.after_block(index, backbone.run(index, tokens, grid), state)
-        images = grid.to_images(state.routes[number].shares)
-        return images.reshape(len(image), grid.groups, *images.shape[1:]).mean(1)
+    def explain(self, name: str, state: Routing) -> Tensor:
+        """Return the experts' shares after a block, averaged over a location's groups."""
+        shares = state.routes[list(self.explanations()).index(name)].shares
+        return state.grid.mean_over_groups(shares)

@@ -228,8 +228,10 @@ def test_at_k_1_only_the_load_term_trains_the_gates() -> None:
 def test_noise_acts_in_training_only_and_comes_from_the_global_stream() -> None:
     backbone, image = tiny_vit(), torch.randn(1, 3, 64, 64)
     method = build(backbone, perturbed=False)  # as made: routes are defined before any training
-    first = method.explain("routing", backbone, image, 1)
-    assert torch.equal(first, method.explain("routing", backbone, image, 1))
+    first, again = (
+        method.explain("routing", backbone.walk(image, method, stop=1)[1]) for _ in range(2)
+    )
+    assert torch.equal(first, again)
     assert len(first.argmax(1).unique()) > 1
     one, same, other = (losses_of(method, backbone, seed)["load"] for seed in (1, 1, 2))
     assert torch.equal(one, same)
@@ -353,7 +355,7 @@ def test_record_and_pictures() -> None:
 def test_explain_shows_the_routes_of_a_pass() -> None:
     backbone, image = tiny_vit(), torch.randn(2, 3, 40, 64)
     method = build(backbone, perturbed=False, k=2)
-    shares = method.explain("routing-depth", backbone, image, 3)
+    shares = method.explain("routing-depth", backbone.walk(image, method, stop=3)[1])
     assert shares.shape == (2, 3, 5, 8)
     assert torch.allclose(shares.sum(1), torch.ones(2, 5, 8))
     kept: list[Tensor] = []
