@@ -10,7 +10,13 @@ from torch import Tensor
 
 from rsseg_cli.errors import RssegError
 from rsseg_cli.grid import Grid
-from rsseg_cli.methods.earth_adapter import EarthAdapter, FrequencyExperts, Spectrum, low_pass, smooth
+from rsseg_cli.methods.earth_adapter import (
+    EarthAdapter,
+    FrequencyExperts,
+    Spectrum,
+    low_pass,
+    smooth,
+)
 
 GRIDS = [Grid(8, 8), Grid(7, 5), Grid(9, 6), Grid(6, 9), Grid(32, 32), Grid(4, 6, groups=3)]
 
