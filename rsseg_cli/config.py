@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError
@@ -70,11 +70,11 @@ class Adapt(SelfTraining.Config):
 
 
 @dataclass(frozen=True)
-class Part:
+class Part(Generic[C]):
     """A method or a head: which one, and its settings."""
 
     name: str
-    config: Strict
+    config: C
 
     def document(self) -> dict[str, Any]:
         """Give the section of a YAML file that says the same."""
@@ -87,8 +87,8 @@ class RunConfig:
 
     title: str
     backbone: Backbone.Config
-    method: Part
-    head: Part
+    method: Part[Method.Config]
+    head: Part[Head.Config]
     data: Data
     augment: Augment.Config
     optimizer: Optimization

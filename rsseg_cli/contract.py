@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from torch.nn import Parameter
 from torch.utils.checkpoint import checkpoint
 
 from rsseg_cli.bands import Bands
+from rsseg_cli.errors import RssegError
 from rsseg_cli.grid import Grid
 from rsseg_cli.plain import Json, Strict
 from rsseg_cli.projection import Listener, Projection, Role, require_partial
@@ -49,6 +50,14 @@ class Features:
         if queries is not None and queries.ndim == 3:
             queries = queries[start:stop]
         return Features([one[start:stop] for one in self.maps], queries)
+
+
+@dataclass(frozen=True)
+class QueryShape:
+    """The queries that a head takes from the method: how many, and how wide they are."""
+
+    count: int
+    width: int
 
 
 @dataclass
@@ -200,19 +209,40 @@ class Backbone(nn.Module):
 class Method(nn.Module, Generic[S]):
     """How a frozen backbone is tuned. Every hook has a do-nothing default.
 
-    A subclass takes `(config, backbone)` in its constructor and may listen there
-    (`Projection.listen`, `Backbone.listen_beside_mlp`). All that must survive a restart lives in
-    its parameters and buffers.
+    A subclass takes `(config, backbone)` in its constructor, and `queries` as well if it makes
+    any. It may listen there (`Projection.listen`, `Backbone.listen_beside_mlp`). All that must
+    survive a restart lives in its parameters and buffers.
     """
 
     class Config(Strict):
         """Settings of the method; a subclass lists its own, each with its source."""
 
+    makes_queries: ClassVar[bool] = False
+    """Whether the constructor takes a `QueryShape`, which `finish` then makes queries of."""
     multiple: int = 1
     """Image sides are padded to a multiple of this and of the patch."""
 
-    def __init__(self, config: Config, backbone: Backbone) -> None:
+    def __init__(
+        self, config: Config, backbone: Backbone, queries: QueryShape | None = None
+    ) -> None:
         super().__init__()
+
+    @classmethod
+    def build(cls, config: Config, backbone: Backbone, queries: QueryShape | None = None) -> Self:
+        """Build the method for a head that takes such queries, or none.
+
+        Raises:
+            RssegError: The head takes queries and the method makes none.
+        """
+        if cls.makes_queries:
+            return cls(config, backbone, queries)
+        if queries is not None:
+            raise RssegError(
+                "the head takes its queries from the method, which makes none",
+                where="head.query_position",
+                fix="head.query_position: learned, or a method with tokens, such as rein",
+            )
+        return cls(config, backbone)
 
     def tuned(self, backbone: Backbone) -> Iterator[tuple[str, Parameter]]:
         """Name everything the method may ever train: its own and, if so, the backbone's.
@@ -339,6 +369,11 @@ class Head(nn.Module, Generic[O]):
 
     class Config(Strict):
         """Settings of the head."""
+
+        @property
+        def queries_of_method(self) -> QueryShape | None:
+            """Shape of the queries that the head takes from the method; None: it takes none."""
+            return None
 
     class_weights: Tensor
 

@@ -26,7 +26,7 @@ EXPERTS = ["expert 1", "expert 2", "expert 3"]
 
 TINY = [
     "--steps", "2", "--no-pretrained", "--set", "method.experts=3", "--set", "method.rank=4",
-    "--set", "method.tokens=8", "--set", "method.query_link=false",
+    "--set", "method.tokens=8",
 ]  # fmt: skip
 
 

@@ -47,10 +47,10 @@ def make(method: str, head: str = "linear", seed: int = 0) -> Segmenter:
     torch.manual_seed(seed)
     vit = find("backbones", "vit", Backbone)
     backbone = vit(vit.Config(name="vit_tiny"), BANDS)  # type: ignore[call-arg]
-    kind = find("methods", method, Method)
-    built = kind(kind.Config.model_validate(TINY.get(method, {})), backbone)
-    scorer = find("heads", head, Head)
+    kind, scorer = find("methods", method, Method), find("heads", head, Head)
     config = scorer.Config.model_validate(HEADS[head] | head_settings(method, head))
+    settings = kind.Config.model_validate(TINY.get(method, {}))
+    built = kind.build(settings, backbone, config.queries_of_method)
     made = scorer(config, dim=backbone.dim, maps=built.maps(backbone), classes=3)
     return Segmenter(backbone, built, made, BANDS)
 
@@ -58,9 +58,8 @@ def make(method: str, head: str = "linear", seed: int = 0) -> Segmenter:
 def head_settings(method: str, head: str) -> dict[str, Any]:
     """A method that brings queries says in its preset that the head takes them."""
     preset = presets.read(presets.find("methods", method)).values["head"]
-    if preset["name"] == head and preset.get("query_position") == "method":
-        return {"query_position": "method", "width": 256, "queries": preset["queries"]}
-    return {}
+    linked = preset["name"] == head and preset.get("query_position") == "method"
+    return {"query_position": "method"} if linked else {}
 
 
 def batch(height: int = 48, width: int = 64, seed: int = 1) -> tuple[Tensor, Tensor]:
