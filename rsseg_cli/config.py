@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
@@ -25,11 +25,11 @@ C = TypeVar("C", bound=Strict)
 
 
 @dataclass(frozen=True)
-class Component:
+class Component(Generic[C]):
     """Name and settings of a method or a head."""
 
     name: str
-    config: Strict
+    config: C
 
     def to_json(self) -> dict[str, Any]:
         """Return the section of the YAML file."""
@@ -42,8 +42,8 @@ class RunConfig:
 
     title: str
     backbone: Backbone.Config
-    method: Component
-    head: Component
+    method: Component[Method.Config]
+    head: Component[Head.Config]
     data: Sources.Config
     augment: Augment.Config
     optimizer: Optimization

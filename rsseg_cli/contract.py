@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from torch.nn import Parameter
 from torch.utils.checkpoint import checkpoint
 
 from rsseg_cli.bands import Bands
+from rsseg_cli.errors import RssegError
 from rsseg_cli.grid import Grid
 from rsseg_cli.projection import Listener, Projection, Role, require_partial
 from rsseg_cli.settings import Json, Strict
@@ -42,6 +43,14 @@ class Features:
     """(Q, D') or (B, Q, D') for heads that decode with queries."""
     losses: dict[str, Tensor] = field(default_factory=dict)
     """Extra terms of the loss, already weighted."""
+
+
+@dataclass(frozen=True)
+class QueryShape:
+    """The queries that a head takes from the method: how many, and how wide they are."""
+
+    count: int
+    width: int
 
 
 @dataclass
@@ -147,22 +156,34 @@ class Backbone(nn.Module):
 
     def to_map(self, tokens: Tensor, grid: Grid, extra: int = 0) -> Tensor:
         """Lay the patch tokens of (B, P+extra+N, D) out as (B, D, h, w), averaged over groups."""
-        patches = tokens[:, self.prefix + extra :]
-        batch, _, dim = patches.shape
-        averaged = patches.reshape(batch, grid.h, grid.w, grid.groups, dim).mean(3)
-        return averaged.permute(0, 3, 1, 2)
+        return grid.mean_over_groups(tokens[:, self.prefix + extra :])
 
     def forward(self, image: Tensor, method: Method[Any]) -> Features:
-        """Walk the blocks with a method in between: THE SEAM."""
+        """Compute the features of a standardised image (B, C, H, W)."""
+        return method.finish(*self.walk(image, method))
+
+    def walk(
+        self, image: Tensor, method: Method[S], stop: int | None = None
+    ) -> tuple[list[Tensor], S]:
+        """Run the blocks with a method in between: THE SEAM.
+
+        Args:
+            image: (B, C, H, W), standardised.
+            method: The method whose hooks are called.
+            stop: The last block to run, from 0; None runs all.
+
+        Returns:
+            The tapped maps and the method's state after the last block that ran.
+        """
         tokens, grid = self.embed(image)
         state, maps = method.begin(image, grid), []
-        for index in range(self.depth):
+        for index in range(self.depth if stop is None else stop + 1):
             tokens = method.before_block(index, tokens, state)
             tokens = self._run(index, tokens, grid, state.extra)
             tokens = method.after_block(index, tokens, state)
             if index in self.taps:
                 maps.append(self.to_map(tokens, grid, state.extra))
-        return method.finish(maps, state)
+        return maps, state
 
     def _run(self, index: int, tokens: Tensor, grid: Grid, extra: int) -> Tensor:
         if self.recompute and torch.is_grad_enabled():
@@ -181,19 +202,40 @@ class Backbone(nn.Module):
 class Method(nn.Module, Generic[S]):
     """How a frozen backbone is tuned. Every hook has a do-nothing default.
 
-    A subclass takes `(config, backbone)` in its constructor and may listen there
-    (`Projection.listen`, `Backbone.listen_beside_mlp`). All that must survive a restart lives in
-    its parameters and buffers.
+    A subclass takes `(config, backbone)` in its constructor, and `queries` as well if it makes
+    any. It may listen there (`Projection.listen`, `Backbone.listen_beside_mlp`). All that must
+    survive a restart lives in its parameters and buffers.
     """
 
     class Config(Strict):
         """Settings of the method; a subclass lists its own, each with its source."""
 
+    makes_queries: ClassVar[bool] = False
+    """Whether the constructor takes a `QueryShape`, which `finish` then makes queries of."""
     multiple: int = 1
     """Image sides are padded to a multiple of this and of the patch."""
 
-    def __init__(self, config: Config, backbone: Backbone) -> None:
+    def __init__(
+        self, config: Config, backbone: Backbone, queries: QueryShape | None = None
+    ) -> None:
         super().__init__()
+
+    @classmethod
+    def build(cls, config: Config, backbone: Backbone, queries: QueryShape | None = None) -> Self:
+        """Build the method for a head that takes such queries, or none.
+
+        Raises:
+            RssegError: The head takes queries and the method makes none.
+        """
+        if cls.makes_queries:
+            return cls(config, backbone, queries)
+        if queries is not None:
+            raise RssegError(
+                "the head takes its queries from the method, which makes none",
+                where="head.query_position",
+                fix="head.query_position: learned, or a method with tokens, such as rein",
+            )
+        return cls(config, backbone)
 
     def tuned(self, backbone: Backbone) -> Iterator[tuple[str, Parameter]]:
         """Name everything the method may ever train: its own and, if so, the backbone's.
@@ -280,17 +322,15 @@ class Method(nn.Module, Generic[S]):
         yield from ()
 
     def explanations(self) -> Mapping[str, tuple[str, ...]]:
-        """Name the maps of its own work that the method offers, and what each tells apart."""
+        """Return the maps of its own work that the method offers, each with the names it shows."""
         return {}
 
-    def explain(self, name: str, backbone: Backbone, image: Tensor, block: int) -> Tensor:
-        """Make one of these maps, in eval mode.
+    def explain(self, name: str, state: S) -> Tensor:
+        """Compute one of these maps, in eval mode.
 
         Args:
-            name: One of `explanations`, which tells E things apart.
-            backbone: The backbone that this method sits in.
-            image: (B, C, H, W), standardised, sides as `multiple` and the patch want them.
-            block: The block, from 0, at which it is made.
+            name: One of `explanations`, which names E things.
+            state: The state after the block that is explained (`Backbone.walk` with `stop`).
 
         Returns:
             (B, E, h, w) shares of the E things per token: non-negative, summing to 1 over E.
@@ -322,6 +362,11 @@ class Head(nn.Module, Generic[O]):
 
     class Config(Strict):
         """Settings of the head."""
+
+        @property
+        def queries_of_method(self) -> QueryShape | None:
+            """Shape of the queries that the head takes from the method; None: it takes none."""
+            return None
 
     class_weights: Tensor
 

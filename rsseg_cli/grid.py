@@ -31,3 +31,9 @@ class Grid:
         dim = images.shape[1]
         tokens = images.reshape(-1, self.groups, dim, self.h, self.w).permute(0, 3, 4, 1, 2)
         return tokens.reshape(-1, self.tokens, dim)
+
+    def mean_over_groups(self, tokens: Tensor) -> Tensor:
+        """Average patch tokens (B, N, D) over the groups of each location: (B, D, h, w)."""
+        batch, _, dim = tokens.shape
+        averaged = tokens.reshape(batch, self.h, self.w, self.groups, dim).mean(3)
+        return averaged.permute(0, 3, 1, 2)

@@ -26,7 +26,7 @@ EXPERTS = ["expert 1", "expert 2", "expert 3"]
 
 TINY = [
     "--steps", "2", "--no-pretrained", "--set", "method.experts=3", "--set", "method.rank=4",
-    "--set", "method.tokens=8", "--set", "method.query_link=false",
+    "--set", "method.tokens=8",
 ]  # fmt: skip
 
 
@@ -78,7 +78,9 @@ def by_the_nearest_tile(
         raw = torch.from_numpy(samples[:, rows][:, :, columns].astype(np.float32))[None]
         with torch.inference_mode():
             image = fitted.model.standardise(raw)
-            shares = fitted.model.method.explain(name, fitted.model.backbone, image, block)
+            method = fitted.model.method
+            _, state = fitted.model.backbone.walk(image, method, stop=block)
+            shares = method.explain(name, state)
         chosen = shares[0].argmax(0).numpy().repeat(patch, 0).repeat(patch, 1)
         distance = np.maximum(
             np.abs(ys - (window.y + tile / 2)), np.abs(xs - (window.x + tile / 2))

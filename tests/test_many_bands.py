@@ -17,7 +17,6 @@ from rsseg_cli.config import resolve
 BANDS = 32
 SETTINGS = [
     "method.depth=off",
-    "method.query_link=false",
     "method.tokens=8",
     "method.rank=4",
     "method.experts=3",

@@ -16,7 +16,7 @@ from transformers.models.mask2former.modeling_mask2former import (
     Mask2FormerTransformerModule,
 )
 
-from rsseg_cli.contract import Features
+from rsseg_cli.contract import Features, QueryShape
 from rsseg_cli.errors import RssegError
 from rsseg_cli.heads._criterion import Predictions
 from rsseg_cli.heads._pixel_decoder import sine_positions
@@ -221,22 +221,10 @@ def test_projected_content_reaches_the_methods_queries() -> None:
     assert gradient.any()  # before the first layer only the content can carry it
 
 
-@pytest.mark.parametrize(
-    ("position", "queries", "message"),
-    [
-        ("learned", torch.zeros(12, 64), "learns its own"),
-        ("method", None, "the method gives none"),
-        ("method", torch.zeros(10, 64), "10 queries of width 64"),
-        ("method", torch.zeros(2, 12, 32), "12 queries of width 32"),
-    ],
-)
-def test_queries_that_do_not_fit_are_refused(
-    position: str, queries: Tensor | None, message: str
-) -> None:
-    head = mask_head(query_position=position)
-    with pytest.raises(RssegError, match=message) as caught:
-        head(Features(plain(), queries), (64, 96))
-    assert caught.value.fix
+def test_the_queries_that_it_takes_from_a_method() -> None:
+    assert Mask2Former.Config(width=64).queries_of_method is None
+    linked = Mask2Former.Config(query_position="method", queries=12, width=64)
+    assert linked.queries_of_method == QueryShape(12, 64)
 
 
 def test_fewer_maps_serve_several_levels() -> None:

@@ -8,7 +8,7 @@ import pytest
 from runs import SMALL, rsseg
 
 SETTINGS: dict[str, tuple[str, ...]] = {
-    "spectralmoe": ("depth=off", "experts=3", "rank=4", "tokens=8", "query_link=false"),
+    "spectralmoe": ("depth=off", "experts=3", "rank=4", "tokens=8"),
     "crossearth_gate": ("every=2",),
     "weft": ("channels=16", "kernels=[1,3]", "active=1"),
     "fishertune": ("warmup=1", "statistics=1", "gauge=1", "estimation=1"),

@@ -31,10 +31,10 @@ def build(config: RunConfig, bands: Bands, classes: int) -> Segmenter:
     torch.manual_seed(config.training.seed)
     name = str(getattr(config.backbone, "name", ""))
     new_backbone: Callable[..., Backbone] = find("backbones", family(name), Backbone)
-    new_method: Callable[..., Method[Any]] = find("methods", config.method.name, Method)
+    kind = find("methods", config.method.name, Method)
     new_head: Callable[..., Head[Any]] = find("heads", config.head.name, Head)
     backbone = new_backbone(config.backbone, bands)
-    method = new_method(config.method.config, backbone)
+    method = kind.build(config.method.config, backbone, config.head.config.queries_of_method)
     maps = method.maps(backbone)
     # Again, so that methods of one seed start with the same head, whatever they have drawn.
     torch.manual_seed(config.training.seed)

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from rsseg_cli.contract import Features, Head, Output
+from rsseg_cli.contract import Features, Head, Output, QueryShape
 from rsseg_cli.errors import RssegError
 from rsseg_cli.heads._criterion import Predictions, Sampling, set_losses
 from rsseg_cli.heads._matching import Weights
@@ -83,6 +83,12 @@ class Mask2Former(Head[MaskOutput]):
         no_object: float = Field(0.1, ge=0)
         """Class weight of queries without a class."""
 
+        @property
+        def queries_of_method(self) -> QueryShape | None:
+            """Shape of the queries if their positions come from the method."""
+            linked = self.query_position == "method"
+            return QueryShape(self.queries, self.width) if linked else None
+
         @model_validator(mode="after")
         def _heads_divide_width(self) -> Mask2Former.Config:
             if self.width % self.heads:
@@ -122,8 +128,9 @@ class Mask2Former(Head[MaskOutput]):
         """Predict classes and masks for an image of `size` = (H, W)."""
         maps = [*features.maps, *[features.maps[-1]] * (len(STRIDES) - len(features.maps))]
         levels, pixels = self.pixel_decoder(maps, size)
-        given = self._given(features.queries)
-        predictions = self.query_decoder(levels, pixels, given, every_layer=self.training)
+        predictions = self.query_decoder(
+            levels, pixels, features.queries, every_layer=self.training
+        )
         return MaskOutput(size, predictions)
 
     def losses(self, output: MaskOutput, labels: Tensor) -> dict[str, Tensor]:
@@ -137,30 +144,3 @@ class Mask2Former(Head[MaskOutput]):
             class_weights=torch.cat((self.class_weights, no_object)),
         )
         return terms
-
-    def _given(self, queries: Tensor | None) -> Tensor | None:
-        """Check that the method gives queries exactly if the head has none of its own."""
-        config = self.config
-        if config.query_position == "learned":
-            if queries is not None:
-                raise RssegError(
-                    "the method gives queries but the mask2former head learns its own",
-                    where="head.query_position",
-                    fix="head.query_position: method",
-                )
-            return None
-        if queries is None:
-            raise RssegError(
-                "the mask2former head waits for queries, but the method gives none",
-                where="head.query_position",
-                fix="head.query_position: learned, or a method that links its tokens",
-            )
-        if queries.shape[-2:] != (config.queries, config.width):
-            count, width = queries.shape[-2:]
-            raise RssegError(
-                f"the method gives {count} queries of width {width}, the mask2former head has "
-                f"{config.queries} of width {config.width}",
-                where="head.queries, head.width",
-                fix=f"head.queries: {count} and head.width: {width}",
-            )
-        return queries

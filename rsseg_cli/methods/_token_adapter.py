@@ -9,7 +9,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from rsseg_cli.contract import Method
+from rsseg_cli.contract import Method, QueryShape
+from rsseg_cli.errors import RssegError
 from rsseg_cli.methods._tokens import TokenExperts, token_set
 from rsseg_cli.methods._weighing import REIN, Weighing
 
@@ -17,26 +18,34 @@ START_SCALE = 1e-3
 """What the learnable factor of the added features starts from, in Rein and all its relatives."""
 
 
-class LinkSettings(Method.Config):
-    """Settings of methods whose tokens can become the head's queries."""
-
-    tokens: int = Field(100, ge=2)
-    """Tokens per block; with the query link also the number of the head's queries."""
-    query_link: bool = True
-    """Make the queries of a mask head from the tokens."""
-    query_width: int = Field(256, ge=1)
-    """Width of these queries: the head's."""
-
-    @property
-    def linked(self) -> int | None:
-        """Width of the queries to make, None for none."""
-        return self.query_width if self.query_link else None
+TOKENS = 100
+"""Tokens per block where no head takes them as queries, as in Rein."""
 
 
-class TokenSettings(LinkSettings):
+class TokenSettings(Method.Config):
     """Settings of methods with one set of low-rank tokens per block."""
 
+    tokens: int | None = Field(None, ge=2)
+    """Tokens per block; null: as many as the queries that the head takes, otherwise 100."""
     rank: int = Field(16, ge=1)
+
+
+def count_tokens(tokens: int | None, queries: QueryShape | None) -> int:
+    """Return the number of tokens per block.
+
+    Raises:
+        RssegError: The head takes another number of queries than there are tokens.
+    """
+    if tokens is None:
+        tokens = TOKENS if queries is None else queries.count
+    if queries is not None and (tokens != queries.count or tokens < 2):
+        raise RssegError(
+            f"the method has {tokens} tokens per block and the head takes {queries.count} queries: "
+            "they must be equal, and two or more",
+            where="method.tokens, head.queries",
+            fix="method.tokens: null",
+        )
+    return tokens
 
 
 class QueryLink(nn.Module):
@@ -61,9 +70,9 @@ class TokenBranch(nn.Module):
         depth: Number of blocks L.
         dim: Width D.
         experts: Sets of tokens per block E.
-        tokens: Tokens per set m; with a query link also the number of queries.
+        tokens: Tokens per set m.
         rank: Rank r of a set; None gives one set per block with every number free.
-        query_width: Width of the queries for the head; None makes none.
+        queries: Shape of the queries that the head takes; None makes none.
         weighing: How features attend to the tokens.
     """
 
@@ -75,7 +84,7 @@ class TokenBranch(nn.Module):
         experts: int = 1,
         tokens: int,
         rank: int | None,
-        query_width: int | None = None,
+        queries: QueryShape | None = None,
         weighing: Weighing = REIN,
     ) -> None:
         super().__init__()
@@ -85,7 +94,7 @@ class TokenBranch(nn.Module):
         )
         self.value = nn.Linear(dim, dim)  # W, b
         self.mlp = nn.Linear(dim, dim)
-        self.link = None if query_width is None else QueryLink(dim, query_width)
+        self.link = None if queries is None else QueryLink(dim, queries.width)
 
     def block(self, index: int) -> TokenExperts:
         """Give the tokens of a block; those of full rank know no routes and no mean."""
@@ -116,7 +125,7 @@ class TokenBranch(nn.Module):
         return answer
 
     def queries(self) -> Tensor | None:
-        """Make the queries for the head (m, query_width), None without a link."""
+        """Return the queries for the head (m, width), None without a link."""
         if self.link is None:
             return None
         queries: Tensor = self.link([block.mean() for block in self._all()])
@@ -131,11 +140,16 @@ class TokenAdapter(TokenBranch):
     """A branch that refines features, with its scale."""
 
     def __init__(
-        self, depth: int, dim: int, *, experts: int, tokens: int, rank: int, query_width: int | None
+        self,
+        depth: int,
+        dim: int,
+        *,
+        experts: int,
+        tokens: int,
+        rank: int,
+        queries: QueryShape | None,
     ) -> None:
-        super().__init__(
-            depth, dim, experts=experts, tokens=tokens, rank=rank, query_width=query_width
-        )
+        super().__init__(depth, dim, experts=experts, tokens=tokens, rank=rank, queries=queries)
         self.scale = Parameter(torch.tensor(START_SCALE))
 
     def refine(self, prefix: Tensor, patches: Tensor, adjustment: Tensor) -> Tensor:

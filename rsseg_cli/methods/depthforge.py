@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn import functional as F
 
-from rsseg_cli.contract import Backbone, Features
+from rsseg_cli.contract import Backbone, Features, QueryShape
 from rsseg_cli.grid import Grid
 from rsseg_cli.methods._depth import DepthMethod, DepthName, DepthState, DepthView
-from rsseg_cli.methods._token_adapter import TokenAdapter, TokenSettings
+from rsseg_cli.methods._token_adapter import TokenAdapter, TokenSettings, count_tokens
 
 
 class DepthForge(DepthMethod[DepthState]):
@@ -35,7 +35,11 @@ class DepthForge(DepthMethod[DepthState]):
         refine_init: Literal["zero", "released"] = "zero"
         """Start from the maps as they are, or from random weights as released."""
 
-    def __init__(self, config: Config, backbone: Backbone) -> None:
+    makes_queries: ClassVar[bool] = True
+
+    def __init__(
+        self, config: Config, backbone: Backbone, queries: QueryShape | None = None
+    ) -> None:
         super().__init__(config, backbone)
         self.prefix = backbone.prefix
         off = config.depth == "off"
@@ -44,9 +48,9 @@ class DepthForge(DepthMethod[DepthState]):
             backbone.depth,
             backbone.dim,
             experts=1,
-            tokens=config.tokens,
+            tokens=count_tokens(config.tokens, queries),
             rank=config.rank,
-            query_width=config.linked,
+            queries=queries,
         )
         self.adapter.spread_evenly(backbone.patch)
         self.refinement: Refinement | None = None

@@ -85,25 +85,20 @@ class FrequencyExperts(nn.Module):
             bound = 1 / math.sqrt(hidden)
             nn.init.uniform_(self.up.weight, -bound, bound)
 
-    def forward(self, tokens: Tensor, grid: Grid, gain: Tensor, skip: int) -> Tensor:
-        """Give what is added to tokens (B, T, D); 0 for the first `skip` of them."""
+    def forward(self, tokens: Tensor, state: Spectrum, skip: int) -> Tensor:
+        """Compute what is added to tokens (B, T, D): 0 for the first `skip` of them."""
         h = self.hidden
         # The bias comes later: an offset has no high frequencies.
         raw = F.linear(tokens, self.down.weight)[:, skip:]
         full, either, logits = torch.split(raw, [h, 2 * h, 3], dim=-1)
-        low = smooth(either, grid, gain)
+        low = smooth(either, state.grid, state.gain)
         parts = torch.cat((full, low[..., :h], either[..., h:] - low[..., h:], logits), dim=-1)
         units, logits = torch.split(parts + self.down.bias, [3 * h, 3], dim=-1)
-        weights = logits.softmax(-1)
+        weights = state.weights = logits.softmax(-1)
         weighed = F.relu(units) * weights.repeat_interleave(h, dim=-1)
         inner = F.pad(torch.cat((weighed, weights), dim=-1), (0, 0, skip, 0))
         added: Tensor = self.scale * self.up(inner)
         return added
-
-    def weights(self, tokens: Tensor) -> Tensor:
-        """Give the router's weights of the experts for patch tokens (B, N, D): (B, N, 3)."""
-        rows = slice(3 * self.hidden, None)
-        return F.linear(tokens, self.down.weight[rows], self.down.bias[rows]).softmax(-1)
 
 
 class SpatialExpert(nn.Module):
@@ -117,16 +112,21 @@ class SpatialExpert(nn.Module):
             self.expert.down.reset_parameters()
             self.expert.up.reset_parameters()
 
-    def forward(self, tokens: Tensor, grid: Grid, gain: Tensor, skip: int) -> Tensor:
-        """Give what is added to tokens (B, T, D); 0 for the first `skip` of them."""
-        return F.pad(self.scale * self.expert(tokens[:, skip:]), (0, 0, skip, 0))
+    def forward(self, tokens: Tensor, state: Spectrum, skip: int) -> Tensor:
+        """Compute what is added to tokens (B, T, D): 0 for the first `skip` of them."""
+        patches = tokens[:, skip:]
+        state.weights = patches.new_tensor((1.0, 0.0, 0.0)).expand(*patches.shape[:2], 3)
+        return F.pad(self.scale * self.expert(patches), (0, 0, skip, 0))
 
 
 @dataclass
 class Spectrum(State):
-    """Remembers how much of each frequency is low: one grid serves all blocks of a pass."""
+    """The low-pass filter of the grid, which all blocks share, and the last block's routing."""
 
     gain: Tensor = field(kw_only=True)
+    """(h, w // 2 + 1), see `low_pass`."""
+    weights: Tensor = field(default_factory=lambda: torch.empty(0))
+    """(B, N, 3), the router's weights of the experts."""
 
 
 class EarthAdapter(Method[Spectrum]):
@@ -164,28 +164,16 @@ class EarthAdapter(Method[Spectrum]):
     def after_block(self, index: int, tokens: Tensor, state: Spectrum) -> Tensor:
         """Add what the experts of this block say to its patch tokens."""
         skip = self.prefix + state.extra
-        refined: Tensor = tokens + self.blocks[index](tokens, state.grid, state.gain, skip)
+        refined: Tensor = tokens + self.blocks[index](tokens, state, skip)
         return refined
 
     def explanations(self) -> Mapping[str, tuple[str, ...]]:
         """Offer which expert weighs most."""
         return {"routing": ("all frequencies", "low frequencies", "high frequencies")}
 
-    @torch.no_grad()
-    def explain(self, name: str, backbone: Backbone, image: Tensor, block: int) -> Tensor:
-        """Give the experts' weights at a block; all to the first where it is the only one."""
-        tokens, grid = backbone.embed(image)
-        state = self.begin(image, grid)
-        for index in range(block):
-            tokens = self.after_block(index, backbone.run(index, tokens, grid), state)
-        patches = backbone.run(block, tokens, grid)[:, self.prefix :]
-        experts = self.blocks[block]
-        if isinstance(experts, FrequencyExperts):
-            weights = experts.weights(patches)
-        else:
-            weights = patches.new_tensor((1.0, 0.0, 0.0)).expand(*patches.shape[:2], 3)
-        images = grid.to_images(weights)
-        return images.reshape(len(image), grid.groups, *images.shape[1:]).mean(1)
+    def explain(self, name: str, state: Spectrum) -> Tensor:
+        """Return the experts' weights; a block with the first expert alone gives it all."""
+        return state.grid.mean_over_groups(state.weights)
 
 
 def _split_blocks(wanted: tuple[int, ...] | None, depth: int) -> set[int]:

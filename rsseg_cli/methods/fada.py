@@ -10,17 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 from torch.nn import functional as F
 
-from rsseg_cli.contract import Backbone, Features, Method, State
+from rsseg_cli.contract import Backbone, Features, Method, QueryShape, State
 from rsseg_cli.grid import Grid
 from rsseg_cli.layers.haar import Haar
-from rsseg_cli.methods._token_adapter import START_SCALE, TokenBranch, TokenSettings
+from rsseg_cli.methods._token_adapter import START_SCALE, TokenBranch, TokenSettings, count_tokens
 from rsseg_cli.methods._weighing import Weighing
 
 
@@ -37,15 +37,18 @@ class Fada(Method[State]):
         scale: float = START_SCALE
         """Start of the learnable factor of what is added; the paper's equations have none: 1."""
 
-    def __init__(self, config: Config, backbone: Backbone) -> None:
+    makes_queries: ClassVar[bool] = True
+
+    def __init__(
+        self, config: Config, backbone: Backbone, queries: QueryShape | None = None
+    ) -> None:
         super().__init__(config, backbone)
         self.prefix = backbone.prefix
         self.haar = Haar()
         branch = partial(TokenBranch, backbone.depth, backbone.dim, rank=config.rank)
-        self.low = branch(
-            tokens=config.tokens, query_width=config.linked, weighing=Weighing(first=0)
-        )
-        self.high = branch(tokens=3 * config.tokens, weighing=Weighing(config.norm, first=0))
+        tokens = count_tokens(config.tokens, queries)
+        self.low = branch(tokens=tokens, queries=queries, weighing=Weighing(first=0))
+        self.high = branch(tokens=3 * tokens, weighing=Weighing(config.norm, first=0))
         self.scale = Parameter(torch.tensor(config.scale))
         for one in (self.low, self.high):
             one.spread_evenly(backbone.patch)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import ClassVar
 
 from torch import Tensor
 from torch.nn import Parameter
 
-from rsseg_cli.contract import Backbone, Features, Method, State
-from rsseg_cli.methods._token_adapter import TokenAdapter, TokenSettings
+from rsseg_cli.contract import Backbone, Features, Method, QueryShape, State
+from rsseg_cli.methods._token_adapter import TokenAdapter, TokenSettings, count_tokens
 
 
 class Rein(Method[State]):
@@ -17,16 +18,20 @@ class Rein(Method[State]):
     class Config(TokenSettings):
         """Settings of Rein."""
 
-    def __init__(self, config: Config, backbone: Backbone) -> None:
+    makes_queries: ClassVar[bool] = True
+
+    def __init__(
+        self, config: Config, backbone: Backbone, queries: QueryShape | None = None
+    ) -> None:
         super().__init__(config, backbone)
         self.prefix = backbone.prefix
         self.adapter = TokenAdapter(
             backbone.depth,
             backbone.dim,
             experts=1,
-            tokens=config.tokens,
+            tokens=count_tokens(config.tokens, queries),
             rank=config.rank,
-            query_width=config.linked,
+            queries=queries,
         )
         self.adapter.spread_evenly(backbone.patch)
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from rsseg_cli.contract import Backbone, Features, Method, State
+from rsseg_cli.contract import Backbone, Features, Method, QueryShape, State
 from rsseg_cli.grid import Grid
-from rsseg_cli.methods._token_adapter import START_SCALE, TokenBranch, TokenSettings
+from rsseg_cli.methods._token_adapter import START_SCALE, TokenBranch, TokenSettings, count_tokens
 from rsseg_cli.methods._weighing import Weighing
 
 FLOOR = 1e-6
@@ -41,11 +41,16 @@ class Set(Method[State]):
         """Free the amplitude's attention of style; `released` divides by sqrt D once more, which
         makes it nearly uniform."""
 
-    def __init__(self, config: Config, backbone: Backbone) -> None:
+    makes_queries: ClassVar[bool] = True
+
+    def __init__(
+        self, config: Config, backbone: Backbone, queries: QueryShape | None = None
+    ) -> None:
         super().__init__(config, backbone)
         self.prefix, self.plane = backbone.prefix, config.fft == "plane"
-        branch = partial(TokenBranch, backbone.depth, backbone.dim, tokens=config.tokens)
-        self.phase = branch(rank=config.rank, query_width=config.linked)
+        tokens = count_tokens(config.tokens, queries)
+        branch = partial(TokenBranch, backbone.depth, backbone.dim, tokens=tokens)
+        self.phase = branch(rank=config.rank, queries=queries)
         self.amplitude = branch(
             rank=config.rank if config.amplitude_tokens == "lowrank" else None,
             weighing=Weighing(config.norm),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field, model_validator
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from rsseg_cli import batch_shard
-from rsseg_cli.contract import Backbone, Features
+from rsseg_cli.contract import Backbone, Features, QueryShape
 from rsseg_cli.grid import Grid
 from rsseg_cli.methods import _usage
 from rsseg_cli.methods._depth import DepthMethod, DepthName, DepthState, DepthView
 from rsseg_cli.methods._fusion import Fusion, fuse
 from rsseg_cli.methods._gates import Gate, Kind, imbalance
-from rsseg_cli.methods._token_adapter import TokenAdapter
+from rsseg_cli.methods._token_adapter import TokenAdapter, count_tokens
 from rsseg_cli.methods._tokens import Routes
 from rsseg_cli.settings import Json
 
@@ -49,8 +49,8 @@ class SpectralMoe(DepthMethod[Routing]):
         """Sets of tokens per block E."""
         k: int = Field(1, ge=1)
         """Experts per token, equation (2)."""
-        tokens: int = Field(100, ge=2)
-        """Tokens per expert m; with the query link also the number of the head's queries."""
+        tokens: int | None = Field(None, ge=2)
+        """Tokens per expert m; null: as many as the queries that the head takes, otherwise 100."""
         rank: int = Field(16, ge=1)
         gate: Kind | Literal["none"] = "laplace"
         """Distance to the experts' centres in equation (1), or its square, or the inner product;
@@ -68,10 +68,6 @@ class SpectralMoe(DepthMethod[Routing]):
         """Lambda of equation (9), which the paper does not state; the authors' code has 1e3."""
         load_weight: float = Field(1.0e-2, ge=0)
         """Weight of the load term of the authors' code; at k = 1 it alone trains the gates."""
-        query_link: bool = True
-        """Make the queries of a mask head from the tokens."""
-        query_width: int = Field(256, ge=1)
-        """Width of these queries: the head's."""
 
         @model_validator(mode="after")
         def _experts_suffice(self) -> SpectralMoe.Config:
@@ -81,9 +77,12 @@ class SpectralMoe(DepthMethod[Routing]):
                 raise ValueError(f"without a gate k is the number of experts, {self.experts}")
             return self
 
+    makes_queries: ClassVar[bool] = True
     usage: Tensor
 
-    def __init__(self, config: Config, backbone: Backbone) -> None:
+    def __init__(
+        self, config: Config, backbone: Backbone, queries: QueryShape | None = None
+    ) -> None:
         super().__init__(config, backbone)
         self.config, self.prefix = config, backbone.prefix
         off = config.depth == "off"
@@ -93,9 +92,9 @@ class SpectralMoe(DepthMethod[Routing]):
             backbone.depth,
             backbone.dim,
             experts=config.experts,
-            tokens=config.tokens,
+            tokens=count_tokens(config.tokens, queries),
             rank=config.rank,
-            query_width=config.query_width if config.query_link else None,
+            queries=queries,
         )
         self.adapter.start_from_zero()
         own = self.modalities if config.gates == "dual" else 1
@@ -190,13 +189,7 @@ class SpectralMoe(DepthMethod[Routing]):
         names = ("routing", "routing-depth")[: self.modalities]
         return dict.fromkeys(names, tuple(f"expert {e + 1}" for e in range(self.config.experts)))
 
-    @torch.no_grad()
-    def explain(self, name: str, backbone: Backbone, image: Tensor, block: int) -> Tensor:
-        """Give the experts' shares after a block, averaged over a location's groups."""
-        number = list(self.explanations()).index(name)
-        tokens, grid = backbone.embed(image)
-        state = self.begin(image, grid)
-        for index in range(block + 1):
-            tokens = self.after_block(index, backbone.run(index, tokens, grid), state)
-        images = grid.to_images(state.routes[number].shares)
-        return images.reshape(len(image), grid.groups, *images.shape[1:]).mean(1)
+    def explain(self, name: str, state: Routing) -> Tensor:
+        """Return the experts' shares after a block, averaged over a location's groups."""
+        shares = state.routes[list(self.explanations()).index(name)].shares
+        return state.grid.mean_over_groups(shares)

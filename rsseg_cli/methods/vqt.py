@@ -9,18 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn import functional as F
 
-from rsseg_cli.contract import Backbone, Features, Method, State
+from rsseg_cli.contract import Backbone, Features, Method, QueryShape, State
 from rsseg_cli.errors import RssegError
 from rsseg_cli.grid import Grid
-from rsseg_cli.methods._token_adapter import START_SCALE, LinkSettings, QueryLink
+from rsseg_cli.methods._token_adapter import START_SCALE, QueryLink, count_tokens
 from rsseg_cli.methods._tokens import FullTokens, TokenExperts, token_set
 
 
@@ -33,26 +33,27 @@ class Summaries(State):
 
 
 class Vqt(Method[Summaries]):
-    """Lets tokens of every block ask; the maps stay as they are."""
+    """Trains tokens that attend to the features of every block and become the head's queries.
 
-    class Config(LinkSettings):
+    The maps stay those of the frozen backbone. For a head that takes no queries the tokens attend
+    to the tapped blocks alone, and the maps attend to the result: they are then no longer frozen.
+    """
+
+    class Config(Method.Config):
         """Settings of visual query tuning."""
 
+        tokens: int | None = Field(None, ge=2)
+        """Tokens per block; null: as many as the queries that the head takes, otherwise 100."""
         rank: int | None = Field(None, ge=1)
         """Rank of a block's tokens; null: every number is free, as published."""
         dropout: float = Field(0.0, ge=0, lt=1)
         """Share of the tokens' numbers dropped in training."""
-        inject: bool = False
-        """Let the tapped maps attend to what was heard, for heads without queries. The maps are
-        then no longer the frozen ones."""
 
-        @model_validator(mode="after")
-        def _used(self) -> Vqt.Config:
-            if not (self.query_link or self.inject):
-                raise ValueError("without query_link and without inject the tokens serve nothing")
-            return self
+    makes_queries: ClassVar[bool] = True
 
-    def __init__(self, config: Config, backbone: Backbone) -> None:
+    def __init__(
+        self, config: Config, backbone: Backbone, queries: QueryShape | None = None
+    ) -> None:
         super().__init__(config, backbone)
         if not backbone.answers:
             raise RssegError(
@@ -62,16 +63,16 @@ class Vqt(Method[Summaries]):
             )
         self.dropout, self.taps = config.dropout, backbone.taps
         self.ask = backbone.ask  # bound methods follow `deepcopy`
-        asked = range(backbone.depth) if config.query_link else backbone.taps
+        tokens = count_tokens(config.tokens, queries)
+        asked = backbone.taps if queries is None else range(backbone.depth)
         self.blocks = nn.ModuleDict(
             {
-                str(index): token_set(backbone.dim, tokens=config.tokens, rank=config.rank)
+                str(index): token_set(backbone.dim, tokens=tokens, rank=config.rank)
                 for index in asked
             }
         )
-        width = config.linked
-        self.link = None if width is None else QueryLink(backbone.dim, width)
-        self.scale = Parameter(torch.tensor(START_SCALE)) if config.inject else None
+        self.link = None if queries is None else QueryLink(backbone.dim, queries.width)
+        self.scale = Parameter(torch.tensor(START_SCALE)) if queries is None else None
         for one in self.blocks.values():
             cast("TokenExperts | FullTokens", one).spread_evenly(backbone.patch)
 

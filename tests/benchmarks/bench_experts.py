@@ -37,6 +37,9 @@ BANDS = Bands(
 CLASSES = 8
 
 
+HEAD = Mask2Former.Config(query_position="method")
+
+
 def make_backbone(name: str) -> Backbone:
     kind: Any = find("backbones", family(name), Backbone)
     backbone: Backbone = kind(kind.Config(name=name, pretrained=False), BANDS)
@@ -45,7 +48,8 @@ def make_backbone(name: str) -> Backbone:
 
 def make_method(backbone: Backbone, experts: int, k: int) -> SpectralMoe:
     torch.manual_seed(0)
-    return SpectralMoe(SpectralMoe.Config(experts=experts, k=k, depth="random"), backbone)
+    config = SpectralMoe.Config(experts=experts, k=k, depth="random")
+    return SpectralMoe(config, backbone, HEAD.queries_of_method)
 
 
 class Trainer:
@@ -53,8 +57,7 @@ class Trainer:
 
     def __init__(self, backbone: Backbone, experts: int, k: int, args: argparse.Namespace) -> None:
         method = make_method(backbone, experts, k)
-        config = Mask2Former.Config(query_position="method")
-        head = Mask2Former(config, dim=backbone.dim, maps=4, classes=CLASSES)
+        head = Mask2Former(HEAD, dim=backbone.dim, maps=4, classes=CLASSES)
         self.device = torch.device(args.device)
         self.model = Segmenter(backbone, method, head, BANDS).to(self.device).train()
         self.adam = optimizer.build(optimizer.Optimization(), self.model)

@@ -23,7 +23,7 @@ from rgb import BANDS
 
 from rsseg_cli import presets
 from rsseg_cli.backbones.vit import Size, Vit
-from rsseg_cli.contract import Backbone, Method
+from rsseg_cli.contract import Backbone, Method, QueryShape
 from rsseg_cli.find import find, names
 from rsseg_cli.heads.linear import Linear
 from rsseg_cli.segmenter import Segmenter
@@ -34,6 +34,8 @@ WITHOUT_DEPTH: dict[str, dict[str, Any]] = {
     "depthforge": {"depth": "random"},
 }
 """Depth encoders never train, so that they count for the time only."""
+QUERIES = QueryShape(100, 256)
+"""Of the mask head in the presets."""
 
 
 class Encoder(Vit):
@@ -63,9 +65,9 @@ def build(method: str, size: str, *, preset: bool) -> tuple[Backbone, Method[Any
     if preset:
         settings = dict(presets.read(presets.find("methods", method)).values["method"])
         settings.pop("name")
-    return backbone, kind(
-        kind.Config.model_validate(settings | WITHOUT_DEPTH.get(method, {})), backbone
-    )
+    config = kind.Config.model_validate(settings | WITHOUT_DEPTH.get(method, {}))
+    queries = QUERIES if preset and kind.makes_queries else None
+    return backbone, kind.build(config, backbone, queries)
 
 
 def count(method: str) -> Row:

@@ -13,7 +13,7 @@ from torch import Tensor
 from rsseg_cli.backbones.dinov2 import Dinov2
 from rsseg_cli.backbones.vit import Vit
 from rsseg_cli.bands import Bands
-from rsseg_cli.contract import Backbone, Head, Method
+from rsseg_cli.contract import Backbone, Head, Method, QueryShape
 from rsseg_cli.find import find
 from rsseg_cli.segmenter import Segmenter
 
@@ -28,26 +28,42 @@ RGB = Bands(
 )
 UNIT_RGB = RGB.model_copy(update={"mean": (0.0,) * 3, "std": (1.0,) * 3})
 """The same bands for values that nobody standardises."""
+QUERIES = QueryShape(100, 256)
+"""The queries of Mask2Former's head."""
 
 
 def tiny_vit(bands: Bands = RGB) -> Vit:
     return Vit(Vit.Config(name="vit_tiny"), bands)
 
 
-def at_vit_large(kind: type[Made], bands: Bands = RGB, **settings: Any) -> tuple[Dinov2, Made]:
+def at_vit_large(
+    kind: type[Made],
+    bands: Bands = RGB,
+    *,
+    queries: QueryShape | None = QUERIES,
+    **settings: Any,
+) -> tuple[Dinov2, Made]:
     """A method at the size that papers print counts for, without any numbers in it."""
     with torch.device("meta"):
         backbone = Dinov2(Dinov2.Config(name="dinov2_large", pretrained=False), bands)
-        return backbone, kind(kind.Config.model_validate(settings), backbone)
+        config = kind.Config.model_validate(settings)
+        return backbone, kind.build(config, backbone, queries if kind.makes_queries else None)
 
 
-def build(method: str, *, seed: int = 0, head: str = "linear", **settings: Any) -> Segmenter:
+def build(
+    method: str,
+    *,
+    seed: int = 0,
+    head: str = "linear",
+    queries: QueryShape | None = None,
+    **settings: Any,
+) -> Segmenter:
     """A tiny model with three classes whose method has these settings."""
     torch.manual_seed(seed)
     vit = find("backbones", "vit", Backbone)
     backbone = vit(vit.Config(name="vit_tiny"), BANDS)  # type: ignore[call-arg]
     kind = find("methods", method, Method)
-    built = kind(kind.Config.model_validate(settings), backbone)
+    built = kind.build(kind.Config.model_validate(settings), backbone, queries)
     scorer = find("heads", head, Head)
     config = scorer.Config.model_validate(HEADS[head])
     made = scorer(config, dim=backbone.dim, maps=built.maps(backbone), classes=3)

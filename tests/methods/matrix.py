@@ -79,7 +79,7 @@ def build(method: str, family: str, seed: int = 0) -> Segmenter:
     tiny = backbone(family)
     kind: Any = find("methods", method, Method)
     settings = TINY.get(method, {}) | FEW.get(method, {})
-    built = kind(kind.Config.model_validate(settings), tiny)
+    built = kind.build(kind.Config.model_validate(settings), tiny)
     scorer = find("heads", "linear", Head)
     config = scorer.Config.model_validate(HEADS["linear"] | head_settings(method, "linear"))
     head = scorer(config, dim=tiny.dim, maps=built.maps(tiny), classes=3)

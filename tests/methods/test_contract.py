@@ -47,10 +47,10 @@ def make(method: str, head: str = "linear", seed: int = 0) -> Segmenter:
     torch.manual_seed(seed)
     vit = find("backbones", "vit", Backbone)
     backbone = vit(vit.Config(name="vit_tiny"), BANDS)  # type: ignore[call-arg]
-    kind = find("methods", method, Method)
-    built = kind(kind.Config.model_validate(TINY.get(method, {})), backbone)
-    scorer = find("heads", head, Head)
+    kind, scorer = find("methods", method, Method), find("heads", head, Head)
     config = scorer.Config.model_validate(HEADS[head] | head_settings(method, head))
+    settings = kind.Config.model_validate(TINY.get(method, {}))
+    built = kind.build(settings, backbone, config.queries_of_method)
     made = scorer(config, dim=backbone.dim, maps=built.maps(backbone), classes=3)
     return Segmenter(backbone, built, made, BANDS)
 
@@ -58,9 +58,8 @@ def make(method: str, head: str = "linear", seed: int = 0) -> Segmenter:
 def head_settings(method: str, head: str) -> dict[str, Any]:
     """A method that brings queries says in its preset that the head takes them."""
     preset = presets.read(presets.find("methods", method)).values["head"]
-    if preset["name"] == head and preset.get("query_position") == "method":
-        return {"query_position": "method", "width": 256, "queries": preset["queries"]}
-    return {}
+    linked = preset["name"] == head and preset.get("query_position") == "method"
+    return {"query_position": "method"} if linked else {}
 
 
 def batch(height: int = 48, width: int = 64, seed: int = 1) -> tuple[Tensor, Tensor]:
@@ -183,14 +182,17 @@ def test_explanations_are_shares_of_what_they_name(method: str) -> None:
     perturb(model)
     image = torch.randn(2, 4, 64, 96)
     patch = model.backbone.patch
+
+    def explain(image: Tensor, name: str, block: int) -> Tensor:
+        _, state = model.backbone.walk(image, model.method, stop=block)
+        return model.method.explain(name, state)
+
     for name, things in model.method.explanations().items():
         assert re.fullmatch(r"[a-z-]+", name)  # it becomes part of a file's name
         for block in (0, model.backbone.depth - 1):
-            shares = model.method.explain(name, model.backbone, image, block)
+            shares = explain(image, name, block)
             assert shares.shape == (2, len(things), 64 // patch, 96 // patch)
             assert (shares >= 0).all()
             assert torch.allclose(shares.sum(1), torch.ones(()), atol=1e-4)
-            again = model.method.explain(name, model.backbone, image, block)
-            assert torch.equal(shares, again)
-            alone = model.method.explain(name, model.backbone, image[1:], block)
-            assert torch.allclose(shares[1:], alone, atol=1e-4)
+            assert torch.equal(shares, explain(image, name, block))
+            assert torch.allclose(shares[1:], explain(image[1:], name, block), atol=1e-4)

@@ -11,16 +11,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rsseg_cli.backbones.vit import Vit
+from rsseg_cli.contract import QueryShape
 from rsseg_cli.grid import Grid
 from rsseg_cli.methods._depth import DepthState
 from rsseg_cli.methods.depthforge import DepthForge
 from rsseg_cli.methods.rein import Rein
 
+EIGHT = QueryShape(8, 256)
+
 
 def build(backbone: Vit, **settings: Any) -> Any:
     torch.manual_seed(0)
     small = {"tokens": 8, "rank": 4, "depth": "random"}
-    return DepthForge(DepthForge.Config.model_validate(small | settings), backbone)
+    return DepthForge(DepthForge.Config.model_validate(small | settings), backbone, EIGHT)
 
 
 def test_depth_changes_the_attention_and_nothing_else() -> None:
@@ -41,7 +44,7 @@ def test_depth_changes_the_attention_and_nothing_else() -> None:
 def test_without_depth_and_refinement_it_is_rein() -> None:
     backbone = tiny_vit()
     method = build(backbone, depth="off", refine=False)
-    rein = Rein(Rein.Config(tokens=8, rank=4), backbone)
+    rein = Rein(Rein.Config(rank=4), backbone, EIGHT)
     rein.load_state_dict(method.state_dict())
     image = torch.randn(2, 3, 40, 56)
     ours, theirs = backbone(image, method), backbone(image, rein)

@@ -10,7 +10,13 @@ from torch import Tensor
 
 from rsseg_cli.errors import RssegError
 from rsseg_cli.grid import Grid
-from rsseg_cli.methods.earth_adapter import EarthAdapter, FrequencyExperts, low_pass, smooth
+from rsseg_cli.methods.earth_adapter import (
+    EarthAdapter,
+    FrequencyExperts,
+    Spectrum,
+    low_pass,
+    smooth,
+)
 
 GRIDS = [Grid(8, 8), Grid(7, 5), Grid(9, 6), Grid(6, 9), Grid(32, 32), Grid(4, 6, groups=3)]
 
@@ -91,7 +97,7 @@ def test_experts_written_out(grid: Grid, skip: int) -> None:
     tokens = torch.randn(2, skip + grid.tokens, 16)
     gain = low_pass(grid.h, grid.w, rho=0.4, box="paper")
     with torch.no_grad():
-        added = experts(tokens, grid, gain, skip)
+        added = experts(tokens, Spectrum(grid, gain=gain), skip)
         expected = written_out(experts, tokens[:, skip:], grid, 0.4)
     assert torch.allclose(added[:, skip:].double(), expected, atol=1e-5)
     assert not added[:, :skip].any()
@@ -103,7 +109,8 @@ def test_gradients_written_out() -> None:
     tokens = torch.randn(1, 30, 12)
     target = torch.randn(1, 30, 12)
     parameters = list(experts.parameters())
-    ours = (experts(tokens, grid, low_pass(5, 6, rho=0.5, box="paper"), 0) * target).sum()
+    gain = low_pass(5, 6, rho=0.5, box="paper")
+    ours = (experts(tokens, Spectrum(grid, gain=gain), 0) * target).sum()
     theirs = (written_out(experts, tokens, grid, 0.5) * target).sum()
     for a, b in zip(
         torch.autograd.grad(ours, parameters), torch.autograd.grad(theirs, parameters), strict=True
@@ -117,9 +124,9 @@ def test_bfloat16_keeps_the_transform_in_float32(grid: Grid) -> None:
     experts = FrequencyExperts(32, 8, start="random")
     tokens = torch.randn(2, 1 + grid.tokens, 32)
     gain = low_pass(grid.h, grid.w, rho=0.3, box="paper")
-    exact = experts(tokens, grid, gain, 1)
+    exact = experts(tokens, Spectrum(grid, gain=gain), 1)
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = experts(tokens, grid, gain, 1)
+        rounded = experts(tokens, Spectrum(grid, gain=gain), 1)
         assert smooth(tokens[:, 1:].bfloat16(), grid, gain).dtype == torch.float32
     assert (rounded - exact).abs().max() < 0.02 * exact.abs().max()
 
@@ -139,7 +146,7 @@ def test_the_other_blocks_have_one_expert() -> None:
     blocks = model.method.blocks  # type: ignore[union-attr]
     assert [isinstance(block, FrequencyExperts) for block in blocks] == [False, True, False, False]  # type: ignore[operator, union-attr]
     single, x = blocks[0], torch.randn(1, 1 + 6, 64)  # type: ignore[index]
-    added = single(x, Grid(2, 3), torch.ones(2, 2), 1)
+    added = single(x, Spectrum(Grid(2, 3), gain=torch.ones(2, 2)), 1)
     units = (x[:, 1:] @ single.expert.down.weight.T + single.expert.down.bias).clamp(min=0)
     expected = 0.1 * (units @ single.expert.up.weight.T + single.expert.up.bias)
     assert torch.allclose(added[:, 1:], expected, atol=1e-6)
@@ -181,8 +188,8 @@ def test_routing_is_the_routers_and_all_goes_to_the_only_expert() -> None:
         backbone(image, method)
     (weights,) = seen
     side = backbone.patch
-    shares = method.explain("routing", backbone, image, 1)
+    shares = method.explain("routing", backbone.walk(image, method, stop=1)[1])
     expected = weights[:, -shares[0, 0].numel() :].mT.reshape(2, 3, 32 // side, 48 // side)
     assert torch.allclose(shares, expected, atol=1e-6)
-    alone = method.explain("routing", backbone, image, 0)
+    alone = method.explain("routing", backbone.walk(image, method, stop=0)[1])
     assert torch.equal(alone[:, 0], torch.ones(2, 32 // side, 48 // side))

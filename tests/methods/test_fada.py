@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rsseg_cli.backbones.vit import Vit
-from rsseg_cli.contract import State
+from rsseg_cli.contract import QueryShape, State
 from rsseg_cli.grid import Grid
 from rsseg_cli.layers.haar import Haar
 from rsseg_cli.methods.fada import Fada, join, split
@@ -21,8 +21,8 @@ from rsseg_cli.methods.fada import Fada, join, split
 def tiny(**settings: Any) -> tuple[Vit, Fada]:
     torch.manual_seed(0)
     backbone = tiny_vit().requires_grad_(False)
-    config = Fada.Config.model_validate({"tokens": 6, "rank": 4, "query_width": 12} | settings)
-    return backbone, Fada(config, backbone)
+    config = Fada.Config.model_validate({"tokens": 6, "rank": 4} | settings)
+    return backbone, Fada(config, backbone, QueryShape(6, 12))
 
 
 def haar(dim: int) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from fakes import build, sample
 from torch import Tensor
 
+from rsseg_cli.contract import QueryShape
 from rsseg_cli.methods.fada import Fada
 from rsseg_cli.methods.set import Set
 
@@ -18,8 +19,7 @@ EVERY = pytest.mark.parametrize(("name", "settings"), CASES)
 
 
 def made(name: str, settings: dict[str, Any], scale: float) -> tuple[Any, Any]:
-    small = {"tokens": 6, "rank": 4, "query_width": 12}
-    model = build(name, **(small | settings)).eval()
+    model = build(name, queries=QueryShape(6, 12), **({"rank": 4} | settings)).eval()
     method = model.method
     assert isinstance(method, (Set, Fada))
     assert method.scale.item() == pytest.approx(1e-3)

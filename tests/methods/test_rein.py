@@ -8,10 +8,11 @@ from fakes import RGB, at_vit_large, tiny_vit
 from pydantic import ValidationError
 
 from rsseg_cli.backbones.vit import Vit
-from rsseg_cli.contract import State
+from rsseg_cli.contract import QueryShape, State
 from rsseg_cli.errors import RssegError
 from rsseg_cli.grid import Grid
 from rsseg_cli.heads.mask2former import Mask2Former
+from rsseg_cli.methods.lora import Lora
 from rsseg_cli.methods.rein import Rein
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training.optimizer import Optimization, build
@@ -20,8 +21,8 @@ from rsseg_cli.training.optimizer import Optimization, build
 def tiny(**settings: object) -> tuple[Vit, Rein]:
     torch.manual_seed(0)
     backbone = tiny_vit()
-    config = Rein.Config.model_validate({"tokens": 10, "rank": 4} | settings)
-    return backbone, Rein(config, backbone)
+    config = Rein.Config.model_validate({"rank": 4} | settings)
+    return backbone, Rein(config, backbone, QueryShape(10, 256))
 
 
 def test_a_block_equals_the_equation() -> None:
@@ -66,16 +67,23 @@ def test_tokens_and_scale_do_not_decay() -> None:
     assert id(rein.adapter.mlp.weight) not in still
 
 
-def test_the_head_must_wait_for_the_queries() -> None:
-    backbone, rein = tiny(query_width=32)
-    for settings, message in (
-        ({"query_position": "learned", "queries": 10}, "learns its own"),
-        ({"query_position": "method", "queries": 12}, "gives 10 queries"),
-    ):
-        config = Mask2Former.Config.model_validate(settings | {"width": 32})
-        model = Segmenter(backbone, rein, Mask2Former(config, dim=64, maps=4, classes=2), RGB)
-        with pytest.raises(RssegError, match=message):
-            model.eval().probabilities(torch.randn(1, 3, 64, 64))
+def test_there_are_as_many_tokens_as_the_head_takes_queries() -> None:
+    config = Mask2Former.Config(query_position="method", queries=12, width=32)
+    rein = Rein.build(Rein.Config(), tiny_vit(), config.queries_of_method)
+    queries = rein.adapter.queries()
+    assert queries is not None
+    assert queries.shape == (12, 32)
+    for tokens, count in ((10, 12), (None, 1)):
+        with pytest.raises(RssegError, match=f"{count} queries") as caught:
+            Rein(Rein.Config(tokens=tokens), tiny_vit(), QueryShape(count, 32))
+        assert caught.value.fix
+    assert Rein(Rein.Config(), tiny_vit()).adapter.queries() is None
+
+
+def test_a_head_may_not_take_queries_of_a_method_without_any() -> None:
+    with pytest.raises(RssegError, match="makes none") as caught:
+        Lora.build(Lora.Config(), tiny_vit(), QueryShape(12, 32))
+    assert caught.value.fix
 
 
 def test_one_token_is_too_few() -> None:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from fakes import RGB, tiny_vit
+from fakes import QUERIES, RGB, tiny_vit
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from rsseg_cli.backbones._timm import Size
 from rsseg_cli.backbones.dinov3 import Dinov3
 from rsseg_cli.backbones.vit import Vit
-from rsseg_cli.contract import Backbone
+from rsseg_cli.contract import Backbone, QueryShape
 from rsseg_cli.grid import Grid
 from rsseg_cli.heads.linear import Linear
 from rsseg_cli.heads.mask2former import Mask2Former
@@ -26,13 +26,21 @@ from rsseg_cli.methods.rein import Rein
 from rsseg_cli.methods.spectralmoe import Routing, SpectralMoe
 from rsseg_cli.segmenter import Segmenter
 
+EIGHT = QueryShape(8, 256)
 
-def build(backbone: Backbone | None = None, *, perturbed: bool = True, **settings: Any) -> Any:
+
+def build(
+    backbone: Backbone | None = None,
+    *,
+    perturbed: bool = True,
+    queries: QueryShape | None = EIGHT,
+    **settings: Any,
+) -> Any:
     """A small method with random parameters everywhere, in eval mode."""
     torch.manual_seed(0)
     small = {"tokens": 8, "rank": 4, "experts": 3, "depth": "random"}
     config = SpectralMoe.Config.model_validate(small | settings)
-    method = SpectralMoe(config, backbone or tiny_vit())
+    method = SpectralMoe(config, backbone or tiny_vit(), queries)
     if perturbed:
         for name, parameter in method.named_parameters():
             if not name.startswith("view."):
@@ -128,7 +136,7 @@ def test_a_block_equals_the_equations(fusion: str, gate: str, gates: str, k: int
 def test_rein_is_one_expert_without_gate_and_depth() -> None:
     backbone = tiny_vit()
     method = build(backbone, experts=1, gate="none", depth="off")
-    rein = Rein(Rein.Config(tokens=8, rank=4), backbone).eval()
+    rein = Rein(Rein.Config(rank=4), backbone, EIGHT).eval()
     rein.load_state_dict(method.state_dict())
     image = torch.randn(2, 3, 40, 24)
     ours, theirs = backbone(image, method), backbone(image, rein)
@@ -146,7 +154,7 @@ def test_query_link() -> None:
     stacked = torch.stack(queries)
     joined = torch.cat([stacked.amax(0), stacked.mean(0), stacked[-1]], -1)
     assert torch.allclose(method.adapter.queries(), link.merge(joined), atol=1e-5)
-    assert build(query_link=False).adapter.queries() is None
+    assert build(queries=None).adapter.queries() is None
 
 
 @pytest.mark.parametrize(
@@ -158,15 +166,16 @@ def test_query_link() -> None:
         ({"experts": 8}, 6_797_825),
         ({"depth": "off"}, 5_737_985 - 294_912),
         ({"gates": "shared"}, 5_737_985 - 294_912),
-        ({"query_link": False}, 5_737_985 - 459_264),
+        ({"queries": None}, 5_737_985 - 459_264),
         ({"experts": 1, "gate": "none", "depth": "off"}, 2_990_081),
     ],
 )
 def test_counts_at_vit_large(settings: dict[str, Any], count: int) -> None:
     with torch.device("meta"):
         backbone = Dinov3(Dinov3.Config(name="dinov3_large", pretrained=False), RGB)
+        queries = settings.pop("queries", QUERIES)
         config = SpectralMoe.Config.model_validate({"depth": "random"} | settings)
-        method = SpectralMoe(config, backbone)
+        method = SpectralMoe(config, backbone, queries)
     assert sum(p.numel() for _, p in method.tuned(backbone)) == count
 
 
@@ -228,8 +237,10 @@ def test_at_k_1_only_the_load_term_trains_the_gates() -> None:
 def test_noise_acts_in_training_only_and_comes_from_the_global_stream() -> None:
     backbone, image = tiny_vit(), torch.randn(1, 3, 64, 64)
     method = build(backbone, perturbed=False)  # as made: routes are defined before any training
-    first = method.explain("routing", backbone, image, 1)
-    assert torch.equal(first, method.explain("routing", backbone, image, 1))
+    first, again = (
+        method.explain("routing", backbone.walk(image, method, stop=1)[1]) for _ in range(2)
+    )
+    assert torch.equal(first, again)
     assert len(first.argmax(1).unique()) > 1
     one, same, other = (losses_of(method, backbone, seed)["load"] for seed in (1, 1, 2))
     assert torch.equal(one, same)
@@ -268,7 +279,7 @@ def test_grids_of_any_shape_and_groups(height: int, width: int, groups: int) -> 
 
 def test_queries_reach_the_mask_head_and_learn() -> None:
     backbone = tiny_vit()
-    method = build(backbone, query_width=32)
+    method = build(backbone, queries=QueryShape(8, 32))
     settings = {"width": 32, "queries": 8, "query_position": "method", "layers": 2, "points": 64}
     config = Mask2Former.Config.model_validate(settings)
     head = Mask2Former(config, dim=64, maps=4, classes=3)
@@ -320,7 +331,9 @@ def test_compute_follows_k_and_stays_small_beside_the_encoder() -> None:
         torch.autograd.backward(backbone.run(0, tokens, side).sum())
     spent["encoder"] = counter.get_total_flops()
     for experts in (1, 6):
-        method = build(backbone, perturbed=False, experts=experts, tokens=100, rank=16).train()
+        method = build(
+            backbone, perturbed=False, queries=QUERIES, experts=experts, tokens=100, rank=16
+        ).train()
         method.view.advance = lambda index, state: seen
         with FlopCounterMode(display=False) as counter:
             torch.autograd.backward(method.after_block(0, tokens, Routing(side)).sum())
@@ -353,7 +366,7 @@ def test_record_and_pictures() -> None:
 def test_explain_shows_the_routes_of_a_pass() -> None:
     backbone, image = tiny_vit(), torch.randn(2, 3, 40, 64)
     method = build(backbone, perturbed=False, k=2)
-    shares = method.explain("routing-depth", backbone, image, 3)
+    shares = method.explain("routing-depth", backbone.walk(image, method, stop=3)[1])
     assert shares.shape == (2, 3, 5, 8)
     assert torch.allclose(shares.sum(1), torch.ones(2, 5, 8))
     kept: list[Tensor] = []

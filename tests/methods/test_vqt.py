@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from rsseg_cli.backbones.sam import Sam
 from rsseg_cli.backbones.vit import Vit
+from rsseg_cli.contract import QueryShape
 from rsseg_cli.errors import RssegError
 from rsseg_cli.methods.frozen import Frozen
 from rsseg_cli.methods.vpt import Vpt
@@ -27,9 +28,12 @@ def tiny() -> Vit:
     return tiny_vit().requires_grad_(False)
 
 
-def build(backbone: Any, **settings: Any) -> Vqt:
+QUERIES = QueryShape(5, 12)
+
+
+def build(backbone: Any, queries: QueryShape | None = QUERIES, **settings: Any) -> Vqt:
     torch.manual_seed(0)
-    return Vqt(Vqt.Config.model_validate({"tokens": 5, "query_width": 12} | settings), backbone)
+    return Vqt(Vqt.Config.model_validate(settings), backbone, queries)
 
 
 def tokens_of(method: Vqt, index: int) -> Tensor:
@@ -97,7 +101,7 @@ def test_what_was_heard_depends_on_a_blocks_own_tokens_alone() -> None:
 
 def test_maps_may_attend_to_what_was_heard() -> None:
     backbone, image = tiny(), torch.randn(2, 3, 40, 56)
-    method = build(backbone, inject=True, query_link=False)
+    method = build(backbone, queries=None)
     plain = backbone(image, Frozen(Frozen.Config(), backbone)).maps
     assert method.scale is not None
     assert method.scale.item() == pytest.approx(1e-3)
@@ -121,8 +125,8 @@ def test_maps_may_attend_to_what_was_heard() -> None:
 
 def test_only_tapped_blocks_are_asked_for_the_maps() -> None:
     backbone = Vit(Vit.Config(name="vit_tiny", taps=(1, 3)), RGB)
-    assert list(build(backbone, inject=True, query_link=False).blocks) == ["1", "3"]
-    assert list(build(backbone, inject=True).blocks) == ["0", "1", "2", "3"]
+    assert list(build(backbone, queries=None).blocks) == ["1", "3"]
+    assert list(build(backbone).blocks) == ["0", "1", "2", "3"]
 
 
 def test_queries_train_all_of_it_and_nothing_else() -> None:
@@ -180,7 +184,7 @@ def test_a_copy_asks_its_own_backbone() -> None:
 
 def test_start_and_dropout() -> None:
     backbone = tiny()
-    method = build(backbone, tokens=50, dropout=0.5)
+    method = build(backbone, QueryShape(50, 12), dropout=0.5)
     bound = (6 / (3 * 8**2 + 64)) ** 0.5
     own = torch.stack(list(method.undecayed()))
     assert own.shape == (4, 50, 64)
@@ -195,7 +199,7 @@ def test_start_and_dropout() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "count"),
-    [({}, 2_916_864), ({"rank": 16}, 890_880), ({"inject": True}, 2_916_865)],
+    [({}, 2_916_864), ({"rank": 16}, 890_880), ({"queries": None}, 4 * 100 * 1024 + 1)],
 )
 def test_counts_at_vit_large(settings: dict[str, Any], count: int) -> None:
     backbone, method = at_vit_large(Vqt, **settings)
@@ -207,8 +211,6 @@ def test_what_cannot_work_is_refused() -> None:
         backbone = Sam(Sam.Config(name="sam_base", pretrained=False), BANDS)
     with pytest.raises(RssegError, match="cannot be asked"):
         build(backbone)
-    with pytest.raises(ValidationError, match="serve nothing"):
-        Vqt.Config(query_link=False)
     for settings in ({"tokens": 1}, {"rank": 0}, {"dropout": 1.0}):
         with pytest.raises(ValidationError):
             Vqt.Config.model_validate(settings)

@@ -43,7 +43,8 @@ class Explanation:
         method, backbone = self.model.method, self.model.backbone
         with torch.inference_mode(), self.precision.autocast():
             image = self.model.standardise(tiles)
-            shares = method.explain(self.name, backbone, image, self.block)
+            _, state = backbone.walk(image, method, stop=self.block)
+            shares = method.explain(self.name, state)
             return F.interpolate(shares.float(), image.shape[-2:], mode="nearest")
 
     def path(self, stem: Path) -> Path:
