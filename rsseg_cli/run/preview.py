@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rsseg_cli.atomic_write import write_bytes, write_errors
 from rsseg_cli.bands import Bands
 from rsseg_cli.errors import OutputExistsError, RssegError
 from rsseg_cli.predict.plan import Tiling
@@ -17,7 +18,6 @@ from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.report.pictures import to_png
 from rsseg_cli.report.preview import BandView, SceneView, draw_preview
-from rsseg_cli.report.report import replace_file, writing
 from rsseg_cli.run.request import Request
 from rsseg_cli.run.review import shown_bands
 from rsseg_cli.training.checkpoint import load_model
@@ -131,9 +131,9 @@ def preview(
                 bands=views,
             )
         )
-        with writing("the picture", target):
+        with write_errors("the picture", target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(target, to_png(picture))
+            write_bytes(target, to_png(picture))
         return Preview(
             picture=str(target),
             width=opened.width,

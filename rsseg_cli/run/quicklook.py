@@ -7,12 +7,12 @@ from pathlib import Path
 
 import rasterio
 
+from rsseg_cli.atomic_write import write_bytes, write_errors
 from rsseg_cli.bands import Bands
 from rsseg_cli.classes import Class
 from rsseg_cli.raster.parts import anywhere
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.report.pictures import quicklook, to_png
-from rsseg_cli.report.report import replace_file, writing
 from rsseg_cli.run.review import shown_bands
 
 READ_WHOLE = 2**26
@@ -38,8 +38,8 @@ def quicklook_beside(
     figure = quicklook(
         made, classes, image=scene.path if _cheap(scene) else None, rgb=rgb, title=made.name
     )
-    with writing("the quicklook", target):
-        replace_file(target, to_png(figure))
+    with write_errors("the quicklook", target):
+        write_bytes(target, to_png(figure))
     return target
 
 
