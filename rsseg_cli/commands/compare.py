@@ -10,11 +10,11 @@ from typing import Any
 
 from rich.console import Console
 
+from rsseg_cli.atomic_write import write_bytes, write_errors
 from rsseg_cli.errors import RssegError, UnreadableError
 from rsseg_cli.metrics.scores import Scores
 from rsseg_cli.report import seed_groups as comparing
 from rsseg_cli.report.html import render
-from rsseg_cli.report.report import replace_file, writing
 from rsseg_cli.report.seed_groups import Entry, Group
 from rsseg_cli.report.table import Table, compared, to_csv
 
@@ -71,10 +71,10 @@ class Compared:
             "compare.csv": to_csv(tables),
             "compare.json": json.dumps(self.to_json(), indent=1) + "\n",
         }
-        with writing("the comparison", folder):
+        with write_errors("the comparison", folder):
             folder.mkdir(parents=True, exist_ok=True)
             for name, text in texts.items():
-                replace_file(folder / name, text.encode())
+                write_bytes(folder / name, text.encode())
         return [folder / name for name in texts]
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rsseg_cli.atomic_write import atomic_path, write_bytes, write_errors
 from rsseg_cli.bands import Bands
 from rsseg_cli.classes import Class
 from rsseg_cli.commands.model import model_file
@@ -19,7 +20,6 @@ from rsseg_cli.find import find
 from rsseg_cli.metrics.scores import Scores
 from rsseg_cli.presets import to_yaml
 from rsseg_cli.report.model_card import Card, Licence
-from rsseg_cli.report.report import replace_file, writing
 from rsseg_cli.training.checkpoint import load_model
 
 UNNAMED = "not named"
@@ -85,14 +85,13 @@ def export(model: Path, output: Path | None = None, *, overwrite: bool = False) 
         card.to_markdown(),
         json.dumps(card.to_stac(), indent=1, ensure_ascii=False) + "\n",
     )
-    with writing("the model", folder):
+    with write_errors("the model", folder):
         folder.mkdir(parents=True, exist_ok=True)
         if file.resolve() != (folder / FILES[0]).resolve():
-            part = folder / f".{FILES[0]}.part"
-            shutil.copyfile(file, part)
-            part.replace(folder / FILES[0])
+            with atomic_path(folder / FILES[0]) as part:
+                shutil.copyfile(file, part)
         for file_name, text in zip(FILES[1:], texts, strict=True):
-            replace_file(folder / file_name, text.encode("utf-8"))
+            write_bytes(folder / file_name, text.encode("utf-8"))
     return Exported(str(folder), *(str(folder / FILES[index]) for index in (0, 2, 3)))
 
 

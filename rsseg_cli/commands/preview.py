@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rsseg_cli.atomic_write import write_bytes, write_errors
 from rsseg_cli.bands import Bands
 from rsseg_cli.commands.fit.final_evaluation import shown_bands
 from rsseg_cli.commands.model import model_file
@@ -19,7 +20,6 @@ from rsseg_cli.predict.plan import Tiling
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.report.map_figure import to_png
-from rsseg_cli.report.report import replace_file, writing
 from rsseg_cli.report.scene_preview import BandView, SceneView, draw_preview
 from rsseg_cli.training.checkpoint import load_model
 from rsseg_cli.words import counted
@@ -132,9 +132,9 @@ def preview(
                 bands=views,
             )
         )
-        with writing("the picture", target):
+        with write_errors("the picture", target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(target, to_png(picture))
+            write_bytes(target, to_png(picture))
         return Preview(
             picture=str(target),
             width=opened.width,

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from rsseg_cli.errors import RssegError
+from rsseg_cli.atomic_write import write_bytes, write_errors
 from rsseg_cli.metrics.scores import Scores
 from rsseg_cli.presets import to_yaml
 from rsseg_cli.report import terminal
@@ -109,10 +108,10 @@ class Report:
             }
         contents = {name: text.encode("utf-8") for name, text in texts.items()}
         contents |= {files[name]: png for name, png in pngs.items()}
-        with writing("the report", folder):
+        with write_errors("the report", folder):
             folder.mkdir(parents=True, exist_ok=True)
             for name, content in contents.items():
-                replace_file(folder / name, content)
+                write_bytes(folder / name, content)
         return [folder / name for name in contents]
 
     def _document(self) -> dict[str, Any]:
@@ -135,31 +134,6 @@ def _file_names(pictures: Mapping[str, bytes]) -> dict[str, str]:
             number, name = number + 1, f"pictures/{stem}-{number + 1}.png"
         names[caption] = name
     return names
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file whole, or leave what was there."""
-    path.parent.mkdir(exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_bytes(content)
-        part.replace(path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
-
-
-@contextmanager
-def writing(what: str, place: Path) -> Iterator[None]:
-    """Turn what goes wrong with the disk into an error that names the place."""
-    try:
-        yield
-    except OSError as error:
-        raise RssegError(
-            f"{what} cannot be written: {error.strerror}",
-            where=str(place),
-            fix="a folder that you may write to, on a disk with free space",
-        ) from error
 
 
 def _json(document: Mapping[str, Any]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,45 +14,24 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rsseg_cli.atomic_write import atomic_path, write_errors
 from rsseg_cli.errors import RssegError, UnreadableError
 from rsseg_cli.settings import Json
 
 FORMAT = 1
 """Version of the model file; a file with a larger one is refused."""
+FIX = "free some space, then run again with --resume; or another folder (-o)"
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path, which is renamed to `path` when the block ends without an error.
-
-    A file that a killed process has left under that name is overwritten.
+    """Yield a temporary path that becomes `path`; see `atomic_write.atomic_path`.
 
     Raises:
         RssegError: The disk is full or the folder cannot be written.
     """
-    part = path.with_name(f".{path.name}.part")
-    try:
+    with write_errors(path.name, path, FIX), atomic_path(path) as part:
         yield part
-        with part.open("rb") as stream:
-            os.fsync(stream.fileno())
-        part.replace(path)
-    except OSError as error:
-        raise not_written(path, error) from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def not_written(path: Path, error: OSError) -> RssegError:
-    """Build the error for a file that cannot be written."""
-    if error.errno == errno.ENOSPC:
-        return RssegError(
-            "the disk is full", where=str(path), fix="free some space, then run again with --resume"
-        )
-    return RssegError(
-        f"cannot be written: {error.strerror or error}",
-        where=str(path),
-        fix="a folder that you may write to (-o)",
-    )
 
 
 def save_model(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Json]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rsseg_cli import distributed
+from rsseg_cli.atomic_write import write_errors
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.settings import Json
 from rsseg_cli.training import checkpoint
@@ -67,10 +68,8 @@ class RunFolder:
         Raises:
             RssegError: The folder cannot be written.
         """
-        try:
+        with write_errors("the run folder", self.path, checkpoint.FIX):
             self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise checkpoint.not_written(self.path, error) from error
         for file in (self.config, self.model, self.last, self.resume, self.metrics):
             file.unlink(missing_ok=True)
         shutil.rmtree(self.report, ignore_errors=True)
@@ -91,11 +90,11 @@ class RunFolder:
     def add(self, record: dict[str, Json]) -> None:
         """Append a line to the metrics."""
         if distributed.is_main():
-            try:
-                with self.metrics.open("a", encoding="utf-8") as stream:
-                    stream.write(json.dumps(record) + "\n")
-            except OSError as error:
-                raise checkpoint.not_written(self.metrics, error) from error
+            with (
+                write_errors(self.metrics.name, self.metrics, checkpoint.FIX),
+                self.metrics.open("a", encoding="utf-8") as stream,
+            ):
+                stream.write(json.dumps(record) + "\n")
 
     def records(self) -> list[dict[str, Json]]:
         """Read the lines of the metrics; a line cut short by a crash is left out."""

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import rasterio
 
+from rsseg_cli.atomic_write import write_bytes, write_errors
 from rsseg_cli.bands import Bands
 from rsseg_cli.classes import Class
 from rsseg_cli.commands.fit.final_evaluation import shown_bands
 from rsseg_cli.raster.parts import anywhere
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.report.map_figure import quicklook, to_png
-from rsseg_cli.report.report import replace_file, writing
 
 READ_WHOLE = 2**26
 """Pixels of a scene without overviews up to which it is read again to be shown beside its map."""
@@ -38,8 +38,8 @@ def quicklook_beside(
     figure = quicklook(
         made, classes, image=scene.path if _cheap(scene) else None, rgb=rgb, title=made.name
     )
-    with writing("the quicklook", target):
-        replace_file(target, to_png(figure))
+    with write_errors("the quicklook", target):
+        write_bytes(target, to_png(figure))
     return target
 
 
