@@ -30,7 +30,7 @@ class Data(Strict):
     src: tuple[str, ...] = ()
     """What `--src` named."""
     map: str | None = None
-    """What `--map` named: a class map that is applied to all of them."""
+    """What `--class-map` named: a class map that is applied to all of them."""
     tile: int = Field(512, ge=8)
     """Side of a training tile in pixels."""
     sampling: Literal["uniform", "balanced"] = "uniform"

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "rsseg_cli"
 
 # From left to right; parts in one group never import each other, except where they are one folder.
 LAYERS: list[set[str]] = [
-    {"errors", "classes", "plain", "words"},
+    {"errors", "choices", "classes", "plain", "words"},
     {"distributed"},
     {"share"},
     {"presets"},
@@ -25,6 +25,7 @@ LAYERS: list[set[str]] = [
     {"segmenter"},
     {"training", "predict", "evaluate"},
     {"config"},
+    {"commands"},
     {"run", "checks"},
     {"demo"},
     {"cli"},

@@ -56,7 +56,7 @@ def _require_same(classes: Sequence[Class], source: Source, model: str) -> None:
             f"{_listed(classes)} / {_listed(source.classes)}",
             where=f"{model}, {source.spec.name}",
             fix="the same ids and names, in the same order, in dataset.yaml (`remap` changes ids), "
-            "or --map with a class map (`rsseg presets list`)",
+            "or --class-map with a class map (`rsseg presets list`)",
         )
 
 

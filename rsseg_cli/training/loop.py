@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from rsseg_cli import distributed
+from rsseg_cli.choices import Format
 from rsseg_cli.data.tiles import Batch
 from rsseg_cli.errors import Interrupted
 from rsseg_cli.plain import Json, Strict
@@ -22,7 +23,7 @@ from rsseg_cli.training.folder import RunFolder
 from rsseg_cli.training.meter import Meter, Outcome
 from rsseg_cli.training.objectives import Objective
 from rsseg_cli.training.passes import StepBatches, backward
-from rsseg_cli.training.precision import Format, Precision
+from rsseg_cli.training.precision import Precision
 from rsseg_cli.training.prefetch import Indexed, Prefetch, pinned
 from rsseg_cli.training.progress import Progress
 from rsseg_cli.training.room import Buffers, Room, explained

@@ -1,0 +1,1 @@
+"""Commands: what each subcommand does, and the options it takes."""
