@@ -107,9 +107,9 @@ def _disk(runs: Path) -> Iterator[Finding]:
         folder = folder.parent
     free = shutil.disk_usage(folder).free / 2**30
     if not os.access(folder, os.W_OK):
-        yield Finding("runs", "fail", f"{folder} cannot be written", "another folder: --run DIR")
+        yield Finding("runs", "fail", f"{folder} cannot be written", "another folder: --output DIR")
     elif free < NEEDED_GB:
-        fix = "free some space, or another folder: --run DIR"
+        fix = "free some space, or another folder: --output DIR"
         yield Finding("runs", "warn", f"only {free:.1f} GB free at {folder}", fix)
     else:
         yield Finding("runs", "ok", f"{free:.0f} GB free at {folder}")

@@ -83,7 +83,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory, city: Path) -> Path:
 
     run = tmp_path_factory.mktemp("runs") / "full-city"
     call = rsseg(
-        "fit", "-m", "full", "--src", city, "--run", run, *SMALL, "--steps", "30",
+        "fit", "-m", "full", "--src", city, "--output", run, *SMALL, "--steps", "30",
         "--set", "optimizer.lr=3e-3", "--set", "optimizer.backbone_lr=null",
         "--set", "training.log_every=10", "--set", "training.validate_every=15",
     )  # fmt: skip

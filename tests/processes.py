@@ -178,10 +178,19 @@ def command(root: Path) -> None:
     """Fit on ROOT/city, adapt to ROOT/town, evaluate there; leave what is said in ROOT/said."""
     loop = ["--device", "cpu", "--batch", "4", "--tile", "32", "--set", "training.num_workers=0"]
     loop += ["--set", "training.log_every=1", "--set", "training.validate_every=2"]
-    fitted = ["--method", "lora", "--src", root / "city", "--run", root / "fitted", "--steps", "3"]
+    fitted = [
+        "--method",
+        "lora",
+        "--src",
+        root / "city",
+        "--output",
+        root / "fitted",
+        "--steps",
+        "3",
+    ]
     fitted += ["--backbone", "vit_tiny", "--head", "linear"]
     adapted = ["--model", root / "fitted", "--tgt", root / "town" / "images", "--steps", "3"]
-    adapted += ["--run", root / "adapted"]
+    adapted += ["--output", root / "adapted"]
     scored = ["--model", root / "adapted", "--on", root / "town", "--device", "cpu"]
     for number, words in enumerate(
         (["fit", *fitted, *loop], ["adapt", *adapted, *loop], ["evaluate", *scored])

@@ -50,7 +50,7 @@ def lines(run: Path) -> list[dict[str, Any]]:
 
 
 def test_from_a_model_without_opening_a_label(fitted: Path, suburb: Path, tmp_path: Path) -> None:
-    call = adapt("--model", fitted, "--tgt", suburb, "--run", tmp_path / "run", *QUICK)
+    call = adapt("--model", fitted, "--tgt", suburb, "--output", tmp_path / "run", *QUICK)
     assert call.code == 0, call.err
     found = call.document
     assert found["steps"] == 4
@@ -73,7 +73,7 @@ def test_from_a_model_without_opening_a_label(fitted: Path, suburb: Path, tmp_pa
 
 def test_from_the_start(city: Path, suburb: Path, tmp_path: Path) -> None:
     call = adapt(
-        "--method", "lora", "--src", city, "--tgt", suburb / "images", "--run", tmp_path / "run",
+        "--method", "lora", "--src", city, "--tgt", suburb / "images", "--output", tmp_path / "run",
         *SMALL, *QUICK, "--set", "method.rank=2", "--set", "adapt.warmup_fraction=0.5",
         "--set", "adapt.rare_class_temperature=0.1",
     )  # fmt: skip
@@ -84,7 +84,7 @@ def test_from_the_start(city: Path, suburb: Path, tmp_path: Path) -> None:
 def test_without_a_source(fitted: Path, suburb: Path, tmp_path: Path) -> None:
     call = adapt(
         "--model", fitted, "--source-free", "--tgt", suburb / "images/*.tif",
-        "--run", tmp_path / "run", *QUICK,
+        "--output", tmp_path / "run", *QUICK,
     )  # fmt: skip
     assert call.code == 0, call.err
     assert "miou" not in call.document["best"]
@@ -98,7 +98,7 @@ def test_stopped_and_resumed_is_as_never_stopped(
         way = ["--source-free"] if free else []
         every = ["--set", "training.validate_every=1", "--set", "training.log_every=1"]
         return adapt(
-            "--model", fitted, "--tgt", suburb, "--run", tmp_path / name, *QUICK, *way, *every,
+            "--model", fitted, "--tgt", suburb, "--output", tmp_path / name, *QUICK, *way, *every,
             *more,
         )  # fmt: skip
 
@@ -136,7 +136,7 @@ def other(tmp_path: Path, **profile: Any) -> Path:
 
 
 def test_mistakes(fitted: Path, city: Path, suburb: Path, tmp_path: Path) -> None:
-    run = ["--run", tmp_path / "run", *QUICK]
+    run = ["--output", tmp_path / "run", *QUICK]
     empty = tmp_path / "empty"
     empty.mkdir()
     (tmp_path / "scenes").mkdir()
@@ -163,7 +163,7 @@ def test_other_light_is_refused(fitted: Path, tmp_path: Path) -> None:
     path = other(tmp_path)
     with rasterio.open(path, "r+") as file:
         file.descriptions = ("swir16", "swir22", "nir")
-    call = rsseg("adapt", "--model", fitted, "--tgt", path, "--run", tmp_path / "run", *QUICK)
+    call = rsseg("adapt", "--model", fitted, "--tgt", path, "--output", tmp_path / "run", *QUICK)
     assert call.code == 1
     assert "no band blue" in call.err
 

@@ -49,7 +49,7 @@ def target(root: Path, labels: str = "true") -> Path:
 
 
 def adapt(model: Path, tgt: Path | str, run: Path, *more: str) -> Call:
-    return rsseg("adapt", "--model", model, "--tgt", tgt, "--run", run, *QUICK, *more)
+    return rsseg("adapt", "--model", model, "--tgt", tgt, "--output", run, *QUICK, *more)
 
 
 def lines(run: Path) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parent.parent / "rsseg_cli"
 
 # From left to right; parts in one group never import each other, except where they are one folder.
 LAYERS: list[set[str]] = [
-    {"errors", "classes", "memory", "settings", "words"},
+    {"errors", "choices", "classes", "memory", "settings", "words"},
     {"atomic_write"},
     {"distributed"},
     {"share"},

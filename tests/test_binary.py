@@ -35,7 +35,7 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(objects: Path) -> Path:
     folder = objects.parent / "run"
     call = rsseg(
-        "fit", "-m", "full", "--src", objects, "--run", folder, *SMALL, "--steps", "12",
+        "fit", "-m", "full", "--src", objects, "--output", folder, *SMALL, "--steps", "12",
         "--no-pretrained", "--set", "optimizer.lr=3e-3", "--set", "optimizer.backbone_lr=null",
     )  # fmt: skip
     assert call.code == 0, call.err

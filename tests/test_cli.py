@@ -91,7 +91,7 @@ def test_errors_leave_the_process_with_their_code(tmp_path: Path) -> None:
         ("fit -m lora --src x --head no_head", 1, "no_head is not a known head"),
         ("fit -m lora --src x --backbone no_backbone", 1, "no_backbone is not a known backbone"),
         ("fit -m lora --src x --device tpu", 1, "tpu is not a device"),
-        ("fit -m lora --src x --resume --run none", 1, "error: "),
+        ("fit -m lora --src x --resume --output none", 1, "error: "),
         ("fit --config none.yaml", 1, "none.yaml cannot be read"),
         ("fit --config .", 1, "cannot be read"),
         ("predict", 2, "Missing argument"),
@@ -193,7 +193,8 @@ def test_options_that_messages_name_exist() -> None:
         for option in (*parameter.opts, *parameter.secondary_opts)
     }
     of_pip = {"--force-reinstall", "--no-deps", "--upgrade"}
-    others = {*of_pip, "--crs", "--nproc-per-node", "--help"}  # of rio, torchrun, and everyone
+    of_others = {"--crs", "--nproc-per-node"}  # rio and torchrun
+    others = {*of_pip, *of_others, "--help", "--no-"}  # --no- is the prefix of negated flags
     unknown = {
         (path.name, option)
         for path in sorted(PACKAGE.rglob("*.py"))
@@ -202,3 +203,18 @@ def test_options_that_messages_name_exist() -> None:
         if option not in known | others
     }
     assert not unknown
+
+
+@pytest.mark.parametrize("flag", [[], ["-W", "default"]])
+def test_warnings_of_libraries_are_shown_on_demand(flag: list[str]) -> None:
+    code = (
+        "import warnings, sys, rsseg_cli.cli as cli\n"
+        "cli.app = lambda **_: (warnings.warn('of a library'), cli.warnings.warn("
+        "'of rsseg', cli.RssegWarning))\n"
+        "cli.main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, *flag, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert "warning: of rsseg" in done.stderr
+    assert ("of a library" in done.stderr) == bool(flag)

@@ -345,7 +345,7 @@ def test_a_model_is_scored_on_other_classes(tmp_path: Path) -> None:
     (fine / "dataset.yaml").write_text(f"name: fine\n{lines}classes: [{rows}]\n")
     (coarse / "dataset.yaml").write_text(f"name: coarse\n{lines}{MAP.splitlines()[0]}\n")
     quick = [*SMALL, "--no-pretrained", "--steps", "1", "--set", "data.val_fraction=0"]
-    call = rsseg("fit", "-m", "frozen", "--src", fine, "--run", tmp_path / "r", *quick)
+    call = rsseg("fit", "-m", "frozen", "--src", fine, "--output", tmp_path / "r", *quick)
     assert call.code == 0, call.err
     call = rsseg("evaluate", "--model", tmp_path / "r", "--on", coarse, "--device", "cpu", "--json")
     assert call.code == 1
@@ -356,7 +356,16 @@ def test_a_model_is_scored_on_other_classes(tmp_path: Path) -> None:
     assert [one["name"] for one in call.document["classes"]] == ["land", "sea"]
     assert call.document["accuracy"] == 1.0, "both classes are land, and sea is never predicted"
     call = rsseg(
-        "fit", "-m", "frozen", "--src", fine, "--class-map", path, "--run", tmp_path / "m", *quick
+        "fit",
+        "-m",
+        "frozen",
+        "--src",
+        fine,
+        "--class-map",
+        path,
+        "--output",
+        tmp_path / "m",
+        *quick,
     )
     assert call.code == 0, call.err
     call = rsseg("evaluate", "--model", tmp_path / "m", "--on", fine, *more)

@@ -167,8 +167,8 @@ def test_the_command_line_fits_a_preset(tmp_path: Path, roots: dict[str, Path]) 
     """CMYK scenes, coloured labels and a domain, from `--src` to a model file."""
     call = rsseg(
         "fit", "-m", "frozen", "--src", "fbp_cmegacities:test:ps_chengdu", "--data-root",
-        roots["fbp_cmegacities"], "--run", tmp_path / "run", *SMALL, "--no-pretrained", "--steps",
-        "1", "--set", "data.val_fraction=0",
+        roots["fbp_cmegacities"], "--output", tmp_path / "run", *SMALL, "--no-pretrained",
+        "--steps", "1", "--set", "data.val_fraction=0",
     )  # fmt: skip
     assert call.code == 0, call.err
     assert "4 bands (nir red green blue), 24 classes" in call.err

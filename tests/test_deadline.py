@@ -185,7 +185,7 @@ def test_fit_in_two_jobs(tmp_path: Path, city: Path, monkeypatch: pytest.MonkeyP
         *SMALL,
         "--steps",
         "3",
-        "--run",
+        "--output",
         tmp_path / "r",
     ]
     with monkeypatch.context() as patched:

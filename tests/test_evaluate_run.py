@@ -172,7 +172,7 @@ def on(fitted: Path, *datasets: str | Path) -> Call:
 def test_options_that_would_do_nothing(arguments: list[str], option: str) -> None:
     call = rsseg("evaluate", *arguments)
     assert call.code == 1
-    assert f"{option} does nothing where" in call.err
+    assert f"{option} does nothing when" in call.err
 
 
 def test_a_model_on_the_ground_held_back(city: Path, fitted: Path) -> None:

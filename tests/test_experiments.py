@@ -151,7 +151,7 @@ def test_potsdam_to_rescuenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     write("potsdam_irrg", tmp_path)
     write("rescuenet5", tmp_path)
     name = "crossearth_gate/potsdam_irrg_to_rescuenet"
-    call = rsseg("fit", "--experiment", f"{name}:frozen", "--data-root", tmp_path, "--run", "r",
+    call = rsseg("fit", "--experiment", f"{name}:frozen", "--data-root", tmp_path, "--output", "r",
                  *QUICK)  # fmt: skip
     assert call.code == 0, call.err
     call = rsseg("evaluate", "--experiment", name, "--model", "r", "--data-root", tmp_path,

@@ -43,7 +43,7 @@ def routed(colored: Path) -> Path:
     """A run whose method sends tokens to three experts, and looks at a depth of its own."""
     run = colored.parent / "routed"
     call = rsseg(
-        "fit", "-m", "spectralmoe", "--src", colored, "--run", run, *SMALL, *TINY,
+        "fit", "-m", "spectralmoe", "--src", colored, "--output", run, *SMALL, *TINY,
         "--set", "method.depth=random",
     )  # fmt: skip
     assert call.code == 0, call.err
@@ -187,7 +187,7 @@ def test_what_cannot_be_explained(scene: Path, routed: Path, fitted: Path) -> No
 
 def test_without_depth_there_is_one_routing(scene: Path, city: Path, tmp_path: Path) -> None:
     call = rsseg(
-        "fit", "-m", "spectralmoe", "--src", city, "--run", tmp_path / "run", *SMALL, *TINY,
+        "fit", "-m", "spectralmoe", "--src", city, "--output", tmp_path / "run", *SMALL, *TINY,
         "--set", "method.depth=off",
     )  # fmt: skip
     assert call.code == 0, call.err

@@ -28,7 +28,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     spec.write_text(spec.read_text() + "licence: CC BY 4.0\n")
     done = rsseg(
         "fit", "--method", "full", "--src", city, *SMALL, "--steps", "2", "--no-pretrained",
-        "--run", root / "small_run",
+        "--output", root / "small_run",
     )  # fmt: skip
     assert done.code == 0, done.err
     return root / "small_run"

@@ -46,7 +46,7 @@ def test_the_folder_of_a_run(fitted: Path) -> None:
 
 
 def test_the_answer_for_machines(city: Path, tmp_path: Path) -> None:
-    call = rsseg(*FIT, "--src", city, "--run", tmp_path / "run", "--json")
+    call = rsseg(*FIT, "--src", city, "--output", tmp_path / "run", "--json")
     assert (call.code, call.err) == (0, "")
     answer = call.document
     assert set(answer) == {
@@ -58,26 +58,28 @@ def test_the_answer_for_machines(city: Path, tmp_path: Path) -> None:
 
 
 def test_the_path_of_the_model_is_all_on_stdout(city: Path, tmp_path: Path) -> None:
-    call = rsseg(*FIT, "--src", city, "--run", tmp_path / "run")
+    call = rsseg(*FIT, "--src", city, "--output", tmp_path / "run")
     assert call.out == f"{tmp_path / 'run' / 'model.safetensors'}\n"
     assert call.err.startswith("source   city")
-    silent = rsseg(*FIT, "--src", city, "--run", tmp_path / "run", "--overwrite", "-q")
+    silent = rsseg(*FIT, "--src", city, "--output", tmp_path / "run", "--overwrite", "-q")
     assert (silent.out, silent.err) == (call.out, "")
 
 
 def test_a_run_repeats_itself_from_its_own_settings(city: Path, tmp_path: Path) -> None:
-    rsseg(*FIT, "--src", city, "--run", tmp_path / "a", "-q")
-    call = rsseg("fit", "--config", tmp_path / "a" / "config.yaml", "--run", tmp_path / "b", "-q")
+    rsseg(*FIT, "--src", city, "--output", tmp_path / "a", "-q")
+    call = rsseg(
+        "fit", "--config", tmp_path / "a" / "config.yaml", "--output", tmp_path / "b", "-q"
+    )
     assert call.code == 0
     assert same(*(weights(tmp_path / run / "last.safetensors") for run in "ab"))
-    other = rsseg(*FIT, "--src", city, "--run", tmp_path / "c", "-q", "--seed", "7")
+    other = rsseg(*FIT, "--src", city, "--output", tmp_path / "c", "-q", "--seed", "7")
     assert other.code == 0
     assert not same(*(weights(tmp_path / run / "last.safetensors") for run in "ac"))
 
 
 def test_the_plan(city: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    call = rsseg(*FIT, "--src", city, "--run", run, "--dry-run", "--json")
+    call = rsseg(*FIT, "--src", city, "--output", run, "--dry-run", "--json")
     plan = call.document
     assert {"pairs", "classes", "parameters", "memory_mb", "warnings"} <= set(plan)
     assert plan["pairs"]["train"] == 2
@@ -89,22 +91,22 @@ def test_the_plan(city: Path, tmp_path: Path) -> None:
     assert counts["tuned"] == counts["trainable_now"] == counts["backbone"] + counts["head"]
     assert plan["memory_mb"] > 0
     assert not run.exists()
-    text = rsseg(*FIT, "--src", city, "--run", run, "--dry-run").out
+    text = rsseg(*FIT, "--src", city, "--output", run, "--dry-run").out
     for part in ("source", "model", "training", "class   5", "town", "vit_tiny + full + linear"):
         assert part in text
 
 
 def test_a_run_is_not_replaced_unasked(city: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    assert rsseg(*FIT, "--src", city, "--run", run, "-q").code == 0
+    assert rsseg(*FIT, "--src", city, "--output", run, "-q").code == 0
     (run / "notes.txt").write_text("mine")
     before = (run / "model.safetensors").read_bytes()
-    call = rsseg(*FIT, "--src", city, "--run", run)
+    call = rsseg(*FIT, "--src", city, "--output", run)
     assert call.code == 1
     assert "is there already" in call.err
     assert "--overwrite" in call.err
     assert (run / "model.safetensors").read_bytes() == before
-    again = rsseg(*FIT, "--src", city, "--run", run, "--overwrite", "-q", "--seed", "3")
+    again = rsseg(*FIT, "--src", city, "--output", run, "--overwrite", "-q", "--seed", "3")
     assert again.code == 0
     assert (run / "model.safetensors").read_bytes() != before
     assert (run / "notes.txt").read_text() == "mine"
@@ -112,7 +114,7 @@ def test_a_run_is_not_replaced_unasked(city: Path, tmp_path: Path) -> None:
 
 def test_a_folder_that_is_no_run_is_never_replaced(city: Path, tmp_path: Path) -> None:
     mine = copy_of(city, tmp_path)
-    call = rsseg(*FIT, "--src", mine, "--run", mine, "--overwrite")
+    call = rsseg(*FIT, "--src", mine, "--output", mine, "--overwrite")
     assert call.code == 1
     assert "holds other things than a run" in call.err
     assert sorted(path.name for path in mine.iterdir()) == ["dataset.yaml", "images", "labels"]
@@ -121,7 +123,7 @@ def test_a_folder_that_is_no_run_is_never_replaced(city: Path, tmp_path: Path) -
 @pytest.mark.parametrize("below", ["file", "file/run", "/proc/run"])
 def test_folders_that_cannot_be_made(city: Path, tmp_path: Path, below: str) -> None:
     (tmp_path / "file").write_text("")
-    call = rsseg(*FIT, "--src", city, "--run", tmp_path / below)
+    call = rsseg(*FIT, "--src", city, "--output", tmp_path / below)
     assert call.code == 1
     assert "error:" in call.err
     assert str(tmp_path / below) in call.err
@@ -141,7 +143,7 @@ def test_ctrl_c_and_sigterm_leave_a_run_to_resume(
 
     sender = threading.Thread(target=send)
     sender.start()
-    options = ["--src", city, "--run", run]
+    options = ["--src", city, "--output", run]
     long = rsseg(*FIT[:-1], "100000", *options, "--set", "training.log_every=1")
     over.set()
     sender.join()
@@ -179,7 +181,7 @@ def interrupted(city: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "StopSignal", Stop)
-        call = rsseg(*FIT[:-1], "4", "--src", city, "--run", run)
+        call = rsseg(*FIT[:-1], "4", "--src", city, "--output", run)
     assert call.code == 130, call.err
 
 
@@ -188,11 +190,11 @@ def test_resumed_at_the_command_line_equals_uninterrupted(
 ) -> None:
     four = [*FIT[:-1], "4", "--src", city]
     interrupted(city, tmp_path / "a", monkeypatch)
-    assert rsseg(*four, "--run", tmp_path / "a", "--resume", "-q").code == 0
-    assert rsseg(*four, "--run", tmp_path / "b", "-q").code == 0
+    assert rsseg(*four, "--output", tmp_path / "a", "--resume", "-q").code == 0
+    assert rsseg(*four, "--output", tmp_path / "b", "-q").code == 0
     assert same(*(weights(tmp_path / run / "last.safetensors") for run in "ab"))
     assert not (tmp_path / "a" / "resume.pt").exists()
-    again = rsseg(*four, "--run", tmp_path / "a", "--resume")
+    again = rsseg(*four, "--output", tmp_path / "a", "--resume")
     assert again.code == 1
     assert "nothing to resume" in again.err
 
@@ -203,7 +205,7 @@ def test_resuming_with_other_data_is_refused(
     mine, run = copy_of(city, tmp_path), tmp_path / "run"
     interrupted(mine, run, monkeypatch)
     write_pair(mine, "z", seed=9)
-    call = rsseg(*FIT[:-1], "4", "--src", mine, "--run", run, "--resume")
+    call = rsseg(*FIT[:-1], "4", "--src", mine, "--output", run, "--resume")
     assert call.code == 1
     assert "the data have changed" in call.err
     assert (run / "resume.pt").exists()
@@ -215,7 +217,7 @@ def test_a_run_may_be_resumed_from_another_place(
     mine, run = copy_of(city, tmp_path), tmp_path / "run"
     interrupted(mine, run, monkeypatch)
     monkeypatch.chdir(tmp_path)
-    call = rsseg(*FIT[:-1], "4", "--src", "city", "--run", "run", "--resume", "-q")
+    call = rsseg(*FIT[:-1], "4", "--src", "city", "--output", "run", "--resume", "-q")
     assert call.code == 0, call.err
 
 
@@ -228,9 +230,9 @@ def test_a_run_on_an_undescribed_folder_may_be_resumed(
         (mine / "dataset.yaml").unlink()
     four = [*FIT[:-1], "4", "-q"]
     interrupted(tmp_path / "a" / "city", tmp_path / "a" / "run", monkeypatch)
-    options = ["--src", tmp_path / "a" / "city", "--run", tmp_path / "a" / "run"]
+    options = ["--src", tmp_path / "a" / "city", "--output", tmp_path / "a" / "run"]
     assert rsseg(*four, *options, "--resume").code == 0
-    options = ["--src", tmp_path / "b" / "city", "--run", tmp_path / "b" / "run"]
+    options = ["--src", tmp_path / "b" / "city", "--output", tmp_path / "b" / "run"]
     assert rsseg(*four, *options).code == 0
     assert same(*(weights(tmp_path / name / "run" / "last.safetensors") for name in "ab"))
 
@@ -242,14 +244,14 @@ def test_a_damaged_state_is_said(
     interrupted(city, run, monkeypatch)
     state = (run / "resume.pt").read_bytes()
     (run / "resume.pt").write_bytes(state[: len(state) // 2])
-    call = rsseg(*FIT[:-1], "4", "--src", city, "--run", run, "--resume")
+    call = rsseg(*FIT[:-1], "4", "--src", city, "--output", run, "--resume")
     assert call.code == 1
     assert "resume.pt is damaged" in call.err
 
 
 def refused(tmp_path: Path, *options: str | Path) -> str:
     """What a call of `fit` says that is refused before it leaves anything behind."""
-    call = rsseg(*FIT, "--run", tmp_path / "run", *options)
+    call = rsseg(*FIT, "--output", tmp_path / "run", *options)
     assert (call.code, call.out) == (1, "")
     assert call.err.startswith("error: ")
     assert not (tmp_path / "run").exists()
@@ -317,7 +319,7 @@ def test_a_truncated_scene_stops_the_run_and_is_named(city: Path, tmp_path: Path
     for name in "ab":
         path = mine / "images" / f"{name}.tif"
         path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
-    call = rsseg(*FIT, "--src", mine, "--run", tmp_path / "run")
+    call = rsseg(*FIT, "--src", mine, "--output", tmp_path / "run")
     assert call.code == 1
     assert ".tif" in call.err
     assert not (tmp_path / "run" / "model.safetensors").exists()
@@ -354,7 +356,7 @@ def test_pretrained_weights_without_a_network(city: Path, tmp_path: Path) -> Non
     environment.pop("HF_HUB_CACHE", None)
     command = [
         sys.executable, "-m", "rsseg_cli", "fit", "-m", "frozen", "--src", str(city),
-        "--run", str(tmp_path / "run"), "--backbone", "vit_small", "--head", "linear",
+        "--output", str(tmp_path / "run"), "--backbone", "vit_small", "--head", "linear",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 1
@@ -385,7 +387,7 @@ def test_settings_that_cannot_work(
 
 def test_several_sources_are_learnt_together(city: Path, tmp_path: Path) -> None:
     other = write_city(tmp_path / "town", scenes=1)
-    call = rsseg(*FIT, "--src", city, "--src", other, "--run", tmp_path / "run")
+    call = rsseg(*FIT, "--src", city, "--src", other, "--output", tmp_path / "run")
     assert call.code == 0, call.err
     assert "city+town" in call.err
     _, about = checkpoint.load_model(tmp_path / "run" / "last.safetensors")
@@ -402,12 +404,12 @@ def test_sources_that_do_not_fit_together(city: Path, tmp_path: Path) -> None:
 def test_an_undescribed_folder_is_described(tmp_path: Path) -> None:
     mine = write_city(tmp_path / "mine")
     (mine / "dataset.yaml").unlink()
-    call = rsseg(*FIT, "--src", mine, "--run", tmp_path / "run")
+    call = rsseg(*FIT, "--src", mine, "--output", tmp_path / "run")
     assert call.code == 0, call.err
     assert str(mine / "dataset.yaml") in call.err
     classes = read(mine / "dataset.yaml").values["classes"]
     assert [one["id"] for one in classes] == [1, 2, 5]
-    plan = rsseg(*FIT, "--src", mine, "--run", tmp_path / "other", "--dry-run", "--json")
+    plan = rsseg(*FIT, "--src", mine, "--output", tmp_path / "other", "--dry-run", "--json")
     assert [one["id"] for one in plan.document["classes"]] == [1, 2, 5]
 
 
@@ -428,14 +430,16 @@ def test_odd_scenes_are_learnt_from(tmp_path: Path) -> None:
     write_pair(mine, "void", size=(48, 48))
     write_raster(mine / "images" / "void.tif", np.full((3, 48, 48), -1, np.float32), nodata=-1.0)
     describe(mine)
-    call = rsseg(*FIT[:-1], "4", "--src", mine, "--run", tmp_path / "run", "--json")
+    call = rsseg(*FIT[:-1], "4", "--src", mine, "--output", tmp_path / "run", "--json")
     assert call.code == 0, call.err
     metrics = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     lines = [json.loads(line) for line in metrics]
     losses = [line["loss"] for line in lines if "loss" in line]
     assert losses
     assert np.isfinite(losses).all()
-    plan = rsseg(*FIT, "--src", mine, "--run", tmp_path / "other", "--dry-run", "--json").document
+    plan = rsseg(
+        *FIT, "--src", mine, "--output", tmp_path / "other", "--dry-run", "--json"
+    ).document
     assert any("padded" in text for text in plan["warnings"])
 
 
@@ -444,21 +448,21 @@ def test_scenes_without_a_pixel_are_refused(tmp_path: Path) -> None:
     write_pair(mine, "void")
     write_raster(mine / "images" / "void.tif", np.zeros((3, 96, 112), np.uint16), nodata=0)
     describe(mine)
-    call = rsseg(*FIT, "--src", mine, "--run", tmp_path / "run")
+    call = rsseg(*FIT, "--src", mine, "--output", tmp_path / "run")
     assert call.code == 1
     assert "error: " in call.err
 
 
 def test_balanced_weights_and_tiles(city: Path, tmp_path: Path) -> None:
     call = rsseg(
-        *FIT, "--src", city, "--run", tmp_path / "run", "-q",
+        *FIT, "--src", city, "--output", tmp_path / "run", "-q",
         "--set", "data.sampling=balanced", "--set", "data.class_weights=balanced",
     )  # fmt: skip
     assert call.code == 0, call.err
 
 
 def test_all_ground_may_be_learnt_from(city: Path, tmp_path: Path) -> None:
-    options = [*FIT, "--src", city, "--run", tmp_path / "run", "--set", "data.val_fraction=0"]
+    options = [*FIT, "--src", city, "--output", tmp_path / "run", "--set", "data.val_fraction=0"]
     call = rsseg(*options)
     assert call.code == 0, call.err
     assert "warning: nothing to validate on" in call.err

@@ -10,7 +10,7 @@ from conftest import write_raster
 
 from rsseg_cli.commands.evaluate import evaluate
 from rsseg_cli.commands.fit.fit import Fit
-from rsseg_cli.commands.predict.options import Request
+from rsseg_cli.commands.predict.options import PredictOptions
 from rsseg_cli.commands.predict.predict import predict
 from rsseg_cli.config import resolve
 
@@ -57,7 +57,8 @@ def test_thirty_two_bands(tmp_path: Path) -> None:
     )
     fitted = Fit(config, folder=tmp_path / "run", quiet=True).run()
     scene, target = data / "images" / "a.tif", tmp_path / "a.seg.tif"
-    predict([str(scene)], Request(output=target), model=Path(fitted.model), quiet=True)
+    model = Path(fitted.model)
+    predict(PredictOptions(scenes=(str(scene),), output=target, model=model, quiet=True))
     with rasterio.open(target) as made, rasterio.open(scene) as given:
         assert made.shape == given.shape
         assert made.transform == given.transform

@@ -25,7 +25,7 @@ PICTURES = {
 def test_a_fit_shows_its_methods_own_pictures(method: str, city: Path, tmp_path: Path) -> None:
     settings = [f"--set=method.{one}" for one in SETTINGS[method]]
     call = rsseg(
-        "fit", "-m", method, "--src", city, "--run", tmp_path / "run", *SMALL, *settings,
+        "fit", "-m", method, "--src", city, "--output", tmp_path / "run", *SMALL, *settings,
         "--steps", "6", "--no-pretrained", "--set", "training.log_every=2",
     )  # fmt: skip
     assert call.code == 0, call.err

@@ -107,7 +107,7 @@ def test_reject_leaves_unsure_pixels_out(scene: Path, fitted: Path, tmp_path: Pa
     np.testing.assert_array_equal((read(out) == 255)[firm], (sure < 0.9)[firm])
 
 
-@pytest.mark.parametrize("kind", ["flips", "turns"])
+@pytest.mark.parametrize("kind", ["flips", "d4"])
 def test_turned_scene_gives_the_turned_map(
     scene: Path, fitted: Path, tmp_path: Path, kind: str
 ) -> None:

@@ -51,7 +51,7 @@ def test_a_scene_unlike_the_training_is_noticed(
     city = write_city(tmp_path / "city", scenes=1)
     done = rsseg(
         "fit", "--method", "frozen", "--src", city, *SMALL, "--steps", "1", "--no-pretrained",
-        "--run", "run",
+        "--output", "run",
     )  # fmt: skip
     assert done.code == 0, done.err
     own = rsseg("preview", city / "images" / "a.tif", "--model", "run", "--json").document

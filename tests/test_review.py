@@ -22,7 +22,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_city(root / "city", scenes=3)
     done = rsseg(
         "fit", "--method", "full", "--src", root / "city", *SMALL, "--steps", "3",
-        "--no-pretrained", "--set", "data.val_fraction=0.5", "--run", root / "run",
+        "--no-pretrained", "--set", "data.val_fraction=0.5", "--output", root / "run",
     )  # fmt: skip
     assert done.code == 0, done.err
     return root / "run"

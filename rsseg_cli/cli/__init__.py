@@ -1,4 +1,4 @@
-"""The command line: one file per command. It parses, calls, prints and exits, nothing else.
+"""The command line: one file per command, which calls `rsseg_cli.run` and prints the result.
 
 Nothing at this level imports torch, timm or rasterio: `--help` and completion stay instant.
 """
@@ -26,32 +26,37 @@ from rsseg_cli.cli import (
     presets,
     preview,
 )
+from rsseg_cli.cli.command import Command, Group
 from rsseg_cli.errors import RssegError, RssegWarning
 
 app = typer.Typer(
     name="rsseg",
-    help="Fine-tune frozen vision foundation models on satellite and aerial imagery, and map "
-    "whole scenes with them.",
+    cls=Group,
+    help="Fine-tune vision foundation models for semantic segmentation of satellite and aerial "
+    "imagery, and map whole scenes with them.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("demo")(demo.demo)
-app.command("fit")(fit.fit)
-app.command("adapt")(adapt.adapt)
-app.command("predict")(predict.predict)
-app.command("evaluate")(evaluate.evaluate)
-app.command("compare")(compare.compare)
-app.command("preview")(preview.preview)
-app.command("export")(export.export)
+for _run in (
+    demo.demo,
+    fit.fit,
+    adapt.adapt,
+    predict.predict,
+    evaluate.evaluate,
+    compare.compare,
+    preview.preview,
+    export.export,
+    doctor.doctor,
+):
+    app.command(cls=Command)(_run)
 app.add_typer(data.app, name="data")
 app.add_typer(presets.app, name="presets")
 app.add_typer(bench.app, name="bench")
-app.command("doctor")(doctor.doctor)
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _print_version(is_given: bool) -> None:
+    if is_given:
         typer.echo(f"rsseg {__version__}")
         raise typer.Exit
 
@@ -59,7 +64,11 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: bool = typer.Option(
-        False, "--version", callback=_version, is_eager=True, help="Show the version and exit."
+        False,
+        "--version",
+        callback=_print_version,
+        is_eager=True,
+        help="Print the version and exit.",
     ),
 ) -> None:
     pass
@@ -75,10 +84,12 @@ def _warn(
 ) -> None:
     if issubclass(category, RssegWarning):
         typer.echo(f"warning: {message}", err=True)
+    elif sys.warnoptions:  # -W or PYTHONWARNINGS: somebody is debugging
+        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
 
 
 def main() -> None:
-    """Run the command line; a user's mistake becomes three lines on stderr and an exit code."""
+    """Run the command line; print a user's mistake in three lines and exit with its code."""
     warnings.simplefilter("once", RssegWarning)
     warnings.showwarning = _warn
     try:

@@ -1,90 +1,18 @@
-"""`rsseg adapt`: a model, scenes without labels, a model that is better there."""
+"""`rsseg adapt`: adapts a model to scenes without labels."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
 import typer
 
-from rsseg_cli.cli import options
+from rsseg_cli.cli.command import command, print_json
+from rsseg_cli.cli.training import train
+from rsseg_cli.commands.adapt.options import AdaptOptions
+from rsseg_cli.commands.options import setting_changes
 
 
-def adapt(
-    tgt: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--tgt",
-            "-t",
-            help="Scenes without labels: files, folders, quoted patterns, or a dataset (its "
-            "labels teach nothing). May be repeated.",
-        ),
-    ] = None,
-    model: Annotated[
-        Path | None,
-        typer.Option(
-            "--model", help="Run folder or model file to start from; the newest run if none."
-        ),
-    ] = None,
-    method: options.Method = None,
-    src: options.Sources = None,
-    source_free: Annotated[
-        bool, typer.Option("--source-free", help="Learn from the target alone.")
-    ] = False,
-    config: Annotated[
-        Path | None, typer.Option("--config", help="The config.yaml of an earlier adapt.")
-    ] = None,
-    data_root: options.DataRoot = None,
-    run: Annotated[
-        Path | None,
-        typer.Option(
-            "--run", "-o", help="Folder of the run; runs/METHOD-SOURCE-to-TARGET if not given."
-        ),
-    ] = None,
-    backbone: Annotated[
-        str | None,
-        typer.Option(
-            help="Backbone instead of the preset's, with --method.",
-            autocompletion=options.complete_backbone,
-        ),
-    ] = None,
-    head: Annotated[
-        str | None, typer.Option(help="Head instead of the preset's, with --method.")
-    ] = None,
-    weights: options.MovedWeights = None,
-    no_pretrained: options.NoPretrained = False,
-    bands: options.Bands = None,
-    nodata: options.Nodata = None,
-    gsd: Annotated[
-        float | None, typer.Option("--gsd", help="Resample the scenes to pixels of M metres.")
-    ] = None,
-    report_labels: Annotated[
-        bool,
-        typer.Option(
-            "--report-labels",
-            help="Score validations on the target's labels too: reported, never used.",
-        ),
-    ] = False,
-    steps: Annotated[
-        int | None, typer.Option(help="Number of updates; with --model a quarter of the fit's.")
-    ] = None,
-    batch: Annotated[
-        int | None, typer.Option(help="Tiles per update, half of them of the target.")
-    ] = None,
-    tile: options.Tile = None,
-    seed: options.Seed = None,
-    settings: options.Settings = None,
-    resume: options.Resume = False,
-    max_time: options.MaxTime = None,
-    dry_run: options.DryRun = False,
-    device: options.Device = "auto",
-    overwrite: options.Overwrite = False,
-    as_json: options.AsJson = False,
-    quiet: options.Quiet = False,
-) -> None:
-    """Adapt a model to your own area, from scenes without labels.
-
-    Prints the path of the model file; everything else goes to stderr.
+@command
+def adapt(options: AdaptOptions) -> None:
+    """Adapt a model to scenes without labels and print the path of the model file.
 
     Examples: rsseg adapt --model runs/lora-my_city --tgt scenes/
 
@@ -92,52 +20,37 @@ def adapt(
     """
     from rsseg_cli.training.deadline import Deadline
 
-    deadline = Deadline.parse(max_time)  # the time for loading counts, too
-    from rsseg_cli import distributed
-    from rsseg_cli.commands.adapt import adapt as runs
+    deadline = Deadline.parse(options.max_time)  # before slow imports, which count too
     from rsseg_cli.commands.adapt import settings as adapt_config
+    from rsseg_cli.commands.adapt.adapt import Adapt, result, stopped
 
-    short = {
-        "training.steps": steps,
-        "training.batch": batch,
-        "data.tile": tile,
-        "training.seed": seed,
-        "adapt.nodata": nodata,
-        "adapt.gsd_m": gsd,
-        "adapt.bands": None if bands is None else f"[{bands}]",
-        "adapt.report_labels": True if report_labels else None,
-        "adapt.source_free": True if source_free else None,
-        "backbone.weights": None if weights is None else weights.resolve(),
-    }
-    settled = adapt_config.resolve(
-        model=model,
-        method=method,
-        file=config,
-        sources=src or (),
-        targets=tgt or (),
-        backbone=backbone,
-        head=head,
-        pretrained=not no_pretrained,
-        changes=[*options.changes(short), *(settings or ())],
+    config = adapt_config.resolve(
+        model=options.model,
+        method=options.method,
+        file=options.config,
+        sources=options.src,
+        targets=options.tgt,
+        backbone=options.backbone,
+        head=options.head,
+        pretrained=not options.no_pretrained,
+        changes=[*_changes(options), *options.settings],
     )
-    with distributed.group(device):
-        job = runs.Adapt(
-            settled,
-            data_root=data_root,
-            folder=run,
-            device=device,
-            resume=resume,
-            overwrite=overwrite,
-            deadline=deadline,
-            quiet=quiet or as_json,
-        )
-        if dry_run:
-            options.show_plan(job, as_json)
-            return
-        made = job.run()
-        if not distributed.is_main():
-            return
-        early = runs.stopped(made.outcome)
-        if early is not None:
-            typer.echo(f"warning: {early}; the best model before is kept", err=True)
-        options.answer(runs.result(made)) if as_json else typer.echo(made.model)
+    adapted = train(Adapt, config, options, deadline)
+    if adapted is None:
+        return
+    reason = stopped(adapted.outcome)
+    if reason is not None:
+        typer.echo(f"warning: {reason}; the best earlier model is kept", err=True)
+    print_json(result(adapted)) if options.as_json else typer.echo(adapted.model)
+
+
+def _changes(options: AdaptOptions) -> list[str]:
+    """Return the settings that the options change."""
+    changes = setting_changes(options)
+    if options.bands is not None:
+        changes.append(f"adapt.bands=[{options.bands}]")
+    if options.nodata is not None:
+        changes.append(f"adapt.nodata={options.nodata}")
+    if options.weights is not None:
+        changes.append(f"backbone.weights={options.weights.resolve()}")
+    return changes

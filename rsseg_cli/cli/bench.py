@@ -1,92 +1,114 @@
-"""`rsseg bench`: what this machine does with a model."""
+"""`rsseg bench`: measures speed on this machine."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rsseg_cli.cli import options
+from rsseg_cli.cli.command import Command, Group, command, print_json
+from rsseg_cli.commands.options import (
+    DATA,
+    MODEL,
+    RUNNING,
+    DeviceOption,
+    JsonOption,
+    Option,
+    QuietOption,
+    SourcesOption,
+    TilingOptions,
+    complete_backbone,
+    complete_presets,
+)
 
-app = typer.Typer(help="Measure speed on this machine.", no_args_is_help=True)
+app = typer.Typer(cls=Group, help="Measure speed on this machine.", no_args_is_help=True)
 
 
-@app.callback()
-def _bench() -> None:
-    pass
+@dataclass(frozen=True, kw_only=True)
+class BenchPredictOptions(TilingOptions, DeviceOption, JsonOption):
+    """Options of `rsseg bench predict`."""
 
-
-@app.command("predict")
-def predict(
     model: Annotated[
-        Path | None,
-        typer.Option("--model", help="Run folder or model file; a random small one if none."),
-    ] = None,
-    size: Annotated[int, typer.Option(help="Side of the scene in pixels.", min=64)] = 2048,
+        Path | None, Option("Run folder or model file.", MODEL, default="a small random model")
+    ] = None
+    size: Annotated[int, Option("Side of the scene in pixels.", DATA, minimum=64)] = 2048
+    rounds: Annotated[int, Option("Repetitions; the fastest is reported.", RUNNING, minimum=1)] = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchFitOptions(SourcesOption, DeviceOption, JsonOption, QuietOption):
+    """Options of `rsseg bench fit`."""
+
+    method: Annotated[
+        tuple[str, ...],
+        Option(
+            "Method preset to measure; repeatable.",
+            MODEL,
+            short="-m",
+            default="all",
+            complete=complete_presets("methods"),
+        ),
+    ] = ()
+    no_methods: Annotated[bool, Option("Measure the training loop only.", MODEL)] = False
+    backbone: Annotated[
+        str | None,
+        Option(
+            "Backbone.",
+            MODEL,
+            default="dinov3_large on a GPU, else dinov3_small",
+            complete=complete_backbone,
+        ),
+    ] = None
     tile: Annotated[
-        int | None, typer.Option(help="Side of a tile; the model's own if none.", min=8)
-    ] = None,
-    overlap: Annotated[
-        float, typer.Option(help="Share of a tile that overlaps its neighbour.", min=0.0, max=0.5)
-    ] = 0.25,
-    batch: Annotated[int | None, typer.Option(help="Tiles per forward pass.", min=1)] = None,
-    rounds: Annotated[int, typer.Option(help="The fastest of so many counts.", min=1)] = 3,
-    device: options.Device = "auto",
-    as_json: options.AsJson = False,
-) -> None:
-    """Map a scene made for it: end to end beside bare forward passes, a null model beside a copy.
+        int | None, Option("Side of a tile in pixels.", RUNNING, default="by device", minimum=32)
+    ] = None
+    batch: Annotated[
+        int | None, Option("Tiles per step.", RUNNING, default="by device", minimum=1)
+    ] = None
+    steps: Annotated[int, Option("Steps per repetition.", RUNNING, minimum=2)] = 8
+    rounds: Annotated[int, Option("Repetitions of each loop.", RUNNING, minimum=1)] = 3
+
+
+@app.command("predict", cls=Command)
+@command
+def predict(options: BenchPredictOptions) -> None:
+    """Compare `predict` with bare forward passes, and a null model with a file copy.
 
     Example: rsseg bench predict --model runs/my-run
     """
     from rsseg_cli.commands.bench import predict as bench
 
-    found = bench.bench_predict(
-        model, size=size, tile=tile, batch=batch, overlap=overlap, rounds=rounds, device=device
+    measured = bench.bench_predict(
+        options.model,
+        size=options.size,
+        tile=options.tile,
+        batch=options.batch,
+        overlap=options.overlap,
+        rounds=options.rounds,
+        device=options.device,
     )
-    if as_json:
-        options.answer(found)
-    else:
-        bench.show(found)
+    print_json(measured) if options.as_json else bench.show(measured)
 
 
-@app.command("fit")
-def fit(
-    src: options.Sources = None,
-    methods: Annotated[
-        list[str] | None,
-        typer.Option("--method", "-m", help="Preset for the table; may be repeated. All if none."),
-    ] = None,
-    no_methods: Annotated[
-        bool, typer.Option("--no-methods", help="Measure the loop only.")
-    ] = False,
-    backbone: Annotated[
-        str | None, typer.Option(help="Backbone; dinov3_large on a GPU, else dinov3_small.")
-    ] = None,
-    tile: Annotated[int | None, typer.Option(help="Side of a tile in pixels.", min=32)] = None,
-    batch: Annotated[int | None, typer.Option(help="Tiles per step.", min=1)] = None,
-    steps: Annotated[int, typer.Option(help="Steps per count.", min=2)] = 8,
-    rounds: Annotated[int, typer.Option(help="Counts of each loop, in turns.", min=1)] = 3,
-    device: options.Device = "auto",
-    as_json: options.AsJson = False,
-    quiet: options.Quiet = False,
-) -> None:
-    """Train with random weights: the loop beside a bare one, every method's step beside frozen's.
+@app.command("fit", cls=Command)
+@command
+def fit(options: BenchFitOptions) -> None:
+    """Compare the training loop with a bare loop, and each method's step with a frozen backbone's.
 
-    Example: rsseg bench fit --src my_city/ --method lora
+    Weights are random. Example: rsseg bench fit --src my_city/ --method lora
     """
     from rsseg_cli.commands.bench import fit as bench
 
-    found = bench.bench_fit(
-        src or (),
-        methods=() if no_methods else methods or [bench.EVERY_METHOD],
-        size={"backbone": backbone, "tile": tile, "batch": batch},
-        steps=steps,
-        rounds=rounds,
-        device=device,
-        say=lambda text: None if quiet or as_json else typer.echo(text, err=True),
+    silent = options.quiet or options.as_json
+    measured = bench.bench_fit(
+        options.src,
+        methods=() if options.no_methods else options.method or [bench.EVERY_METHOD],
+        size={"backbone": options.backbone, "tile": options.tile, "batch": options.batch},
+        steps=options.steps,
+        rounds=options.rounds,
+        device=options.device,
+        say=lambda text: None if silent else typer.echo(text, err=True),
     )
-    if as_json:
-        options.answer(found)
-    else:
-        bench.show(found)
+    print_json(measured) if options.as_json else bench.show(measured)

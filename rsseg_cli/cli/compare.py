@@ -1,35 +1,36 @@
-"""`rsseg compare`: runs beside each other."""
+"""`rsseg compare`: compares the scores of finished runs."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from rsseg_cli.cli.command import command, print_json
+from rsseg_cli.commands.options import DATA, OUTPUT, Argument, JsonOption, Option
 
-from rsseg_cli.cli import options
 
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions(JsonOption):
+    """Options of `rsseg compare`."""
 
-def compare(
     runs: Annotated[
-        list[Path],
-        typer.Argument(help="Run folders, or folders that `evaluate --report` wrote."),
-    ],
+        tuple[Path, ...], Argument("Run folders, or folders of `evaluate --report`.", DATA)
+    ]
     report: Annotated[
-        Path | None, typer.Option("--report", help="Folder for compare.html, .md, .csv and .json.")
-    ] = None,
-    as_json: options.AsJson = False,
-) -> None:
-    """Compare finished runs: seeds grouped, means, spreads, differences to the first.
+        Path | None, Option("Folder for compare.html, .md, .csv and .json.", OUTPUT)
+    ] = None
+
+
+@command
+def compare(options: CompareOptions) -> None:
+    """Compare the scores of finished runs: mean and spread over seeds, differences to the first.
 
     Example: rsseg compare runs/lora-* runs/frozen-* --report compared/
     """
-    from rsseg_cli.commands.compare import compare as beside
+    from rsseg_cli.commands.compare import compare as compare_runs
 
-    found = beside(runs)
-    if report is not None:
-        found.write(report)
-    if as_json:
-        options.answer(found.to_json())
-    else:
-        found.show()
+    compared = compare_runs(options.runs)
+    if options.report is not None:
+        compared.write(options.report)
+    print_json(compared.to_json()) if options.as_json else compared.show()

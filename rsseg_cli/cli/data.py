@@ -1,80 +1,111 @@
-"""`rsseg data`: which datasets are known, whether one is whole, what its numbers are."""
+"""`rsseg data`: lists, checks and measures datasets."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 
-from rsseg_cli.cli import options
+from rsseg_cli.cli.command import Command, Group, command, print_json
+from rsseg_cli.commands.options import (
+    DATA,
+    Argument,
+    ClassMapOption,
+    DataRootOption,
+    JsonOption,
+    Option,
+    complete_source,
+)
 
-app = typer.Typer(help="List, check and measure datasets.", no_args_is_help=True)
-
-Name = Annotated[str, typer.Argument(help="A dataset preset, a folder, or a dataset.yaml.")]
+app = typer.Typer(cls=Group, help="List, check and measure datasets.", no_args_is_help=True)
 
 
-@app.command("list")
-def list_(as_json: options.AsJson = False) -> None:
-    """List the known datasets with size, licence and page."""
+@dataclass(frozen=True, kw_only=True)
+class DatasetOptions(DataRootOption):
+    """One dataset."""
+
+    name: Annotated[
+        str,
+        Argument(
+            "Folder, dataset.yaml or preset; `stats` also takes :split[:domain].",
+            DATA,
+            metavar="DATASET",
+            complete=complete_source,
+        ),
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckOptions(DatasetOptions, JsonOption):
+    """Options of `rsseg data check`."""
+
+    sample: Annotated[int, Option("Number of images to open.", DATA, minimum=1)] = 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatsOptions(DatasetOptions, ClassMapOption, JsonOption):
+    """Options of `rsseg data stats`."""
+
+    every: Annotated[bool, Option("Read every pixel, not a sample.", DATA, "--all")] = False
+
+
+@app.command("list", cls=Command)
+@command
+def list_(options: JsonOption) -> None:
+    """List the dataset presets with size, licence and web page."""
     from rsseg_cli.commands import dataset as data
 
     rows = data.known()
-    options.answer(rows) if as_json else data.show_known(rows)
+    print_json(rows) if options.as_json else data.show_known(rows)
 
 
-@app.command("describe")
-def describe(name: Name, data_root: options.DataRoot = None) -> None:
-    """Print how a dataset is read: the dataset.yaml of a preset, or of a folder as it looks.
+@app.command("describe", cls=Command)
+@command
+def describe(options: DatasetOptions) -> None:
+    """Print the dataset.yaml of a preset, or of a folder as it is inferred.
 
     Example: rsseg data describe my_city/ > my_city.yaml
     """
     from rsseg_cli.commands import dataset as data
 
-    typer.echo(data.describe(name, data_root=data_root), nl=False)
+    typer.echo(data.describe(options.name, data_root=options.data_root), nl=False)
 
 
-@app.command("check")
-def check(
-    name: Name,
-    data_root: options.DataRoot = None,
-    sample: Annotated[int, typer.Option(help="Images and labels to open.", min=1)] = 24,
-    as_json: options.AsJson = False,
-) -> None:
-    """Compare what is on disk with what is known about a dataset.
+@app.command("check", cls=Command)
+@command
+def check(options: CheckOptions) -> None:
+    """Compare the files of a dataset with its description.
 
-    Counts pairs per split and domain, looks at bands, types, sizes and label values, and says
-    what to change where they do not fit. The exit code is 1 where something does not.
+    Checks the pairs of each split and domain, bands, data types, sizes and label values, and
+    prints what to change. The exit code is 1 if something differs.
 
     Example: rsseg data check loveda --data-root /data
     """
     from rsseg_cli.commands import dataset as data
     from rsseg_cli.errors import FAILED
 
-    found = data.examine(name, data_root=data_root, sample=sample)
-    options.answer(found.to_json()) if as_json else data.show_check(found, name)
-    if not found.fits:
+    report = data.examine(options.name, data_root=options.data_root, sample=options.sample)
+    print_json(report.to_json()) if options.as_json else data.show_check(report, options.name)
+    if not report.fits:
         raise typer.Exit(FAILED)
 
 
-@app.command("stats")
-def stats(
-    name: Annotated[
-        str, typer.Argument(help="A dataset, perhaps with `:split` and `:split:domain`.")
-    ],
-    data_root: options.DataRoot = None,
-    every: Annotated[
-        bool, typer.Option("--all", help="Read every pixel of the images, not a sample.")
-    ] = False,
-    class_map: options.ClassMap = None,
-    as_json: options.AsJson = False,
-) -> None:
-    """Measure mean and deviation of the bands and the shares of the classes.
+@app.command("stats", cls=Command)
+@command
+def stats(options: StatsOptions) -> None:
+    """Compute mean and standard deviation of the bands, and the fraction of each class.
 
-    Missing pixels do not count. Memory does not grow with the dataset.
+    Nodata pixels are left out.
 
     Example: rsseg data stats my_city/
     """
     from rsseg_cli.commands import dataset as data
 
-    found = data.measure_source(name, data_root=data_root, every=every, class_map=class_map)
-    options.answer(found.to_json()) if as_json else found.show()
+    statistics = data.measure_source(
+        options.name,
+        data_root=options.data_root,
+        every=options.every,
+        class_map=options.class_map,
+    )
+    print_json(statistics.to_json()) if options.as_json else statistics.show()

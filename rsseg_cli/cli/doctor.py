@@ -1,32 +1,37 @@
-"""`rsseg doctor`: is this machine ready, and if not, what to do."""
+"""`rsseg doctor`: checks the installation."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rsseg_cli.cli import options
+from rsseg_cli.cli.command import command, print_json
+from rsseg_cli.commands.options import OUTPUT, DataRootOption, JsonOption, Option
+
+MARKS = {"ok": "ok  ", "warn": "note", "fail": "FAIL"}
 
 
-def doctor(
-    data_root: options.DataRoot = None,
-    run: Annotated[Path, typer.Option("--run", "-o", help="Where runs will be written.")] = Path(
-        "runs"
-    ),
-    as_json: options.AsJson = False,
-) -> None:
-    """Look at torch, the GPU, GDAL, caches and disk, and say what is missing and the fix."""
+@dataclass(frozen=True, kw_only=True)
+class DoctorOptions(DataRootOption, JsonOption):
+    """Options of `rsseg doctor`."""
+
+    output: Annotated[Path, Option("Folder for runs.", OUTPUT, short="-o")] = Path("runs")
+
+
+@command
+def doctor(options: DoctorOptions) -> None:
+    """Check torch, the GPU, GDAL, caches and disk space, and print how to fix what is missing."""
     from rsseg_cli.doctor import examine
 
-    findings = examine(data_root=data_root, runs=run)
-    if as_json:
-        options.answer([finding.to_json() for finding in findings])
+    findings = examine(data_root=options.data_root, runs=options.output)
+    if options.as_json:
+        print_json([finding.to_json() for finding in findings])
     else:
         for finding in findings:
-            mark = {"ok": "ok  ", "warn": "note", "fail": "FAIL"}[finding.state]
-            typer.echo(f"{mark}  {finding.subject:<12} {finding.text}")
+            typer.echo(f"{MARKS[finding.state]}  {finding.subject:<12} {finding.text}")
             if finding.fix:
                 typer.echo(f"      {'':<12} try: {finding.fix}")
     if any(finding.state == "fail" for finding in findings):

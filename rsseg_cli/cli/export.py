@@ -1,33 +1,36 @@
-"""`rsseg export`: a model as a folder that can be handed on."""
+"""`rsseg export`: packs a model for others."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rsseg_cli.cli import options
+from rsseg_cli.cli.command import command, print_json
+from rsseg_cli.commands.options import MODEL, OUTPUT, Argument, JsonOption, Option, OverwriteOption
 
 
-def export(
-    model: Annotated[Path, typer.Argument(help="Run folder or model file.")],
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(OverwriteOption, JsonOption):
+    """Options of `rsseg export`."""
+
+    model: Annotated[Path, Argument("Run folder or model file.", MODEL)]
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The folder; NAME-model if none.")
-    ] = None,
-    overwrite: options.Overwrite = False,
-    as_json: options.AsJson = False,
-) -> None:
+        Path | None, Option("Folder to write.", OUTPUT, short="-o", default="NAME-model")
+    ] = None
+
+
+@command
+def export(options: ExportOptions) -> None:
     """Write a folder with the model file, its settings, a model card and a STAC item.
 
     Prints the path of the folder.
 
     Example: rsseg export runs/lora-my_city -o my_city-model/
     """
-    from rsseg_cli.commands.export import export as write
+    from rsseg_cli.commands.export import export as export_model
 
-    found = write(model, output, overwrite=overwrite)
-    if as_json:
-        options.answer(found.to_json())
-    else:
-        typer.echo(found.folder)
+    exported = export_model(options.model, options.output, overwrite=options.overwrite)
+    print_json(exported.to_json()) if options.as_json else typer.echo(exported.folder)

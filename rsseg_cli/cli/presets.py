@@ -1,19 +1,29 @@
-"""`rsseg presets`: what can be named."""
+"""`rsseg presets`: lists and prints presets."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 
-from rsseg_cli.cli import options
+from rsseg_cli.cli.command import Command, Group, command, print_json
+from rsseg_cli.commands.options import DATA, Argument, JsonOption
 
-app = typer.Typer(help="List and show the presets.", no_args_is_help=True)
+app = typer.Typer(cls=Group, help="List and print presets.", no_args_is_help=True)
 
 
-@app.command("list")
-def list_(as_json: options.AsJson = False) -> None:
-    """List methods, datasets and experiments."""
+@dataclass(frozen=True, kw_only=True)
+class ShowOptions:
+    """Options of `rsseg presets show`."""
+
+    name: Annotated[str, Argument("Name of a preset, e.g. lora or loveda.", DATA)]
+
+
+@app.command("list", cls=Command)
+@command
+def list_(options: JsonOption) -> None:
+    """List the presets of methods, datasets, experiments and class maps."""
     from rsseg_cli import presets
 
     rows = [
@@ -21,8 +31,8 @@ def list_(as_json: options.AsJson = False) -> None:
         for kind in presets.KINDS
         for name in presets.names(kind)
     ]
-    if as_json:
-        options.answer(rows)
+    if options.as_json:
+        print_json(rows)
         return
     from rich.console import Console
     from rich.table import Table
@@ -35,17 +45,16 @@ def list_(as_json: options.AsJson = False) -> None:
     Console().print(table)
 
 
-@app.command("show")
-def show(
-    name: Annotated[str, typer.Argument(help="Name of a preset, e.g. lora or loveda.")],
-) -> None:
-    """Print a preset as it is."""
+@app.command("show", cls=Command)
+@command
+def show(options: ShowOptions) -> None:
+    """Print the YAML of a preset."""
     from rsseg_cli import presets
     from rsseg_cli.errors import unknown
 
-    found = [presets.find(kind, name) for kind in presets.KINDS if name in presets.names(kind)]
-    if not found:
+    kinds = [kind for kind in presets.KINDS if options.name in presets.names(kind)]
+    if not kinds:
         choices = [choice for kind in presets.KINDS for choice in presets.names(kind)]
-        raise unknown("preset", name, choices)
-    for path in found:
-        typer.echo(path.read_text(encoding="utf-8"), nl=False)
+        raise unknown("preset", options.name, choices)
+    for kind in kinds:
+        typer.echo(presets.find(kind, options.name).read_text(encoding="utf-8"), nl=False)

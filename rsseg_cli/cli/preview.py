@@ -1,54 +1,66 @@
-"""`rsseg preview`: what a model will see of a scene."""
+"""`rsseg preview`: shows a scene as a model reads it."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rsseg_cli.cli import options
+from rsseg_cli.cli.command import command, print_json
+from rsseg_cli.commands.options import (
+    DATA,
+    MODEL,
+    OUTPUT,
+    RUNNING,
+    Argument,
+    BandsOptions,
+    JsonOption,
+    Option,
+    OverlapOption,
+    OverwriteOption,
+)
 
 
-def preview(
-    scene: Annotated[Path, typer.Argument(help="The scene.")],
-    model: Annotated[
-        Path | None,
-        typer.Option("--model", help="Run folder or model file: its bands, mean, std and tiles."),
-    ] = None,
+@dataclass(frozen=True, kw_only=True)
+class PreviewOptions(OverlapOption, BandsOptions, OverwriteOption, JsonOption):
+    """Options of `rsseg preview`."""
+
+    scene: Annotated[Path, Argument("Scene to show.", DATA)]
+    model: Annotated[Path | None, Option("Run folder or model file to compare with.", MODEL)] = None
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The PNG; SCENE.preview.png if none.")
-    ] = None,
-    bands: options.Bands = None,
-    nodata: options.Nodata = None,
+        Path | None, Option("PNG file.", OUTPUT, short="-o", default="SCENE.preview.png")
+    ] = None
     tile: Annotated[
-        int | None, typer.Option(help="Side of a tile; the model's own, else 512.", min=8)
-    ] = None,
-    overlap: Annotated[float, options.overlap()] = 0.25,
-    overwrite: options.Overwrite = False,
-    as_json: options.AsJson = False,
-) -> None:
-    """Draw what a model will see of a scene: bands, stretch, missing pixels, tiles.
+        int | None,
+        Option("Side of a tile in pixels.", RUNNING, default="as in training, or 512", minimum=8),
+    ] = None
 
-    Prints the path of the picture, and what looks wrong on stderr.
+
+@command
+def preview(options: PreviewOptions) -> None:
+    """Draw a scene as a model reads it: bands, value ranges, nodata pixels and tiles.
+
+    Prints the path of the picture, and warnings to stderr.
 
     Example: rsseg preview scene.tif --model runs/lora-my_city
     """
     from rsseg_cli.commands.preview import preview as draw
 
-    found = draw(
-        scene,
-        model=model,
-        output=output,
-        bands=bands,
-        nodata=nodata,
-        tile=tile,
-        overlap=overlap,
-        overwrite=overwrite,
+    drawn = draw(
+        options.scene,
+        model=options.model,
+        output=options.output,
+        bands=options.bands,
+        nodata=options.nodata,
+        tile=options.tile,
+        overlap=options.overlap,
+        overwrite=options.overwrite,
     )
-    if as_json:
-        options.answer(found.to_json())
+    if options.as_json:
+        print_json(drawn.to_json())
         return
-    typer.echo(found.picture)
-    for remark in found.remarks:
+    typer.echo(drawn.picture)
+    for remark in drawn.remarks:
         typer.echo(f"note: {remark}", err=True)

@@ -14,7 +14,7 @@ from rsseg_cli.atomic_write import write_bytes, write_errors
 from rsseg_cli.bands import Bands
 from rsseg_cli.commands.fit.final_evaluation import shown_bands
 from rsseg_cli.commands.model import model_file
-from rsseg_cli.commands.predict.options import Request
+from rsseg_cli.commands.options import parse_bands
 from rsseg_cli.errors import OutputExistsError, RssegError
 from rsseg_cli.predict.plan import Tiling
 from rsseg_cli.raster.grid import Window
@@ -107,7 +107,7 @@ def preview(
             f"{target} is there already", where=str(target), fix="--overwrite, or another -o"
         )
     known, side = (None, 512) if model is None else _wanted(model)
-    with Scene.open(scene, bands=Request(bands=bands).file_bands(), nodata=nodata) as opened:
+    with Scene.open(scene, bands=parse_bands(bands), nodata=nodata) as opened:
         if known is not None and opened.count != len(known):
             raise RssegError(
                 f"{scene.name} has {counted(opened.count, 'band')}, the model wants {len(known)} "

@@ -12,7 +12,7 @@ from rich.console import Console
 from rsseg_cli.commands.evaluate import evaluate
 from rsseg_cli.commands.fit.fit import Fit
 from rsseg_cli.commands.model import pick_device
-from rsseg_cli.commands.predict.options import Request
+from rsseg_cli.commands.predict.options import PredictOptions
 from rsseg_cli.commands.predict.predict import predict
 from rsseg_cli.config import resolve
 from rsseg_cli.data.source import Source
@@ -106,8 +106,16 @@ def run(
     scene = unseen / "images" / f"{REGIONS[1].name}_2.tif"
     truth = unseen / "labels" / scene.name
     target = folder / f"{scene.stem}.seg.tif"
-    request = Request(output=target, overwrite=overwrite)
-    predict([str(scene)], request, model=Path(fitted.model), device=device, quiet=quiet)
+    predict(
+        PredictOptions(
+            scenes=(str(scene),),
+            output=target,
+            model=Path(fitted.model),
+            device=device,
+            overwrite=overwrite,
+            quiet=quiet,
+        )
+    )
     report = evaluate.rasters(target, truth, field=None, align=False, ignore=(0,))
     picture = quicklook(target, CLASSES, image=scene, truth=truth, rgb=BANDS_SHOWN)
     look = folder / "quicklook.png"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from rsseg_cli.choices import Confidence
 from rsseg_cli.classes import Class
 from rsseg_cli.predict import products
 from rsseg_cli.predict.clock import Wait
@@ -69,7 +70,7 @@ class Outputs:
     probabilities: Path | None = None
     soft: Path | None = None
     confidence: Path | None = None
-    measure: products.Confidence = "max"
+    measure: Confidence = "max"
     polygons: Polygons | None = None
     driver: str = "COG"
     options: Mapping[str, str] = field(default_factory=dict)

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rsseg_cli.choices import Confidence
 from rsseg_cli.classes import IGNORE
 from rsseg_cli.raster.blend import Product
 
 STEPS = 254
 """Highest value of a quantised share: stored value / 254 is the share, 255 is nodata."""
-
-Confidence = Literal["max", "margin", "entropy"]
 
 
 def class_map(ids: Sequence[int], *, reject: float | None = None) -> Product:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Turns = Literal["flips", "turns"]
-"""`flips`: as it is, mirrored, upside down, both. `turns`: these four, and turned a quarter."""
+from rsseg_cli.choices import Turns
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from rsseg_cli import batch_shard, distributed
+from rsseg_cli.choices import Format
 from rsseg_cli.data.tiles.tile_stream import Batch
 from rsseg_cli.errors import Interrupted, RssegError
 from rsseg_cli.segmenter import Segmenter
@@ -28,7 +29,7 @@ from rsseg_cli.training.micro_batch import (
     probe_update,
 )
 from rsseg_cli.training.objectives import Objective
-from rsseg_cli.training.precision import Format, Precision
+from rsseg_cli.training.precision import Precision
 from rsseg_cli.training.prefetch import Indexed, Prefetch, pinned
 from rsseg_cli.training.progress import Progress
 from rsseg_cli.training.run_folder import RunFolder

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
-Format = Literal["auto", "bf16", "fp16", "fp32"]
+from rsseg_cli.choices import Format
 
 
 @dataclass(frozen=True)

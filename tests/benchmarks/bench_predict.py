@@ -270,7 +270,7 @@ def bench_overlap(folder: Path) -> dict[str, float]:
     scene, source = root / "cloud" / "sentinel2", folder / "sentinel2.yaml"
     source.write_text(SENTINEL2.format(root=scene))
     fit = [
-        "fit", "-m", "full", "--src", str(source), "--run", str(folder / "run"),
+        "fit", "-m", "full", "--src", str(source), "--output", str(folder / "run"),
         "--backbone", "galileo_nano", "--weights", str(root / "weights" / "galileo-nano"),
         "--set", "backbone.patch=8", "--head", "linear", "--tile", "128", "--batch", "4",
         "--steps", "80", "--set", "optimizer.lr=2e-3", "--set", "optimizer.backbone_lr=3e-4",

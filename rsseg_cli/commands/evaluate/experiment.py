@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from rsseg_cli import presets
+from rsseg_cli.commands.fit.options import FitOptions
 from rsseg_cli.data.source import Source
-from rsseg_cli.errors import RssegError, UnreadableError, unknown
+from rsseg_cli.errors import UnreadableError, unknown
 from rsseg_cli.report.report import Report
 from rsseg_cli.settings import Strict
 
@@ -111,6 +112,18 @@ class Chosen:
         mapped = [] if class_map is None else [f"data.class_map={class_map}"]
         listed = [*mapped, *self.experiment.settings, *self.row.settings]
         return [change for change in listed if not skip.get(change.partition(".")[0])]
+
+    def options(self, options: FitOptions) -> FitOptions:
+        """Return the options of a fit with the data, method and settings of the experiment."""
+        skip = {"backbone": options.backbone, "head": options.head}
+        return replace(
+            options,
+            experiment=None,
+            method=self.row.method,
+            src=self.experiment.src,
+            output=options.output or self.folder,
+            settings=(*self.changes(skip=skip), *options.settings),
+        )
 
     def remarks(self) -> list[str]:
         """Say what a reader of the scores should know."""
@@ -232,21 +245,6 @@ def score(
         mean = sum(mine) / len(mine) if len(mine) == len(lines) else None
         lines.append(Line("mean", "", mean, _share(row.mean)))
     return Scored(chosen, str(where), lines, reports)
-
-
-def require_alone(options: Mapping[str, Any]) -> None:
-    """Refuse what an experiment settles itself.
-
-    Raises:
-        RssegError: One of the options was given too.
-    """
-    given: Sequence[str] = [name for name, value in options.items() if value]
-    if given:
-        raise RssegError(
-            f"{', '.join(given)} and --experiment are given at once",
-            where="--experiment",
-            fix="the experiment names method, sources and targets; --set changes single settings",
-        )
 
 
 def _share(percent: float | None) -> float | None:

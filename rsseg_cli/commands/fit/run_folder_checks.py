@@ -44,21 +44,21 @@ def require_free(path: Path, *, overwrite: bool) -> None:
         raise RssegError(
             f"{above} {'cannot be written to' if above.is_dir() else 'is no folder'}",
             where=str(path),
-            fix="another --run",
+            fix="another --output",
         )
     if above != path.absolute() or all(one.suffix == ".part" for one in path.iterdir()):
         return
     run = RunFolder(path)
     if not run.config.is_file():
         raise OutputExistsError(
-            f"{path} holds other things than a run", where=str(path), fix="another --run"
+            f"{path} holds other things than a run", where=str(path), fix="another --output"
         )
     if not overwrite:
         unfinished = run.resume.exists()
         raise OutputExistsError(
             f"{path} is there already" + (", unfinished" if unfinished else ""),
             where=str(path),
-            fix="--resume to go on, " * unfinished + "--overwrite, or another --run",
+            fix="--resume to go on, " * unfinished + "--overwrite, or another --output",
         )
 
 
@@ -82,7 +82,7 @@ def read_state(path: Path, config: RunConfig) -> dict[str, Any]:
         raise RssegError(
             "the settings are not those of the interrupted run: " + "; ".join(changed),
             where=str(run.config),
-            fix=f"the same options as before, or --config {run.config} --resume --run {path}",
+            fix=f"the same options as before, or --config {run.config} --resume --output {path}",
         )
     return state
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
+from rsseg_cli.commands.options import parse_bands
 from rsseg_cli.commands.predict import dry_run as survey
 from rsseg_cli.commands.predict import paths as names
-from rsseg_cli.commands.predict.options import Request
+from rsseg_cli.commands.predict.options import PredictOptions
+from rsseg_cli.commands.predict.outputs import map_suffixes, read_creation_options
 from rsseg_cli.commands.predict.progress import Line
 from rsseg_cli.commands.predict.scene_mapper import Mapper
 from rsseg_cli.errors import Interrupted, PartialFailure, RssegError
@@ -19,13 +20,8 @@ from rsseg_cli.settings import Json
 
 
 def predict(
-    scenes: Sequence[str],
-    request: Request | None = None,
+    options: PredictOptions,
     *,
-    model: Path | None = None,
-    weights: Path | None = None,
-    device: str = "auto",
-    quiet: bool = False,
     written: Callable[[str], object] | None = None,
     team: Team | None = None,
 ) -> list[SceneResult]:
@@ -34,26 +30,21 @@ def predict(
     A single scene's mistake is raised; of several, each result says what became of it.
 
     Args:
-        scenes: Files, folders, patterns, GDAL names, or `-` for a list on stdin.
-        request: What is asked; a class map when None.
-        model: Run folder or model file; the newest finished run when None.
-        weights: Weights file of the backbone, if it has moved.
-        device: auto, cpu, cuda or cuda:N.
-        quiet: No progress.
-        written: Told the path of every map, as soon as it is there.
+        options: The options, as of the command line.
+        written: Called with the path of every map as soon as it is written.
         team: Processes that make this call together; large scenes are shared, others dealt out.
 
     Raises:
         RssegError: Before anything is computed: no model, no scene, an output that is there.
         Interrupted: By the keyboard.
     """
-    request, team = request or Request(), team or Team()
-    paths: list[str] = team.tell(lambda: list[Json](_checked(scenes, request)))
-    targets = names.place_outputs(paths, request.output, request.polygons)
-    line = Line(quiet=quiet or not team.leads)
+    team = team or Team()
+    paths: list[str] = team.tell(lambda: list[Json](_checked(options)))
+    targets = names.place_outputs(paths, options.output, options.polygons)
+    line = Line(quiet=options.quiet or options.as_json or not team.leads)
     with team.agreed():
         names.make_folders(targets)
-        mapper = Mapper(request, model, weights, device, line, team)
+        mapper = Mapper(options, line, team)
     run = _Run(paths, targets, mapper, line, written if team.leads else None)
     shared: list[int] = team.tell(lambda: list[Json](mapper.shared(paths, team.size)))
     for number in shared:
@@ -110,35 +101,28 @@ class _Run:
             self.written(result.output)
 
 
-def dry_run(
-    scenes: Sequence[str],
-    request: Request,
-    *,
-    model: Path | None = None,
-    weights: Path | None = None,
-    device: str = "auto",
-) -> list[survey.Survey]:
+def dry_run(options: PredictOptions) -> list[survey.Survey]:
     """Say what mapping scenes would take, from a few batches of each; writes nothing.
 
     Raises:
         RssegError: What `predict` would refuse at the start, but for folders that cannot be made.
     """
-    paths = _checked(scenes, request)
-    targets = names.place_outputs(paths, request.output, request.polygons)
-    mapper = Mapper(request, model, weights, device, Line(quiet=True), Team())
+    paths = _checked(options)
+    targets = names.place_outputs(paths, options.output, options.polygons)
+    mapper = Mapper(options, Line(quiet=True), Team())
     return [mapper.plan(path, target) for path, target in zip(paths, targets, strict=True)]
 
 
-def _checked(scenes: Sequence[str], request: Request) -> list[str]:
+def _checked(options: PredictOptions) -> list[str]:
     """Do all checks that need no model, and list the scenes."""
-    paths = names.expand(scenes)
-    request.creation()
-    request.file_bands()
-    targets = names.place_outputs(paths, request.output, request.polygons)
-    names.refuse_scenes(paths, targets, [*request.suffixes(), names.SOFT])
-    if not request.overwrite:
-        new = [target for target in targets if not (request.resume and target.begun)]
-        names.refuse_replacing(new, request.suffixes())
+    paths = names.expand(options.scenes)
+    read_creation_options(options)
+    parse_bands(options.bands)
+    targets = names.place_outputs(paths, options.output, options.polygons)
+    names.refuse_scenes(paths, targets, [*map_suffixes(options), names.SOFT])
+    if not options.overwrite:
+        new = [target for target in targets if not (options.resume and target.begun)]
+        names.refuse_replacing(new, map_suffixes(options))
     return paths
 
 

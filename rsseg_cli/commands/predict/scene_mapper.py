@@ -12,11 +12,14 @@ import torch
 from torch import Tensor
 
 from rsseg_cli import __version__
+from rsseg_cli.choices import Format
 from rsseg_cli.commands.model import LoadedModel, open_model, pick_device
+from rsseg_cli.commands.options import parse_bands
 from rsseg_cli.commands.predict import dry_run as survey
 from rsseg_cli.commands.predict import paths as names
 from rsseg_cli.commands.predict.explain import choose
-from rsseg_cli.commands.predict.options import Request
+from rsseg_cli.commands.predict.options import PredictOptions
+from rsseg_cli.commands.predict.outputs import read_area, scene_outputs
 from rsseg_cli.commands.predict.progress import Line
 from rsseg_cli.commands.predict.provenance import file_digest, identity, journal_digest, made_before
 from rsseg_cli.errors import RssegError
@@ -31,7 +34,7 @@ from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.labels import open_quietly
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.settings import Json
-from rsseg_cli.training.precision import Format, Precision
+from rsseg_cli.training.precision import Precision
 from rsseg_cli.words import counted
 
 TILES_PX = {"cuda": 16 * 512 * 512, "cpu": 2 * 512 * 512}
@@ -82,43 +85,33 @@ class Mapper:
     """A model, made ready to map one scene after the other as was asked.
 
     Args:
-        request: What is asked.
-        model: Run folder or model file; the newest finished run when None.
-        weights: Weights file of the backbone, if it has moved.
-        device: auto, cpu, cuda or cuda:N.
+        options: The options of `predict`.
         line: Told what happens.
         team: The processes of which this is one.
     """
 
-    def __init__(
-        self,
-        request: Request,
-        model: Path | None,
-        weights: Path | None,
-        device: str,
-        line: Line,
-        team: Team,
-    ) -> None:
-        self.request, self.line = request, line
-        self.device = own_device(device, team)
-        self.fitted = open_model(model, weights=weights)
+    def __init__(self, options: PredictOptions, line: Line, team: Team) -> None:
+        self.options, self.line = options, line
+        self.device = own_device(options.device, team)
+        self.fitted = open_model(options.model, weights=options.weights)
         tiling = tiling_for(
             self.fitted, self.device,
-            tile=request.tile, overlap=request.overlap, batch=request.batch,
+            tile=options.tile, overlap=options.overlap, batch=options.batch,
         )  # fmt: skip
-        self.tiling = replace(tiling, readers=request.threads, memory_mb=request.memory_mb)
-        self._model = ModelInfer(self.fitted, self.device, precision=request.precision)
+        self.tiling = replace(tiling, readers=options.threads, memory_mb=options.memory_mb)
+        self._model = ModelInfer(self.fitted, self.device, precision=options.precision)
         self.precision = self._model.precision
         self.infer: Infer = self._model
-        if request.tta is not None:
-            self.infer = Turned(self._model, request.tta)
-        self.explanations = choose(request.explain, request.block, self.fitted, self.precision)
+        if options.tta is not None:
+            self.infer = Turned(self._model, options.tta)
+        explain = tuple(dict.fromkeys(options.explain))
+        self.explanations = choose(explain, options.block, self.fitted, self.precision)
         line.say(f"model    {self.fitted.describe()}")
 
     def open(self, path: str) -> Scene:
         """Open a scene as the model wants it."""
-        request = self.request
-        return open_scene(path, self.fitted, bands=request.file_bands(), nodata=request.nodata)
+        bands = parse_bands(self.options.bands)
+        return open_scene(path, self.fitted, bands=bands, nodata=self.options.nodata)
 
     def shared(self, paths: Sequence[str], processes: int) -> list[int]:
         """Choose the scenes that processes had better map together, by their numbers."""
@@ -144,10 +137,10 @@ class Mapper:
         with ExitStack() as stack:
             with team.agreed():
                 scene = stack.enter_context(self.open(path))
-                area = self.request.area(scene)
+                area = read_area(self.options, scene)
                 journal = self.journal(scene)
             self.line.say(f"scene    {_describe(scene)}")
-            outputs = self.request.outputs(target, self.fitted, self.tags(scene, journal))
+            outputs = scene_outputs(self.options, target, self.fitted, self.tags(scene, journal))
             tiling = self._compile_for(scene, area, team)
             result = self._map(scene, self.infer, outputs, journal, tiling, area, team)
             more = self._beside(scene, outputs, target, journal, area, team)
@@ -168,7 +161,7 @@ class Mapper:
 
     def _compiles(self, scene: Scene, area: Area | None, processes: int) -> bool | None:
         """Tell whether compiling pays for a scene; None where nobody asked for it."""
-        if not self.request.compile:
+        if not self.options.compile:
             return None
         box = Window(0, 0, scene.width, scene.height) if area is None else area.box
         across = self.tiling.axis(scene.width).touching(box.x, box.right)
@@ -188,7 +181,7 @@ class Mapper:
         """Make maps of a scene, unless an earlier run has."""
 
         def is_there() -> Json:
-            if self.request.resume and made_before(outputs.map, journal, self.request.overwrite):
+            if self.options.resume and made_before(outputs.map, journal, self.options.overwrite):
                 return True
             survey.warn_of_doubts(scene, self.fitted)
             survey.require_disk(scene, outputs, area)
@@ -202,7 +195,7 @@ class Mapper:
         with self.line.scene(scene.width * scene.height) as progress:
             return predict_scene(
                 scene, infer, outputs, tiling=tiling, device=self.device, area=area,
-                journal=journal, resume=self.request.resume, progress=progress, team=team,
+                journal=journal, resume=self.options.resume, progress=progress, team=team,
             )  # fmt: skip
 
     def _beside(
@@ -223,7 +216,7 @@ class Mapper:
             wanted.append((explained, list(one.things)))
         for made, classes in wanted if team.leads else ():
             yield from (one.path for one in made.made() if one.shown and one.path != target.map)
-            if self.request.quicklook:
+            if self.options.quicklook:
                 from rsseg_cli.commands.predict.quicklook import (
                     quicklook_beside,  # matplotlib takes a second
                 )
@@ -239,8 +232,8 @@ class Mapper:
     def plan(self, path: str, target: names.Target) -> survey.Survey:
         """Say what mapping a scene would take."""
         with self.open(path) as scene:
-            outputs = self.request.outputs(target, self.fitted, {})
-            area = self.request.area(scene)
+            outputs = scene_outputs(self.options, target, self.fitted, {})
+            area = read_area(self.options, scene)
             compiles = self._compiles(scene, area, 1)
             tiling = replace(self.tiling, most=None) if compiles else self.tiling
             passes = [(self.infer, outputs, tiling)]
@@ -251,22 +244,22 @@ class Mapper:
 
     def journal(self, scene: Scene) -> dict[str, str]:
         """Name all that the maps of a scene depend on."""
-        request, tiling = self.request, self.tiling
+        options, tiling = self.options, self.tiling
         about = {
             "the model": file_digest(self.fitted.path),
             "the backbone": str(self.fitted.about["fingerprint"]),
             "the input": identity(scene.path),
-            "--aoi": "" if request.aoi is None else identity(str(request.aoi)),
-            "--polygons": str(request.polygons is not None),
-            "--soft": request.soft and len(self.fitted.classes) == 2,
+            "--aoi": "" if options.aoi is None else identity(str(options.aoi)),
+            "--polygons": str(options.polygons is not None),
+            "--soft": options.soft and len(self.fitted.classes) == 2,
             "--tile": tiling.tile,
             "the precision": str(self.precision.dtype),
             "the version": __version__,
         }
         same = ("overlap", "tta", "bands", "nodata", "bbox", "bbox_crs", "probabilities",
                 "confidence", "reject", "sieve", "simplify", "format", "compile")  # fmt: skip
-        about |= {f"--{name.replace('_', '-')}": getattr(request, name) for name in same}
-        about["--co"] = " ".join(request.options)
+        about |= {f"--{name.replace('_', '-')}": getattr(options, name) for name in same}
+        about["--co"] = " ".join(options.creation_options)
         return {key: str(value) for key, value in about.items()}
 
     def tags(self, scene: Scene, journal: dict[str, str]) -> dict[str, str]:

@@ -1,0 +1,139 @@
+"""Help texts: complete, plain, and readable in a terminal of 100 columns."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Literal
+
+import pytest
+import typer
+from runs import Call, rsseg
+from test_cli import COMMANDS
+from typer.testing import CliRunner
+
+from rsseg_cli.cli.command import Command, command
+from rsseg_cli.commands.adapt.options import AdaptOptions
+from rsseg_cli.commands.fit.options import FitOptions
+from rsseg_cli.commands.options import (
+    OUTPUT,
+    PANELS,
+    Argument,
+    Option,
+    declared,
+    setting_changes,
+)
+
+WIDTH, HEIGHT = 100, 45
+NOT_A_START = {"Say", "Tell", "Give", "Let", "Lay", "Hear", "What", "Which", "How", "Whether"}
+PYTHON_TYPES = re.compile(r"<\w+|\b(TEXT|INTEGER|FLOAT|BOOLEAN|list\[)")
+
+
+def help_of(name: str, monkeypatch: pytest.MonkeyPatch) -> Call:
+    monkeypatch.setenv("COLUMNS", str(WIDTH))
+    return rsseg(*name.split()[1:], "--help")
+
+
+def texts(name: str) -> list[str]:
+    """The help of a command and of all its parameters."""
+    own = COMMANDS[name]
+    params: list[Any] = own.params
+    return [own.help or "", *(param.help or "" for param in params)]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_line_is_cut_and_no_python_type_is_shown(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = help_of(name, monkeypatch).out
+    assert "\u2026" not in shown
+    assert all(len(line) <= WIDTH for line in shown.splitlines())
+    assert not PYTHON_TYPES.search(shown)
+
+
+def test_fit_fits_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = help_of("rsseg fit", monkeypatch).out.splitlines()
+    assert len(lines) <= HEIGHT
+    panels = [line.split()[1] for line in lines if line.startswith("\u256d")]
+    assert panels == ["Data", "Model", "Training", "Running", "Advanced"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_text_is_plain(name: str) -> None:
+    for text in texts(name):
+        assert text, f"{name} has a parameter without help"
+        assert text.split()[0] not in NOT_A_START, text
+        assert not re.search(r"(?<!there )\b(is|are) no ", text, re.IGNORECASE), text
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_option_has_a_panel_and_o_is_the_output(name: str) -> None:
+    params: list[Any] = COMMANDS[name].params
+    for param in params:
+        if param.param_type_name == "option" and name != "rsseg":
+            assert param.rich_help_panel in PANELS, param.opts
+        assert ("-o" in param.opts) == ("--output" in param.opts)
+
+
+# --- how commands are built ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    size: Annotated[int, Option("Size.", OUTPUT, minimum=1)] = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Base):
+    files: Annotated[tuple[str, ...], Argument("Files.", OUTPUT)]
+    kind: Annotated[Literal["a", "b"] | None, Option("Kind.", OUTPUT, short="-k")] = None
+    numbers: Annotated[tuple[int, ...], Option("Numbers.", OUTPUT, "--number")] = ()
+    fast: Annotated[bool, Option("Fast.", OUTPUT)] = False
+    safe: Annotated[bool, Option("Safe.", OUTPUT)] = True
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("x", Options(files=("x",))),
+        ("x y -k b --size 7", Options(files=("x", "y"), kind="b", size=7)),
+        ("x --number 1 --number 2", Options(files=("x",), numbers=(1, 2))),
+        ("x --fast --no-safe", Options(files=("x",), fast=True, safe=False)),
+        ("", None),
+        ("x -k c", None),
+        ("x --size 0", None),
+        ("x --no-fast", None),
+    ],
+)
+def test_a_command_receives_its_options(words: str, expected: Options | None) -> None:
+    received = []
+
+    @command
+    def run(options: Options) -> None:
+        """Run."""
+        received.append(options)
+
+    app = typer.Typer()
+    app.command(cls=Command)(run)
+    assert CliRunner().invoke(app, words.split()).exit_code == (2 if expected is None else 0)
+    assert received == ([] if expected is None else [expected])
+
+
+def test_own_options_come_before_inherited_ones() -> None:
+    assert list(declared(Options)) == ["files", "kind", "numbers", "fast", "safe", "size"]
+    assert set(declared(FitOptions)) == {field.name for field in fields(FitOptions)}
+
+
+def test_options_change_settings() -> None:
+    assert setting_changes(FitOptions()) == []
+    changes = setting_changes(FitOptions(steps=0, tile=64, compile=True, precision="bf16"))
+    assert set(changes) == {
+        "training.steps=0",
+        "data.tile=64",
+        "training.compile=True",
+        "training.precision=bf16",
+    }
+    assert setting_changes(AdaptOptions(gsd=0.5, source_free=True)) == [
+        "adapt.source_free=True",
+        "adapt.gsd_m=0.5",
+    ]
