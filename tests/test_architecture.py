@@ -20,7 +20,7 @@ LAYERS: list[set[str]] = [
     {"errors", "choices", "classes", "memory", "settings", "words"},
     {"atomic_write"},
     {"distributed"},
-    {"share"},
+    {"batch_shard"},
     {"presets"},
     {"bands", "grid", "layers", "projection", "step"},
     {"contract", "raster", "metrics"},
@@ -37,6 +37,7 @@ LEVEL = {part: level for level, layer in enumerate(LAYERS) for part in layer}
 
 # The same order among the files and folders of commands/.
 COMMANDS: list[set[str]] = [
+    {"options"},
     {"model", "compare", "dataset"},
     {"export", "fit"},
     {"predict"},

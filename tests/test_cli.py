@@ -96,7 +96,7 @@ def test_errors_leave_the_process_with_their_code(tmp_path: Path) -> None:
         ("fit --config .", 1, "cannot be read"),
         ("predict", 2, "Missing argument"),
         ("predict none.tif", 1, "there is no finished run"),
-        ("predict none.tif --model none", 1, "none is not there"),
+        ("predict none.tif --model none", 1, "none does not exist"),
         ("predict none.tif --model .", 1, "error: "),
         ("predict none.tif --overlap 3", 2, "overlap"),
         ("predict none.tif --tile -5", 2, "tile"),

@@ -290,7 +290,7 @@ def test_models_that_cannot_be_opened(here: Path, fitted: Path) -> None:
         assert not (here / "a.seg.tif").exists()
         return call.err
 
-    assert "none is not there" in said("none")
+    assert "none does not exist" in said("none")
     newer = {"rsseg": json.dumps({"format": 99})}
     save_file(tensors, run / "newer.safetensors", metadata=newer)
     assert "format 99" in said("run/newer.safetensors")
