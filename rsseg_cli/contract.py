@@ -320,7 +320,10 @@ class Method(nn.Module, Generic[S]):
                     tuned[name].copy_(tensor)
 
     def record(self) -> dict[str, Json]:
-        """Return what this method adds to a line of `metrics.jsonl`."""
+        """Return what this method adds to a line of `metrics.jsonl`.
+
+        A mapping `cost` names shares of the training time, which the progress line shows.
+        """
         return {}
 
     @classmethod

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import build
+from fakes import FakeStep, build
 from jobs import Scripted, Tiles
 from torch import Tensor
 
@@ -163,7 +163,30 @@ def test_the_progress_line_shows_what_a_method_costs() -> None:
     progress = Progress(10, quiet=True)
     record: dict[str, Any] = {
         "loss": 1.0, "losses": {"seg": 1.0}, "lr": 1e-3, "images_per_s": 2.0, "wait": 0.0,
-        "method": {"active": 3, "selection_share": 0.04},
+        "method": {"active": 3, "cost": {"selection": 0.04}},
     }  # fmt: skip
     progress.log(record)
     assert progress.bar.tasks[0].fields["line"].endswith("selection 4%")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("fish", {"samples": 1}),
+        ("childtune", {"samples": 1, "batch": 1}),
+        ("childtune", {"form": "F"}),
+        ("fishertune", {"estimation": 1, "statistics": 1, "gauge": 1}),
+    ],
+)
+def test_the_progress_line_shows_no_share_of_parameters_as_a_cost(
+    name: str, settings: dict[str, Any]
+) -> None:
+    model, progress = build(name, warmup=0, **settings), Progress(10, quiet=True)
+    model.method.before_step(FakeStep(model))
+    record: dict[str, Any] = {
+        "loss": 1.0, "losses": {"seg": 1.0}, "lr": 1e-3, "images_per_s": 2.0, "wait": 0.0,
+        "method": model.method.record(),
+    }  # fmt: skip
+    assert record["method"]["tuned_share"] > 0
+    progress.log(record)
+    assert progress.bar.tasks[0].fields["line"].endswith("wait 0%")

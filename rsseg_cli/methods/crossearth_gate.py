@@ -255,7 +255,7 @@ class CrossEarthGate(Method[State]):
             "trainable_mean": int(self.trained) // max(1, int(self.steps)),
             "trainable_ever": self._size(self.ever),
             "selection_s": self._selecting_s,
-            "selection_share": self._selecting_s / spent if spent else 0.0,
+            "cost": {"selection": self._selecting_s / spent if spent else 0.0},
             "selections": selections,
         }
 
