@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import pytest
-import torch
+from fakes import FakeStep
 from fakes import build
-from jobs import Scripted, Tiles
-from torch import Tensor
-
+from jobs import Scripted
+from jobs import Tiles
 from rsseg_cli import distributed
 from rsseg_cli.choices import Format
 from rsseg_cli.data.tiles.tile_stream import Batch
@@ -19,7 +15,12 @@ from rsseg_cli.training.optimizer import Optimization
 from rsseg_cli.training.precision import Precision
 from rsseg_cli.training.prefetch import Indexed
 from rsseg_cli.training.progress import Progress
-from rsseg_cli.training.step import TrainingStep, seed_for
+from rsseg_cli.training.step import TrainingStep
+from rsseg_cli.training.step import seed_for
+from torch import Tensor
+from typing import Any
+import pytest
+import torch
 
 CPU = torch.device("cpu")
 
@@ -164,7 +165,30 @@ def test_the_progress_line_shows_what_a_method_costs() -> None:
     progress = Progress(10, quiet=True)
     record: dict[str, Any] = {
         "loss": 1.0, "losses": {"seg": 1.0}, "lr": 1e-3, "images_per_s": 2.0, "wait": 0.0,
-        "method": {"active": 3, "selection_share": 0.04},
+        "method": {"active": 3, "cost": {"selection": 0.04}},
     }  # fmt: skip
     progress.log(record)
     assert progress.bar.tasks[0].fields["line"].endswith("selection 4%")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("fish", {"samples": 1}),
+        ("childtune", {"samples": 1, "batch": 1}),
+        ("childtune", {"form": "F"}),
+        ("fishertune", {"estimation": 1, "statistics": 1, "gauge": 1}),
+    ],
+)
+def test_the_progress_line_shows_no_share_of_parameters_as_a_cost(
+    name: str, settings: dict[str, Any]
+) -> None:
+    model, progress = build(name, warmup=0, **settings), Progress(10, quiet=True)
+    model.method.before_step(FakeStep(model))
+    record: dict[str, Any] = {
+        "loss": 1.0, "losses": {"seg": 1.0}, "lr": 1e-3, "images_per_s": 2.0, "wait": 0.0,
+        "method": model.method.record(),
+    }  # fmt: skip
+    assert record["method"]["tuned_share"] > 0
+    progress.log(record)
+    assert progress.bar.tasks[0].fields["line"].endswith("wait 0%")

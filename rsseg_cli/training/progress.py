@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn
+from rich.progress import MofNCompleteColumn
 from rich.progress import Progress as Bar
-
+from rich.progress import TaskID
+from rich.progress import TextColumn
+from rich.progress import TimeRemainingColumn
 from rsseg_cli.settings import Json
+from types import TracebackType
 
 
 class Progress:
@@ -67,7 +69,7 @@ class Progress:
             f"loss {_number(record['loss']):.3f} ({terms})  lr {_number(record['lr']):.1e}  "
             f"{_number(record['images_per_s']):.1f} img/s  wait {_number(record['wait']):.0%}"
         )
-        self.bar.update(self.task, line=line + _shares(record.get("method")))
+        self.bar.update(self.task, line=line + _costs(record.get("method")))
 
     def scored(self, step: int, score: dict[str, Json], best: dict[str, Json]) -> None:
         """Print a validation."""
@@ -81,11 +83,11 @@ class Progress:
         )
 
 
-def _shares(method: Json) -> str:
-    """Show what a method says of its own cost: entries called `..._share`, of the time."""
-    entries = method.items() if isinstance(method, dict) else ()
-    costs = [(name.removesuffix("_share"), v) for name, v in entries if name.endswith("_share")]
-    return "".join(f"  {name} {_number(value):.0%}" for name, value in costs)
+def _costs(method: Json) -> str:
+    """Format the method's own shares of the training time."""
+    costs = method.get("cost") if isinstance(method, dict) else None
+    shares = costs.items() if isinstance(costs, dict) else ()
+    return "".join(f"  {name} {_number(share):.0%}" for name, share in shares)
 
 
 def _worst(score: dict[str, Json]) -> str:

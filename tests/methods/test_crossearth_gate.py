@@ -355,7 +355,7 @@ def test_record_and_picture(tmp_path: Path) -> None:
     assert sum(first["scores"]["semantic"]) == pytest.approx(1, abs=2e-3)
     for line in lines:
         assert 0 < line["trainable"] <= line["trainable_ever"] <= 12 * 1400
-        assert 0 < line["selection_share"] < 1
+        assert 0 < line["cost"]["selection"] < 1
     last = sum(p.numel() for n, p in method.named_parameters() if method.ever[module_of(method, n)])
     assert lines[-1]["trainable_ever"] == last
     [(name, figure)] = CrossEarthGate.draw(records)
