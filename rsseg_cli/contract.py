@@ -12,34 +12,22 @@ these three speak of stands beside this file: `bands`, `grid`, `projection` and 
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from collections.abc import Iterator
-from collections.abc import Mapping
-from collections.abc import Sequence
-from dataclasses import dataclass
-from dataclasses import field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+from torch.utils.checkpoint import checkpoint
+
 from rsseg_cli.bands import Bands
 from rsseg_cli.errors import RssegError
 from rsseg_cli.grid import Grid
-from rsseg_cli.projection import Listener
-from rsseg_cli.projection import Projection
-from rsseg_cli.projection import Role
-from rsseg_cli.projection import require_partial
-from rsseg_cli.settings import Json
-from rsseg_cli.settings import Strict
+from rsseg_cli.projection import Listener, Projection, Role, require_partial
+from rsseg_cli.settings import Json, Strict
 from rsseg_cli.step import Step
-from torch import Tensor
-from torch import nn
-from torch.nn import Parameter
-from torch.utils.checkpoint import checkpoint
-from types import MappingProxyType
-from typing import Any
-from typing import ClassVar
-from typing import Generic
-from typing import Self
-from typing import TYPE_CHECKING
-from typing import TypeVar
-import torch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

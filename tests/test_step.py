@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from fakes import FakeStep
-from fakes import build
-from jobs import Scripted
-from jobs import Tiles
+from typing import Any
+
+import pytest
+import torch
+from fakes import FakeStep, build
+from jobs import Scripted, Tiles
+from torch import Tensor
+
 from rsseg_cli import distributed
 from rsseg_cli.choices import Format
 from rsseg_cli.data.tiles.tile_stream import Batch
@@ -15,12 +19,7 @@ from rsseg_cli.training.optimizer import Optimization
 from rsseg_cli.training.precision import Precision
 from rsseg_cli.training.prefetch import Indexed
 from rsseg_cli.training.progress import Progress
-from rsseg_cli.training.step import TrainingStep
-from rsseg_cli.training.step import seed_for
-from torch import Tensor
-from typing import Any
-import pytest
-import torch
+from rsseg_cli.training.step import TrainingStep, seed_for
 
 CPU = torch.device("cpu")
 

@@ -9,37 +9,25 @@ train until the next selection. The others stay in the forward pass and do not m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from collections.abc import Sequence
-from pydantic import Field
-from pydantic import field_validator
-from rsseg_cli.contract import Backbone
-from rsseg_cli.contract import Method
-from rsseg_cli.contract import State
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from rsseg_cli.contract import Backbone, Method, State
 from rsseg_cli.errors import RssegError
 from rsseg_cli.grid import Grid
-from rsseg_cli.methods._pathways import Normalise
-from rsseg_cli.methods._pathways import draw_pathways
-from rsseg_cli.methods._pathways import normalise
-from rsseg_cli.methods._pathways import squared_gradients
-from rsseg_cli.methods._pathways import top
+from rsseg_cli.methods._pathways import Normalise, draw_pathways, normalise, squared_gradients, top
 from rsseg_cli.methods.adaptformer import AdaptFormer
-from rsseg_cli.methods.earth_adapter import Box
-from rsseg_cli.methods.earth_adapter import EarthAdapter
-from rsseg_cli.methods.earth_adapter import Spectrum
+from rsseg_cli.methods.earth_adapter import Box, EarthAdapter, Spectrum
 from rsseg_cli.methods.lora import Lora
-from rsseg_cli.projection import Projection
-from rsseg_cli.projection import Role
+from rsseg_cli.projection import Projection, Role
 from rsseg_cli.settings import Json
 from rsseg_cli.step import Step
-from torch import Tensor
-from torch import nn
-from torch.nn import Parameter
-from typing import Any
-from typing import Literal
-from typing import TYPE_CHECKING
-import time
-import torch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
