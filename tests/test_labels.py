@@ -18,7 +18,8 @@ from rsseg_cli.classes import IGNORE, Class
 from rsseg_cli.errors import RssegError, RssegWarning, UnreadableError
 from rsseg_cli.raster.decode import LabelCode, as_text
 from rsseg_cli.raster.grid import Window
-from rsseg_cli.raster.labels import LabelReader, inexact_colors, open_quietly
+from rsseg_cli.raster.labels import LabelReader, inexact_colors
+from rsseg_cli.raster.scene import Scene
 
 CLASSES = (
     Class(3, "water", (0, 0, 250)),
@@ -40,7 +41,7 @@ def image(tmp_path: Path) -> Path:
 
 
 def read(path: Path, code: LabelCode, image: Path, window: Window | None = None) -> Any:
-    with open_quietly(image) as scene, LabelReader.open(path, code, scene) as reader:
+    with Scene.open(image, warn=False) as scene, LabelReader.open(path, code, scene) as reader:
         return reader.read(window or Window(0, 0, scene.width, scene.height))
 
 
@@ -183,7 +184,7 @@ def test_label_of_the_whole_file_is_cut_like_its_image(tmp_path: Path, image: Pa
     margin = (7, 5, 71, 55)
     label = write_raster(tmp_path / "label.tif", IDS[None].astype("uint8"))
     window = Window(0, 0, 64, 50)
-    with open_quietly(image, box=margin) as scene:
+    with Scene.open(image, box=margin, warn=False) as scene:
         with LabelReader.open(label, CODE, scene, box=margin) as reader:
             np.testing.assert_array_equal(reader.read(window), TRUTH[5:55, 7:71])
         cut = IDS[None, 5:55, 7:71].astype("uint8")

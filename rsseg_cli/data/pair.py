@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,6 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp
-from rasterio.errors import NotGeoreferencedWarning
 
 from rsseg_cli.classes import IGNORE, Class
 from rsseg_cli.data.spec.class_map import Merge
@@ -21,7 +19,7 @@ from rsseg_cli.data.spec.dataset_spec import Reader
 from rsseg_cli.raster.align import AlignedLabels
 from rsseg_cli.raster.decode import LabelCode, Labels
 from rsseg_cli.raster.grid import Window
-from rsseg_cli.raster.labels import LabelReader, is_vector, open_quietly
+from rsseg_cli.raster.labels import LabelReader, is_vector
 from rsseg_cli.raster.scene import Scene
 
 
@@ -102,13 +100,14 @@ class Opener:
     def scene(self, path: Path, *, fill: Sequence[float] | None = None) -> Scene:
         """Open an image; `fill` (C) takes the place of missing samples."""
         nodata = self.reader.nodata
-        return open_quietly(
+        return Scene.open(
             path,
             bands=self.bands,
             nodata=float("nan") if nodata == "none" else nodata,
             box=self.reader.box,
             raw=self.reader.raw,
             fill=fill,
+            warn=False,
         )
 
     def place(self, path: Path) -> Place:
@@ -139,11 +138,9 @@ class Opener:
 
 def _count_bands(path: Path, wanted: int) -> int:
     """Count the bands of a file, leaving out an alpha band beyond the wanted ones."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.open(path) as file:
-            count: int = file.count
-            spare = count == wanted + 1 and file.colorinterp[-1] == ColorInterp.alpha
+    with rasterio.open(path) as file:
+        count: int = file.count
+        spare = count == wanted + 1 and file.colorinterp[-1] == ColorInterp.alpha
     return wanted if spare else count
 
 

@@ -25,7 +25,7 @@ from rsseg_cli.metrics.confusion import ConfusionMatrix
 from rsseg_cli.raster.align import describe_grid, same_grid
 from rsseg_cli.raster.decode import LabelCode, Labels
 from rsseg_cli.raster.grid import Window, blocks
-from rsseg_cli.raster.labels import Placed, open_quietly
+from rsseg_cli.raster.labels import Placed
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.report.tile_gallery import Sample, shrink
 from rsseg_cli.words import counted
@@ -120,7 +120,7 @@ def evaluate_rasters(
     one = Comparison(prediction.name, prediction, opened, soft=prediction if soft else None)
     if image is not None:
         rgb = _bands_of(Path(image), prediction)
-        one = replace(one, open_image=partial(open_quietly, image), rgb=rgb)
+        one = replace(one, open_image=partial(Scene.open, image, warn=False), rgb=rgb)
     found = evaluate_scenes([one], code.classes, boundary_px=boundary_px)
     found.code = code
     found.remarks += remarks + _doubts(found.total)
@@ -129,7 +129,7 @@ def evaluate_rasters(
 
 def _bands_of(image: Path, prediction: Path) -> tuple[int, ...]:
     """Choose the bands of an image to show, once it is known to be on the grid of the map."""
-    with open_quietly(image) as scene, open_quietly(prediction) as made:
+    with Scene.open(image, warn=False) as scene, Scene.open(prediction, warn=False) as made:
         if not same_grid(scene, made):
             raise RssegError(
                 f"image ({describe_grid(scene)}) and map ({describe_grid(made)}) are on "
@@ -182,7 +182,7 @@ def _compare(scene: _Map | SoftMap, one: Comparison, into: Evaluation) -> None:
         stack.callback(truth.close)
         sure = None
         if one.confidence is not None:
-            sure = stack.enter_context(open_quietly(one.confidence))
+            sure = stack.enter_context(Scene.open(one.confidence, warn=False))
         mapped = np.zeros(len(into.classes), np.int64)
         for region in regions:
             for window, true, predicted in _windows(scene, truth, region, into):
@@ -285,11 +285,11 @@ class _Map:
 
     @classmethod
     def open(cls, path: Path, classes: Sequence[Class]) -> _Map:
-        scene = open_quietly(path)
+        scene = Scene.open(path, warn=False)
         # A nodata tag says "nothing here", but where the class list names the value it wins.
         if scene.nodata in {one.id for one in classes}:
             scene.close()
-            scene = open_quietly(path, nodata=float("nan"))
+            scene = Scene.open(path, nodata=float("nan"), warn=False)
         if scene.count != 1 or scene.dtype.startswith("float"):
             scene.close()
             raise RssegError(

@@ -17,7 +17,7 @@ from rsseg_cli.raster.align import AlignedLabels, describe_grid, same_grid
 from rsseg_cli.raster.class_names import classes_in_use, read_classes
 from rsseg_cli.raster.decode import LabelCode, Labels, as_text
 from rsseg_cli.raster.grid import Window, blocks
-from rsseg_cli.raster.labels import LabelReader, Placed, is_vector, open_quietly
+from rsseg_cli.raster.labels import LabelReader, Placed, is_vector
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.raster.vector_labels import read_vector
 
@@ -36,7 +36,7 @@ def open_truth(path: Path, code: LabelCode, on: Placed, *, align: bool) -> Truth
     """Open the truth of a map; refuse another grid unless it may be resampled."""
     if is_vector(path):
         return LabelReader.open(path, code, on)
-    with open_quietly(path) as scene:
+    with Scene.open(path, warn=False) as scene:
         if same_grid(scene, on):
             return LabelReader.open(path, code, on)
         if not align:
@@ -118,7 +118,7 @@ def code_of(
     """
     code = LabelCode(tuple(classes), ignore=(IGNORE, *ignore))
     if not is_vector(truth):
-        with open_quietly(truth) as scene:
+        with Scene.open(truth, warn=False) as scene:
             if len(classes) == 2 and IGNORE not in ignore and _is_mask(scene):
                 return replace(code, encoding="threshold", ignore=tuple(ignore))
             return replace(code, encoding="rgb") if scene.count >= 3 else code

@@ -16,8 +16,6 @@ from rsseg_cli.errors import RssegError
 from rsseg_cli.evaluate.reference import Truth
 from rsseg_cli.raster.decode import Labels
 from rsseg_cli.raster.grid import Window, blocks
-from rsseg_cli.raster.labels import open_quietly
-from rsseg_cli.raster.parts import anywhere
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.words import counted
 
@@ -30,12 +28,12 @@ IMAGE = 2048
 
 def is_soft(path: Path) -> bool:
     """Tell whether a map says by itself that it holds shares: floats, or bytes with a scale."""
-    with open_quietly(path) as scene:  # says what is wrong with a file that is none
+    with Scene.open(path, warn=False) as scene:  # says what is wrong with a file that is none
         return scene.count == 1 and (scene.dtype.startswith("float") or _scale(scene) != 1.0)
 
 
 def _scale(scene: Scene) -> float:
-    with anywhere(), rasterio.open(scene.path) as file:
+    with rasterio.open(scene.path) as file:
         return float(file.scales[0])
 
 
@@ -65,7 +63,7 @@ class SoftMap:
                 where=str(path),
                 fix="--classes with a list of two, the object last; or a map of integer ids",
             )
-        scene = open_quietly(path)
+        scene = Scene.open(path, warn=False)
         if scene.count != 1 or not (scene.dtype == "uint8" or scene.dtype.startswith("float")):
             scene.close()
             raise RssegError(

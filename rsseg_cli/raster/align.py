@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from os import PathLike, fspath
 
 import numpy as np
 import rasterio
 from rasterio.enums import Resampling
-from rasterio.errors import NotGeoreferencedWarning
+from rasterio.errors import RasterioError
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as FileWindow
 
@@ -82,10 +81,8 @@ class AlignedLabels:
         """
         name = fspath(path)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", NotGeoreferencedWarning)
-                file = rasterio.open(path)
-        except rasterio.errors.RasterioError as error:
+            file = rasterio.open(path)
+        except RasterioError as error:
             raise UnreadableError(f"the label cannot be read: {error}", where=name) from error
         homeless = name if file.crs is None else on.path if on.crs is None else None
         if homeless is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Sequence
 from os import PathLike, fspath
 from pathlib import Path
@@ -11,12 +10,13 @@ from xml.etree import ElementTree
 
 import numpy as np
 import rasterio
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import RasterioError
 
 from rsseg_cli.classes import IGNORE, Class, default_color
 from rsseg_cli.errors import RssegError, UnreadableError
 from rsseg_cli.raster.grid import Window, blocks
-from rsseg_cli.raster.labels import open_quietly
+from rsseg_cli.raster.labels import color_entries
+from rsseg_cli.raster.scene import Scene
 from rsseg_cli.words import counted
 
 # What a column of an attribute table is for (GDAL's GFU_* codes).
@@ -34,14 +34,12 @@ def classes_tag(classes: Sequence[Class]) -> dict[str, str]:
 def _from_tag(path: str | PathLike[str]) -> list[Class]:
     if not Path(path).is_file():
         return []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        try:
-            with rasterio.open(path) as file:
-                said = json.loads(file.tags().get(f"rsseg_{_TAG}", "[]"))
-        except RasterioError:
-            return []  # whoever reads its pixels says so
-    return [Class.from_json(entry) for entry in said]
+    try:
+        with rasterio.open(path) as file:
+            classes = json.loads(file.tags().get(f"rsseg_{_TAG}", "[]"))
+    except RasterioError:
+        return []  # the error comes with its pixels
+    return [Class.from_json(entry) for entry in classes]
 
 
 def read_classes(path: str | PathLike[str]) -> list[Class]:
@@ -69,7 +67,7 @@ def read_classes(path: str | PathLike[str]) -> list[Class]:
     named = {value: row for value, row in named.items() if 0 <= value < IGNORE}
     if not named:
         return _from_tag(path)
-    shown = _palette(path) if any(color is None for _, color in named.values()) else {}
+    shown = color_entries(path) if any(color is None for _, color in named.values()) else {}
     return [
         Class(value, name, color or shown.get(value) or default_color(index))
         for index, (value, (name, color)) in enumerate(sorted(named.items()))
@@ -85,7 +83,7 @@ def classes_in_use(*paths: str | PathLike[str]) -> list[Class]:
     found: set[int] = set()
     for path in paths:
         found |= _ids(path)
-    colors = next((colors for path in paths if (colors := _palette(path))), {})
+    colors = next((colors for path in paths if (colors := color_entries(path))), {})
     return [
         Class(value, f"class {value}", colors.get(value) or default_color(index))
         for index, value in enumerate(sorted(found))
@@ -95,7 +93,7 @@ def classes_in_use(*paths: str | PathLike[str]) -> list[Class]:
 def _ids(path: str | PathLike[str]) -> set[int]:
     """Read through a raster, block by block, for the ids it holds."""
     found: set[int] = set()
-    with open_quietly(path) as scene:
+    with Scene.open(path, warn=False) as scene:
         if scene.count != 1 or scene.dtype.startswith("float"):
             raise RssegError(
                 f"{scene.dtype} in {counted(scene.count, 'band')} does not say its classes",
@@ -147,16 +145,3 @@ def _from_categories(band: ElementTree.Element) -> _Named:
 
 def _text(element: ElementTree.Element | None) -> str:
     return "" if element is None or element.text is None else element.text.strip()
-
-
-def _palette(path: str | PathLike[str]) -> dict[int, tuple[int, int, int]]:
-    """Read the colour table of a raster; empty when it has none."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        try:
-            with rasterio.open(path) as file:
-                return {value: color[:3] for value, color in file.colormap(1).items()}
-        except ValueError:
-            return {}
-        except RasterioError as error:
-            raise UnreadableError(f"the map cannot be read: {error}", where=fspath(path)) from error

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import threading
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import rasterio
-import rasterio.errors
 from numpy.typing import NDArray
 
 from rsseg_cli.classes import IGNORE
-from rsseg_cli.errors import RssegError, RssegWarning, UnreadableError
-from rsseg_cli.raster.decode import LabelCode, Labels, color_table, decode
+from rsseg_cli.errors import RssegError
+from rsseg_cli.raster.decode import Color, LabelCode, Labels, color_table, decode
 from rsseg_cli.raster.grid import Window
+from rsseg_cli.raster.open_raster import readable
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.raster.vector_labels import Polygons, load_polygons
-
-_FILTERS = threading.Lock()
 
 VECTOR_SUFFIXES = frozenset({".gpkg", ".geojson", ".json", ".shp", ".fgb", ".kml", ".parquet"})
 
@@ -158,14 +154,14 @@ class _RasterLabels:
     ) -> _RasterLabels:
         bands = code.onehot_bands() if code.encoding == "onehot" else None
         palette = read_palette(name) if code.encoding == "palette" else None
-        scene = open_quietly(name, bands=bands)
+        scene = Scene.open(name, bands=bands, warn=False)
         cut = box if (scene.width, scene.height) != (on.width, on.height) else None
         # A nodata tag says "nothing here", but where the class list names the value it wins.
         named = scene.nodata is not None and _names(code, scene.nodata, palette)
         if cut or named:
             scene.close()
             nodata = float("nan") if named else None
-            scene = open_quietly(name, bands=bands, box=cut, nodata=nodata)
+            scene = Scene.open(name, bands=bands, box=cut, nodata=nodata, warn=False)
         try:
             _check_grid(scene, on)
         except BaseException:
@@ -197,12 +193,17 @@ class _Burned:
         self.polygons.close()
 
 
-def open_quietly(path: str | PathLike[str], **options: Any) -> Scene:
-    """Open a scene as `Scene.open` does, without a word about a missing CRS."""
-    # Filters belong to the process: two threads that change them at once would leave them changed.
-    with _FILTERS, warnings.catch_warnings():
-        warnings.simplefilter("ignore", RssegWarning)
-        return Scene.open(path, **options)
+def color_entries(path: str | PathLike[str]) -> dict[int, Color]:
+    """Read the colour table of a raster: value to red, green, blue; empty where it has none.
+
+    Raises:
+        UnreadableError: The file is not a raster.
+    """
+    with readable(fspath(path)), rasterio.open(path) as file:
+        try:
+            return {value: color[:3] for value, color in file.colormap(1).items()}
+        except ValueError:
+            return {}
 
 
 def read_palette(path: str | PathLike[str]) -> NDArray[np.uint8]:
@@ -211,24 +212,16 @@ def read_palette(path: str | PathLike[str]) -> NDArray[np.uint8]:
     Raises:
         RssegError: It has none.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-        try:
-            with rasterio.open(path) as file:
-                entries = file.colormap(1)
-        except ValueError as error:
-            raise RssegError(
-                "the label has no colour table",
-                where=fspath(path),
-                fix="`encoding: index` or `encoding: rgb` in dataset.yaml",
-            ) from error
-        except rasterio.errors.RasterioError as error:
-            raise UnreadableError(
-                f"the label cannot be read: {error}", where=fspath(path)
-            ) from error
+    entries = color_entries(path)
+    if not entries:
+        raise RssegError(
+            "the label has no colour table",
+            where=fspath(path),
+            fix="`encoding: index` or `encoding: rgb` in dataset.yaml",
+        )
     table = np.zeros((256, 3), np.uint8)
     for value, color in entries.items():
-        table[value] = color[:3]
+        table[value] = color
     return table
 
 

@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 import rasterio
-from rasterio._err import CPLE_BaseError  # what is read late is raised without a public class
 from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as FileWindow
 
 from rsseg_cli.errors import RssegError, RssegWarning, UnreadableError
+from rsseg_cli.raster.gdal_errors import GDAL_ERRORS, first_line
 
 RAW = "GTIFF_RAW:"
 """Prefix that makes GDAL hand out a TIFF's samples as stored, without turning CMYK into RGBA."""
@@ -23,8 +22,7 @@ RAW = "GTIFF_RAW:"
 
 def open_file(name: str, raw: bool) -> rasterio.DatasetReader:
     """Open a file, as raw samples when it is tagged CMYK (its bands would come out as RGBA)."""
-    with readable(name), warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+    with readable(name):
         file = rasterio.open(RAW + name if raw else name)
         tagged = file.tags(ns="IMAGE_STRUCTURE").get("SOURCE_COLOR_SPACE") == "CMYK"
         if tagged and not raw:
@@ -43,7 +41,7 @@ def readable(name: str) -> Iterator[None]:
     """Turn GDAL's errors into one that names the file."""
     try:
         yield
-    except (RasterioError, CRSError, CPLE_BaseError) as error:
+    except GDAL_ERRORS as error:
         local = Path(name)
         if local.is_dir():
             what, fix = "this is a folder, not a raster", "a file inside it"
@@ -52,17 +50,16 @@ def readable(name: str) -> Iterator[None]:
         elif local.is_file() and local.stat().st_size == 0:
             what, fix = "the file is empty", "fetch or write it again"
         else:
-            reason = str(error.__cause__ or error).splitlines()[0]
-            what = f"the raster cannot be read ({reason})"
+            what = f"the raster cannot be read ({first_line(error)})"
             fix = "fetch the file again if it is incomplete; `gdalinfo` shows what it is"
         raise UnreadableError(what, where=name, fix=fix) from error
 
 
 def choose_bands(
-    file: rasterio.DatasetReader, name: str, bands: Sequence[int] | None
+    file: rasterio.DatasetReader, name: str, bands: Sequence[int] | None, *, warn: bool
 ) -> tuple[tuple[int, ...], int | None]:
     """Choose the bands to read, and the one that says which pixels are there."""
-    alpha = _alpha(file, name) if bands is None else None
+    alpha = _alpha(file, name, warn=warn) if bands is None else None
     if bands is None:
         bands = [band for band in range(1, file.count + 1) if band != alpha]
     for band in bands:
@@ -80,18 +77,19 @@ def choose_bands(
     return tuple(bands), 0 if own else None
 
 
-def _alpha(file: rasterio.DatasetReader, name: str) -> int | None:
+def _alpha(file: rasterio.DatasetReader, name: str, *, warn: bool) -> int | None:
     """Find the alpha band. GDAL tags the fourth of four 8-bit bands so, whatever it holds."""
     if file.count < 2 or ColorInterp.alpha not in file.colorinterp:
         return None
     band: int = file.colorinterp.index(ColorInterp.alpha) + 1
     if _is_mask(file, band, name):
         return band
-    warnings.warn(
-        f"{name}: band {band} is tagged alpha but holds measured values: it is read as a band",
-        RssegWarning,
-        stacklevel=4,
-    )
+    if warn:
+        warnings.warn(
+            f"{name}: band {band} is tagged alpha but holds measured values: it is read as a band",
+            RssegWarning,
+            stacklevel=4,
+        )
     return None
 
 

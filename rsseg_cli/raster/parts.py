@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
 import rasterio
 import rasterio.shutil
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import RasterioError
 from rasterio.io import MemoryFile
 
 from rsseg_cli.classes import IGNORE, Class
 from rsseg_cli.errors import RssegError
 from rsseg_cli.raster import sidecars
+from rsseg_cli.raster.gdal_errors import first_line, gdal_warnings
 from rsseg_cli.raster.grid import Window
 
 BLOCK = 512
@@ -122,14 +120,6 @@ def _add_source(band: ET.Element, index: int, file: str, part: Window) -> None:
     sidecars.child(source, "DstRect", xOff=part.x, yOff=part.y, **size)
 
 
-@contextmanager
-def anywhere() -> Iterator[None]:
-    """Let rasters without a place on the ground pass: a part needs none."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        yield
-
-
 def require_whole(path: Path) -> None:
     """Make sure that each block of a TIFF lies inside the file.
 
@@ -154,7 +144,7 @@ def require_whole(path: Path) -> None:
 def compression(driver: str) -> dict[str, str]:
     """Choose ZSTD, or DEFLATE where this GDAL has none. Level 1: maps gain nothing from more."""
     try:
-        with MemoryFile() as memory, anywhere():
+        with MemoryFile() as memory:
             memory.open(
                 driver="GTiff", width=1, height=1, count=1, dtype="uint8", compress="zstd"
             ).close()
@@ -164,30 +154,24 @@ def compression(driver: str) -> dict[str, str]:
 
 
 def refuse_options(driver: str, options: Mapping[str, str]) -> None:
-    """Refuse creation options that GDAL would leave out, by trying them on one pixel.
+    """Check creation options by writing one block: GDAL only logs those it does not apply.
 
     Raises:
-        RssegError: One is unknown, or its value is.
+        RssegError: An option or its value is unknown.
     """
-    heard: list[str] = []
-    listener = logging.Handler(logging.WARNING)
-    listener.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
-    log = logging.getLogger("rasterio._env")
-    log.addHandler(listener)
-    try:
-        with MemoryFile() as memory, anywhere():
-            memory.open(
-                driver="GTiff", width=16, height=16, count=1, dtype="uint8", photometric="palette"
-            ).close()
-            with MemoryFile() as copy:
+    with gdal_warnings() as messages:
+        try:
+            with MemoryFile() as memory, MemoryFile() as copy:
+                memory.open(
+                    driver="GTiff", width=16, height=16, count=1, dtype="uint8",
+                    photometric="palette",
+                ).close()  # fmt: skip
                 rasterio.shutil.copy(memory.name, copy.name, driver=driver, **options)
-    except RasterioError as error:
-        heard.append(str(error.__cause__ or error))
-    finally:
-        log.removeHandler(listener)
-    if heard:
+        except RasterioError as error:
+            messages.append(first_line(error))
+    if messages:
         raise RssegError(
-            f"{driver} does not take these creation options ({heard[0]})",
+            f"{driver} does not take these creation options ({messages[0]})",
             where="--co " + " --co ".join(f"{key}={value}" for key, value in options.items()),
             fix=f"https://gdal.org/drivers/raster/{driver.lower()}.html lists them",
         )

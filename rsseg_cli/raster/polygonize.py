@@ -23,7 +23,7 @@ from shapely.geometry.base import BaseGeometry
 from rsseg_cli.classes import IGNORE, Class
 from rsseg_cli.errors import RssegError
 from rsseg_cli.raster.connected_components import Numbers, label_patches, sieve_patches
-from rsseg_cli.raster.parts import BLOCK, anywhere
+from rsseg_cli.raster.parts import BLOCK
 
 STRIP_PIXELS = 2**23
 """About how many pixels are read at a time."""
@@ -89,7 +89,7 @@ def draw_polygons(
     """
     refuse_other_formats(target)
     draft = target.with_name(f".{target.name}.tmp.gpkg")
-    with anywhere(), rasterio.open(source) as file:
+    with rasterio.open(source) as file:
         drawing = _Drawing(draft, classes, _Place.of(file), simplify, confidence is not None)
     try:
         for patch in patches_of(source, confidence, sieve=sieve):
@@ -118,7 +118,7 @@ def refuse_other_formats(target: Path) -> None:
 
 def patches_of(source: Path, confidence: Path | None = None, *, sieve: int = 0) -> Iterator[Patch]:
     """Find the patches of a class map from top to bottom; nodata is none."""
-    with anywhere(), rasterio.open(source) as file:
+    with rasterio.open(source) as file:
         sure = None if confidence is None else rasterio.open(confidence)
         try:
             open_patches: dict[int, Patch] = {}

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
-from rasterio.errors import NotGeoreferencedWarning
 from rasterio.windows import Window as FileWindow
 
 from rsseg_cli.errors import RssegError, RssegWarning
@@ -69,6 +68,7 @@ class Scene:
         box: tuple[int, int, int, int] | None = None,
         raw: bool = False,
         fill: Sequence[float] | None = None,
+        warn: bool = True,
     ) -> Scene:
         """Open a scene for reading.
 
@@ -79,6 +79,7 @@ class Scene:
             box: (x0, y0, x1, y1) in pixels: the scene is only this part of the file.
             raw: Read a TIFF's samples as stored. Found out by itself for CMYK-tagged files.
             fill: Value per read band that takes the place of missing samples; 0 when None.
+            warn: Warn about a missing CRS and about a band wrongly tagged as alpha.
 
         Raises:
             UnreadableError: The file is missing, empty, truncated or no raster.
@@ -89,7 +90,9 @@ class Scene:
         try:
             # Some of the header is read only when it is asked for, and may be broken.
             with readable(name):
-                return cls._of(file, name, bands=bands, nodata=nodata, box=box, fill=fill)
+                return cls._of(
+                    file, name, bands=bands, nodata=nodata, box=box, fill=fill, warn=warn
+                )
         except BaseException:
             file.close()
             raise
@@ -104,8 +107,9 @@ class Scene:
         nodata: float | None,
         box: tuple[int, int, int, int] | None,
         fill: Sequence[float] | None,
+        warn: bool,
     ) -> Scene:
-        chosen, mask = choose_bands(file, name, bands)
+        chosen, mask = choose_bands(file, name, bands, warn=warn)
         x0, y0, x1, y1 = box or (0, 0, file.width, file.height)
         if not (0 <= x0 < x1 <= file.width and 0 <= y0 < y1 <= file.height):
             raise RssegError(
@@ -117,7 +121,8 @@ class Scene:
         own = [file.nodatavals[band - 1] for band in chosen]
         values = tuple(_storable(nodata if nodata is not None else v, dtype) for v in own)
         values_fill = None if fill is None else _cast(fill, dtype, len(chosen))
-        _warn_of_place(file, name)
+        if warn:
+            _warn_of_place(file, name)
         return cls(
             path=name,
             width=x1 - x0,
@@ -150,8 +155,7 @@ class Scene:
 
     def reopen(self) -> Scene:
         """Open the same scene in the same way once more, for another thread."""
-        with readable(self.path), warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with readable(self.path):
             return replace(self, _file=rasterio.open(self._file.name))
 
     def close(self) -> None:

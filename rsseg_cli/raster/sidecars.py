@@ -9,11 +9,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 import rasterio
-from rasterio._err import CPLE_BaseError  # what PROJ says is raised without a public class
-from rasterio.errors import CRSError, RasterioError
 from rasterio.warp import transform_geom
 
 from rsseg_cli.classes import IGNORE, Class
+from rsseg_cli.raster.gdal_errors import GDAL_ERRORS
 
 INTEGER, TEXT = "0", "2"
 COLUMNS = (
@@ -168,7 +167,7 @@ def _footprint(
         there: dict[str, Any] = transform_geom(
             crs, "EPSG:4326", {"type": "Polygon", "coordinates": [ring]}
         )
-    except (RasterioError, CRSError, CPLE_BaseError, SystemError):
+    except (*GDAL_ERRORS, SystemError):
         # rasterio says SystemError where PROJ fails without leaving a message.
         return None
     return there

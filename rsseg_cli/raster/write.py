@@ -28,7 +28,6 @@ from rsseg_cli.raster.parts import (
     BLOCK,
     Look,
     MapGrid,
-    anywhere,
     compression,
     require_whole,
     virtual_map,
@@ -218,7 +217,7 @@ class MapWriter:
             pieces = [(self._part_path(n).name, part) for n, part in enumerate(self.parts)]
             source.write_text(virtual_map(self.grid, self.look, pieces))
             small = self.grid.width * self.grid.height <= THREADED_PX
-            with anywhere(), rasterio.Env(GDAL_NUM_THREADS="ALL_CPUS" if small else "1"):
+            with rasterio.Env(GDAL_NUM_THREADS="ALL_CPUS" if small else "1"):
                 rasterio.shutil.copy(source, draft, driver=self._driver, **self._creation())
                 require_whole(draft)
             self._beside = self._describe(draft)

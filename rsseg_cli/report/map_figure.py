@@ -17,7 +17,7 @@ from matplotlib.patches import Patch
 from matplotlib.text import Text
 from numpy.typing import NDArray
 from rasterio.enums import Resampling
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import RasterioError
 
 from rsseg_cli.classes import IGNORE, Class
 from rsseg_cli.errors import UnreadableError
@@ -222,37 +222,31 @@ class _Shrunk:
     @classmethod
     def open(cls, path: Source, side: int) -> _Shrunk:
         name = fspath(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            try:
-                with rasterio.open(name) as file:
-                    raw = file.tags(ns="IMAGE_STRUCTURE").get("SOURCE_COLOR_SPACE") == "CMYK"
-                    factor = max(1.0, max(file.width, file.height) / side)
-                    width, height = (max(1, round(n / factor)) for n in (file.width, file.height))
-                    scale = rasterio.Affine.scale(file.width / width, file.height / height)
-                    place = RAW + name if raw else name
-                    return cls(place, width, height, file.crs, file.transform @ scale)
-            except RasterioError as error:
-                raise UnreadableError(f"the raster cannot be read: {error}", where=name) from error
+        try:
+            with rasterio.open(name) as file:
+                raw = file.tags(ns="IMAGE_STRUCTURE").get("SOURCE_COLOR_SPACE") == "CMYK"
+                factor = max(1.0, max(file.width, file.height) / side)
+                width, height = (max(1, round(n / factor)) for n in (file.width, file.height))
+                scale = rasterio.Affine.scale(file.width / width, file.height / height)
+                place = RAW + name if raw else name
+                return cls(place, width, height, file.crs, file.transform @ scale)
+        except RasterioError as error:
+            raise UnreadableError(f"the raster cannot be read: {error}", where=name) from error
 
     def read(self, bands: Sequence[int] | None = None) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Read bands (C, h, w), the first when None, and which pixels are valid (h, w)."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with rasterio.open(self.path) as file:
-                shape = (self.height, self.width)
-                values = file.read(
-                    list(bands or (1,)), out_shape=(len(bands or (1,)), *shape),
-                    resampling=Resampling.nearest,
-                )  # fmt: skip
-                return values, file.dataset_mask(out_shape=shape) != 0
+        with rasterio.open(self.path) as file:
+            shape = (self.height, self.width)
+            values = file.read(
+                list(bands or (1,)), out_shape=(len(bands or (1,)), *shape),
+                resampling=Resampling.nearest,
+            )  # fmt: skip
+            return values, file.dataset_mask(out_shape=shape) != 0
 
     def read_image(self, rgb: tuple[int, ...] | None) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Read the bands to show, the first three, or the first where there are fewer."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with rasterio.open(self.path) as file:
-                bands = rgb or ((1, 2, 3) if file.count >= 3 else (1,))
+        with rasterio.open(self.path) as file:
+            bands = rgb or ((1, 2, 3) if file.count >= 3 else (1,))
         return self.read(bands)
 
     @property

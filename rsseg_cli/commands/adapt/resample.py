@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import rasterio
 import rasterio.shutil
 from rasterio.enums import Resampling
-from rasterio.errors import NotGeoreferencedWarning
 from rasterio.vrt import WarpedVRT
 
 from rsseg_cli.data.infer.infer_spec import ground_size_m
@@ -47,20 +45,18 @@ def resampled(opener: Opener, pair: Pair, gsd_m: float, folder: Path) -> Pair:
         )
     path = folder / f"{len(list(folder.iterdir()))}-{pair.image.stem}.vrt"
     nodata = opener.reader.nodata if isinstance(opener.reader.nodata, float) else None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.open(pair.image.resolve()) as file:
-            size = [max(1, round(n * own / gsd_m)) for n in (file.width, file.height)]
-            scale = rasterio.Affine.scale(file.width / size[0], file.height / size[1])
-            with WarpedVRT(
-                file,
-                crs=file.crs,
-                transform=file.transform @ scale,
-                width=size[0],
-                height=size[1],
-                resampling=Resampling.average if gsd_m > own else Resampling.bilinear,
-                src_nodata=file.nodata if nodata is None else nodata,
-                nodata=file.nodata if nodata is None else nodata,
-            ) as warped:
-                rasterio.shutil.copy(warped, path, driver="VRT")
+    with rasterio.open(pair.image.resolve()) as file:
+        size = [max(1, round(n * own / gsd_m)) for n in (file.width, file.height)]
+        scale = rasterio.Affine.scale(file.width / size[0], file.height / size[1])
+        with WarpedVRT(
+            file,
+            crs=file.crs,
+            transform=file.transform @ scale,
+            width=size[0],
+            height=size[1],
+            resampling=Resampling.average if gsd_m > own else Resampling.bilinear,
+            src_nodata=file.nodata if nodata is None else nodata,
+            nodata=file.nodata if nodata is None else nodata,
+        ) as warped:
+            rasterio.shutil.copy(warped, path, driver="VRT")
     return replace(pair, image=path, place=opener.place(path))

@@ -26,7 +26,7 @@ from rsseg_cli.data.source import Source
 from rsseg_cli.data.spec.dataset_spec import ClassSpec, DatasetSpec, Reader
 from rsseg_cli.data.tiles.unlabelled import has_image, hold_back, without_labels
 from rsseg_cli.errors import RssegError, RssegWarning
-from rsseg_cli.raster.labels import open_quietly
+from rsseg_cli.raster.scene import Scene
 from rsseg_cli.settings import Json
 from rsseg_cli.training.adaptation import Adaptation
 from rsseg_cli.words import counted
@@ -188,7 +188,7 @@ def _describe(
     text: str, scenes: Sequence[str], settings: Adaptation, bands: Bands, classes: Sequence[Class]
 ) -> Source:
     """Make a spec for scenes that have none, by looking at the first one."""
-    with open_quietly(scenes[0]) as scene:
+    with Scene.open(scenes[0], warn=False) as scene:
         named, assumed = name_bands(scene)
         count, numbers, gsd_m = scene.count, scene.bands, ground_size_m(scene)
     silent = assumed or not any(b.wavelength_nm or b.name in bands.names for b in named)

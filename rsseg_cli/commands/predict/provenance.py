@@ -10,7 +10,6 @@ import rasterio
 from rasterio.errors import RasterioError
 
 from rsseg_cli.errors import OutputExistsError
-from rsseg_cli.raster.parts import anywhere
 
 
 def made_before(path: Path, journal: dict[str, str], overwrite: bool) -> bool:
@@ -39,7 +38,7 @@ def is_ours(path: Path) -> bool:
 def _journal_of(path: Path) -> str | None:
     """Read the digest that `predict` leaves in a map; None where it has made none of the file."""
     try:
-        with anywhere(), rasterio.open(path) as file:
+        with rasterio.open(path) as file:
             found: str | None = file.tags().get("rsseg_journal")
             return found
     except RasterioError:

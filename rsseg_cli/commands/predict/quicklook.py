@@ -11,7 +11,6 @@ from rsseg_cli.atomic_write import write_bytes, write_errors
 from rsseg_cli.bands import Bands
 from rsseg_cli.classes import Class
 from rsseg_cli.commands.fit.final_evaluation import shown_bands
-from rsseg_cli.raster.parts import anywhere
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.report.map_figure import quicklook, to_png
 
@@ -45,5 +44,5 @@ def quicklook_beside(
 
 def _cheap(scene: Scene) -> bool:
     """Tell whether a small version of a scene can be had without reading all of a large one."""
-    with anywhere(), rasterio.open(scene.path) as file:
+    with rasterio.open(scene.path) as file:
         return bool(file.overviews(1)) or file.width * file.height <= READ_WHOLE

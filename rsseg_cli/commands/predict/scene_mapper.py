@@ -31,7 +31,6 @@ from rsseg_cli.predict.team import Team
 from rsseg_cli.predict.turns import Turned
 from rsseg_cli.raster.aoi import Area
 from rsseg_cli.raster.grid import Window
-from rsseg_cli.raster.labels import open_quietly
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.settings import Json
 from rsseg_cli.training.precision import Precision
@@ -121,7 +120,7 @@ class Mapper:
 
     def _pixels(self, path: str) -> int:
         try:
-            with open_quietly(path) as scene:
+            with Scene.open(path, warn=False) as scene:
                 return scene.width * scene.height
         except RssegError:
             return 0  # said when its turn comes
@@ -326,7 +325,8 @@ def open_scene(
         RssegError: Its bands are not the model's.
     """
     wanted = fitted.model.bands
-    with open_quietly(path, bands=bands, nodata=nodata) as scene:  # what is odd is said below
+    # Warnings come with the second opening below.
+    with Scene.open(path, bands=bands, nodata=nodata, warn=False) as scene:
         if scene.count != len(wanted):
             names = " ".join(name or "?" for name in scene.descriptions)
             raise RssegError(

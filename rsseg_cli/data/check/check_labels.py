@@ -12,7 +12,8 @@ from rsseg_cli.data.pair import Opener, Pair
 from rsseg_cli.errors import RssegError
 from rsseg_cli.raster.decode import Color, LabelCode
 from rsseg_cli.raster.grid import Window
-from rsseg_cli.raster.labels import inexact_colors, is_vector, open_quietly
+from rsseg_cli.raster.labels import inexact_colors, is_vector
+from rsseg_cli.raster.scene import Scene
 from rsseg_cli.words import counted
 
 SIDE_PX = 512
@@ -75,9 +76,9 @@ def _refused(what: str, error: RssegError) -> Finding:
 def _samples(pair: Pair) -> Iterable[tuple[NDArray[np.generic], float | None]]:
     """Read windows (bands, h, w) of a label as stored, all over it, and the file's nodata."""
     assert pair.label is not None
-    with open_quietly(pair.label) as tagged:
+    with Scene.open(pair.label, warn=False) as tagged:
         nodata = tagged.nodata
-    with open_quietly(pair.label, nodata=float("nan")) as scene:
+    with Scene.open(pair.label, nodata=float("nan"), warn=False) as scene:
         for x in _starts(scene.width):
             for y in _starts(scene.height):
                 width, height = min(SIDE_PX, scene.width), min(SIDE_PX, scene.height)

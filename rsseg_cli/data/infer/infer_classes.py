@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
 
 from rsseg_cli.classes import default_color
@@ -17,7 +15,8 @@ from rsseg_cli.data.spec.dataset_spec import ClassSpec
 from rsseg_cli.errors import RssegError
 from rsseg_cli.raster.decode import Encoding, Value, as_text
 from rsseg_cli.raster.grid import blocks
-from rsseg_cli.raster.labels import is_vector, open_quietly
+from rsseg_cli.raster.labels import color_entries, is_vector
+from rsseg_cli.raster.scene import Scene
 from rsseg_cli.raster.vector_labels import read_vector
 
 MOST = 64
@@ -93,32 +92,21 @@ def _in_rasters(paths: Sequence[Path]) -> ClassesFound:
             where=str(paths[0]),
             fix="one band of ids, three of colours, or `encoding: onehot` in a dataset.yaml",
         )
-    tables = [_table(path) for path in paths]
+    tables = [color_entries(path) for path in paths]
     if tables[0] and any(table != tables[0] for table in tables):
-        return _palettes(paths, [table or {} for table in tables])
+        return _palettes(paths, tables)
     return _ids(paths, tables[0])
 
 
 def _bands_of(path: Path) -> int:
-    with open_quietly(path) as scene:
+    with Scene.open(path, warn=False) as scene:
         return scene.count
-
-
-def _table(path: Path) -> dict[int, tuple[int, int, int]] | None:
-    """Read the colour table of a file, None when it has none."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-        with rasterio.open(path) as file:
-            try:
-                return {value: tuple(color[:3]) for value, color in file.colormap(1).items()}
-            except ValueError:
-                return None
 
 
 def _distinct(path: Path) -> tuple[NDArray[Any], float | None]:
     """List the distinct values (n, bands) of the valid pixels of a label, and its nodata tag."""
     found: set[tuple[Any, ...]] = set()
-    with open_quietly(path) as scene:
+    with Scene.open(path, warn=False) as scene:
         rows = max(1, 2**22 // scene.width)
         for window in blocks(scene.width, scene.height, (rows, scene.width)):
             values, valid = scene.read(window)
@@ -133,7 +121,7 @@ def _distinct(path: Path) -> tuple[NDArray[Any], float | None]:
         return np.array(sorted(found)), scene.nodata
 
 
-def _ids(paths: Sequence[Path], table: dict[int, tuple[int, int, int]] | None) -> ClassesFound:
+def _ids(paths: Sequence[Path], table: dict[int, tuple[int, int, int]]) -> ClassesFound:
     found: set[float] = set()
     for path in paths:
         values, _ = _distinct(path)
@@ -158,9 +146,8 @@ def _ids(paths: Sequence[Path], table: dict[int, tuple[int, int, int]] | None) -
                 "`ignore: [255]` if 255 means no class.",
             ),
         )
-    colors = table or {}
     classes = tuple(
-        ClassSpec(id=value, name=f"class {value}", color=colors.get(value, default_color(index)))
+        ClassSpec(id=value, name=f"class {value}", color=table.get(value, default_color(index)))
         for index, value in enumerate(value for value in ids if value != 255)
     )
     remarks = ("255 is taken as no class.",) if 255 in ids else ()

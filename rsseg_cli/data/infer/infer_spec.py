@@ -10,7 +10,6 @@ import numpy as np
 from rsseg_cli.data.infer.infer_classes import find_classes
 from rsseg_cli.data.infer.infer_layout import find_layout
 from rsseg_cli.data.spec.dataset_spec import BandSpec, DatasetSpec, Reader
-from rsseg_cli.raster.labels import open_quietly
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.words import counted
 
@@ -38,7 +37,7 @@ def discover(root: Path) -> tuple[DatasetSpec, str]:
     layout = find_layout(root)
     images, labels = layout.images, layout.labels
     found = find_classes(labels)
-    with open_quietly(images[0]) as scene:
+    with Scene.open(images[0], warn=False) as scene:
         bands, assumed = name_bands(scene)
         dtype, gsd_m = scene.dtype, ground_size_m(scene)
     nodata, mixed = _common_nodata(images)
@@ -101,7 +100,7 @@ def _common_nodata(images: Sequence[Path]) -> tuple[float | None, bool]:
     """Find the nodata value of signed or float images where only some are tagged with it."""
     tags: set[float | None] = set()
     for path in images[:200]:
-        with open_quietly(path) as scene:
+        with Scene.open(path, warn=False) as scene:
             tags.add(scene.nodata if scene.dtype[0] in "if" else None)
     values = [tag for tag in tags if tag is not None]
     mixed = len(values) == 1 and None in tags
