@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +95,14 @@ class DeformableEncoder(nn.Module):
             for _ in range(layers)
         )
 
+    def initialise(self) -> None:
+        """Set the published initial values."""
+        for layer in self.modules():
+            if isinstance(layer, DeformableEncoderLayer):
+                nn.init.xavier_uniform_(layer.fc1.weight)
+                nn.init.xavier_uniform_(layer.fc2.weight)
+                layer.self_attn.initialise()
+
     def forward(self, levels: list[Tensor], level_embed: Tensor) -> list[Tensor]:
         """Map levels (B, C, h, w) and their embeddings (levels, C) to maps of the same shapes."""
         sizes = [(level.shape[2], level.shape[3]) for level in levels]
@@ -148,16 +157,13 @@ class PixelDecoder(nn.Module):
     def initialise(self) -> None:
         """Set the published initial values."""
         nn.init.normal_(self.level_embed)
-        for conv, _ in self.input_projections:
-            nn.init.xavier_uniform_(conv.weight)
-            nn.init.zeros_(conv.bias)
-        for conv in (self.adapter_1[0], self.layer_1[0], self.mask_projection):
-            nn.init.kaiming_uniform_(conv.weight, a=1)
-        nn.init.zeros_(self.mask_projection.bias)
-        for layer in self.encoder.layers:
-            for linear in (layer.fc1, layer.fc2):
-                nn.init.xavier_uniform_(linear.weight)
-            layer.self_attn.initialise()
+        for projection in self.input_projections:
+            nn.init.xavier_uniform_(projection.get_parameter("0.weight"))
+            nn.init.zeros_(projection.get_parameter("0.bias"))
+        for name in ("adapter_1.0.weight", "layer_1.0.weight", "mask_projection.weight"):
+            nn.init.kaiming_uniform_(self.get_parameter(name), a=1)
+        nn.init.zeros_(self.get_parameter("mask_projection.bias"))
+        self.encoder.initialise()
 
     def forward(self, maps: list[Tensor], size: tuple[int, int]) -> tuple[list[Tensor], Tensor]:
         """Decode four maps (B, D, h, w), finest first, of an image of `size` = (H, W).
@@ -178,13 +184,11 @@ class PixelDecoder(nn.Module):
         return levels, self.mask_projection(self.layer_1(fine))
 
 
-def _project(
-    projection: nn.Sequential, cells: Tensor, size: tuple[int, int], stride: int
-) -> Tensor:
+def _project(projection: nn.Module, cells: Tensor, size: tuple[int, int], stride: int) -> Tensor:
     """Apply a 1x1 convolution, resize to `stride` pixels per cell, and apply a group norm."""
-    convolution, norm = projection
+    convolution, norm = projection.children()
     grid = (-(-size[0] // stride), -(-size[1] // stride))
-    normal: Tensor = norm(_resize(pointwise(convolution, cells), grid))
+    normal: Tensor = norm(_resize(pointwise(cast(nn.Conv2d, convolution), cells), grid))
     return normal
 
 
