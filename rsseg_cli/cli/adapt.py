@@ -95,7 +95,9 @@ def adapt(
     deadline = Deadline.parse(max_time)  # the time for loading counts, too
     from rsseg_cli import distributed
     from rsseg_cli.commands.adapt import adapt as runs
+    from rsseg_cli.commands.adapt import remarks
     from rsseg_cli.commands.adapt import settings as adapt_config
+    from rsseg_cli.commands.fit import job as jobs
 
     short = {
         "training.steps": steps,
@@ -121,23 +123,25 @@ def adapt(
         changes=[*options.changes(short), *(settings or ())],
     )
     with distributed.group(device):
-        job = runs.Adapt(
+        job = runs.prepare_adapt(
             settled,
-            data_root=data_root,
-            folder=run,
-            device=device,
-            resume=resume,
-            overwrite=overwrite,
-            deadline=deadline,
-            quiet=quiet or as_json,
+            jobs.RunOptions(
+                data_root=data_root,
+                folder=run,
+                device=device,
+                resume=resume,
+                overwrite=overwrite,
+                deadline=deadline,
+                quiet=quiet or as_json,
+            ),
         )
         if dry_run:
             options.show_plan(job, as_json)
             return
-        made = job.run()
+        report = jobs.run(job)
         if not distributed.leads():
             return
-        early = runs.stopped(made.outcome)
+        early = remarks.stopped(report.result)
         if early is not None:
             typer.echo(f"warning: {early}; the best model before is kept", err=True)
-        options.answer(runs.result(made)) if as_json else typer.echo(made.model)
+        options.answer(remarks.document(report)) if as_json else typer.echo(report.model)

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from rsseg_cli.cli import options
-from rsseg_cli.errors import RssegError
-
-if TYPE_CHECKING:
-    from rsseg_cli.commands.evaluate.experiment import Scored
-    from rsseg_cli.report.report import Report
 
 
 def evaluate(
@@ -83,61 +76,30 @@ def evaluate(
     from rsseg_cli import distributed
     from rsseg_cli.commands.evaluate import evaluate as runs
 
-    result: Report | Scored
-    on_data = partial(
-        runs.model,
-        data_root=data_root,
-        weights=weights,
-        overlap=overlap,
-        boundary_px=boundary or None,
-        device=device,
-        quiet=quiet or as_json,
-    )
-    of_maps = {
-        "--field": field,
-        "--align": align,
-        "--ignore": ignore,
-        "--classes": classes,
-        "--soft": soft is not None,
-        "--image": image,
-    }
-    if experiment is not None or on:
-        _refuse("a model", of_maps)
-    elif prediction is not None:
-        _refuse("a map", {"--model": model, "--weights": weights})
     with distributed.group(device):
-        if experiment is not None:
-            from rsseg_cli.commands.evaluate.experiment import Chosen, require_alone, score
-
-            require_alone({"a map": prediction, "--on": on, "--class-map": class_map})
-            result = score(Chosen.find(experiment), on_data, model=model, data_root=data_root)
-        elif on and prediction is None:
-            result = on_data(model, on, class_map=class_map)
-        elif class_map is not None:
-            raise RssegError(
-                "--class-map joins the classes of a model and a dataset",
-                where="--class-map",
-                fix="rsseg evaluate --model RUN --on DATASET --class-map NAME",
-            )
-        elif prediction is not None and truth is not None and not on:
-            result = runs.rasters(
-                prediction,
-                truth,
+        result = runs.evaluate(
+            runs.EvaluateOptions(
+                prediction=prediction,
+                truth=truth,
+                model=model,
+                on=on or (),
+                experiment=experiment,
+                class_map=class_map,
+                data_root=data_root,
                 field=field,
                 align=align,
                 ignore=ignore or (),
                 classes=classes,
+                soft=soft,
                 boundary_px=boundary or None,
                 image=image,
                 pictures=report is not None,
-                soft=soft,
+                weights=weights,
+                overlap=overlap,
+                device=device,
+                quiet=quiet or as_json,
             )
-        else:
-            raise RssegError(
-                "there is nothing to compare",
-                fix="rsseg evaluate MAP TRUTH, rsseg evaluate --model RUN --on DATASET, or "
-                "rsseg evaluate --experiment NAME",
-            )
+        )
         if not distributed.leads():
             return
         if report is not None:
@@ -146,13 +108,3 @@ def evaluate(
             options.answer(result.to_json())
         else:
             result.show()
-
-
-def _refuse(evaluated: str, options: Mapping[str, object]) -> None:
-    """Refuse options that say nothing about what is evaluated."""
-    given = [name for name, value in options.items() if value]
-    if given:
-        raise RssegError(
-            f"{given[0]} does nothing where {evaluated} is evaluated",
-            fix=f"leave {' and '.join(given)} out",
-        )

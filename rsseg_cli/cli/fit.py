@@ -66,6 +66,7 @@ def fit(
     from rsseg_cli import config as configs
     from rsseg_cli import distributed
     from rsseg_cli.commands.fit import fit as runs
+    from rsseg_cli.commands.fit import job as jobs
 
     changes: list[str] = []
     if experiment is not None:
@@ -101,19 +102,21 @@ def fit(
         changes=changes,
     )
     with distributed.group(device):
-        job = runs.Fit(
+        job = runs.prepare_fit(
             settled,
-            data_root=data_root,
-            folder=run,
-            device=device,
-            resume=resume,
-            overwrite=overwrite,
-            deadline=deadline,
-            quiet=quiet or as_json,
+            jobs.RunOptions(
+                data_root=data_root,
+                folder=run,
+                device=device,
+                resume=resume,
+                overwrite=overwrite,
+                deadline=deadline,
+                quiet=quiet or as_json,
+            ),
         )
         if dry_run:
             options.show_plan(job, as_json)
             return
-        result = job.run()
+        report = jobs.run(job)
         if distributed.leads():
-            options.answer(result.document()) if as_json else typer.echo(result.model)
+            options.answer(report.document()) if as_json else typer.echo(report.model)

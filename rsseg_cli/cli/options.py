@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from rsseg_cli.commands.fit.fit import Fit
+    from rsseg_cli.commands.fit.job import RunJob
     from rsseg_cli.presets import Kind
 
 
@@ -126,13 +126,12 @@ def changes(short: Mapping[str, object]) -> list[str]:
     return [f"{key}={value}" for key, value in short.items() if value is not None]
 
 
-def show_plan(job: Fit, as_json: bool) -> None:
+def show_plan(job: RunJob, as_json: bool) -> None:
     """Print what a fit would do, once however many processes there are."""
     from rsseg_cli import distributed
 
-    plan = job.plan()
     if distributed.leads():
-        answer(plan.document()) if as_json else plan.show()
+        answer(job.plan.document()) if as_json else job.plan.show()
 
 
 def answer(result: Any) -> None:
