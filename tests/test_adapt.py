@@ -143,7 +143,7 @@ def test_mistakes(fitted: Path, city: Path, suburb: Path, tmp_path: Path) -> Non
     two = write_raster(tmp_path / "scenes/two.tif", seen(ground())[:2])
     void = write_raster(tmp_path / "scenes/void.tif", seen(ground()) * 0, nodata=0)
     for args, said in (
-        (["--model", fitted], "nothing to adapt to"),
+        (["--model", fitted], "no target to adapt to"),
         (["--model", fitted, "--tgt", empty], "there is no scene"),
         (["--model", fitted, "--tgt", city], "the target is the source"),
         (["--model", fitted, "--tgt", two], "has 2 bands without names"),
@@ -210,7 +210,8 @@ def test_a_model_that_goes_astray_stops_the_run(monkeypatch: pytest.MonkeyPatch)
     steps = iter(range(0, 40, 10))
     made = TargetValidation(
         tiles=None, source=None, source_shares=[0.4, 0.6], start=0, step=lambda: next(steps),
-        precision=None, threads=0, limit=0.3, patience=None, gain=1.0, before=lambda model: None,
+        precision=None, threads=0, limit=0.3, patience=None, unit_scale=1.0,
+        before=lambda model: None,
     )  # type: ignore[arg-type]  # fmt: skip
     monkeypatch.setattr(made, "look", lambda model: TargetStatistics(*[looks.pop(0)] * 2, 0.1, 0.9))
     scores = [made(None) for _ in range(3)]  # type: ignore[arg-type]
@@ -225,7 +226,7 @@ def test_ratings_are_averaged_also_after_a_restart(monkeypatch: pytest.MonkeyPat
         steps = iter(range(10 * len(past), 1000, 10))
         made = TargetValidation(
             tiles=None, source=None, source_shares=None, start=0, step=lambda: next(steps),
-            precision=None, threads=0, limit=0.3, patience=None, gain=1.0,
+            precision=None, threads=0, limit=0.3, patience=None, unit_scale=1.0,
             before=lambda model: None,
         )  # type: ignore[arg-type]  # fmt: skip
         made.remember(past)

@@ -139,7 +139,7 @@ def report_on(path: Path, known: Sequence[Class] = KNOWN) -> Part:
     """Open a target and give its held-out ground the labels that are there."""
     given = Adaptation(tgt=(str(path),), held_back=0.0)
     found = Targets.open(given, BANDS, known, tile=32, data_root=None)
-    [part] = labelled(found.held, given, BANDS, known, None)
+    [part] = labelled(found.holdout, given, BANDS, known, None)
     return part
 
 
@@ -206,7 +206,9 @@ def open_targets(tmp_path: Path, **settings: Any) -> Targets:
 
 
 def test_another_pixel_size_is_told_and_resampled_on_demand(tmp_path: Path) -> None:
-    with pytest.warns(RssegWarning, match=r"are 20 m, the model knows 10 m: --gsd 10 resamples"):
+    with pytest.warns(
+        RssegWarning, match=r"are 20 m, the model was fitted on 10 m: --gsd 10 resamples"
+    ):
         plain = open_targets(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -177,6 +177,6 @@ def test_what_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     call = rsseg("fit", "--experiment", "weft/eorssd:sea")
     assert "see" in call.err
     call = rsseg("fit", "--experiment", "weft/eorssd", "--src", "loveda")
-    assert "--src and --experiment" in call.err
+    assert "--src cannot be combined with --experiment" in call.err
     call = rsseg("evaluate", "--experiment", "weft/eorssd")
     assert "there is no run of weft/eorssd" in call.err

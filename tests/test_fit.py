@@ -103,7 +103,7 @@ def test_a_run_is_not_replaced_unasked(city: Path, tmp_path: Path) -> None:
     before = (run / "model.safetensors").read_bytes()
     call = rsseg(*FIT, "--src", city, "--output", run)
     assert call.code == 1
-    assert "is there already" in call.err
+    assert "already exists" in call.err
     assert "--overwrite" in call.err
     assert (run / "model.safetensors").read_bytes() == before
     again = rsseg(*FIT, "--src", city, "--output", run, "--overwrite", "-q", "--seed", "3")
@@ -152,7 +152,7 @@ def test_ctrl_c_and_sigterm_leave_a_run_to_resume(
     assert checkpoint.load_resume(run / "resume.pt")["step"] >= 1
     unfinished = rsseg(*FIT, *options)
     assert "unfinished" in unfinished.err
-    assert "--resume to go on" in unfinished.err
+    assert "--resume to continue it" in unfinished.err
     changed = rsseg(*FIT, *options, "--resume")
     assert changed.code == 1
     assert "training.steps 2 was 100000" in changed.err
@@ -465,5 +465,5 @@ def test_all_ground_may_be_learnt_from(city: Path, tmp_path: Path) -> None:
     options = [*FIT, "--src", city, "--output", tmp_path / "run", "--set", "data.val_fraction=0"]
     call = rsseg(*options)
     assert call.code == 0, call.err
-    assert "warning: nothing to validate on" in call.err
+    assert "warning: no validation set" in call.err
     assert same(*(weights(tmp_path / "run" / f"{n}.safetensors") for n in ("model", "last")))

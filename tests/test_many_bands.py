@@ -8,8 +8,9 @@ import numpy as np
 import rasterio
 from conftest import write_raster
 
-from rsseg_cli.commands.evaluate import evaluate
-from rsseg_cli.commands.fit.fit import Fit
+from rsseg_cli.commands.evaluate.model_evaluation import evaluate_model
+from rsseg_cli.commands.fit.fit import prepare_fit
+from rsseg_cli.commands.fit.job import RunOptions, run
 from rsseg_cli.commands.predict.options import PredictOptions
 from rsseg_cli.commands.predict.predict import predict
 from rsseg_cli.config import resolve
@@ -55,7 +56,7 @@ def test_thirty_two_bands(tmp_path: Path) -> None:
         head="linear",
         changes=SETTINGS,
     )
-    fitted = Fit(config, folder=tmp_path / "run", quiet=True).run()
+    fitted = run(prepare_fit(config, RunOptions(folder=tmp_path / "run", quiet=True)))
     scene, target = data / "images" / "a.tif", tmp_path / "a.seg.tif"
     model = Path(fitted.model)
     predict(PredictOptions(scenes=(str(scene),), output=target, model=model, quiet=True))
@@ -63,6 +64,6 @@ def test_thirty_two_bands(tmp_path: Path) -> None:
         assert made.shape == given.shape
         assert made.transform == given.transform
         assert set(np.unique(made.read(1))) <= {1, 2, 3}
-    report = evaluate.model(Path(fitted.model), [f"{data}:val"], quiet=True)
+    report = evaluate_model(Path(fitted.model), [f"{data}:val"], quiet=True)
     assert report.scores is not None
     assert report.scores.pixels > 0

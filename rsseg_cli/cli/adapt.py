@@ -21,8 +21,9 @@ def adapt(options: AdaptOptions) -> None:
     from rsseg_cli.training.deadline import Deadline
 
     deadline = Deadline.parse(options.max_time)  # before slow imports, which count too
+    from rsseg_cli.commands.adapt import remarks
     from rsseg_cli.commands.adapt import settings as adapt_config
-    from rsseg_cli.commands.adapt.adapt import Adapt, result, stopped
+    from rsseg_cli.commands.adapt.adapt import prepare_adapt
 
     config = adapt_config.resolve(
         model=options.model,
@@ -35,13 +36,13 @@ def adapt(options: AdaptOptions) -> None:
         pretrained=not options.no_pretrained,
         changes=[*_changes(options), *options.settings],
     )
-    adapted = train(Adapt, config, options, deadline)
-    if adapted is None:
+    report = train(prepare_adapt, config, options, deadline)
+    if report is None:
         return
-    reason = stopped(adapted.outcome)
+    reason = remarks.stopped(report.result)
     if reason is not None:
         typer.echo(f"warning: {reason}; the best earlier model is kept", err=True)
-    print_json(result(adapted)) if options.as_json else typer.echo(adapted.model)
+    print_json(remarks.to_json(report)) if options.as_json else typer.echo(report.model)
 
 
 def _changes(options: AdaptOptions) -> list[str]:

@@ -19,7 +19,7 @@ def fit(options: FitOptions) -> None:
     from rsseg_cli.training.deadline import Deadline
 
     deadline = Deadline.parse(options.max_time)  # before slow imports, which count too
-    from rsseg_cli.commands.fit.fit import Fit
+    from rsseg_cli.commands.fit.fit import prepare_fit
     from rsseg_cli.config import resolve
 
     if options.experiment is not None:
@@ -39,6 +39,6 @@ def fit(options: FitOptions) -> None:
         pretrained=not options.no_pretrained,
         changes=[*options.settings, *setting_changes(options)],
     )
-    result = train(Fit, config, options, deadline)
+    result = train(prepare_fit, config, options, deadline)
     if result is not None:
         print_json(result.to_json()) if options.as_json else typer.echo(result.model)

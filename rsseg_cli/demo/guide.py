@@ -9,8 +9,10 @@ from typing import Any
 
 from rich.console import Console
 
-from rsseg_cli.commands.evaluate import evaluate
-from rsseg_cli.commands.fit.fit import Fit
+from rsseg_cli.commands.evaluate.evaluate import evaluate_map
+from rsseg_cli.commands.evaluate.options import EvaluateOptions
+from rsseg_cli.commands.fit import job as jobs
+from rsseg_cli.commands.fit.fit import prepare_fit
 from rsseg_cli.commands.model import pick_device
 from rsseg_cli.commands.predict.options import PredictOptions
 from rsseg_cli.commands.predict.predict import predict
@@ -101,8 +103,11 @@ def run(
         head="linear",
         changes=[f"{key}={value}" for key, value in SETTINGS.items()] + [f"training.seed={seed}"],
     )
-    fit = Fit(config, folder=folder / "run", device=device, overwrite=overwrite, quiet=quiet)
-    fitted = fit.run()
+    options = jobs.RunOptions(
+        folder=folder / "run", device=device, overwrite=overwrite, quiet=quiet
+    )
+    job = prepare_fit(config, options)
+    fitted = jobs.run(job)
     scene = unseen / "images" / f"{REGIONS[1].name}_2.tif"
     truth = unseen / "labels" / scene.name
     target = folder / f"{scene.stem}.seg.tif"
@@ -116,7 +121,7 @@ def run(
             quiet=quiet,
         )
     )
-    report = evaluate.rasters(target, truth, field=None, align=False, ignore=(0,))
+    report = evaluate_map(EvaluateOptions(prediction=target, truth=truth, ignore=(0,)))
     picture = quicklook(target, CLASSES, image=scene, truth=truth, rgb=BANDS_SHOWN)
     look = folder / "quicklook.png"
     look.write_bytes(to_png(picture))
@@ -128,16 +133,16 @@ def run(
         report=str(folder / "report" / "report.html"),
         quicklook=str(look),
         miou=report.scores.miou or 0.0,
-        baseline_miou=_baseline(fit, unseen, scene.stem),
+        baseline_miou=_baseline(job, unseen, scene.stem),
         seconds=time.perf_counter() - started,
     )
 
 
-def _baseline(fit: Fit, unseen: Path, scene: str) -> float:
+def _baseline(job: jobs.RunJob, unseen: Path, scene: str) -> float:
     """Score the nearest class mean, learnt on the same ground, on the same scene."""
     source = Source.locate(str(unseen))
     pairs = [pair for pair in source.pairs() if pair.name == scene]
-    bands = fit.sources.bands
-    learnt = CoveringTiles(fit.sources.train, bands, tile=256, batch=4)
+    bands = job.sources.bands
+    learnt = CoveringTiles(job.sources.train, bands, tile=256, batch=4)
     tested = CoveringTiles([(source.opener, pairs)], bands, tile=256, batch=4)
     return nearest_mean(learnt, tested, CLASSES)

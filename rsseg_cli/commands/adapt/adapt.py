@@ -1,36 +1,43 @@
-"""`adapt`: a model and unlabelled scenes in, a model that is better there out."""
+"""`rsseg adapt`: a model and unlabelled scenes in, a model adapted to them out."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from rsseg_cli import distributed, presets
-from rsseg_cli.commands.adapt.before_after import Glance
+from rsseg_cli import distributed
+from rsseg_cli.commands.adapt.before_after import BeforeAfterMap
+from rsseg_cli.commands.adapt.model_sources import open_sources
+from rsseg_cli.commands.adapt.remarks import remarks
 from rsseg_cli.commands.adapt.target_labels import labelled
 from rsseg_cli.commands.adapt.target_validation import TargetValidation
 from rsseg_cli.commands.adapt.targets import Targets
-from rsseg_cli.commands.evaluate.evaluate import matched
-from rsseg_cli.commands.fit.dry_run import Plan
-from rsseg_cli.commands.fit.fit import PROBE_SEED, Fit, FitReport
-from rsseg_cli.commands.fit.run_report import write_report
+from rsseg_cli.commands.fit.dry_run import make_plan
+from rsseg_cli.commands.fit.job import (
+    PROBE_SEED,
+    ReportExtras,
+    RunJob,
+    RunOptions,
+    RunTiles,
+    balanced_weights,
+    tiles_per_pass,
+)
+from rsseg_cli.commands.fit.run_folder_checks import require_same_data
 from rsseg_cli.commands.fit.validation import Validation
-from rsseg_cli.commands.model import LoadedModel, build, open_model
+from rsseg_cli.commands.model import LoadedModel, build, metadata, open_model, pick_device
+from rsseg_cli.config import RunConfig
 from rsseg_cli.data.pair import Part
-from rsseg_cli.data.resolve_source import take_apart
 from rsseg_cli.data.sources import Sources
+from rsseg_cli.data.tiles.class_index import ClassIndex
 from rsseg_cli.data.tiles.domain_batches import JoinedTiles, ProbeTiles, TargetTiles
 from rsseg_cli.data.tiles.rare_class_sampling import RareClasses
 from rsseg_cli.data.tiles.tile_stream import Batch, TileStream
-from rsseg_cli.errors import RssegError, UnreadableError
-from rsseg_cli.report.adaptation import REPORTED, draw_adaptation
+from rsseg_cli.errors import RssegError
+from rsseg_cli.report.adaptation import draw_adaptation
 from rsseg_cli.segmenter import Segmenter
-from rsseg_cli.settings import Json
-from rsseg_cli.training.checkpoint import load_model
 from rsseg_cli.training.loop import Job
+from rsseg_cli.training.precision import Precision
 from rsseg_cli.training.prefetch import Indexed
 from rsseg_cli.training.run_folder import RunFolder
 from rsseg_cli.training.self_training import SelfTraining
@@ -38,328 +45,247 @@ from rsseg_cli.training.step_log import TrainingResult
 from rsseg_cli.words import counted
 
 
-class Adapt(Fit):
-    """One adaptation, prepared as a `Fit` is; `config.adapt` says to what, and from which model."""
+def prepare_adapt(config: RunConfig, options: RunOptions) -> RunJob:
+    """Open and check model, source and target, and put the run together.
 
-    def open_sources(self, data_root: Path | None) -> Sources:
-        """Find the source, as the model knows it, and the target."""
-        settings, data = self.config.adapt, self.config.data
-        fitted = self.fitted
-        if settings.source_free and fitted is None:
-            raise RssegError(
-                "without a source there must be a model", where="--source-free", fix="--model RUN"
-            )
-        if settings.source_free and fitted is not None:
-            sources = Sources([], [], [], fitted.classes, fitted.model.bands)
-        else:
-            sources = self._labelled(data_root)
-            self._require_pairs()
-        self.targets = Targets.open(
-            settings, sources.bands, sources.classes, tile=data.tile, data_root=data_root
+    Raises:
+        RssegError: The model, the data, the settings and the run folder do not fit together.
+    """
+    per_pass, device = tiles_per_pass(config.training), pick_device(options.device)
+    loaded = _open_start(config)
+    sources = _open_sources(config, loaded, per_pass, options.data_root)
+    targets, labelled_holdout = _open_targets(config, sources, options.data_root)
+    of_source = f"{sources.name}-" if sources.sources else ""
+    name = f"{config.method.name}-{of_source}to-{targets.name}"
+    path, resumed = options.open_folder(config, name)
+    # Reads every label once: a wrong id is found before the training starts.
+    index = ClassIndex.build(sources.train) if sources.train else None
+    model = _first_model(config, sources, loaded)
+    prints = [*sources.fingerprints(), targets.fingerprint()]
+    about = metadata(config, model, sources.classes, prints)
+    if resumed is not None:
+        require_same_data(resumed, about, path)
+    if config.data.class_weights == "balanced" and index is not None:
+        model.head.class_weights.copy_(balanced_weights(index))
+    model.to(device)
+    precision = Precision.choose(config.training.precision, device)
+    tiles = RunTiles(config, sources.bands, per_pass)
+    streams = DomainStreams(tiles, sources, targets, _sampling_index(config, index))
+    steps = config.training.steps
+    objective = SelfTraining(
+        config.adapt, model, config.augment, tile=config.data.tile, steps=steps
+    )
+    folder = RunFolder(path, about)
+    maps = BeforeAfterMap.of(
+        folder.report / "maps",
+        targets.train,
+        targets.bands(sources.bands),
+        sources.classes,
+        tile=config.data.tile,
+        unit_scale=targets.unit_scale,
+        precision=precision,
+    )
+    validation = _validation(
+        tiles, sources, targets, labelled_holdout, index, objective, maps, precision
+    )
+    if resumed is not None:
+        records = folder.records()
+        validation.remember([r for r in records if int(str(r["step"])) <= resumed["step"]])
+    plan, scenes = make_plan(config, sources, index, model, precision), len(targets.images)
+    return RunJob(
+        config=config,
+        folder=folder,
+        sources=sources,
+        tiles=tiles,
+        precision=precision,
+        plan=replace(
+            plan,
+            source=f"{plan.source}; target {targets.name}, {counted(scenes, 'scene')}",
+            pairs=plan.pairs | {"target": scenes},
+        ),
+        loop=Job(
+            model=model,
+            objective=objective,
+            open_batches=streams.batches,
+            open_probes=partial(streams.probes, objective=objective),
+            validate=validation,
+            folder=folder,
+            settings=config.training,
+            optimization=config.optimizer,
+            device=device,
+            deadline=options.deadline,
+            rate_start=loaded is not None,
+            multiple=2 if sources.train else 1,
+        ),
+        resumed=resumed,
+        quiet=options.quiet,
+        extras=partial(_extras, folder, sources, model, maps),
+    )
+
+
+def _open_start(config: RunConfig) -> LoadedModel | None:
+    """Open the model to start from; None: the run starts from the pretrained backbone."""
+    path = config.adapt.model
+    if path is not None:
+        weights = getattr(config.backbone, "weights", None)
+        return open_model(Path(path), weights=weights)
+    if config.adapt.source_free:
+        raise RssegError(
+            "without a source there must be a model", where="--source-free", fix="--model RUN"
         )
-        self.targets.require_other(sources.train)
-        self.reported = (
-            labelled(self.targets.held, settings, sources.bands, sources.classes, data_root)
-            if settings.report_labels
-            else []
+    return None
+
+
+def _open_sources(
+    config: RunConfig, loaded: LoadedModel | None, per_pass: int, data_root: Path | None
+) -> Sources:
+    """Open the labelled data; without a source, only the classes and bands of the model."""
+    if loaded is not None and config.adapt.source_free:
+        return Sources([], [], [], loaded.classes, loaded.model.bands)
+    if loaded is None:
+        sources = Sources.open(config.data, data_root=data_root)
+    else:
+        sources = open_sources(loaded, config.data, data_root)
+    if per_pass < 2:
+        raise RssegError(
+            "a pass of one tile cannot hold both domains",
+            where="training.batch, training.grad_accumulation",
+            fix="training.batch=2 or more for every pass and process",
         )
-        return sources
+    return sources
 
-    @cached_property
-    def fitted(self) -> LoadedModel | None:
-        """The model to start from, if not from the backbone as published."""
-        path = self.config.adapt.model
-        weights = getattr(self.config.backbone, "weights", None)
-        return None if path is None else open_model(Path(path), weights=weights)
 
-    def _labelled(self, data_root: Path | None) -> Sources:
-        """Open the labelled ground with the classes, bands and units of the model."""
-        fitted = self.fitted
-        if fitted is None:
-            return Sources.open(self.config.data, data_root=data_root)
-        known = fitted.about["sources"] if self.config.data.src == fitted.config.data.src else []
-        src = [_moved(text, root) for text, root in _with_roots(self.config.data.src, known)]
-        try:
-            found = Sources.open(
-                self.config.data.model_copy(update={"src": tuple(src)}), data_root=data_root
-            )
-        except UnreadableError as error:
-            raise RssegError(
-                f"the source of the model is not here: {error.what}",
-                where=error.where or fitted.name,
-                fix="--src with the data that the model was fitted on, or --source-free",
-            ) from error
-        _require_same(fitted, found)
-        bands = fitted.model.bands
-        openers = {source.opener: matched(bands, source) for source in found.sources}
+def _open_targets(
+    config: RunConfig, sources: Sources, data_root: Path | None
+) -> tuple[Targets, list[Part]]:
+    """Open the target, and the labels of its held-out tiles if they are to be reported."""
+    settings, bands, classes = config.adapt, sources.bands, sources.classes
+    targets = Targets.open(settings, bands, classes, tile=config.data.tile, data_root=data_root)
+    targets.require_other(sources.train)
+    if not settings.report_labels:
+        return targets, []
+    return targets, labelled(targets.holdout, settings, bands, classes, data_root)
 
-        def as_model(parts: Sequence[Part]) -> list[Part]:
-            return [(openers[opener], pairs) for opener, pairs in parts]
 
-        return replace(
-            found, train=as_model(found.train), validation=as_model(found.validation), bands=bands
-        )
+def _first_model(config: RunConfig, sources: Sources, loaded: LoadedModel | None) -> Segmenter:
+    """Return the model that the run starts with; a fitted one gets the method's settings of now."""
+    if loaded is None:
+        return build(config, sources.bands, len(sources.classes))
+    if (config.method, config.head) == (loaded.config.method, loaded.config.head):
+        return loaded.model
+    model = build(config, loaded.model.bands, len(loaded.classes))
+    try:
+        model.unpack(loaded.model.pack())
+    except (RuntimeError, KeyError) as error:
+        raise RssegError(
+            "the model does not fit these settings of its method or head",
+            where=loaded.name,
+            fix="--set method... only for what changes no weights, such as method.every",
+        ) from error
+    return model
 
-    def _require_pairs(self) -> None:
-        """Refuse passes that cannot hold a tile of either domain."""
-        if self.batch < 2:
-            raise RssegError(
-                "a pass of one tile cannot hold both domains",
-                where="training.batch, training.grad_accumulation",
-                fix="training.batch=2 or more for every pass and process",
-            )
 
-    @property
-    def name(self) -> str:
-        """Name of the run's folder, unless the user gives another."""
-        source = f"{self.sources.name}-" if self.sources.sources else ""
-        return f"{self.config.method.name}-{source}to-{self.targets.name}"
+def _sampling_index(config: RunConfig, index: ClassIndex | None) -> ClassIndex | None:
+    """Return the index by which source tiles are drawn; None: uniformly."""
+    if index is None:
+        return None
+    if config.adapt.rare_class_temperature is not None:
+        return RareClasses.of(index, config.adapt.rare_class_temperature)
+    return index if config.data.sampling == "balanced" else None
 
-    def first_model(self) -> Segmenter:
-        """Make the model as it was fitted, with the method's settings of now."""
-        fitted, config = self.fitted, self.config
-        if fitted is None:
-            return super().first_model()
-        if (config.method, config.head) == (fitted.config.method, fitted.config.head):
-            return fitted.model
-        model = build(config, fitted.model.bands, len(fitted.classes))
-        try:
-            model.unpack(fitted.model.pack())
-        except (RuntimeError, KeyError) as error:
-            raise RssegError(
-                "the model does not fit these settings of its method or head",
-                where=fitted.name,
-                fix="--set method... only for what changes no weights, such as method.every",
-            ) from error
-        return model
 
-    def about(self) -> dict[str, Json]:
-        """Say what model files tell about themselves: also what they were adapted to."""
-        about = super().about()
-        sources = about["sources"]
-        assert isinstance(sources, list)
-        return about | {"sources": [*sources, self.targets.fingerprint()]}
+def _validation(
+    tiles: RunTiles,
+    sources: Sources,
+    targets: Targets,
+    labelled_holdout: list[Part],
+    index: ClassIndex | None,
+    objective: SelfTraining,
+    maps: BeforeAfterMap,
+    precision: Precision,
+) -> TargetValidation:
+    config, bands = tiles.config, targets.bands(sources.bands)
+    threads, scale = config.training.num_workers, targets.unit_scale
+    reported = None
+    if labelled_holdout:
+        on_labels = tiles.covering(labelled_holdout, bands)
+        reported = Validation(on_labels, sources.classes, precision, threads, unit_scale=scale)
 
-    def plan(self) -> Plan:
-        """Say what would be done, without doing it."""
-        found = super().plan()
-        scenes = len(self.targets.images)
-        target = f"; target {self.targets.name}, {counted(scenes, 'scene')}"
-        pairs = found.pairs | {"target": scenes}
-        return replace(found, source=found.source + target, pairs=pairs)
-
-    # --- training ----------------------------------------------------------------------------
-    def objective(self) -> SelfTraining:
-        """Make the teacher, once."""
-        return self._objective
-
-    @cached_property
-    def _objective(self) -> SelfTraining:
-        config = self.config
-        return SelfTraining(
-            config.adapt,
-            self.model,
-            config.augment,
-            tile=config.data.tile,
-            steps=config.training.steps,
-        )
-
-    def job(self, folder: RunFolder) -> Job:
-        """Put together what the loop needs."""
-        self._before = folder.report / "maps" / "before.tif"
-        self._after = folder.report / "maps" / "after.tif"
-        job = super().job(folder)
-        validate = self._validation
-        validate.remember([] if self.resumed is None else _until(folder, self.resumed["step"]))
-        started = self.config.adapt.model is not None
-        return replace(
-            job,
-            validate=validate,
-            open_probes=self._probes,
-            rate_start=started,
-            multiple=2 if self.sources.train else 1,
-        )
-
-    @cached_property
-    def _validation(self) -> TargetValidation:
-        settings, target = self.config.adapt, self.targets
-        return TargetValidation(
-            tiles=self.covering(target.held, target.bands(self.sources.bands)),
-            source=self.validation(),
-            source_shares=None if self.index is None else [float(s) for s in self.index.shares],
-            start=self._objective.start,
-            step=lambda: self._objective.done,
-            precision=self.precision,
-            threads=self.config.training.num_workers,
-            limit=settings.max_class_shift,
-            patience=settings.patience,
-            gain=target.gain,
-            before=self._map_before,
-            reported=self._reported(),
-        )
-
-    def _reported(self) -> Validation | None:
-        """Score on labels of the target, which nothing but the log and the report sees."""
-        if not self.reported:
-            return None
-        target, threads = self.targets, self.config.training.num_workers
-        tiles = self.covering(self.reported, target.bands(self.sources.bands))
-        return Validation(tiles, self.sources.classes, self.precision, threads, gain=target.gain)
-
-    def _map_before(self, model: Segmenter) -> None:
+    def map_before(model: Segmenter) -> None:
         if distributed.is_main():
-            self._glance.map(model, self._before)
+            maps.write(model, maps.before)
 
-    @cached_property
-    def _glance(self) -> Glance:
-        target = self.targets
-        return Glance.of(
-            target.train,
-            target.bands(self.sources.bands),
-            self.sources.classes,
-            tile=self.config.data.tile,
-            gain=target.gain,
-            precision=self.precision,
-        )
+    return TargetValidation(
+        tiles=tiles.covering(targets.holdout, bands),
+        source=Validation.of(sources, tiles, precision),
+        source_shares=None if index is None else [float(share) for share in index.shares],
+        start=objective.start,
+        step=lambda: objective.done,
+        precision=precision,
+        threads=threads,
+        limit=config.adapt.max_class_shift,
+        patience=config.adapt.patience,
+        unit_scale=scale,
+        before=map_before,
+        reported=reported,
+    )
 
-    def stream(self, batch: int, *, seed: int = 0) -> Indexed[Batch]:
-        """Open batches of both domains, or of the target alone."""
-        per_step = self.micro_batches(batch, seed)
+
+@dataclass(frozen=True)
+class DomainStreams:
+    """Opens batches of source and target, or of the target alone.
+
+    Attributes:
+        tiles: Opens tiles.
+        sources: The source; without training scenes there is none.
+        targets: The target.
+        index: Draws source tiles by class; None: uniformly.
+    """
+
+    tiles: RunTiles
+    sources: Sources
+    targets: Targets
+    index: ClassIndex | None
+
+    def batches(self, batch: int) -> Indexed[Batch]:
+        """Open training batches: half of their tiles are of the target, rounded down."""
+        count = self.tiles.micro_batches(batch)
         if not self.sources.train:
-            return self._target(batch, seed, per_step)
+            return self._target(batch, micro_batches=count)
         target = batch // 2
-        source = self._source(batch - target, seed, per_step)
-        return JoinedTiles(source, self._target(target, seed, per_step))
+        source = self._source(batch - target, micro_batches=count)
+        return JoinedTiles(source, self._target(target, micro_batches=count))
 
-    def _source(self, batch: int, seed: int, per_step: int = 1) -> TileStream:
-        settings, index = self.config.adapt, self.index
-        assert index is not None
-        if settings.rare_class_temperature is not None:
-            index = RareClasses.of(index, settings.rare_class_temperature)
-        elif self.config.data.sampling != "balanced":
-            index = None
-        return self.tiles(
-            self.sources.train,
-            self.sources.bands,
-            batch,
-            seed=seed,
-            index=index,
-            micro_batches=per_step,
-        )
-
-    def _target(self, batch: int, seed: int, per_step: int = 1) -> TargetTiles:
-        bands = self.targets.bands(self.sources.bands)
-        tiles = self.tiles(self.targets.train, bands, batch, seed=seed, micro_batches=per_step)
-        return TargetTiles(tiles, self.targets.gain)
-
-    def _probes(self, samples: int) -> Indexed[Batch]:
-        """Open what probes see: source, and every second one target once there are labels."""
+    def probes(self, samples: int, objective: SelfTraining) -> Indexed[Batch]:
+        """Open probes: source, and every second one of the target once it has pseudo-labels."""
         target = self._target(samples, PROBE_SEED)
         if not self.sources.train:
             return target
-        return ProbeTiles(
-            self._source(samples, PROBE_SEED), target, lambda: self._objective.started
+        return ProbeTiles(self._source(samples, PROBE_SEED), target, lambda: objective.started)
+
+    def _source(self, batch: int, seed: int = 0, micro_batches: int = 1) -> TileStream:
+        return self.tiles.random(
+            self.sources.train, batch, seed=seed, index=self.index, micro_batches=micro_batches
         )
 
-    # --- afterwards ----------------------------------------------------------------------------
-    def report(self, folder: RunFolder, shown: Plan, outcome: TrainingResult) -> None:
-        """Write the report, with what happened on the target."""
-        chosen = self.model
-        chosen.unpack(load_model(folder.model)[0])
-        chosen.to(self.device)
-        self._glance.map(chosen, self._after)
-        pictures = {}
-        if self._before.is_file():
-            pictures["before and after"] = self._glance.draw(self._before, self._after)
-        pictures |= draw_adaptation(folder.records(), self.sources.classes)
-        write_report(
-            folder,
-            self.config,
-            shown,
-            outcome,
-            pictures=pictures,
-            remarks=_remarks(outcome, folder.records()),
-            review=self.review(folder),
+    def _target(self, batch: int, seed: int = 0, micro_batches: int = 1) -> TargetTiles:
+        bands = self.targets.bands(self.sources.bands)
+        tiles = self.tiles.random(
+            self.targets.train, batch, bands=bands, seed=seed, micro_batches=micro_batches
         )
+        return TargetTiles(tiles, self.targets.unit_scale)
 
 
-def result(run: FitReport) -> dict[str, Any]:
-    """Give what `adapt --json` prints: as `fit`, and why it stopped early, if it did."""
-    return run.to_json() | {"stopped": stopped(run.outcome)}
-
-
-def stopped(outcome: TrainingResult) -> str | None:
-    """Say why a run ended before its last step."""
-    reason = (outcome.last or {}).get("stop")
-    return None if reason is None else f"stopped at step {outcome.steps:,}: {reason}"
-
-
-def _remarks(outcome: TrainingResult, records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Say how the model was chosen, and what became of the last one."""
-    best, last = outcome.best or {}, outcome.last or {}
-    remarks = [
-        "the model was chosen without labels of the target: by the information that its "
-        "predictions carry on held-out target tiles, less what it lost on the source, over three "
-        "validations",
-        f"chosen: step {best.get('step')}, merit {_number(best.get('merit'))}, source mIoU "
-        f"{_number(best.get('miou'))}; last: step {outcome.steps}, merit "
-        f"{_number(last.get('merit'))}, source mIoU {_number(last.get('miou'))}",
-    ]
-    looks = (line["val"] for line in records if "val" in line)
-    first = next((look["target_labels"] for look in looks if "target_labels" in look), None)
-    if first is not None:
-        shown = (first, *map(_reported, (best, last)))
-        start, chosen, end = (_number(one.get("miou")) for one in shown)
-        remarks.append(
-            f"{REPORTED} (neither a step nor the choice saw them): mIoU {start} at the first "
-            f"validation, {chosen} of the chosen model, {end} of the last"
-        )
-    reason = stopped(outcome)
-    return remarks if reason is None else [reason, *remarks]
-
-
-def _reported(score: Mapping[str, Any]) -> Mapping[str, Any]:
-    return score.get("target_labels") or {}
-
-
-def _number(value: Json | None) -> str:
-    return f"{value:.3f}" if isinstance(value, int | float) else "-"
-
-
-def _until(folder: RunFolder, step: int) -> list[dict[str, Json]]:
-    return [line for line in folder.records() if int(str(line["step"])) <= step]
-
-
-def _require_same(fitted: LoadedModel, found: Sources) -> None:
-    """Refuse a source whose classes or units are not the model's."""
-    ours, theirs = [(c.id, c.name) for c in fitted.classes], [(c.id, c.name) for c in found.classes]
-    if ours != theirs:
-        raise RssegError(
-            "the classes of model and source differ: "
-            + " / ".join(", ".join(f"{i} {name}" for i, name in one) for one in (ours, theirs)),
-            where=f"{fitted.name}, {found.name}",
-            fix="--src with the data that the model was fitted on, or --source-free",
-        )
-    if fitted.model.bands.scale != found.bands.scale:
-        raise RssegError(
-            f"the scale of the source is {found.bands.scale}, the model's is "
-            f"{fitted.model.bands.scale}",
-            where=f"{fitted.name}, {found.name}",
-            fix="the same `scale` in dataset.yaml as for the fit",
-        )
-
-
-def _with_roots(texts: Sequence[str], known: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Pair what `--src` named with the folder that it was, or nothing."""
-    roots = [str(one.get("root", "")) for one in known]
-    return [(text, roots[i] if i < len(roots) else "") for i, text in enumerate(texts)]
-
-
-def _moved(text: str, root: str) -> str:
-    """Take the recorded folder where the text leads nowhere from here."""
-    name, split, domain = take_apart(text)
-    if Path(name).expanduser().exists() or name in presets.names("datasets"):
-        return text
-    if not root or not Path(root).is_dir():
-        return text
-    return ":".join([root, split or "", domain or ""]).rstrip(":")
+def _extras(
+    folder: RunFolder,
+    sources: Sources,
+    model: Segmenter,
+    maps: BeforeAfterMap,
+    result: TrainingResult,
+) -> ReportExtras:
+    """Return maps before and after, curves on the target, and remarks."""
+    maps.write(model, maps.after)
+    figures = {"before and after": maps.draw()} if maps.before.is_file() else {}
+    records = folder.records()
+    figures |= draw_adaptation(records, sources.classes)
+    return ReportExtras(figures, remarks(result, records))

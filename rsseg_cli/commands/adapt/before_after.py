@@ -1,4 +1,4 @@
-"""Maps a piece of a target scene, for a picture of before and after."""
+"""Maps a piece of a target scene before and after an adaptation, for the report."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from rsseg_cli.bands import Bands
-from rsseg_cli.classes import IGNORE, Class
+from rsseg_cli.classes import Class
+from rsseg_cli.commands.fit.final_evaluation import shown_bands
 from rsseg_cli.data.pair import Opener, Pair, Part
 from rsseg_cli.predict.engine import predict_scene
 from rsseg_cli.predict.outputs import Outputs
 from rsseg_cli.predict.plan import Tiling
+from rsseg_cli.raster.decode import LabelCode, decode
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.scene import Scene
-from rsseg_cli.report.map_figure import Panel, draw, paint, stretch
+from rsseg_cli.report.map_figure import Panel, Pixels, draw, paint, stretch
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training.precision import Precision
 
@@ -28,42 +30,55 @@ TILES = 4
 
 
 @dataclass(frozen=True)
-class Glance:
-    """A piece of a scene.
+class BeforeAfterMap:
+    """A piece of a scene, mapped before and after.
 
     Attributes:
-        opener: How the scene is opened.
+        folder: Folder of the two maps.
+        opener: Opens the scene.
         pair: The scene.
-        bands: The model's bands, in the unit of the scene.
-        classes: What indices mean.
+        bands: The model's bands in the unit of the scene.
+        classes: Class of each index.
         tile: Side of a tile in pixels.
-        gain: Factor from stored values to the model's unit.
-        precision: Autocast of the forward pass.
+        unit_scale: Factor from stored values to the model's unit.
+        precision: Number format of the forward pass.
     """
 
+    folder: Path
     opener: Opener
     pair: Pair
     bands: Bands
     classes: Sequence[Class]
     tile: int
-    gain: float
+    unit_scale: float
     precision: Precision
 
     @classmethod
     def of(
         cls,
+        folder: Path,
         parts: Sequence[Part],
         bands: Bands,
         classes: Sequence[Class],
         *,
         tile: int,
-        gain: float,
+        unit_scale: float,
         precision: Precision,
-    ) -> Glance:
-        """Look at the largest scene."""
+    ) -> BeforeAfterMap:
+        """Choose the largest scene."""
         pairs = [(opener, pair) for opener, pairs in parts for pair in pairs]
-        opener, pair = max(pairs, key=lambda one: one[1].place.width * one[1].place.height)
-        return cls(opener, pair, bands, classes, tile, gain, precision)
+        opener, pair = max(pairs, key=lambda entry: entry[1].place.width * entry[1].place.height)
+        return cls(folder, opener, pair, bands, classes, tile, unit_scale, precision)
+
+    @property
+    def before(self) -> Path:
+        """The map of the model at the start."""
+        return self.folder / "before.tif"
+
+    @property
+    def after(self) -> Path:
+        """The map of the adapted model."""
+        return self.folder / "after.tif"
 
     @property
     def window(self) -> Window:
@@ -72,7 +87,7 @@ class Glance:
         width, height = min(side, place.width), min(side, place.height)
         return Window((place.width - width) // 2, (place.height - height) // 2, width, height)
 
-    def map(self, model: Segmenter, path: Path) -> None:
+    def write(self, model: Segmenter, path: Path) -> None:
         """Write a map of the piece; the model is left in eval mode."""
         model.eval()
         side = -(-self.tile // model.multiple) * model.multiple
@@ -82,30 +97,29 @@ class Glance:
 
         def infer(tiles: Tensor) -> Tensor:
             with torch.inference_mode(), self.precision.autocast():
-                return model.infer(tiles if self.gain == 1.0 else tiles * self.gain)
+                return model.infer(tiles if self.unit_scale == 1.0 else tiles * self.unit_scale)
 
         with self._open() as scene:
             predict_scene(scene, infer, outputs, tiling=tiling, device=self.precision.device)
 
     def _open(self) -> Scene:
-        """Open the piece as if it were a scene."""
+        """Open the piece as a scene."""
         x, y = self.opener.reader.box[:2] if self.opener.reader.box else (0, 0)
-        part = self.window.shift(x, y)
-        box = (part.x, part.y, part.right, part.bottom)
+        window = self.window.shift(x, y)
+        box = (window.x, window.y, window.right, window.bottom)
         reader = self.opener.reader.model_copy(update={"box": box})
         return replace(self.opener, reader=reader).scene(self.pair.image, fill=self.bands.mean)
 
-    def draw(self, before: Path, after: Path) -> Figure:
-        """Draw the image and two maps of it."""
+    def draw(self) -> Figure:
+        """Draw the image and both maps."""
         with self._open() as scene:
             samples, valid = scene.read(Window(0, 0, scene.width, scene.height))
-        shown = list(self.bands.rgb() or range(min(3, len(samples))))
-        shown = shown if len(shown) == 3 else shown[:1]
-        panels = [Panel("image", stretch(samples[shown], valid))]
-        table = torch.full((256,), IGNORE, dtype=torch.uint8).numpy()
-        for index, one in enumerate(self.classes):
-            table[one.id] = index
-        for name, path in (("before", before), ("after", after)):
-            with rasterio.open(path) as file:
-                panels.append(Panel(name, paint(table[file.read(1)], self.classes)))
+        panels = [Panel("image", stretch(samples[list(shown_bands(self.bands))], valid))]
+        panels += [Panel(path.stem, self._paint(path)) for path in (self.before, self.after)]
         return draw(panels, self.classes, title=self.pair.name)
+
+    def _paint(self, path: Path) -> Pixels:
+        code = LabelCode(tuple(self.classes))
+        with rasterio.open(path) as file:
+            labels = decode(file.read(), file.dataset_mask() != 0, code, where=str(path))
+        return paint(labels, self.classes)

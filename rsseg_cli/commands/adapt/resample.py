@@ -1,4 +1,4 @@
-"""Reads scenes as if their pixels were of another size, through a small VRT beside them."""
+"""Resamples scenes to another pixel size through small VRT files."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from rsseg_cli.errors import RssegError
 
 
 def resampled(opener: Opener, pair: Pair, gsd_m: float, folder: Path) -> Pair:
-    """Give a pair whose image is a VRT with pixels of `gsd_m` metres.
+    """Return a pair whose image is a VRT with pixels of `gsd_m` metres.
 
-    Coarser pixels are averages, finer ones bilinear.
+    Coarser pixels are averages, finer ones are interpolated bilinearly.
 
     Args:
-        opener: How the image is opened.
+        opener: Opens the image.
         pair: The scene, whole.
-        gsd_m: Wanted side of a pixel.
-        folder: Where the VRT goes; it must outlive the pair.
+        gsd_m: Side of a pixel in metres.
+        folder: Folder of the VRT; it must outlive the pair.
 
     Raises:
-        RssegError: The scene does not say how large its pixels are, or only part of it is used.
+        RssegError: The pixel size is unknown, or only part of the scene is used.
     """
     with opener.scene(pair.image) as scene:
         own = ground_size_m(scene)
     if own is None:
         raise RssegError(
-            "the size of a pixel is not known in metres",
+            "the pixel size in metres is unknown",
             where=str(pair.image),
             fix="a projected CRS (gdalwarp -t_srs), or no --gsd",
         )
     if pair.regions is not None or opener.reader.box or opener.reader.raw:
         raise RssegError(
-            "scenes of which a part is read cannot be resampled",
+            "scenes that are used in part cannot be resampled",
             where=str(pair.image),
             fix="whole scenes, or resample them before (gdalwarp -tr)",
         )

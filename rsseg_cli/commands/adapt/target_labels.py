@@ -1,7 +1,7 @@
-"""Labels of a target, for a user who wants to see how an adaptation fares: they teach nothing.
+"""Labels of a target, for scores in the log and the report only.
 
-Nothing here is called unless `adapt.report_labels` asks for it, and what comes out goes to the log
-and the report only: neither a step nor the choice of a model sees it.
+They are opened only with `adapt.report_labels`. Neither the training nor the choice of the model
+uses them.
 """
 
 from __future__ import annotations
@@ -23,53 +23,53 @@ from rsseg_cli.training.adaptation import Adaptation
 
 FIX = "leave out --report-labels: labels of the target are not needed"
 
-Known = dict[Path, tuple[Opener, Path]]
+LabelsByImage = dict[Path, tuple[Opener, Path]]
 
 
 def labelled(
-    held: Sequence[Part],
+    holdout: Sequence[Part],
     settings: Adaptation,
     bands: Bands,
     classes: Sequence[Class],
     data_root: Path | None,
 ) -> list[Part]:
-    """Give held-out ground of the targets its labels; scenes without one are left out.
+    """Return held-out tiles of the targets with their labels; scenes without one are left out.
 
     Args:
-        held: The ground, as it is read without labels.
-        settings: What the targets are.
-        bands: The model's.
-        classes: The model's.
-        data_root: Where dataset presets lie.
+        holdout: The tiles without labels.
+        settings: Settings of the adaptation.
+        bands: The model's bands.
+        classes: The model's classes.
+        data_root: Folder of the dataset presets.
 
     Raises:
-        RssegError: There is no label, classes are others than the model's, or scenes are
-            resampled.
+        RssegError: There is no label, the classes are not the model's, or scenes are resampled.
     """
     if settings.gsd_m is not None:
         raise RssegError("labels are not resampled with --gsd", where="--report-labels", fix=FIX)
-    known: Known = {}
+    labels: LabelsByImage = {}
     for text in settings.tgt:
         source = as_dataset(text, data_root) or _folder(Path(text), bands, classes)
         if source is not None:
             _require_same(source, classes)
             opener = source.opener
-            known |= {e.image: (opener, e.label) for e in source.entries() if e.label is not None}
-    found: list[Part] = []
-    for opener, pairs in held:
-        own = [replace(p, label=known[p.image][1]) for p in pairs if p.image in known]
-        if own:
-            how = replace(known[own[0].image][0], bands=opener.bands, reader=opener.reader)
-            found.append((how, own))
-    if not found:
+            labels |= {e.image: (opener, e.label) for e in source.entries() if e.label is not None}
+    parts: list[Part] = []
+    for opener, pairs in holdout:
+        with_label = [replace(p, label=labels[p.image][1]) for p in pairs if p.image in labels]
+        if with_label:
+            label_opener, _ = labels[with_label[0].image]
+            part_opener = replace(label_opener, bands=opener.bands, reader=opener.reader)
+            parts.append((part_opener, with_label))
+    if not parts:
         raise RssegError(
             "the target has no labels to report on", where=", ".join(settings.tgt), fix=FIX
         )
-    return found
+    return parts
 
 
 def _folder(path: Path, bands: Bands, classes: Sequence[Class]) -> Source | None:
-    """Describe a folder of images and labels that say the model's classes."""
+    """Return a folder of images and labels with the model's classes; None if it has no labels."""
     root = path.expanduser()
     root = root.parent if root.name.lower() in map(str.lower, IMAGE_FOLDERS) else root
     if not root.is_dir():
@@ -78,9 +78,9 @@ def _folder(path: Path, bands: Bands, classes: Sequence[Class]) -> Source | None
         layout = find_layout(root)
     except UnreadableError:  # images alone: another target may have labels
         return None
-    found = find_classes(layout.labels)
-    # 0 and 255 are a mask for a model of two classes only; for any other they are an id and none.
-    ids = found.encoding == "threshold" and len(classes) != 2
+    labels = find_classes(layout.labels)
+    # 0 and 255 are a mask only for a model of two classes; else 0 is an id and 255 is ignored.
+    ids = labels.encoding == "threshold" and len(classes) != 2
     spec = DatasetSpec(
         name=root.resolve().name,
         bands=tuple(BandSpec(name=name) for name in bands.names),
@@ -89,17 +89,17 @@ def _folder(path: Path, bands: Bands, classes: Sequence[Class]) -> Source | None
         labels=(layout.template,),
         spare_labels=True,
         classes=tuple(ClassSpec(id=c.id, name=c.name, color=c.color) for c in classes),
-        encoding="index" if ids else found.encoding,
-        ignore=(IGNORE,) if ids else found.ignore,
-        field=found.field,
+        encoding="index" if ids else labels.encoding,
+        ignore=(IGNORE,) if ids else labels.ignore,
+        field=labels.field,
     )
     return Source(spec, root, held_back=0.0)
 
 
 def _require_same(source: Source, classes: Sequence[Class]) -> None:
-    ours, theirs = ([(c.id, c.name) for c in one] for one in (classes, source.classes))
+    ours, theirs = ([(c.id, c.name) for c in side] for side in (classes, source.classes))
     if ours != theirs:
-        listed = (", ".join(f"{i} {name}" for i, name in one) for one in (ours, theirs))
+        listed = (", ".join(f"{i} {name}" for i, name in side) for side in (ours, theirs))
         raise RssegError(
             f"the classes of model and target labels differ: {' / '.join(listed)}",
             where=source.spec.name,

@@ -1,4 +1,4 @@
-"""Rates a model that is adapted: its score on the source, and what it says about the target."""
+"""Validates a model during adaptation: scores on the source, class distribution on the target."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from rsseg_cli import distributed
 from rsseg_cli.classes import IGNORE
-from rsseg_cli.commands.fit.validation import Validation, inferred
+from rsseg_cli.commands.fit.validation import Validation, predict_tiles
 from rsseg_cli.data.tiles.validation_tiles import CoveringTiles
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.settings import Json
@@ -19,24 +19,27 @@ from rsseg_cli.training.precision import Precision
 from rsseg_cli.training.pseudo_labels import normalised_entropy
 from rsseg_cli.words import counted
 
-COLLAPSED = "the class shares on the target have run away from the start's"
+COLLAPSED = "the predicted class distribution on the target has collapsed"
 
 
 @dataclass
 class TargetValidation:
-    """Scores without a label of the target; it remembers what it said before.
+    """Validates without labels of the target; it keeps its earlier scores.
 
     Attributes:
-        tiles: This process' share of the target's held-out tiles.
-        source: Scores the model on labelled ground, if there is any.
-        source_shares: (K) share of each class in the source's labels, if there are any.
+        tiles: This process' shard of the target's held-out tiles.
+        source: Validation on the source, if there is one.
+        source_shares: (K) class frequencies in the source's labels, if there is a source.
         start: Step of the first pseudo-label: the last validation up to it is the start.
-        step: Tells the number of steps done.
-        limit: How far class shares may run away.
+        step: Returns the number of steps done.
+        precision: Number format of the forward pass.
+        threads: Number of reading threads.
+        limit: Largest change of the class distribution; see `collapsed`.
         patience: Validations without a better model after which the run ends.
-        gain: Factor from stored values of the target to the model's unit.
-        before: Called with the model as long as it is the start.
-        reported: Scores the model on labels of the target, for the log and the report only.
+        unit_scale: Factor from stored values of the target to the model's unit.
+        before: Called with the model at validations up to `start`.
+        reported: Validation on labels of the target, for the log and the report only.
+        past: Earlier scores.
     """
 
     tiles: CoveringTiles
@@ -48,73 +51,74 @@ class TargetValidation:
     threads: int
     limit: float
     patience: int | None
-    gain: float
+    unit_scale: float
     before: Callable[[Segmenter], None]
     reported: Validation | None = None
     past: list[dict[str, Any]] = field(default_factory=list)
 
     def remember(self, records: Sequence[dict[str, Json]]) -> None:
-        """Go on after the validations in some lines of the metrics."""
+        """Take over the scores in some lines of the metrics, to resume a run."""
         for line in records:
             value = line.get("val")
             if isinstance(value, dict):
                 self.past.append({"step": line["step"], **value})
 
     def __call__(self, model: Segmenter) -> dict[str, Json]:
-        """Give the score object; the model is left in eval mode."""
+        """Return the scores; the model is left in eval mode."""
         score = {} if self.source is None else self.source(model)
-        look, step = self.look(model), self.step()
-        found = score | {"target": look.to_json()}
+        target, step = self.look(model), self.step()
+        score = score | {"target": target.to_json()}
         if step <= self.start:
             self.before(model)
-        self._judge(found, look, step)
-        self.past.append({"step": step, **found})
+        self._judge(score, target, step)
+        self.past.append({"step": step, **score})
         if self.reported is None:
-            return found
-        # Last, so that nothing above can have looked at it.
-        return found | {"target_labels": {"use": "reported only"} | self.reported(model)}
+            return score
+        # Last, so that nothing above can depend on it.
+        return score | {"target_labels": {"use": "reported only"} | self.reported(model)}
 
-    def _judge(self, found: dict[str, Any], look: TargetStatistics, step: int) -> None:
-        """Add `rating` and `merit`, and `stop` where it is time."""
+    def _judge(self, score: dict[str, Any], target: TargetStatistics, step: int) -> None:
+        """Add `rating` and `merit`, and `stop` where the run must stop."""
         start = self._start() if step > self.start else None
         at_start = None if start is None else start.get("miou")
-        found["rating"] = rating(look.information, found.get("miou"), at_start)
-        ratings = [*(one["rating"] for one in self.past), found["rating"]]
-        found["merit"] = merit(ratings, max((one["merit"] for one in self.past), default=None))
+        score["rating"] = rating(target.information, score.get("miou"), at_start)
+        ratings = [*(past["rating"] for past in self.past), score["rating"]]
+        score["merit"] = merit(ratings, max((past["merit"] for past in self.past), default=None))
         if start is None:
             return
         first = start["target"]["shares"]
-        if collapsed(look.shares, first, self.source_shares, self.limit):
-            found["merit"], found["stop"] = -1.0, COLLAPSED
+        if collapsed(target.shares, first, self.source_shares, self.limit):
+            score["merit"], score["stop"] = -1.0, COLLAPSED
             return
-        merits = [one["merit"] for one in self.past] + [found["merit"]]
+        merits = [past["merit"] for past in self.past] + [score["merit"]]
         since = merits[::-1].index(max(merits))
         if self.patience is not None and since >= self.patience:
-            found["stop"] = f"{counted(since, 'validation')} brought no better model"
+            score["stop"] = f"{counted(since, 'validation')} brought no better model"
 
     def _start(self) -> dict[str, Any] | None:
-        """Find what was said of the model before the first pseudo-label, or soon after."""
-        early = [one for one in self.past if one["step"] <= self.start]
+        """Return the last score before the first pseudo-label, else the first score."""
+        early = [past for past in self.past if past["step"] <= self.start]
         return early[-1] if early else next(iter(self.past), None)
 
     @torch.inference_mode()
     def look(self, model: Segmenter) -> TargetStatistics:
-        """See what the model says about the held-out tiles."""
+        """Compute the class distribution and the confidence on the held-out tiles."""
         classes = model.head.classes
         sums = torch.zeros(2 * classes + 3, dtype=torch.float64, device=self.precision.device)
-        walk = inferred(model, self.tiles, self.precision, threads=self.threads, gain=self.gain)
-        for scores, known in walk:
-            there = known != IGNORE
-            pixels = scores.float().permute(0, 2, 3, 1)[there]
-            confidence, label = pixels.max(1)
-            entropy = normalised_entropy(scores.float())[there]
-            line = [
-                torch.bincount(label, minlength=classes),
+        for probabilities, label in predict_tiles(
+            model, self.tiles, self.precision, threads=self.threads, unit_scale=self.unit_scale
+        ):
+            valid = label != IGNORE
+            pixels = probabilities.float().permute(0, 2, 3, 1)[valid]
+            confidence, predicted = pixels.max(1)
+            entropy = normalised_entropy(probabilities.float())[valid]
+            counts = [
+                torch.bincount(predicted, minlength=classes),
                 pixels.sum(0, dtype=torch.float64),
-                torch.stack([entropy.sum(), confidence.sum(), there.sum()]),
+                torch.stack([entropy.sum(), confidence.sum(), valid.sum()]),
             ]
-            sums += torch.cat([one.double() for one in line])
+            sums += torch.cat([count.double() for count in counts])
         values = distributed.total(sums)
         shares, mean, rest = torch.split((values / values[-1]).cpu(), [classes, classes, 3])
-        entropy_, confidence_, _ = rest.tolist()
-        return TargetStatistics(shares.tolist(), mean.tolist(), entropy_, confidence_)
+        mean_entropy, mean_confidence, _ = rest.tolist()
+        return TargetStatistics(shares.tolist(), mean.tolist(), mean_entropy, mean_confidence)

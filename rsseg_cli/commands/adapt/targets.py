@@ -1,4 +1,4 @@
-"""The unlabelled ground of a run: which scenes, which of their bands, which tiles are held back."""
+"""The unlabelled data of an adaptation: scenes, their bands, and the held-out tiles."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rsseg_cli import presets
 from rsseg_cli.bands import Bands
 from rsseg_cli.classes import Class
 from rsseg_cli.commands.adapt.resample import resampled
-from rsseg_cli.commands.evaluate.evaluate import matched, rescaling
+from rsseg_cli.commands.evaluate.band_matching import match_bands, unit_scale
 from rsseg_cli.commands.predict.paths import expand
 from rsseg_cli.data.infer.infer_layout import image_folder, labels_beside
 from rsseg_cli.data.infer.infer_spec import ground_size_m, name_bands
@@ -32,25 +32,25 @@ from rsseg_cli.training.adaptation import Adaptation
 from rsseg_cli.words import counted
 
 ALIKE = 1.25
-"""Pixels count as of one size up to this ratio of their sides."""
+"""Largest ratio of two pixel sizes that count as the same."""
 
 
 @dataclass
 class Targets:
-    """What `--tgt` named, opened; nothing here knows a label.
+    """The scenes of `--tgt`, opened without their labels.
 
     Attributes:
         name: Names of the targets, joined.
-        train: Ground to learn from.
-        held: Tiles by which the model is chosen.
-        gain: Factor from stored values to the unit of the source.
-        images: Files as the user has them.
+        train: Scenes to train on.
+        holdout: Held-out tiles, which choose the model.
+        unit_scale: Factor from stored values to the unit of the source.
+        images: Image files as the user named them, before any resampling.
     """
 
     name: str
     train: list[Part]
-    held: list[Part]
-    gain: float
+    holdout: list[Part]
+    unit_scale: float
     images: list[Path]
 
     @classmethod
@@ -63,19 +63,19 @@ class Targets:
         tile: int,
         data_root: Path | None,
     ) -> Targets:
-        """Find the scenes and check that the model can read them.
+        """Open the scenes and check that the model can read them.
 
         Raises:
-            RssegError: Nothing is named or found, bands are missing, or no pixel is there.
+            RssegError: No scene is named or found, bands are missing, or no pixel is valid.
         """
         if not settings.tgt:
             raise RssegError(
-                "there is nothing to adapt to",
+                "no target to adapt to",
                 fix="--tgt SCENES: files, folders, quoted patterns or a dataset",
             )
         opened = [_open(text, settings, bands, classes, data_root) for text in settings.tgt]
-        gains = {rescaling(bands.scale, source.spec.scale) for source, _ in opened}
-        if len(gains) > 1:
+        scales = {unit_scale(bands.scale, source.spec.scale) for source, _ in opened}
+        if len(scales) > 1:
             raise RssegError(
                 "the targets differ in scale",
                 where=", ".join(settings.tgt),
@@ -86,20 +86,24 @@ class Targets:
         with ExitStack() as leaving:
             folder = Path(tempfile.mkdtemp(prefix="rsseg-"))
             leaving.callback(shutil.rmtree, folder, ignore_errors=True)
-            parts = [_sized(source, part, bands, settings, folder) for source, part in opened]
+            parts = [_resample(source, part, bands, settings, folder) for source, part in opened]
             parts = [(opener, _with_image(opener, pairs)) for opener, pairs in parts]
             _require_alike(parts, bands)
-            train, held = hold_back([part for part in parts if part[1]], settings.held_back, tile)
-            found = cls(name, train, held, gains.pop(), images)
-            weakref.finalize(found, leaving.pop_all().close)  # it lasts as long as the target
-        return found
+            train, holdout = hold_back(
+                [part for part in parts if part[1]], settings.held_back, tile
+            )
+            targets = cls(name, train, holdout, scales.pop(), images)
+            weakref.finalize(targets, leaving.pop_all().close)  # the folder lives as long as they
+        return targets
 
     def bands(self, model: Bands) -> Bands:
-        """Give the model's bands in the unit of the target, for what fills missing samples."""
-        return model.model_copy(update={"mean": tuple(one / self.gain for one in model.mean)})
+        """Return the model's bands in the unit of the target, to fill missing samples."""
+        return model.model_copy(
+            update={"mean": tuple(mean / self.unit_scale for mean in model.mean)}
+        )
 
     def fingerprint(self) -> dict[str, Json]:
-        """Name the scenes: their names and sizes, hashed."""
+        """Return the metadata of the target, with a hash of the files' names and sizes."""
         total = hashlib.sha256()
         for path in self.images:
             size = path.stat().st_size if path.exists() else 0
@@ -112,13 +116,13 @@ class Targets:
         }
 
     def require_other(self, sources: Sequence[Part]) -> None:
-        """Refuse a target that is the source.
+        """Check that the target is not the source.
 
         Raises:
-            RssegError: All its scenes are labelled ones of the source.
+            RssegError: All scenes of the target are labelled scenes of the source.
         """
-        known = {pair.image.resolve() for _, pairs in sources for pair in pairs}
-        if {path.resolve() for path in self.images} <= known:
+        labelled = {pair.image.resolve() for _, pairs in sources for pair in pairs}
+        if {path.resolve() for path in self.images} <= labelled:
             raise RssegError(
                 "the target is the source: there is nothing to adapt to",
                 where=self.name,
@@ -133,16 +137,16 @@ def _open(
     classes: Sequence[Class],
     data_root: Path | None,
 ) -> tuple[Source, Part]:
-    """Open a dataset, of which only the images are looked for, or scenes."""
+    """Open scenes, or the images of a dataset."""
     source = as_dataset(text, data_root)
     if source is not None:
-        _require_no_deal(source, text)
+        _require_split_without_labels(source, text)
         bare = source.spec.model_copy(update={"labels": (), "norm": None})
         source = replace(source, spec=bare)
-        return source, without_labels(_matched(bands, source, settings), source.pairs())
+        return source, without_labels(_match(bands, source, settings), source.pairs())
     scenes = _scenes(text)
     source = _describe(text, scenes, settings, bands, classes)
-    opener = _matched(bands, source, settings)
+    opener = _match(bands, source, settings)
     pairs = [
         Pair(Path(scene).stem, Path(scene), None, None, None, opener.place(Path(scene)))
         for scene in scenes
@@ -151,7 +155,7 @@ def _open(
 
 
 def _scenes(text: str) -> list[str]:
-    """List the scenes that a text of `--tgt` means; labels among them are none."""
+    """List the scenes of a text of `--tgt`, without label files."""
     root = Path(text).expanduser()
     if not root.is_dir():
         return expand([text])
@@ -161,24 +165,24 @@ def _scenes(text: str) -> list[str]:
 
 
 def as_dataset(text: str, data_root: Path | None) -> Source | None:
-    """Find the described dataset that a text of `--tgt` names; None where it names scenes."""
+    """Return the dataset of a text of `--tgt`; None where it names scenes."""
     name, _, _ = take_apart(text)
     path = Path(name).expanduser()
-    known = not path.exists() and name in presets.names("datasets")
+    preset = not path.exists() and name in presets.names("datasets")
     described = path.is_dir() and (path / SPEC_FILE).is_file()
-    if not known and not described and path.suffix.lower() not in (".yaml", ".yml"):
+    if not preset and not described and path.suffix.lower() not in (".yaml", ".yml"):
         return None
     return Source.locate(text, data_root=data_root, held_back=0.0)
 
 
-def _require_no_deal(source: Source, text: str) -> None:
-    """Refuse a split that is drawn with the help of labels."""
+def _require_split_without_labels(source: Source, text: str) -> None:
+    """Raise an error for a split that is drawn with the help of labels."""
     split = source.splits.get(source.split or "")
     if split is None:
         return
     if split.blocks or any(source.splits[name].blocks for name in split.exclude):
         raise RssegError(
-            f"{text} is ground chosen by its labels, which adapt never opens",
+            f"{text} is a split chosen by labels, which adapt never opens",
             where=f"splits.{source.split} of {source.spec.name}",
             fix=f"--tgt {text.partition(':')[0]}, or a split of whole images or a box",
         )
@@ -187,32 +191,31 @@ def _require_no_deal(source: Source, text: str) -> None:
 def _describe(
     text: str, scenes: Sequence[str], settings: Adaptation, bands: Bands, classes: Sequence[Class]
 ) -> Source:
-    """Make a spec for scenes that have none, by looking at the first one."""
+    """Describe scenes by the metadata of the first one."""
     with Scene.open(scenes[0], warn=False) as scene:
         named, assumed = name_bands(scene)
         count, numbers, gsd_m = scene.count, scene.bands, ground_size_m(scene)
-    silent = assumed or not any(b.wavelength_nm or b.name in bands.names for b in named)
-    if settings.bands is None and silent and count != len(bands):
+    unnamed = assumed or not any(b.wavelength_nm or b.name in bands.names for b in named)
+    if settings.bands is None and unnamed and count != len(bands):
         raise RssegError(
             f"{Path(scenes[0]).name} has {counted(count, 'band')} without names, the model wants "
             f"{len(bands)} ({' '.join(bands.names)})",
             where=scenes[0],
             fix="--bands with the numbers of these bands in the file, e.g. --bands 4,3,2",
         )
-    wanted = settings.bands or (numbers if silent else None)
-    if wanted is not None:
-        places = dict(zip(bands.names, wanted, strict=False))
-        pairs = zip(bands.names, bands.wavelengths_nm, strict=True)
-        listed = [
-            {"name": n, "wavelength_nm": w, "band": places[n]} for n, w in pairs if n in places
-        ]
+    numbers_in_order = settings.bands or (numbers if unnamed else None)
+    if numbers_in_order is not None:
+        ordered = zip(bands.names, bands.wavelengths_nm, numbers_in_order, strict=False)
+        band_specs = [{"name": n, "wavelength_nm": w, "band": number} for n, w, number in ordered]
     else:
-        both = zip(named, numbers, strict=True)
-        listed = [one.model_dump() | {"band": number} for one, number in both]
+        band_specs = [
+            band.model_dump() | {"band": number}
+            for band, number in zip(named, numbers, strict=True)
+        ]
     spec = DatasetSpec.model_validate(
         {
             "name": Path(text).resolve().stem if "*" not in text else Path(scenes[0]).parent.name,
-            "bands": listed,
+            "bands": band_specs,
             "gsd_m": gsd_m,
             "reader": Reader(nodata=settings.nodata),
             "classes": [ClassSpec(id=c.id, name=c.name, color=c.color) for c in classes],
@@ -221,8 +224,8 @@ def _describe(
     return Source(spec, Path(scenes[0]).parent, held_back=0.0)
 
 
-def _matched(bands: Bands, source: Source, settings: Adaptation) -> Opener:
-    """Choose the file bands of a target: those named by the user, or of the same name or light."""
+def _match(bands: Bands, source: Source, settings: Adaptation) -> Opener:
+    """Return an opener with the user's file bands, else with those matched to the model's."""
     if settings.bands is not None:
         if len(settings.bands) != len(bands):
             raise RssegError(
@@ -232,11 +235,11 @@ def _matched(bands: Bands, source: Source, settings: Adaptation) -> Opener:
                 fix=f"{counted(len(bands), 'band number')}, in this order",
             )
         return replace(source.opener, bands=settings.bands)
-    return matched(bands, source)
+    return match_bands(bands, source)
 
 
-def _sized(source: Source, part: Part, bands: Bands, settings: Adaptation, folder: Path) -> Part:
-    """Resample scenes when the user wants it; warn when their pixels are of another size."""
+def _resample(source: Source, part: Part, bands: Bands, settings: Adaptation, folder: Path) -> Part:
+    """Resample scenes to `adapt.gsd_m`, or warn if their pixel size is not the model's."""
     opener, pairs = part
     if settings.gsd_m is not None:
         return opener, [resampled(opener, pair, settings.gsd_m, folder) for pair in pairs]
@@ -246,8 +249,8 @@ def _sized(source: Source, part: Part, bands: Bands, settings: Adaptation, folde
             gsd_m = ground_size_m(scene)
     if gsd_m and bands.gsd_m and not 1 / ALIKE <= gsd_m / bands.gsd_m <= ALIKE:
         warnings.warn(
-            f"pixels of {source.spec.name} are {gsd_m:g} m, the model knows {bands.gsd_m:g} m: "
-            f"--gsd {bands.gsd_m:g} resamples them",
+            f"pixels of {source.spec.name} are {gsd_m:g} m, the model was fitted on "
+            f"{bands.gsd_m:g} m: --gsd {bands.gsd_m:g} resamples them",
             RssegWarning,
             stacklevel=2,
         )
@@ -255,7 +258,7 @@ def _sized(source: Source, part: Part, bands: Bands, settings: Adaptation, folde
 
 
 def _with_image(opener: Opener, pairs: Sequence[Pair]) -> list[Pair]:
-    """Leave out scenes without any pixel."""
+    """Return the scenes with any valid pixel."""
     kept = []
     for pair in pairs:
         if has_image(opener, pair):
@@ -266,17 +269,18 @@ def _with_image(opener: Opener, pairs: Sequence[Pair]) -> list[Pair]:
 
 
 def _require_alike(parts: Sequence[Part], bands: Bands) -> None:
-    found = [pair for _, pairs in parts for pair in pairs]
-    if not found:
+    """Raise an error without scenes; warn about values of another type without a scale."""
+    pairs = [pair for _, pairs in parts for pair in pairs]
+    if not pairs:
         raise RssegError(
             "the target holds no valid pixel",
             fix="check the nodata value (--nodata), or the scenes",
         )
-    other = next((pair for pair in found if pair.place.dtype != bands.dtype), None)
+    other = next((pair for pair in pairs if pair.place.dtype != bands.dtype), None)
     if other is not None and bands.scale is None:
         warnings.warn(
-            f"{other.image.name} holds {other.place.dtype}, the model knows {bands.dtype}: "
-            "values are taken to have the same unit",
+            f"{other.image.name} holds {other.place.dtype}, the model was fitted on "
+            f"{bands.dtype}: values are taken to have the same unit",
             RssegWarning,
             stacklevel=2,
         )

@@ -29,7 +29,8 @@ from rsseg_cli.commands.bench.method_steps import (
     seconds_of,
 )
 from rsseg_cli.commands.bench.predict import write_scene
-from rsseg_cli.commands.fit.fit import Fit
+from rsseg_cli.commands.fit.fit import prepare_fit
+from rsseg_cli.commands.fit.job import RunOptions
 from rsseg_cli.commands.fit.run_report import versions
 from rsseg_cli.commands.model import pick_device
 from rsseg_cli.config import resolve
@@ -38,7 +39,6 @@ from rsseg_cli.training import optimizer
 from rsseg_cli.training.loop import Job, train
 from rsseg_cli.training.precision import Precision
 from rsseg_cli.training.progress import Progress
-from rsseg_cli.training.run_folder import RunFolder
 
 SCENE_PX = 1536
 """Side of a scene that is made for it."""
@@ -108,10 +108,9 @@ def _loop(
         method=method, file=None, sources=src, backbone=size.backbone, head="linear",
         pretrained=False, changes=changes,
     )  # fmt: skip
-    fit = Fit(config, folder=folder / method, device=device, quiet=True)
-    run = RunFolder(fit.path, fit.about())
-    run.begin(config.text())
-    job = replace(fit.job(run), validate=None)
+    prepared = prepare_fit(config, RunOptions(folder=folder / method, device=device, quiet=True))
+    prepared.folder.begin(config.text())
+    job = replace(prepared.loop, validate=None)
     rows = []
     for _ in range(rounds):
         bare, clock = _bare(job, size, steps), _Clock(2 * steps)
@@ -125,7 +124,7 @@ def _loop(
         "ratio": middle[2],
         "ratios": [row[2] for row in rows],
         "cpu_ratio": middle[3],
-        "wait": float(str(run.records()[-1]["wait"])),
+        "wait": float(str(prepared.folder.records()[-1]["wait"])),
     }
 
 

@@ -1,4 +1,4 @@
-"""Brings the classes of a model and of a dataset together, where a map says how."""
+"""Matches the classes of a model with those of a dataset, through a class map if there is one."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from rsseg_cli.predict.pipeline import Infer
 def reconcile(
     classes: Sequence[Class], source: Source, class_map: str | None, *, model: str
 ) -> tuple[Source, Merge | None]:
-    """Make a model and a dataset speak of the same classes.
+    """Bring a model and a dataset to the same classes.
 
     Args:
         classes: Those of the model.
         source: The dataset.
-        class_map: File or preset of a map; it is applied to the side that it fits.
-        model: What errors call the model.
+        class_map: File or preset of a class map; it is applied to the side that it fits.
+        model: Name of the model, for errors.
 
     Returns:
-        The dataset, its classes mapped if these are what the map starts from; and what becomes of
-        the model's classes, None where they stay.
+        The dataset, its classes merged if the map starts from them; and the merge of the model's
+        classes, None where they stay.
 
     Raises:
-        RssegError: The classes differ and no map, or one that leads elsewhere, was given.
+        RssegError: The classes differ, and no map leads from one to the other.
     """
     if class_map is None or _same(classes, source.classes):
         _require_same(classes, source, model)
         return source, None
-    read = ClassMap.read(class_map)
-    if _same(read.class_list(), classes):
-        return replace(source, merge=read.fit(source.classes, where=source.spec.name)), None
-    if _same(read.class_list(), source.classes):
-        return source, read.fit(classes, where=model)
+    mapping = ClassMap.read(class_map)
+    if _same(mapping.class_list(), classes):
+        return replace(source, merge=mapping.fit(source.classes, where=source.spec.name)), None
+    if _same(mapping.class_list(), source.classes):
+        return source, mapping.fit(classes, where=model)
     raise RssegError(
-        f"the map {class_map} leads neither to the classes of the model nor to those of "
-        f"{source.spec.name}: {_listed(read.class_list())}",
+        f"the class map {class_map} leads neither to the classes of the model nor to those of "
+        f"{source.spec.name}: {_listed(mapping.class_list())}",
         where=f"{model}: {_listed(classes)}; {source.spec.name}: {_listed(source.classes)}",
         fix="a map whose `classes` are the ids and names of one of the two",
     )
@@ -61,21 +61,21 @@ def _require_same(classes: Sequence[Class], source: Source, model: str) -> None:
 
 
 def _same(ours: Sequence[Class], theirs: Sequence[Class]) -> bool:
-    return [(one.id, one.name) for one in ours] == [(one.id, one.name) for one in theirs]
+    return [(c.id, c.name) for c in ours] == [(c.id, c.name) for c in theirs]
 
 
 def _listed(classes: Sequence[Class]) -> str:
-    return ", ".join(f"{one.id} {one.name}" for one in classes)
+    return ", ".join(f"{c.id} {c.name}" for c in classes)
 
 
 class MergedInfer:
-    """Scores of merged classes: the probabilities of classes that become one are added.
+    """Probabilities of merged classes: those of classes that become one are added.
 
     A class without a counterpart is never predicted.
 
     Args:
-        infer: Scores the classes of the model.
-        merge: What becomes of them.
+        infer: Computes probabilities of the model's classes.
+        merge: The merge.
     """
 
     def __init__(self, infer: Infer, merge: Merge) -> None:
@@ -86,7 +86,7 @@ class MergedInfer:
                 self._matrix[row, column] = 1.0
 
     def __call__(self, tiles: Tensor) -> Tensor:
-        """Score tiles (B, C, T, T) of stored values: (B, K, T, T) of the merged classes."""
+        """Return probabilities (B, K, T, T) of the merged classes for tiles (B, C, T, T)."""
         scores = self._infer(tiles)
         matrix = self._matrix.to(scores.device, scores.dtype)
         return torch.einsum("mk,bkhw->bmhw", matrix, scores)

@@ -1,4 +1,4 @@
-"""Experiments of the papers: a setting, the rows of its table, and our score beside theirs."""
+"""Experiments of the papers: data, rows of the published table, and our scores beside them."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Row(Strict):
     method: str
     """Method preset."""
     settings: tuple[str, ...] = ()
-    """Further settings, as `--set` takes them."""
+    """Further settings as `--set` takes them."""
     published: dict[str, float] = Field(default_factory=dict)
-    """Score per target, in percent as printed."""
+    """Published score per target in percent."""
     mean: float | None = None
     """Published mean over the targets, in percent."""
     source: str = ""
-    """Where the numbers stand."""
+    """Table or page of the published numbers."""
     notes: str = ""
 
 
@@ -42,29 +42,29 @@ class Experiment(Strict):
     title: str
     paper: str
     src: tuple[str, ...] = Field(min_length=1)
-    """What is learnt from, as `--src` takes it."""
+    """Training data as `--src` takes it."""
     unlabelled: tuple[str, ...] = ()
     """Unlabelled target data that the published rows adapted to."""
     class_map: str | None = None
     """Class map of the sources."""
     targets: dict[str, str] = Field(min_length=1)
-    """Name to `DATASET[:split[:domain]]` that is scored."""
+    """Test data by name: `DATASET[:split[:domain]]`."""
     bands: Literal["name", "position"] = "name"
-    """How bands of the targets take the place of the sources': by name and wavelength, or one by
-    one whatever they show, as in papers that feed infrared for red."""
+    """How bands of targets are matched with those of the sources: by name and wavelength, or by
+    position, as in papers that feed infrared for red."""
     metric: Literal["miou"] = "miou"
     settings: tuple[str, ...] = ()
-    """Settings of all rows, as `--set` takes them."""
+    """Settings of all rows as `--set` takes them."""
     rows: dict[str, Row] = Field(min_length=1)
-    """Lines of the table; the first is the paper's own method."""
+    """Rows of the table; the first is the paper's own method."""
     notes: str = ""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Experiment:
         for name, row in self.rows.items():
-            lost = sorted(set(row.published) - set(self.targets))
-            if lost:
-                raise ValueError(f"rows.{name}.published: {lost[0]} is no target")
+            unknown_targets = sorted(set(row.published) - set(self.targets))
+            if unknown_targets:
+                raise ValueError(f"rows.{name}.published: {unknown_targets[0]} is not a target")
             if (row.published or row.mean is not None) and not row.source:
                 raise ValueError(f"rows.{name}: published numbers need a source")
         return self
@@ -75,9 +75,9 @@ class Chosen:
     """An experiment and one row of it.
 
     Attributes:
-        name: What was asked for, `paper/setting[:row]`.
-        experiment: The setting.
-        row: The line of the table.
+        name: `paper/setting[:row]`.
+        experiment: The preset.
+        row: The row of the table.
     """
 
     name: str
@@ -86,10 +86,10 @@ class Chosen:
 
     @classmethod
     def find(cls, name: str) -> Chosen:
-        """Find `paper/setting[:row]`; the paper's own method without a row.
+        """Load `paper/setting[:row]`; without a row, the paper's own method.
 
         Raises:
-            RssegError: No such experiment or row; the nearest are named.
+            RssegError: There is no such experiment or row.
         """
         preset, _, row = name.partition(":")
         experiment = presets.read(presets.find("experiments", preset)).parse(Experiment)
@@ -99,14 +99,14 @@ class Chosen:
 
     @property
     def folder(self) -> Path:
-        """Folder of the run, unless another is given."""
+        """Default folder of the run."""
         return Path("runs") / self.name.replace("/", "-").replace(":", "-")
 
     def changes(self, *, skip: Mapping[str, str | None]) -> list[str]:
-        """List the settings of the experiment and the row, the row's last.
+        """Return the settings of the experiment, then those of the row.
 
         Args:
-            skip: Sections for which something else was chosen; their settings are left out.
+            skip: Sections and what the user chose for them; settings of those are left out.
         """
         class_map = self.experiment.class_map
         mapped = [] if class_map is None else [f"data.class_map={class_map}"]
@@ -126,20 +126,20 @@ class Chosen:
         )
 
     def remarks(self) -> list[str]:
-        """Say what a reader of the scores should know."""
-        found = []
+        """Return notes for readers of the scores."""
+        notes = []
         if self.experiment.unlabelled:
             targets = ", ".join(self.experiment.unlabelled)
-            found.append(
-                f"the published rows adapted to unlabelled images of {targets}; `fit` sees the "
-                "sources only (`rsseg adapt` goes on from there)"
+            notes.append(
+                f"the published rows adapted to unlabelled images of {targets}; `fit` reads the "
+                "sources only (`rsseg adapt` continues from there)"
             )
-        return [*found, *(text for text in (self.experiment.notes, self.row.notes) if text)]
+        return [*notes, *(text for text in (self.experiment.notes, self.row.notes) if text)]
 
 
 @dataclass(frozen=True)
-class Line:
-    """Our score and the published one, as shares 0..1."""
+class TargetScore:
+    """Our score on a target and the published one, 0..1."""
 
     target: str
     on: str
@@ -154,22 +154,22 @@ class Line:
         return self.ours - self.published
 
     def to_json(self, metric: str) -> dict[str, Any]:
-        """Give the machine-readable form."""
+        """Return the machine-readable form."""
         scores = {metric: self.ours, "published": self.published, "difference": self.difference}
         return {"target": self.target, "on": self.on} | scores
 
 
 @dataclass
-class Scored:
-    """What `evaluate --experiment` says."""
+class ExperimentReport:
+    """Result of `rsseg evaluate --experiment`."""
 
     chosen: Chosen
     model: str
-    lines: list[Line] = field(default_factory=list)
+    lines: list[TargetScore] = field(default_factory=list)
     reports: Mapping[str, Report] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Give the machine-readable form."""
+        """Return the machine-readable form."""
         metric = self.chosen.experiment.metric
         return {
             "experiment": self.chosen.name,
@@ -182,7 +182,7 @@ class Scored:
         }
 
     def show(self, console: Console | None = None) -> None:
-        """Print our scores beside the published ones, in percent."""
+        """Print our scores beside the published ones in percent."""
         console = console or Console(highlight=False)
         console.print(f"{self.chosen.name}  {self.chosen.experiment.title}", markup=False)
         console.print(f"{self.model}\n", markup=False)
@@ -211,12 +211,12 @@ class Scored:
 
 def score(
     chosen: Chosen, evaluate: Callable[..., Report], *, model: Path | None, data_root: Path | None
-) -> Scored:
+) -> ExperimentReport:
     """Score a model on every target of an experiment.
 
     Args:
         chosen: The experiment.
-        evaluate: `evaluate.model`, with what the command line says about it.
+        evaluate: `evaluate_model` with the options of the command line.
         model: Run folder or model file; that of `fit --experiment` when None.
         data_root: Where dataset presets lie.
 
@@ -239,12 +239,12 @@ def score(
     for name, on in targets.items():
         scores = reports[name].scores
         ours = None if scores is None else scores.miou
-        lines.append(Line(name, on, ours, _share(row.published.get(name))))
+        lines.append(TargetScore(name, on, ours, _share(row.published.get(name))))
     if len(targets) > 1:
         mine = [line.ours for line in lines if line.ours is not None]
         mean = sum(mine) / len(mine) if len(mine) == len(lines) else None
-        lines.append(Line("mean", "", mean, _share(row.mean)))
-    return Scored(chosen, str(where), lines, reports)
+        lines.append(TargetScore("mean", "", mean, _share(row.mean)))
+    return ExperimentReport(chosen, str(where), lines, reports)
 
 
 def _share(percent: float | None) -> float | None:

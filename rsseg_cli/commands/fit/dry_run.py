@@ -1,25 +1,30 @@
-"""What a run would do: pairs, classes with their shares, parameters by part, memory."""
+"""Answer of `--dry-run`: data, class frequencies, parameters by part, memory."""
 
 from __future__ import annotations
 
+import platform
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from rsseg_cli.config import RunConfig
 from rsseg_cli.data.sources import Sources
+from rsseg_cli.data.tiles.class_index import ClassIndex
 from rsseg_cli.distributed import world_size
 from rsseg_cli.segmenter import Segmenter
+from rsseg_cli.training.precision import Precision
 from rsseg_cli.words import counted
 
 ACTIVATIONS = {False: 34, True: 4}
 """Floats kept per token, channel and block: the branches of a block, or only its input."""
+PRECISIONS = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 
 @dataclass
-class Plan:
-    """The answer of `--dry-run`; its keys are those of the machine output."""
+class TrainingPlan:
+    """What a run would do; the fields are the keys of the machine-readable answer."""
 
     source: str
     model: str
@@ -31,11 +36,11 @@ class Plan:
     warnings: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """Give the machine-readable form."""
+        """Return the machine-readable form."""
         return asdict(self)
 
     def show(self) -> None:
-        """Print what a person wants to know before a long run."""
+        """Print the plan."""
         console = Console(highlight=False)
         console.print(f"source    {self.source}")
         console.print(f"model     {self.model}")
@@ -47,22 +52,77 @@ class Plan:
             console.print(f"warning: {text}")
 
 
-def describe_source(sources: Sources) -> str:
-    """Say in a line what is learned from."""
+def make_plan(
+    config: RunConfig,
+    sources: Sources,
+    index: ClassIndex | None,
+    model: Segmenter,
+    precision: Precision,
+) -> TrainingPlan:
+    """Describe a run.
+
+    Args:
+        config: The settings.
+        sources: The labelled data.
+        index: Class frequencies; None without labels.
+        model: The model as it starts.
+        precision: Number format and device.
+    """
+    counts = count_parameters(model)
+    frequencies = [None] * len(sources.classes) if index is None else map(float, index.shares)
+    classes = [
+        {"id": cls.id, "name": cls.name, "share": share}
+        for cls, share in zip(sources.classes, frequencies, strict=True)
+    ]
+    return TrainingPlan(
+        source=describe_source(sources),
+        model=describe_model(config, counts),
+        training=describe_training(config, precision),
+        pairs={
+            "train": sum(len(pairs) for _, pairs in sources.train),
+            "validation": sum(len(pairs) for _, pairs in sources.validation),
+        },
+        classes=classes,
+        parameters=counts,
+        memory_mb=estimate_memory_mb(config, model, counts),
+        warnings=_warnings(config, sources, classes),
+    )
+
+
+def _warnings(config: RunConfig, sources: Sources, classes: list[dict[str, Any]]) -> list[str]:
+    warnings = []
+    missing = [row["name"] for row in classes if row["share"] == 0]
+    if missing:
+        warnings.append(
+            f"no training pixel of: {', '.join(missing)} (`rsseg data check` compares what "
+            "labels hold with what is expected)"
+        )
+    if not sources.validation:
+        warnings.append("no validation set: the model of the last step is kept")
+    tile = config.data.tile
     places = [pair.place for _, pairs in sources.train for pair in pairs]
-    held = sum(len(pairs) for _, pairs in sources.validation)
+    small = min((min(place.width, place.height) for place in places), default=tile)
+    if small < tile:
+        warnings.append(f"scenes of {small} px are padded to tiles of {tile} px")
+    return warnings
+
+
+def describe_source(sources: Sources) -> str:
+    """Return a line about the data."""
+    places = [pair.place for _, pairs in sources.train for pair in pairs]
+    validation = sum(len(pairs) for _, pairs in sources.validation)
     sizes = {f"{place.width}x{place.height}" for place in places}
     size = sizes.pop() if len(sizes) == 1 else "mixed sizes"
     names = sources.bands.names
     return (
-        f"{sources.name}  train {len(places)} / val {held} scenes {size}, "
+        f"{sources.name}  train {len(places)} / val {validation} scenes {size}, "
         f"{counted(len(names), 'band')} ({' '.join(names)}), "
         f"{counted(len(sources.classes), 'class')}"
     )
 
 
 def describe_model(config: RunConfig, counts: dict[str, int]) -> str:
-    """Say in a line what the model is made of."""
+    """Return a line about the model."""
     name = getattr(config.backbone, "name", "")
     return (
         f"{name} + {config.method.name} + {config.head.name}     "
@@ -71,17 +131,19 @@ def describe_model(config: RunConfig, counts: dict[str, int]) -> str:
     )
 
 
-def describe_training(config: RunConfig, device: str, precision: str) -> str:
-    """Say in a line how it is trained."""
-    training = config.training
+def describe_training(config: RunConfig, precision: Precision) -> str:
+    """Return a line about the training."""
+    training, device = config.training, precision.device
+    on_gpu = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if on_gpu else platform.processor() or "CPU"
     return (
         f"{counted(training.steps, 'step')}, batch {training.batch}, {config.data.tile} px, "
-        f"{precision} on {device}, seed {training.seed}"
+        f"{PRECISIONS[precision.dtype]} on {name}, seed {training.seed}"
     )
 
 
 def count_parameters(model: Segmenter) -> dict[str, int]:
-    """Count parameters by part; `trainable_now` is what requires a gradient at this moment."""
+    """Count parameters by part; `trainable_now` are those that require a gradient at the moment."""
     parts = {"backbone": model.backbone, "method": model.method, "head": model.head}
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
     counts["tuned"] = sum(parameter.numel() for _, parameter in model.tuned())
@@ -90,9 +152,9 @@ def count_parameters(model: Segmenter) -> dict[str, int]:
 
 
 def estimate_memory_mb(config: RunConfig, model: Segmenter, counts: dict[str, int]) -> float:
-    """Estimate the peak of a step: weights, gradients, moments, and activations of the blocks.
+    """Estimate the peak memory of a step: weights, gradients, moments, activations.
 
-    A rough number for choosing a batch: within a factor of two for the heads and methods here.
+    The estimate is within a factor of two for the heads and methods here.
     """
     backbone, training = model.backbone, config.training
     side = -(-config.data.tile // backbone.patch)

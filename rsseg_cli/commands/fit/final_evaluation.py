@@ -1,4 +1,4 @@
-"""Looks once more, closely, at the held-back ground with the model that a fit kept."""
+"""Evaluates the best model on the validation set, tile by tile."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from rsseg_cli.training.precision import Precision
 from rsseg_cli.training.prefetch import Prefetch, pinned
 
 SHOWN = 256
-"""Side in pixels at which tiles are shown."""
+"""Side in pixels of tiles in the report."""
 LABELLED = 0.1
-"""Share of a tile that must have a truth for the tile to be shown."""
+"""Fraction of labelled pixels from which a tile is shown in the report."""
 
 
 def shown_bands(bands: Bands) -> tuple[int, ...]:
-    """Choose the bands to show, from 0: red, green and blue, else the first three, else one."""
+    """Return the bands of a picture, from 0: red, green, blue, else the first three, else one."""
     return bands.rgb() or ((0, 1, 2) if len(bands) >= 3 else (0,))
 
 
 @torch.inference_mode()
-def review(
+def final_evaluation(
     model: Segmenter,
     tiles: CoveringTiles,
     classes: Sequence[Class],
@@ -42,33 +42,34 @@ def review(
     rgb: tuple[int, ...],
     threads: int,
 ) -> Evaluation:
-    """Score every tile on its own: intervals, scenes, domains, calibration, best and worst tiles.
+    """Evaluate a model on tiles: intervals, scenes, domains, calibration, best and worst tiles.
 
     Args:
         model: On its device; left in eval mode.
-        tiles: The held-back ground.
-        classes: What the indices mean.
+        tiles: The validation set.
+        classes: Class of each index.
         precision: Autocast of the forward pass.
-        rgb: Bands to show, from 0.
-        threads: Readers.
+        rgb: Bands of the pictures, from 0.
+        threads: Number of reading threads.
     """
     model.eval()
-    found = Evaluation.of(classes, boundary_px=None)
+    evaluation = Evaluation.of(classes, boundary_px=None)
     for batch in Prefetch(pinned(tiles, precision.device), range(len(tiles)), threads=threads):
         with precision.autocast():
-            shares = model.infer(batch.image.to(precision.device))
-        sure, best = (part.cpu().numpy() for part in shares.float().max(1))
-        for index in range(len(best)):
-            _add(found, batch, index, best[index].astype(np.uint8), sure[index], rgb)
-    return found
+            probabilities = model.infer(batch.image.to(precision.device))
+        confidence, predicted = (part.cpu().numpy() for part in probabilities.float().max(1))
+        for index in range(len(predicted)):
+            labels = predicted[index].astype(np.uint8)
+            _add(evaluation, batch, index, labels, confidence[index], rgb)
+    return evaluation
 
 
 def _add(
-    found: Evaluation,
+    evaluation: Evaluation,
     batch: Batch,
     index: int,
     predicted: Labels,
-    sure: NDArray[np.float32],
+    confidence: NDArray[np.float32],
     rgb: tuple[int, ...],
 ) -> None:
     """Add one tile of a batch."""
@@ -76,19 +77,19 @@ def _add(
     known = truth != IGNORE
     if not known.any():
         return
-    matrix = ConfusionMatrix(found.classes)
+    matrix = ConfusionMatrix(evaluation.classes)
     matrix.update(predicted, truth)
-    found.add(batch.names[index], batch.domains[index], [matrix])
-    found.calibration.update(sure[known], (predicted == truth)[known])
+    evaluation.add(batch.names[index], batch.domains[index], [matrix])
+    evaluation.calibration.update(confidence[known], (predicted == truth)[known])
     miou = matrix.scores().miou
     if miou is not None and known.mean() > LABELLED:
         image = batch.image[index][list(rgb)].numpy()
         load = partial(_sample, batch.names[index], miou, truth, predicted, image)
-        found.gallery.consider(miou, load)
+        evaluation.gallery.consider(miou, load)
 
 
 def _sample(
     name: str, score: float, truth: Labels, predicted: Labels, image: NDArray[np.generic]
 ) -> Sample:
-    small = (shrink(one, SHOWN).copy() for one in (truth, predicted, image))
+    small = (shrink(array, SHOWN).copy() for array in (truth, predicted, image))
     return Sample(name, score, *small)

@@ -1,4 +1,4 @@
-"""Checks, before anything is computed, that a run's folder can be begun, replaced or resumed."""
+"""Checks before training that a run folder can be created, replaced or resumed."""
 
 from __future__ import annotations
 
@@ -8,45 +8,47 @@ from typing import Any
 
 from rsseg_cli import presets
 from rsseg_cli.config import SECTIONS, RunConfig, parse
+from rsseg_cli.data.resolve_source import take_apart
 from rsseg_cli.errors import OutputExistsError, RssegError
 from rsseg_cli.training.checkpoint import load_resume
 from rsseg_cli.training.run_folder import RunFolder
 
 MAY_CHANGE = frozenset(
     [
-        "backbone.weights",
-        "data.src",
+        "adapt.model",  # the state holds the weights that the run has by now
+        "backbone.weights",  # fingerprints are compared
+        "training.compile",
+        "training.activation_checkpointing",
+        "training.grad_accumulation",
         "training.log_every",
         "training.save_every",
-        "training.validate_every",
-        "training.grad_accumulation",
         "training.num_workers",
-        "training.activation_checkpointing",
-        "training.compile",
     ]
 )
-"""Settings that a resumed run may change: they do not change what it learns, or, as
-grad_accumulation, only how batch statistics are taken, where memory ran out. Files may have moved;
-whether they are the same is told by their fingerprints."""
+"""Settings that a resumed run may change, because they do not change its model (or, like
+grad_accumulation, only its batch statistics, to save memory). All others must be the same."""
+SOURCES = frozenset(["data.src", "adapt.tgt"])
+"""Settings whose files may have moved: only `:split:domain` must be the same, and the files'
+fingerprints."""
 
 
 def require_free(path: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that holds something else, or that cannot be written.
+    """Check that a run folder can be created.
 
     Raises:
-        RssegError: There is a run already and `overwrite` is not set, the folder holds no run at
-            all, or it cannot be made.
+        RssegError: The folder holds a run and `overwrite` is not set, or it holds something else,
+            or it cannot be created.
     """
     above = path.absolute()
     while not above.exists():
         above = above.parent
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         raise RssegError(
-            f"{above} {'cannot be written to' if above.is_dir() else 'is no folder'}",
+            f"{above} {'cannot be written to' if above.is_dir() else 'is not a folder'}",
             where=str(path),
             fix="another --output",
         )
-    if above != path.absolute() or all(one.suffix == ".part" for one in path.iterdir()):
+    if above != path.absolute() or all(file.suffix == ".part" for file in path.iterdir()):
         return
     run = RunFolder(path)
     if not run.config.is_file():
@@ -56,28 +58,21 @@ def require_free(path: Path, *, overwrite: bool) -> None:
     if not overwrite:
         unfinished = run.resume.exists()
         raise OutputExistsError(
-            f"{path} is there already" + (", unfinished" if unfinished else ""),
+            f"{path} already exists" + (", unfinished" if unfinished else ""),
             where=str(path),
-            fix="--resume to go on, " * unfinished + "--overwrite, or another --output",
+            fix="--resume to continue it, " * unfinished + "--overwrite, or another --output",
         )
 
 
 def read_state(path: Path, config: RunConfig) -> dict[str, Any]:
-    """Read the state of an interrupted run, if it was one with the same settings.
+    """Read the state of an interrupted run with the same settings.
 
     Raises:
         RssegError: There is nothing to resume, or the settings differ.
     """
     run = RunFolder(path)
     state = load_resume(run.resume)
-    before, now = parse(presets.read(run.config)).to_json(), config.to_json()
-    changed = [
-        f"{section}.{key} {now[section].get(key)} was {before[section].get(key)}"
-        for section in SECTIONS
-        for key in sorted(before[section].keys() | now[section].keys())
-        if before[section].get(key) != now[section].get(key)
-        and f"{section}.{key}" not in MAY_CHANGE
-    ]
+    changed = changed_settings(parse(presets.read(run.config)), config)
     if changed:
         raise RssegError(
             "the settings are not those of the interrupted run: " + "; ".join(changed),
@@ -87,17 +82,39 @@ def read_state(path: Path, config: RunConfig) -> dict[str, Any]:
     return state
 
 
+def changed_settings(before: RunConfig, now: RunConfig) -> list[str]:
+    """List the settings that differ, except those that a resumed run may change."""
+    old, new = before.to_json(), now.to_json()
+    return [
+        f"{section}.{key} {new[section].get(key)} was {old[section].get(key)}"
+        for section in SECTIONS
+        for key in sorted(old[section].keys() | new[section].keys())
+        if f"{section}.{key}" not in MAY_CHANGE
+        and _comparable(f"{section}.{key}", old) != _comparable(f"{section}.{key}", new)
+    ]
+
+
+def _comparable(setting: str, document: dict[str, Any]) -> Any:
+    """Return the value of a setting; of sources, only their splits and domains."""
+    section, _, key = setting.partition(".")
+    value = document[section].get(key)
+    return [take_apart(text)[1:] for text in value] if setting in SOURCES else value
+
+
 def require_same_data(state: dict[str, Any], about: dict[str, Any], path: Path) -> None:
-    """Refuse to go on with other data than an interrupted run has seen.
+    """Check that an interrupted run continues with the same data and backbone.
+
+    Args:
+        state: State of the interrupted run.
+        about: Metadata of the model files now.
+        path: The run folder.
 
     Raises:
-        RssegError: Files were added, removed or changed, or classes or bands are others.
+        RssegError: Files were added, removed or changed, or classes, bands or the backbone's
+            weights differ.
     """
-    changed = [
-        part
-        for part, before in _what_was_seen(state["about"]).items()
-        if before != _what_was_seen(about)[part]
-    ]
+    before, now = _inputs(state["about"]), _inputs(about)
+    changed = [name for name in before if before[name] != now[name]]
     if changed:
         raise RssegError(
             f"the data have changed since the run was interrupted ({', '.join(changed)})",
@@ -106,7 +123,12 @@ def require_same_data(state: dict[str, Any], about: dict[str, Any], path: Path) 
         )
 
 
-def _what_was_seen(about: dict[str, Any]) -> dict[str, Any]:
-    """Pick what must stay; where the files lie does not matter."""
-    sources = [{k: v for k, v in one.items() if k != "root"} for one in about["sources"]]
-    return {"classes": about["classes"], "bands": about["bands"], "sources": sources}
+def _inputs(about: dict[str, Any]) -> dict[str, Any]:
+    """Return the metadata that must stay the same; the position of the files may change."""
+    sources = [{k: v for k, v in source.items() if k != "root"} for source in about["sources"]]
+    return {
+        "classes": about["classes"],
+        "bands": about["bands"],
+        "sources": sources,
+        "backbone": about["fingerprint"],
+    }

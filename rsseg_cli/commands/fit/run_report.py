@@ -1,4 +1,4 @@
-"""The report that a finished run leaves."""
+"""Writes the report of a finished run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from rasterio.env import GDALVersion
 
 from rsseg_cli import __version__
-from rsseg_cli.commands.fit.dry_run import Plan
+from rsseg_cli.commands.fit.dry_run import TrainingPlan
 from rsseg_cli.config import RunConfig
 from rsseg_cli.contract import Method
 from rsseg_cli.evaluate.evaluation import Evaluation
@@ -29,45 +29,43 @@ if TYPE_CHECKING:
 def write_report(
     folder: RunFolder,
     config: RunConfig,
-    plan: Plan,
-    outcome: TrainingResult,
+    plan: TrainingPlan,
+    result: TrainingResult,
     *,
-    pictures: Mapping[str, Figure] | None = None,
-    remarks: Sequence[str] = (),
-    review: Evaluation | None = None,
+    figures: Mapping[str, Figure],
+    remarks: Sequence[str],
+    evaluation: Evaluation | None,
 ) -> None:
-    """Write the run's report: scores of the kept model, curves, the method's own pictures.
+    """Write the report of a run: scores of the best model, curves, figures of the method.
 
     Args:
-        folder: The run.
-        config: Its settings.
-        plan: What was to be done.
-        outcome: What was done.
-        pictures: More pictures, before the method's.
-        remarks: More to know.
-        review: A closer look at the held-back ground.
+        folder: The run folder.
+        config: The settings.
+        plan: The plan of the run.
+        result: Its result.
+        figures: Further figures, before the method's.
+        remarks: Further remarks.
+        evaluation: Evaluation of the best model on the validation set, tile by tile.
     """
     records = folder.records()
     method = find("methods", config.method.name, Method)
-    best = outcome.best
+    best = result.best
     about: dict[str, Any] = {"model": plan.model, "data": plan.source, "training": plan.training}
-    about |= {
-        name: value for name, value in asdict(outcome).items() if name not in ("best", "last")
-    }
-    said = [*plan.warnings, *remarks]
+    about |= {name: value for name, value in asdict(result).items() if name not in ("best", "last")}
+    notes = [*plan.warnings, *remarks]
     if best is not None:
-        said.append(f"scores of step {best['step']}, the best on the held-back ground")
+        notes.append(f"scores of step {best['step']}, the best on the validation set")
     if getattr(config.backbone, "pretrained", True) is False:
-        said.append("the backbone started at random (--no-pretrained)")
+        notes.append("the backbone was initialised at random (--no-pretrained)")
     Report(
         title=str(folder.path),
-        scores=None if best is None or "miou" not in best else _scores(best, review),
-        subtitle="validation on held-back ground",
-        remarks=said,
+        scores=None if best is None or "miou" not in best else _scores(best, evaluation),
+        subtitle="scores on the validation set",
+        remarks=notes,
         records=records,
         pictures={
-            **(pictures or {}),
-            **(review.gallery.pictures(review.classes) if review else {}),
+            **figures,
+            **(evaluation.gallery.pictures(evaluation.classes) if evaluation else {}),
             **dict(method.draw(records)),
         },
         config=config.to_json(),
@@ -75,23 +73,23 @@ def write_report(
     ).write(folder.report)
 
 
-def _scores(best: dict[str, Json], review: Evaluation | None) -> Scores:
-    """Read the scores of the kept model, and put beside them what a closer look has found."""
+def _scores(best: dict[str, Json], evaluation: Evaluation | None) -> Scores:
+    """Return the scores of the best model with those details that only an evaluation has."""
     scores = Scores.from_json(best)
-    if review is None or not review.scenes:
+    if evaluation is None or not evaluation.scenes:
         return scores
-    closer = review.scores()
+    detailed = evaluation.scores()
     return replace(
         scores,
-        groups=closer.groups,
-        scenes=closer.scenes,
-        intervals=closer.intervals,
-        calibration=closer.calibration,
+        groups=detailed.groups,
+        scenes=detailed.scenes,
+        intervals=detailed.intervals,
+        calibration=detailed.calibration,
     )
 
 
 def versions() -> dict[str, str]:
-    """Name what the numbers depend on: versions and hardware."""
+    """Return the versions and the hardware that the numbers depend on."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     return {
         "rsseg": __version__,

@@ -1,4 +1,4 @@
-"""Scores a model on held-back ground while it trains."""
+"""Validates a model during training."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from torch import Tensor
 
 from rsseg_cli import distributed
 from rsseg_cli.classes import Class
+from rsseg_cli.commands.fit.job import RunTiles
+from rsseg_cli.data.sources import Sources
 from rsseg_cli.data.tiles.validation_tiles import CoveringTiles
 from rsseg_cli.metrics.confusion import ConfusionMatrix
 from rsseg_cli.segmenter import Segmenter
@@ -18,10 +20,10 @@ from rsseg_cli.training.precision import Precision
 from rsseg_cli.training.prefetch import Prefetch, pinned
 
 
-def inferred(
-    model: Segmenter, tiles: CoveringTiles, precision: Precision, *, threads: int, gain: float
+def predict_tiles(
+    model: Segmenter, tiles: CoveringTiles, precision: Precision, *, threads: int, unit_scale: float
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Give what a model says about tiles, and their labels; the model is left in eval mode.
+    """Predict tiles; the model is left in eval mode.
 
     Yields:
         Probabilities (B, K, T, T) and class indices (B, T, T), on the device.
@@ -30,37 +32,46 @@ def inferred(
     source = pinned(tiles, precision.device)
     for batch in Prefetch(source, range(len(tiles)), threads=threads):
         moved = batch.to(precision.device)
-        image = moved.image if gain == 1.0 else moved.image * gain
+        image = moved.image if unit_scale == 1.0 else moved.image * unit_scale
         with precision.autocast():
-            scores = model.infer(image)
-        yield scores, moved.label
+            probabilities = model.infer(image)
+        yield probabilities, moved.label
 
 
 @dataclass
 class Validation:
-    """Runs a model over tiles that cover the ground, and counts.
+    """Computes the scores of a model on the validation set.
 
     Attributes:
-        tiles: This process' share of the tiles.
-        classes: What the indices mean.
+        tiles: This process' shard of the tiles.
+        classes: Class of each index.
         precision: Autocast of the forward pass.
-        threads: Readers.
-        gain: Factor from stored values to the model's unit.
+        threads: Number of reading threads.
+        unit_scale: Factor from stored values to the model's unit.
     """
 
     tiles: CoveringTiles
     classes: Sequence[Class]
     precision: Precision
     threads: int
-    gain: float = 1.0
+    unit_scale: float = 1.0
+
+    @classmethod
+    def of(cls, sources: Sources, tiles: RunTiles, precision: Precision) -> Validation | None:
+        """Return the validation of a run on its labelled data; None without a validation set."""
+        if not sources.validation:
+            return None
+        threads = tiles.config.training.num_workers
+        return cls(tiles.covering(sources.validation), sources.classes, precision, threads)
 
     @torch.inference_mode()
     def __call__(self, model: Segmenter) -> dict[str, Json]:
-        """Give the score object; the model is left in eval mode."""
+        """Return the scores; the model is left in eval mode."""
         matrix = ConfusionMatrix(self.classes)
-        walk = inferred(model, self.tiles, self.precision, threads=self.threads, gain=self.gain)
-        for scores, label in walk:
-            matrix.update(scores.argmax(1), label)
+        for probabilities, label in predict_tiles(
+            model, self.tiles, self.precision, threads=self.threads, unit_scale=self.unit_scale
+        ):
+            matrix.update(probabilities.argmax(1), label)
         counts = torch.from_numpy(matrix.counts).to(self.precision.device)
         summed = distributed.total(counts).cpu().numpy()
         return ConfusionMatrix(self.classes, summed).scores().to_json()

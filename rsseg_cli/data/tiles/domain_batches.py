@@ -33,19 +33,19 @@ class TargetTiles:
 
     Attributes:
         tiles: Unlabelled tiles.
-        gain: Factor from the unit in which they are stored.
+        unit_scale: Factor from stored values to the unit of the source.
     """
 
     tiles: TileStream
-    gain: float = 1.0
+    unit_scale: float = 1.0
 
     def __getitem__(self, index: int) -> DomainBatch:
         """Read item `index`."""
         batch = _marked(self.tiles[index], 0)
         # The source's stream has the same seed, and its tiles the same numbers.
         batch.seeds = tuple(seed ^ 1 for seed in batch.seeds)
-        if self.gain != 1.0:
-            batch.image = batch.image.float() * self.gain
+        if self.unit_scale != 1.0:
+            batch.image = batch.image.float() * self.unit_scale
         return batch
 
 

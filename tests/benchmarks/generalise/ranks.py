@@ -14,7 +14,8 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from generalise.runs import Job, Workshop
-from rsseg_cli.commands.fit.fit import Fit
+from rsseg_cli.commands.fit.fit import prepare_fit
+from rsseg_cli.commands.fit.job import RunOptions, run
 from rsseg_cli.methods._sparse import Sparse
 from rsseg_cli.methods.fishertune import FisherTune
 from rsseg_cli.training.step import TrainingStep
@@ -61,15 +62,12 @@ def estimate(job: Job, shop: Workshop, seeds: Sequence[int], more: Sequence[str]
         tempfile.TemporaryDirectory(dir=shop.work, prefix="run-") as folder,
         patch.object(Sparse, "_select", select),
     ):
-        run = Fit(
+        prepared = prepare_fit(
             shop.settings(job, pair.source, changes),
-            folder=Path(folder),
-            device=shop.device,
-            overwrite=True,
-            quiet=True,
+            RunOptions(folder=Path(folder), device=shop.device, overwrite=True, quiet=True),
         )
         try:
-            run.run()
+            run(prepared)
         except _Estimated as end:
             return end.scores
     raise AssertionError("the run ended without a selection")

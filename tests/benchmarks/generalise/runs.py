@@ -14,8 +14,9 @@ from typing import Any
 from generalise import settings
 from generalise.pairs import Pair, make
 from rsseg_cli import config
-from rsseg_cli.commands.evaluate import evaluate
-from rsseg_cli.commands.fit.fit import Fit
+from rsseg_cli.commands.evaluate.model_evaluation import evaluate_model
+from rsseg_cli.commands.fit.fit import prepare_fit
+from rsseg_cli.commands.fit.job import RunOptions, run
 from rsseg_cli.errors import Interrupted
 
 Record = dict[str, Any]
@@ -94,11 +95,14 @@ class Workshop:
         chosen = self.settings(job, pair.source, changes)
         with tempfile.TemporaryDirectory(dir=self.work, prefix="run-") as folder:
             started, worked = time.perf_counter(), time.process_time()
-            fit = Fit(chosen, folder=Path(folder), device=self.device, overwrite=True, quiet=True)
-            parameters = fit.plan().parameters
-            fitted = fit.run()
+            options = RunOptions(
+                folder=Path(folder), device=self.device, overwrite=True, quiet=True
+            )
+            prepared = prepare_fit(chosen, options)
+            parameters = prepared.plan.parameters
+            fitted = run(prepared)
             fit_s, cpu_s = time.perf_counter() - started, time.process_time() - worked
-            report = evaluate.model(
+            report = evaluate_model(
                 Path(fitted.run), [pair.target], overlap=0.0, device=self.device, quiet=True
             )
             evaluate_s = time.perf_counter() - started - fit_s

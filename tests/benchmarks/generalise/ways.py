@@ -12,9 +12,10 @@ from typing import Any
 from generalise.areas import Areas, make
 from generalise.runs import Job, Record, Workshop
 from rsseg_cli.commands.adapt import settings as adapt_config
-from rsseg_cli.commands.adapt.adapt import Adapt
-from rsseg_cli.commands.evaluate import evaluate
-from rsseg_cli.commands.fit.fit import Fit, FitReport
+from rsseg_cli.commands.adapt.adapt import prepare_adapt
+from rsseg_cli.commands.evaluate.model_evaluation import evaluate_model
+from rsseg_cli.commands.fit.fit import prepare_fit
+from rsseg_cli.commands.fit.job import FitReport, RunJob, RunOptions, run
 from rsseg_cli.metrics.scores import Scores
 
 WAYS = ("source", "longer", "adapt", "source_free", "target")
@@ -71,39 +72,39 @@ class Ways(Workshop):
         made = {"changes": self.changes(job, areas.tile), "data": areas.fingerprint()}
         return made | {"ways": found}
 
-    def _prepare(self, way: str, job: Job, areas: Areas, folder: Path) -> Fit:
+    def _prepare(self, way: str, job: Job, areas: Areas, folder: Path) -> RunJob:
         """Prepare a way's run; adaptations find the model of `source` in the folder."""
-        run, more = {"folder": folder / way, "device": self.device, "quiet": True}, self.more
+        options = RunOptions(folder=folder / way, device=self.device, quiet=True)
         if way not in OF_ADAPT:
             ground = areas.source if way == "source" else areas.unlabelled
-            return Fit(self.settings(job, ground, self._of_fits(job, areas.tile)), **run)
+            return prepare_fit(self.settings(job, ground, self._of_fits(job, areas.tile)), options)
         config = adapt_config.resolve(
             model=folder / "source",
             targets=[areas.unlabelled],
-            changes=[f"training.steps={self.adapt_steps}", *OF_ADAPT[way], *more],
+            changes=[f"training.steps={self.adapt_steps}", *OF_ADAPT[way], *self.more],
         )
-        return Adapt(config, **run)
+        return prepare_adapt(config, options)
 
-    def _measure(self, run: Fit, areas: Areas) -> Record:
+    def _measure(self, job: RunJob, areas: Areas) -> Record:
         """Run it and score its model on target and source; also the model of the last step."""
         started = time.process_time()
-        result = run.run()
+        report = run(job)
         spent = time.process_time() - started
-        scores = self._score(Path(result.run), [areas.tested])
-        last = self._score(Path(result.run) / "last.safetensors", [areas.tested])
-        source = self._score(Path(result.run), [f"{areas.source}:val"])
+        scores = self._score(Path(report.run), [areas.tested])
+        last = self._score(Path(report.run) / "last.safetensors", [areas.tested])
+        source = self._score(Path(report.run), [f"{areas.source}:val"])
         return {
             "target": scores.miou,
             "ious": {row.name: row.iou for row in scores.present},
             "last": last.miou,
             "source": source.miou,
-            "chosen": _chosen(result),
-            "stopped": (result.outcome.last or {}).get("stop"),
+            "chosen": _chosen(report),
+            "stopped": (report.result.last or {}).get("stop"),
             "cpu_s": spent,
         }
 
     def _score(self, model: Path, on: Sequence[str]) -> Scores:
-        report = evaluate.model(model, on, overlap=0.0, device=self.device, quiet=True)
+        report = evaluate_model(model, on, overlap=0.0, device=self.device, quiet=True)
         assert report.scores is not None
         return report.scores
 
@@ -112,5 +113,5 @@ class Ways(Workshop):
         return ", ".join(f"{way} {one['target']:.3f}" for way, one in record["ways"].items())
 
 
-def _chosen(result: FitReport) -> Any:
-    return (result.outcome.best or {}).get("step")
+def _chosen(report: FitReport) -> Any:
+    return (report.result.best or {}).get("step")
