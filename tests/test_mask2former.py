@@ -225,7 +225,7 @@ def test_projected_content_reaches_the_methods_queries() -> None:
     ("position", "queries", "message"),
     [
         ("learned", torch.zeros(12, 64), "learns its own"),
-        ("method", None, "the method gives none"),
+        ("method", None, "the method has none"),
         ("method", torch.zeros(10, 64), "10 queries of width 64"),
         ("method", torch.zeros(2, 12, 32), "12 queries of width 32"),
     ],

@@ -70,7 +70,7 @@ def test_the_head_must_wait_for_the_queries() -> None:
     backbone, rein = tiny(query_width=32)
     for settings, message in (
         ({"query_position": "learned", "queries": 10}, "learns its own"),
-        ({"query_position": "method", "queries": 12}, "gives 10 queries"),
+        ({"query_position": "method", "queries": 12}, "has 10 queries"),
     ):
         config = Mask2Former.Config.model_validate(settings | {"width": 32})
         model = Segmenter(backbone, rein, Mask2Former(config, dim=64, maps=4, classes=2), RGB)
