@@ -13,12 +13,12 @@ from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss
 
 from rsseg_cli.classes import IGNORE
 from rsseg_cli.heads import _criterion
-from rsseg_cli.heads._criterion import Predictions, Sampling, set_losses
-from rsseg_cli.heads._matching import Weights, match
+from rsseg_cli.heads._criterion import PointSampling, Predictions, set_losses
+from rsseg_cli.heads._matching import LossWeights, match
 from rsseg_cli.heads._points import PointLabels, present, sample, spread
 
-WEIGHTS = Weights(classes=2.0, masks=5.0, dice=5.0)
-SAMPLING = Sampling(points=96, oversample=3.0, importance=0.75)
+WEIGHTS = LossWeights(classes=2.0, masks=5.0, dice=5.0)
+SAMPLING = PointSampling(points=96, oversample=3.0, importance=0.75)
 
 
 def predict(
@@ -40,7 +40,7 @@ def blocks(batch: int, classes: int, side: int) -> Tensor:
 def losses(
     predictions: Predictions,
     labels: Tensor,
-    sampling: Sampling = SAMPLING,
+    sampling: PointSampling = SAMPLING,
     class_weights: Tensor | None = None,
 ) -> dict[str, Tensor]:
     if class_weights is None:
@@ -51,7 +51,7 @@ def losses(
     )
 
 
-def theirs(predictions: Predictions, labels: Tensor, sampling: Sampling) -> dict[str, Tensor]:
+def theirs(predictions: Predictions, labels: Tensor, sampling: PointSampling) -> dict[str, Tensor]:
     """transformers' loss, summed over the layers and weighted."""
     classes = predictions.classes.shape[-1] - 1
     config = Mask2FormerConfig(
@@ -131,7 +131,7 @@ def test_our_random_points_give_transformers_loss_on_average() -> None:
     torch.manual_seed(0)
     ours = predict(layers=1)
     labels = blocks(2, 4, 32)
-    sampling = Sampling(points=512, oversample=3.0, importance=0.75)
+    sampling = PointSampling(points=512, oversample=3.0, importance=0.75)
     with torch.no_grad():
         mine = torch.stack([sum(losses(ours, labels, sampling).values()) for _ in range(40)])
         reference = torch.stack([sum(theirs(ours, labels, sampling).values()) for _ in range(40)])
@@ -168,7 +168,7 @@ def test_scattered_labels_equal_the_maths_written_out() -> None:
     drawn = torch.rand(1, 200, 2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "rand", lambda *shape, device: drawn[:, : shape[1]])
-        found = losses(ours, labels, Sampling(points=200, oversample=1.0, importance=0.0))
+        found = losses(ours, labels, PointSampling(points=200, oversample=1.0, importance=0.0))
 
     points = spread(drawn, labels)[0]
     logits = sample(
@@ -219,7 +219,7 @@ def test_ignored_half_equals_the_other_half_alone() -> None:
     # Pixel centres of the labelled half, and nothing uncertain: no random number is left.
     y, x = torch.meshgrid(torch.arange(16) + 0.5, torch.arange(32) + 0.5, indexing="ij")
     grid = torch.stack((x / 32, y / 16), -1).view(1, -1, 2)
-    sampling = Sampling(points=512, oversample=1.0, importance=0.0)
+    sampling = PointSampling(points=512, oversample=1.0, importance=0.0)
     half = Predictions(whole.classes, whole.embeddings, whole.pixels[:, :, :16])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "rand", lambda *shape, device: grid[:, : shape[1]])
@@ -263,7 +263,7 @@ def test_class_weights_count_in_the_class_term_only() -> None:
     torch.manual_seed(1)
     plain = losses(ours, labels)
     torch.manual_seed(1)
-    costs = _criterion._all_costs(ours, labels, SAMPLING, WEIGHTS)
+    costs = _criterion._matching_costs(ours, labels, SAMPLING, WEIGHTS)
     matching = match(costs.detach(), present(labels, 4))
     wanted = torch.full((8,), 4)
     wanted[matching.queries[0, 0]] = matching.classes[0]

@@ -46,15 +46,17 @@ def test_labels_at_points_equal_reading_one_mask_per_class() -> None:
     points = torch.rand(2, 300, 2)
     masks = torch.nn.functional.one_hot(labels, 5).permute(0, 3, 1, 2).float()
     found = PointLabels.read(labels, points)
-    torch.testing.assert_close(found.of_all(5), sample(masks, points), rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.fractions(5), sample(masks, points), rtol=0, atol=1e-5)
     torch.testing.assert_close(found.labelled, torch.ones(2, 300))
     chosen = torch.tensor([[4, 0], [1, 1]])
-    shares = found.of_all(5).gather(1, chosen[..., None].expand(-1, -1, 300))
-    torch.testing.assert_close(found.of(chosen), shares)
+    shares = found.fractions(5).gather(1, chosen[..., None].expand(-1, -1, 300))
+    torch.testing.assert_close(found.fractions_of(chosen), shares)
 
 
 def test_ignored_corner_counts_as_neither_class() -> None:
     labels = torch.tensor([[[0, IGNORE], [1, 0]]])
     found = PointLabels.read(labels, torch.tensor([[[0.5, 0.5], [0.25, 0.25], [0.75, 0.25]]]))
     torch.testing.assert_close(found.labelled, torch.tensor([[0.75, 1.0, 0.0]]))
-    torch.testing.assert_close(found.of_all(2), torch.tensor([[[0.5, 1.0, 0.0], [0.25, 0.0, 0.0]]]))
+    torch.testing.assert_close(
+        found.fractions(2), torch.tensor([[[0.5, 1.0, 0.0], [0.25, 0.0, 0.0]]])
+    )

@@ -1,1 +1,1 @@
-"""From features to class scores, and their losses."""
+"""Segmentation heads: class scores from feature maps, and their losses."""

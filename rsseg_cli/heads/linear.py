@@ -1,4 +1,4 @@
-"""Scores every cell of the maps with a linear map, or with a few cheap convolutions."""
+"""Linear probe on the feature maps, or a light convolutional decoder."""
 
 from __future__ import annotations
 
@@ -18,41 +18,40 @@ from rsseg_cli.contract import Features, Head, Output
 
 @dataclass
 class LinearOutput(Output):
-    """Scores on the grid of the finest map, or finer."""
+    """Class logits on the grid of the finest map, or on a finer one."""
 
     logits: Tensor
     """(B, K, h, w)."""
 
     def at_image_size(self) -> Tensor:
-        """Resize the logits to (B, K, H, W), in float32."""
+        """Resize the logits to (B, K, H, W) in float32."""
         return F.interpolate(self.logits.float(), self.size, mode="bilinear")
 
     def probabilities(self) -> Tensor:
-        """Give the softmax (B, K, H, W) of the resized logits."""
+        """Compute the softmax (B, K, H, W) of the resized logits."""
         return self.at_image_size().softmax(1)
 
 
 class Linear(Head[LinearOutput]):
-    """Normalises each map over its channels, projects it with a 1x1 convolution, and adds up.
+    """Sum of all maps after a layer norm and a 1x1 convolution each, with an optional decoder.
 
-    With `width` 0 the projections give the classes: a linear probe. Otherwise they meet in
-    `width` channels, a 3x3 convolution mixes neighbours, every doubling unfolds a cell into 2x2
-    learned ones, and a last 1x1 convolution gives the classes. No layer depends on the rest of
-    the batch.
+    With `width` 0 the projections are the class logits: a linear probe. Otherwise they have
+    `width` channels. The decoder then applies a 3x3 convolution, learned 2x upsamplings and a 1x1
+    convolution to the class logits. No layer depends on other images of the batch.
     """
 
     class Config(Head.Config):
         """Settings of the linear head."""
 
         width: int = Field(0, ge=0)
-        """Channels in which the maps meet; 0 leaves a linear probe. 64 to 256 are useful."""
+        """Channels of the decoder, usually 64 to 256; 0 for a linear probe."""
         doublings: int = Field(0, ge=0, le=4)
-        """How often the grid is doubled before it is resized to the image (needs a width).
+        """Number of 2x upsamplings of the grid in the decoder, before bilinear resizing.
 
-        With patches of 16 pixels two doublings give a cell per 4 pixels.
+        With patches of 16 pixels, 2 give cells of 4 x 4 pixels. Needs a `width`.
         """
         dropout: float = Field(0.0, ge=0, lt=1)
-        """Share of channels dropped before the last layer, in training."""
+        """Fraction of channels dropped before the last layer in training."""
 
         @model_validator(mode="after")
         def _needs_width(self) -> Linear.Config:
@@ -62,8 +61,8 @@ class Linear(Head[LinearOutput]):
 
     def __init__(self, config: Config, *, dim: int, maps: int, classes: int) -> None:
         super().__init__(config, dim=dim, maps=maps, classes=classes)
-        # Raw taps of a transformer differ in norm by orders of magnitude, from block to block
-        # and from channel to channel.
+        # Outputs of transformer blocks differ in norm by orders of magnitude, between blocks and
+        # between channels.
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(maps))
         self.projections = nn.ModuleList(
             nn.Conv2d(dim, config.width or classes, kernel_size=1) for _ in range(maps)
@@ -72,7 +71,7 @@ class Linear(Head[LinearOutput]):
         self.decoder = nn.Sequential(*_decoder(config, classes)) if config.width else nn.Identity()
 
     def forward(self, features: Features, size: tuple[int, int]) -> LinearOutput:
-        """Score an image of `size` = (H, W) from its maps."""
+        """Compute the class logits of images of `size` = (H, W) from their maps."""
         finest = features.maps[0].shape[-2:]
         total: Tensor | float = 0.0
         for norm, projection, cells in zip(
@@ -86,27 +85,27 @@ class Linear(Head[LinearOutput]):
         return LinearOutput(size, self.decoder(total))
 
     def losses(self, output: LinearOutput, labels: Tensor) -> dict[str, Tensor]:
-        """Name the one term: cross-entropy, averaged over labelled pixels by class weight."""
+        """Compute the cross-entropy: the mean over labelled pixels, weighted by class."""
         labels = labels.long()
         weights = self.class_weights.float()
         with torch.autocast(labels.device.type, enabled=False):
             total = F.cross_entropy(
                 output.at_image_size(), labels, weights, ignore_index=IGNORE, reduction="sum"
             )
-            # IGNORE lies beyond the classes and finds the weight 0 there.
-            of_label = F.pad(weights, (0, IGNORE + 1 - len(weights)))
-            counted = batch_shard.mean(of_label[labels].sum())
-            return {"cross_entropy": total / counted.clamp(min=1.0e-6)}
+            # Padded with zeros up to IGNORE, so that every label is a valid index.
+            label_weights = F.pad(weights, (0, IGNORE + 1 - len(weights)))
+            weight_sum = batch_shard.mean(label_weights[labels].sum())
+            return {"cross_entropy": total / weight_sum.clamp(min=1.0e-6)}
 
 
 def _decoder(config: Linear.Config, classes: int) -> Iterator[nn.Module]:
     width = config.width
     yield from (nn.Conv2d(width, width, 3, padding=1), nn.GroupNorm(1, width), nn.GELU())
     narrowest = min(width, 16)
-    channels = [max(width >> done, narrowest) for done in range(config.doublings + 1)]
-    for before, after in pairwise(channels):
-        yield nn.ConvTranspose2d(before, after, kernel_size=2, stride=2)
-        yield from (nn.GroupNorm(1, after), nn.GELU())
-        yield from (nn.Conv2d(after, after, 3, padding=1), nn.GELU())
+    channels = [max(width >> step, narrowest) for step in range(config.doublings + 1)]
+    for wide, narrow in pairwise(channels):
+        yield nn.ConvTranspose2d(wide, narrow, kernel_size=2, stride=2)
+        yield from (nn.GroupNorm(1, narrow), nn.GELU())
+        yield from (nn.Conv2d(narrow, narrow, 3, padding=1), nn.GELU())
     yield nn.Dropout2d(config.dropout)
     yield nn.Conv2d(channels[-1], classes, kernel_size=1)

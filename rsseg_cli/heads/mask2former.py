@@ -1,4 +1,4 @@
-"""Classifies masks instead of pixels: Mask2Former's head on any four maps (arXiv 2112.01527)."""
+"""Mask2Former's mask classification head on up to four maps (Cheng et al., arXiv 2112.01527)."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from torch.nn import functional as F
 
 from rsseg_cli.contract import Features, Head, Output, QueryShape
 from rsseg_cli.errors import RssegError
-from rsseg_cli.heads._criterion import Predictions, Sampling, set_losses
-from rsseg_cli.heads._matching import Weights
+from rsseg_cli.heads._criterion import PointSampling, Predictions, set_losses
+from rsseg_cli.heads._matching import LossWeights
 from rsseg_cli.heads._pixel_decoder import STRIDES, PixelDecoder
 from rsseg_cli.heads._query_decoder import Content, Position, QueryDecoder
 
 
 @dataclass
 class MaskOutput(Output):
-    """Classes and masks of all queries: of every layer in training, else of the last one."""
+    """Classes and masks of all queries: of every layer in training, otherwise of the last one."""
 
     predictions: Predictions
 
     def probabilities(self) -> Tensor:
-        """Sum the queries' masks by their classes, and divide by the sum over the classes.
+        """Compute class probabilities (B, K, H, W) from the queries' classes and masks.
 
-        s_c = sum_q softmax(class_q)_c * sigmoid(mask_q), "no object" left out, is a score but no
-        probability: it sums to anything. (B, K, H, W).
+        The score of class c is sum_q softmax(class_q)_c * sigmoid(mask_q), without "no object".
+        Scores are divided by their sum over the classes.
         """
         last = self.predictions
         with torch.autocast(last.pixels.device.type, enabled=False):
@@ -36,52 +36,55 @@ class MaskOutput(Output):
             masks = torch.einsum("bqc,bchw->bqhw", embeddings, pixels).sigmoid()
             scores = torch.einsum("bqk,bqhw->bkhw", classes, masks)
             scores = F.interpolate(scores, self.size, mode="bilinear")
-            # Where no query claims a pixel all classes are equally likely, not 0 / 0.
+            # A pixel outside all masks has equal class probabilities instead of 0 / 0.
             scores = scores + 1.0e-12
             return scores / scores.sum(1, keepdim=True)
 
 
 class Mask2Former(Head[MaskOutput]):
-    """Pixel decoder and query decoder of Mask2Former, with a loss that knows `IGNORE`.
+    """Pixel decoder and query decoder of Mask2Former, with a loss that leaves out `IGNORE`.
 
-    Map i is brought to stride 4 * 2**i of the image, whatever its size: maps of a plain
-    transformer and a pyramid are treated alike. With fewer than four maps the last one serves
-    the coarser levels too.
+    Map i is resized to stride 4 * 2**i of the image, so that maps of a plain transformer and of a
+    pyramid are treated alike. With fewer than four maps the coarser levels use the last one.
     """
 
     class Config(Head.Config):
-        """Settings of the mask head; the defaults are those of Mask2Former."""
+        """Settings of the mask head; defaults as in Mask2Former."""
 
         width: int = Field(256, gt=0, multiple_of=32)
-        """Channels C of the decoders; `Features.queries` have as many."""
+        """Channels C of the decoders, and of `Features.queries` where the method has them."""
         queries: int = Field(100, ge=1)
-        """Masks per image; classes beyond this number would go without one."""
+        """Masks per image; at least the number of classes in an image."""
         query_position: Position = "learned"
-        """Whose the queries' position embeddings are: learned here, or `Features.queries` of a
-        method that links its tokens (Rein, SpectralMoE). The head then owns none."""
+        """Position embeddings of the queries: "learned" by the head, or "method" for the
+        `Features.queries` of a method that links its tokens (Rein, SpectralMoE)."""
         query_content: Content = "learned"
-        """What queries start from: learned here, or a linear map of their positions (Rein)."""
+        """Initial content of the queries: "learned" by the head, or "projected" from their
+        position embeddings (Rein)."""
         layers: int = Field(9, ge=1)
-        """Layers of the query decoder; there is one more set of predictions, before the first."""
+        """Layers of the query decoder; predictions are made before the first and after each."""
         encoder_layers: int = Field(6, ge=0)
         """Layers of deformable attention in the pixel decoder."""
         heads: int = Field(8, ge=1)
+        """Attention heads of both decoders; they divide `width`."""
         ffn: int = Field(2048, ge=1)
         """Hidden width of the MLPs in the query decoder."""
         encoder_ffn: int = Field(1024, ge=1)
         """Hidden width of the MLPs in the pixel decoder."""
         points: int = Field(12_544, ge=1)
-        """Points at which masks are compared: 112 x 112."""
+        """Points at which masks are compared; the default is 112 x 112."""
         oversample: float = Field(3.0, ge=1)
-        """Candidates per point, from which the most uncertain are taken."""
+        """Candidates per point, from which the most uncertain are selected."""
         importance: float = Field(0.75, ge=0, le=1)
-        """Share of points taken for their uncertainty."""
+        """Fraction of the points selected for their uncertainty; the others are uniform."""
         class_weight: float = Field(2.0, ge=0)
-        """Weight of the classes' cross-entropy, in matching and loss; so are the next two."""
+        """Weight of the class term in matching and loss."""
         mask_weight: float = Field(5.0, ge=0)
+        """Weight of the masks' binary cross-entropy in matching and loss."""
         dice_weight: float = Field(5.0, ge=0)
+        """Weight of the masks' dice loss in matching and loss."""
         no_object: float = Field(0.1, ge=0)
-        """Class weight of queries without a class."""
+        """Class weight of "no object"."""
 
         @property
         def queries_of_method(self) -> QueryShape | None:
@@ -121,8 +124,8 @@ class Mask2Former(Head[MaskOutput]):
             position=config.query_position,
             content=config.query_content,
         )
-        self.sampling = Sampling(config.points, config.oversample, config.importance)
-        self.weights = Weights(config.class_weight, config.mask_weight, config.dice_weight)
+        self.sampling = PointSampling(config.points, config.oversample, config.importance)
+        self.weights = LossWeights(config.class_weight, config.mask_weight, config.dice_weight)
 
     def forward(self, features: Features, size: tuple[int, int]) -> MaskOutput:
         """Predict classes and masks for an image of `size` = (H, W)."""
@@ -134,7 +137,7 @@ class Mask2Former(Head[MaskOutput]):
         return MaskOutput(size, predictions)
 
     def losses(self, output: MaskOutput, labels: Tensor) -> dict[str, Tensor]:
-        """Name the terms `class`, `mask` and `dice`, summed over the layers in `output`."""
+        """Compute the terms `class`, `mask` and `dice`, summed over the layers in `output`."""
         no_object = self.class_weights.new_full((1,), self.config.no_object)
         terms: dict[str, Tensor] = set_losses(
             output.predictions,
