@@ -206,7 +206,9 @@ def open_targets(tmp_path: Path, **settings: Any) -> Targets:
 
 
 def test_another_pixel_size_is_told_and_resampled_on_demand(tmp_path: Path) -> None:
-    with pytest.warns(RssegWarning, match=r"are 20 m, the model was fitted on 10 m: --gsd 10 resamples"):
+    with pytest.warns(
+        RssegWarning, match=r"are 20 m, the model was fitted on 10 m: --gsd 10 resamples"
+    ):
         plain = open_targets(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

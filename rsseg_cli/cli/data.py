@@ -18,8 +18,8 @@ def list_(as_json: options.AsJson = False) -> None:
     """List the known datasets with size, licence and page."""
     from rsseg_cli.commands import dataset as data
 
-    rows = data.known()
-    options.answer(rows) if as_json else data.show_known(rows)
+    rows = data.list_presets()
+    options.answer(rows) if as_json else data.show_presets(rows)
 
 
 @app.command("describe")
@@ -50,7 +50,7 @@ def check(
     from rsseg_cli.commands import dataset as data
     from rsseg_cli.errors import FAILED
 
-    found = data.examine(name, data_root=data_root, sample=sample)
+    found = data.check_dataset(name, data_root=data_root, sample=sample)
     options.answer(found.document()) if as_json else data.show_check(found, name)
     if not found.fits:
         raise typer.Exit(FAILED)
