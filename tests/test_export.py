@@ -192,7 +192,7 @@ def test_nothing_is_replaced_unasked(run: Path, tmp_path: Path) -> None:
     (target / "mine.txt").write_text("x")
     refused = rsseg("export", run, "-o", target)
     assert refused.code == 1
-    assert "there already" in refused.err
+    assert "already exists" in refused.err
     assert rsseg("export", run, "-o", target, "--overwrite").out.strip() == str(target)
     assert (target / "mine.txt").read_text() == "x"
     missing = rsseg("export", tmp_path / "none")

@@ -31,7 +31,7 @@ def test_numbers_are_those_of_the_scene(tmp_path: Path, write_scene: WriteScene)
         assert image.width > 900
     again = rsseg("preview", scene, "-o", picture)
     assert again.code == 1
-    assert "there already" in again.err
+    assert "already exists" in again.err
     assert rsseg("preview", scene, "-o", picture, "--overwrite").out.strip() == str(picture)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from generalise.areas import Areas, make
 from generalise.runs import Job, Record, Workshop
-from rsseg_cli.commands.adapt import settings as adapt_config
+from rsseg_cli.commands.adapt import settings
 from rsseg_cli.commands.adapt.adapt import prepare_adapt
 from rsseg_cli.commands.evaluate.model_evaluation import evaluate_model
 from rsseg_cli.commands.fit.fit import prepare_fit
@@ -77,7 +77,7 @@ class Ways(Workshop):
         if way not in OF_ADAPT:
             ground = areas.source if way == "source" else areas.unlabelled
             return prepare_fit(self.settings(job, ground, self._of_fits(job, areas.tile)), options)
-        config = adapt_config.resolve(
+        config = settings.resolve(
             model=folder / "source",
             targets=[areas.unlabelled],
             changes=[f"training.steps={self.adapt_steps}", *OF_ADAPT[way], *self.more],
