@@ -66,7 +66,7 @@ def test_a_scene_unlike_the_training_is_noticed(
     assert "another scale, sensor or order?" in said
     four = rsseg("preview", write_scene(random_samples(4, 64, 64, "uint16")), "--model", "run")
     assert four.code == 1
-    assert "has 4 bands, the model wants 3 (blue green nir)" in four.err
+    assert "has 4 bands, the model reads 3 (blue green nir)" in four.err
 
 
 def test_a_scene_without_pixels(tmp_path: Path, write_scene: WriteScene) -> None:

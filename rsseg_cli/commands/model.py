@@ -1,4 +1,4 @@
-"""Builds a model from settings, and opens one from its file."""
+"""Builds models from settings and loads them from files."""
 
 from __future__ import annotations
 
@@ -107,11 +107,11 @@ def open_model(path: Path | None, *, weights: Path | None = None) -> LoadedModel
     config = parse(Document(file, about["config"]))
     classes = [Class.from_json(entry) for entry in about["classes"]]
     model = build(config, Bands.model_validate(about["bands"]), len(classes))
-    found = fingerprint(model.backbone)
-    if model.restorable and found != about["fingerprint"]:
+    current = fingerprint(model.backbone)
+    if model.restorable and current != about["fingerprint"]:
         raise RssegError(
             "the backbone's weights are not those that this model was fitted on",
-            where=f"{file} (fingerprint {about['fingerprint'][:12]}, found {found[:12]})",
+            where=f"{file} (fingerprint {about['fingerprint'][:12]}, now {current[:12]})",
             fix="the weights file of the fit: --weights FILE",
         )
     model.unpack(tensors)

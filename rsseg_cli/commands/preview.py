@@ -110,7 +110,7 @@ def preview(
     with Scene.open(scene, bands=Request(bands=bands).file_bands(), nodata=nodata) as opened:
         if model_bands is not None and opened.count != len(model_bands):
             raise RssegError(
-                f"{scene.name} has {counted(opened.count, 'band')}, the model wants "
+                f"{scene.name} has {counted(opened.count, 'band')}, the model reads "
                 f"{len(model_bands)} ({' '.join(model_bands.names)})",
                 where=f"{scene}, model {model}",
                 fix="--bands with one file band for each, in this order",

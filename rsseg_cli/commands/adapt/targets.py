@@ -198,7 +198,7 @@ def _describe(
     unnamed = assumed or not any(b.wavelength_nm or b.name in bands.names for b in named)
     if settings.bands is None and unnamed and count != len(bands):
         raise RssegError(
-            f"{Path(scenes[0]).name} has {counted(count, 'band')} without names, the model wants "
+            f"{Path(scenes[0]).name} has {counted(count, 'band')} without names, the model reads "
             f"{len(bands)} ({' '.join(bands.names)})",
             where=scenes[0],
             fix="--bands with the numbers of these bands in the file, e.g. --bands 4,3,2",
@@ -229,7 +229,7 @@ def _match(bands: Bands, source: Source, settings: Adaptation) -> Opener:
     if settings.bands is not None:
         if len(settings.bands) != len(bands):
             raise RssegError(
-                f"--bands names {counted(len(settings.bands), 'band')}, the model wants "
+                f"--bands names {counted(len(settings.bands), 'band')}, the model reads "
                 f"{len(bands)} ({' '.join(bands.names)})",
                 where="--bands",
                 fix=f"{counted(len(bands), 'band number')}, in this order",
