@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-from pathlib import Path
-from typing import Any
-
-import numpy as np
-import pytest
-import rasterio
 from conftest import write_raster
-from jobs import same, weights
-from runs import SMALL, Call, describe, ground, rsseg, seen, write_pair
-
+from jobs import same
+from jobs import weights
+from pathlib import Path
 from rsseg_cli.classes import IGNORE
 from rsseg_cli.commands.adapt.resample import resampled
 from rsseg_cli.commands.adapt.settings import resolve
-from rsseg_cli.commands.adapt.target_validation import COLLAPSED, TargetValidation
-from rsseg_cli.data.pair import Handles, Opener
+from rsseg_cli.commands.adapt.target_validation import COLLAPSED
+from rsseg_cli.commands.adapt.target_validation import TargetValidation
+from rsseg_cli.commands.fit.job import RunJob
+from rsseg_cli.commands.fit.job import RunOptions
+from rsseg_cli.config import RunConfig
+from rsseg_cli.data.pair import Handles
+from rsseg_cli.data.pair import Opener
 from rsseg_cli.data.source import Source
-from rsseg_cli.data.tiles.unlabelled import hold_back, without_labels
+from rsseg_cli.data.tiles.unlabelled import hold_back
+from rsseg_cli.data.tiles.unlabelled import without_labels
+from rsseg_cli.errors import RssegError
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.segmenter import Segmenter
+from rsseg_cli.training import checkpoint
 from rsseg_cli.training.model_selection import TargetStatistics
 from rsseg_cli.training.self_training import SelfTraining
+from runs import Call
+from runs import SMALL
+from runs import describe
+from runs import ground
+from runs import rsseg
+from runs import seen
+from runs import write_pair
+from typing import Any
+import json
+import numpy as np
+import os
+import pytest
+import rasterio
+import signal
 
 QUICK = ["--steps", "4", "--set", "training.num_workers=0", "--device", "cpu"]
 
@@ -252,12 +265,14 @@ def test_without_a_source_the_rates_are_small(fitted: Path) -> None:
     assert rates("adapt.source_free=True", "optimizer.lr=1.0e-3") == (1e-3, None)
 
 
-def plan_of(fitted: Path, suburb: Path, tmp_path: Path, *options: str) -> str:
-    """Return the settings of a run with some options, as text."""
-    run = tmp_path / str(len(list(tmp_path.iterdir())))
-    call = adapt("--model", fitted, "--tgt", suburb, "--run", run, *QUICK, *options)
-    assert call.code == 0, call.err
-    return (run / "config.yaml").read_text()
+def test_rates_of_a_model_adapted_without_a_source_are_kept(fitted: Path, tmp_path: Path) -> None:
+    tensors, about = checkpoint.load_model(fitted / "model.safetensors")
+    about["config"]["adapt"] |= {"source_free": True, "patience": 6}
+    path = tmp_path / "model.safetensors"
+    checkpoint.save_model(path, tensors, about)
+    again = resolve(model=path, targets=("x",))
+    assert again.adapt.source_free
+    assert (again.adapt.patience, again.optimizer.lr) == (6, 3e-3)
 
 
 @pytest.mark.parametrize(
@@ -269,11 +284,18 @@ def plan_of(fitted: Path, suburb: Path, tmp_path: Path, *options: str) -> str:
     ],
 )
 def test_set_does_what_the_option_does(
-    option: list[str], setting: str, fitted: Path, suburb: Path, tmp_path: Path
+    option: list[str], setting: str, fitted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    by_option = plan_of(fitted, suburb, tmp_path, *option)
-    assert by_option != plan_of(fitted, suburb, tmp_path)
-    assert plan_of(fitted, suburb, tmp_path, "--set", setting) == by_option
+    configs: list[RunConfig] = []
+
+    def stop(config: RunConfig, options: RunOptions) -> RunJob:
+        configs.append(config)
+        raise RssegError("not prepared")
+
+    monkeypatch.setattr("rsseg_cli.commands.adapt.adapt.prepare_adapt", stop)
+    for options in (option, ["--set", setting], []):
+        adapt("--model", fitted, "--tgt", "x", "--device", "cpu", *options)
+    assert configs[0] == configs[1] != configs[2]
 
 
 def test_set_wins_over_defaults_of_an_adaptation(fitted: Path) -> None:

@@ -10,11 +10,11 @@ import pytest
 import torch
 from runs import rsseg
 
-from rsseg_cli.commands.bench import method_steps as bench_steps
+from rsseg_cli.commands.bench import method_steps
 from rsseg_cli.commands.bench.fit import show
 from rsseg_cli.errors import RssegError
 
-TINY = bench_steps.Size("vit_tiny", 32, 2)
+TINY = method_steps.StepSize("vit_tiny", 32, 2)
 
 
 def test_the_loop_beside_a_bare_one(city: Path) -> None:
@@ -34,9 +34,9 @@ def test_the_loop_beside_a_bare_one(city: Path) -> None:
 
 def test_what_a_step_costs(capsys: pytest.CaptureFixture[str]) -> None:
     rows = [
-        {"method": name} | bench_steps.measure(name, TINY, 1, "cpu") for name in ("frozen", "full")
+        {"method": name} | method_steps.measure(name, TINY, 1, "cpu") for name in ("frozen", "full")
     ]
-    frozen, full = bench_steps.beside([*rows, {"method": "other", "refused": "too small"}])[:2]
+    frozen, full = method_steps.beside([*rows, {"method": "other", "refused": "too small"}])[:2]
     assert frozen["trained"] < full["trained"]
     # Backward costs twice a forward pass, and a frozen backbone has none.
     assert 2.0 < full["tflop"] / frozen["tflop"] < 3.1
@@ -58,8 +58,8 @@ def test_memory_is_that_of_steps_that_have_moments(monkeypatch: pytest.MonkeyPat
         return adam(self, *args)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", counted)
-    monkeypatch.setattr(bench_steps, "peak_memory_mb", lambda device: float(len(taken)))
-    assert bench_steps.measure("frozen", TINY, 1, "cpu")["peak_memory_mb"] == 2
+    monkeypatch.setattr(method_steps, "peak_memory_mb", lambda device: float(len(taken)))
+    assert method_steps.measure("frozen", TINY, 1, "cpu")["peak_memory_mb"] == 2
 
 
 def test_memory_that_runs_out_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,15 +69,17 @@ def test_memory_that_runs_out_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     def here(workers: int, mp_context: Any) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(workers)
 
-    monkeypatch.setattr(bench_steps, "make_step", full)
+    monkeypatch.setattr(method_steps, "make_step", full)
     with pytest.raises(RssegError, match="memory ran out"):
-        bench_steps.measure("frozen", TINY, 1, "cpu")
-    monkeypatch.setattr(bench_steps, "ProcessPoolExecutor", here)
-    assert bench_steps.measure_apart("lora", TINY, 1, "cpu")["refused"].startswith("memory ran out")
+        method_steps.measure("frozen", TINY, 1, "cpu")
+    monkeypatch.setattr(method_steps, "ProcessPoolExecutor", here)
+    assert method_steps.measure_apart("lora", TINY, 1, "cpu")["refused"].startswith(
+        "memory ran out"
+    )
     with pytest.raises(RssegError, match="memory ran out"):
-        bench_steps.measure_apart("full", TINY, 1, "cpu")
+        method_steps.measure_apart("full", TINY, 1, "cpu")
 
 
 def test_refusals_and_usual_sizes() -> None:
-    assert bench_steps.Size.usual(torch.device("cuda")).backbone == "dinov3_large"
-    assert bench_steps.Size.usual(torch.device("cpu")).tile == 256
+    assert method_steps.StepSize.usual(torch.device("cuda")).backbone == "dinov3_large"
+    assert method_steps.StepSize.usual(torch.device("cpu")).tile == 256

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
-
-import pytest
+from dataclasses import fields
+from dataclasses import replace
+from pathlib import Path
 from pydantic import BaseModel
-
-from rsseg_cli.commands.fit.run_folder_checks import MAY_CHANGE, SOURCES, changed_settings
-from rsseg_cli.config import RunConfig, resolve
+from rsseg_cli.commands.fit.run_folder_checks import MAY_CHANGE
+from rsseg_cli.commands.fit.run_folder_checks import SOURCES
+from rsseg_cli.commands.fit.run_folder_checks import changed_settings
+from rsseg_cli.commands.fit.run_folder_checks import require_same_data
+from rsseg_cli.config import RunConfig
+from rsseg_cli.config import resolve
+from rsseg_cli.errors import RssegError
+import pytest
 
 COMMON = ("data", "augment", "optimizer", "training", "adapt")
 """Sections with the same settings for every method, head and backbone."""
@@ -75,6 +80,24 @@ def test_what_changes_the_model_is_refused(config: RunConfig, setting: str, valu
 )
 def test_what_does_not_matter_may_change(config: RunConfig, setting: str, value: object) -> None:
     assert not changed_settings(config, changed(config, setting, value))
+
+
+@pytest.mark.parametrize("key", ["classes", "bands", "fingerprint", "train"])
+def test_other_data_or_weights_are_refused(key: str) -> None:
+    about = {
+        "classes": ["road"],
+        "bands": ["red"],
+        "fingerprint": "a",
+        "sources": [{"name": "city", "root": "/here", "train": 2}],
+    }
+    moved = about | {"sources": [{"name": "city", "root": "/there", "train": 2}]}
+    require_same_data({"about": about}, moved, Path("run"))
+    if key == "train":
+        other = about | {"sources": [{"name": "city", "root": "/here", "train": 3}]}
+    else:
+        other = about | {key: "other"}
+    with pytest.raises(RssegError, match="the data have changed"):
+        require_same_data({"about": about}, other, Path("run"))
 
 
 def changed(config: RunConfig, setting: str, value: object) -> RunConfig:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from rsseg_cli.cli.command import Command
+from rsseg_cli.cli.command import Group
+from rsseg_cli.cli.command import command
+from rsseg_cli.cli.command import print_json
+from rsseg_cli.commands.options import Argument
+from rsseg_cli.commands.options import ClassMapOption
+from rsseg_cli.commands.options import DATA
+from rsseg_cli.commands.options import DataRootOption
+from rsseg_cli.commands.options import JsonOption
+from rsseg_cli.commands.options import Option
+from rsseg_cli.commands.options import complete_source
 from typing import Annotated
-
 import typer
-
-from rsseg_cli.cli.command import Command, Group, command, print_json
-from rsseg_cli.commands.options import (
-    DATA,
-    Argument,
-    ClassMapOption,
-    DataRootOption,
-    JsonOption,
-    Option,
-    complete_source,
-)
 
 app = typer.Typer(cls=Group, help="List, check and measure datasets.", no_args_is_help=True)
 
@@ -56,8 +55,8 @@ def list_(options: JsonOption) -> None:
     """List the dataset presets with size, licence and web page."""
     from rsseg_cli.commands import dataset as data
 
-    rows = data.known()
-    print_json(rows) if options.as_json else data.show_known(rows)
+    rows = data.list_presets()
+    print_json(rows) if options.as_json else data.show_presets(rows)
 
 
 @app.command("describe", cls=Command)
@@ -85,7 +84,7 @@ def check(options: CheckOptions) -> None:
     from rsseg_cli.commands import dataset as data
     from rsseg_cli.errors import FAILED
 
-    report = data.examine(options.name, data_root=options.data_root, sample=options.sample)
+    report = data.check_dataset(options.name, data_root=options.data_root, sample=options.sample)
     print_json(report.to_json()) if options.as_json else data.show_check(report, options.name)
     if not report.fits:
         raise typer.Exit(FAILED)

@@ -1,1 +1,1 @@
-"""From settings to objects to one command; each command's work is in the file of its name."""
+"""The commands, each in the file or folder of its name."""

@@ -1,22 +1,25 @@
-"""`compare`: finished runs beside each other."""
+"""`rsseg compare`: scores of finished runs side by side."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
 from rich.console import Console
-
-from rsseg_cli.atomic_write import write_bytes, write_errors
-from rsseg_cli.errors import RssegError, UnreadableError
+from rsseg_cli.atomic_write import write_bytes
+from rsseg_cli.atomic_write import write_errors
+from rsseg_cli.errors import RssegError
+from rsseg_cli.errors import UnreadableError
 from rsseg_cli.metrics.scores import Scores
 from rsseg_cli.report import seed_groups as comparing
 from rsseg_cli.report.html import render
-from rsseg_cli.report.seed_groups import Entry, Group
-from rsseg_cli.report.table import Table, compared, to_csv
+from rsseg_cli.report.seed_groups import Entry
+from rsseg_cli.report.seed_groups import Group
+from rsseg_cli.report.table import Table
+from rsseg_cli.report.table import compared
+from rsseg_cli.report.table import to_csv
+from typing import Any
+import json
 
 NOTES = (
     "Scores in percent: mean \u00b1 standard deviation over seeds. Runs whose settings differ by "
@@ -28,7 +31,7 @@ NOTES = (
 
 @dataclass(frozen=True)
 class Compared:
-    """Runs beside each other."""
+    """Result of a comparison."""
 
     groups: list[Group]
     remarks: list[str]
@@ -36,11 +39,11 @@ class Compared:
     @property
     def tables(self) -> list[Table]:
         """All tables, the scores first."""
-        entries = [one for group in self.groups for one in group.entries]
+        entries = [entry for group in self.groups for entry in group.entries]
         return compared(self.groups, comparing.picks(entries))
 
     def to_json(self) -> dict[str, Any]:
-        """Give what `--json` prints."""
+        """Return the machine-readable form."""
         return comparing.to_json(self.groups, self.remarks)
 
     def show(self) -> None:
@@ -55,7 +58,7 @@ class Compared:
         """Write compare.html, .md, .csv and .json; those of an earlier comparison are replaced."""
         tables = self.tables
         markdown = [table.to_markdown() for table in tables]
-        said = [f"> {remark}" for remark in self.remarks] + [f"- {note}" for note in NOTES]
+        notes = [f"> {remark}" for remark in self.remarks] + [f"- {note}" for note in NOTES]
         page = render(
             "compare.html.j2",
             title="Runs compared",
@@ -67,7 +70,7 @@ class Compared:
         )
         texts = {
             "compare.html": page,
-            "compare.md": "\n\n".join(["# Runs compared", *markdown, "\n".join(said)]) + "\n",
+            "compare.md": "\n\n".join(["# Runs compared", *markdown, "\n".join(notes)]) + "\n",
             "compare.csv": to_csv(tables),
             "compare.json": json.dumps(self.to_json(), indent=1) + "\n",
         }
@@ -79,9 +82,7 @@ class Compared:
 
 
 def compare(runs: Sequence[Path]) -> Compared:
-    """Read the reports of runs and put them beside each other.
-
-    Runs without scores are left out, and a remark says so.
+    """Compare the reports of runs; those without scores are left out, with a remark.
 
     Args:
         runs: Run folders, report folders (`evaluate --report`) or report.json files.
@@ -91,43 +92,43 @@ def compare(runs: Sequence[Path]) -> Compared:
             differ.
     """
     documents = {str(run): _read(run) for run in dict.fromkeys(runs)}
-    bare = [name for name, found in documents.items() if "classes" not in found]
-    entries = [_entry(name, found) for name, found in documents.items() if name not in bare]
+    bare = [name for name, document in documents.items() if "classes" not in document]
+    entries = [_entry(name, documents[name]) for name in documents if name not in bare]
     if len(entries) < 2:
         raise RssegError(
-            "there is nothing to compare: two runs with scores are needed",
+            "a comparison needs two runs with scores",
             where=", ".join(documents),
             fix=f"without validation: {', '.join(bare)}" if bare else "name another run",
         )
-    said = comparing.remarks(entries)
+    remarks = comparing.remarks(entries)
     if bare:
-        said.append(f"Without validation, so left out: {', '.join(bare)}.")
-    return Compared(comparing.group(entries), said)
+        remarks.append(f"Without validation, so left out: {', '.join(bare)}.")
+    return Compared(comparing.group(entries), remarks)
 
 
 def _read(run: Path) -> dict[str, Any]:
-    places = [run] if run.is_file() else [run / "report" / "report.json", run / "report.json"]
-    path = next((place for place in places if place.is_file()), None)
+    paths = [run] if run.is_file() else [run / "report" / "report.json", run / "report.json"]
+    path = next((path for path in paths if path.is_file()), None)
     if path is None:
         raise UnreadableError(
             f"{run} holds no report",
-            where=", ".join(map(str, places)),
+            where=", ".join(map(str, paths)),
             fix="a finished run, or `rsseg evaluate ... --report DIR`",
         )
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UnreadableError(f"the report is broken: {error}", where=str(path)) from error
-    if not isinstance(found, dict) or "title" not in found:
-        raise UnreadableError("this is no report of rsseg", where=str(path))
-    return found
+    if not isinstance(document, dict) or "title" not in document:
+        raise UnreadableError("this is not a report of rsseg", where=str(path))
+    return document
 
 
-def _entry(name: str, found: dict[str, Any]) -> Entry:
-    """Read a report; its kind are its settings without the seed."""
-    settings = json.loads(json.dumps(found.get("config") or {}))
+def _entry(name: str, document: dict[str, Any]) -> Entry:
+    """Return the entry of a report; its kind is its settings without the seed."""
+    settings = json.loads(json.dumps(document.get("config") or {}))
     seed = settings.get("training", {}).pop("seed", None)
     settings.pop("title", None)
-    ground = found["title"].partition(" on ")[2] or found.get("subtitle", "")
-    kind = json.dumps([settings, ground]) if settings else name
-    return Entry(name, Scores.from_json(found), kind, seed)
+    data = document["title"].partition(" on ")[2] or document.get("subtitle", "")
+    kind = json.dumps([settings, data]) if settings else name
+    return Entry(name, Scores.from_json(document), kind, seed)

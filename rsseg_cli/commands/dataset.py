@@ -1,31 +1,32 @@
-"""`data`: which datasets are known, what of one is on disk, and what its numbers are."""
+"""`rsseg data`: lists, describes, checks and measures datasets."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
 from rich.console import Console
 from rich.table import Table
-
 from rsseg_cli import presets
-from rsseg_cli.data.check.check_dataset import Check, check
+from rsseg_cli.data.check.check_dataset import Check
+from rsseg_cli.data.check.check_dataset import check
 from rsseg_cli.data.source import Source
 from rsseg_cli.data.spec.dataset_spec import DatasetSpec
-from rsseg_cli.data.statistics import WINDOWS, measure
+from rsseg_cli.data.statistics import WINDOWS
+from rsseg_cli.data.statistics import measure
 from rsseg_cli.data.tiles.class_index import ClassIndex
 from rsseg_cli.words import counted
+from typing import Any
 
 MARKS = {True: "[green]fits[/green]", False: "[red]no[/red]", None: "[yellow]note[/yellow]"}
 
 
-def known() -> list[dict[str, Any]]:
-    """List the dataset presets with what a user wants to know before a download."""
-    found = []
+def list_presets() -> list[dict[str, Any]]:
+    """Return the dataset presets: title, size, bands, classes, licence, page."""
+    rows = []
     for name in presets.names("datasets"):
         spec = presets.read(presets.find("datasets", name)).parse(DatasetSpec)
-        found.append(
+        rows.append(
             {
                 "name": name,
                 "title": spec.title,
@@ -41,11 +42,11 @@ def known() -> list[dict[str, Any]]:
                 "notes": spec.notes,
             }
         )
-    return found
+    return rows
 
 
-def show_known(rows: list[dict[str, Any]], console: Console | None = None) -> None:
-    """Print the list."""
+def show_presets(rows: list[dict[str, Any]], console: Console | None = None) -> None:
+    """Print the dataset presets."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("name", no_wrap=True)
     table.add_column("what", ratio=3)
@@ -58,35 +59,35 @@ def show_known(rows: list[dict[str, Any]], console: Console | None = None) -> No
 
 
 def describe(text: str, *, data_root: Path | None) -> str:
-    """Write down how a dataset is read, as a dataset.yaml that can stand anywhere.
+    """Return a dataset.yaml, with an absolute root, that describes how a dataset is read.
 
     Raises:
-        RssegError: There is no such dataset.
+        RssegError: The dataset is not found.
     """
     source = Source.locate(text, data_root=data_root)
     spec = source.spec.model_copy(update={"root": str(source.root.resolve())})
     return spec.to_yaml(source.remark)
 
 
-def examine(text: str, *, data_root: Path | None, sample: int) -> Check:
-    """Compare a dataset on disk with its preset or dataset.yaml.
+def check_dataset(text: str, *, data_root: Path | None, sample: int) -> Check:
+    """Check a dataset on disk against its preset or dataset.yaml.
 
     Raises:
-        RssegError: It is not there at all; the error says where it was looked for.
+        RssegError: The dataset is not found.
     """
     return check(Source.locate(text, data_root=data_root), sample=sample)
 
 
-def show_check(found: Check, text: str, console: Console | None = None) -> None:
-    """Print the counts and one line per thing that was looked at; `text` named the dataset."""
+def show_check(result: Check, text: str, console: Console | None = None) -> None:
+    """Print the counts and a line per finding; `text` is the name of the dataset."""
     console = console or Console(highlight=False)
-    console.print(f"[bold]{found.name}[/bold]  {found.title}\n{found.root}\n", highlight=False)
+    console.print(f"[bold]{result.name}[/bold]  {result.title}\n{result.root}\n", highlight=False)
     counts = Table(box=None, header_style="bold", pad_edge=False)
     for column in ("split", "domain"):
         counts.add_column(column)
     for column in ("images", "with label"):
         counts.add_column(column, justify="right")
-    for count in found.counts:
+    for count in result.counts:
         split, domain = count.split or "(none)", count.domain or "-"
         counts.add_row(split, domain, f"{count.images:,}", f"{count.labelled:,}")
     console.print(counts, "")
@@ -94,31 +95,32 @@ def show_check(found: Check, text: str, console: Console | None = None) -> None:
     table.add_column("", no_wrap=True)
     for column in ("what", "expected", "found", "what to do"):
         table.add_column(column, overflow="fold")
-    for one in found.findings:
-        cells = (one.what, one.expected, one.found, one.fix)
-        table.add_row(MARKS[one.fits], *(cell.replace("[", r"\[") for cell in cells))
+    for finding in result.findings:
+        cells = (finding.what, finding.expected, finding.found, finding.fix)
+        table.add_row(MARKS[finding.fits], *(cell.replace("[", r"\[") for cell in cells))
     console.print(table)
-    if not found.fits:
+    if not result.fits:
         console.print(
-            f"\nTo change how it is read: rsseg data describe {text} > mine.yaml, change "
+            f"\nTo read it in another way: rsseg data describe {text} > mine.yaml, change "
             "these lines there, and use mine.yaml as its name.",
             highlight=False,
         )
-    if found.notes:
-        console.print(f"\nnote: {found.notes}", style="dim", markup=False)
+    if result.notes:
+        console.print(f"\nnote: {result.notes}", style="dim", markup=False)
 
 
 @dataclass(frozen=True)
-class Statistics:
-    """Numbers of the usable ground of a dataset.
+class DatasetStatistics:
+    """Statistics of a dataset.
 
     Attributes:
-        source: What was measured.
-        images: How many images.
-        mean: Per band, in stored units, missing samples left out.
-        std: Likewise.
-        whole: Whether every pixel was read, not windows spread over all of it.
-        classes: Id, name, labelled pixels and share of each class.
+        source: Name of the dataset.
+        images: Number of images.
+        bands: Names of the bands.
+        mean: Mean per band in stored units, without missing samples.
+        std: Standard deviation, likewise.
+        whole: Whether every pixel was read, not windows spread over all images.
+        classes: Id, name, labelled pixels and frequency of each class.
     """
 
     source: str
@@ -130,16 +132,16 @@ class Statistics:
     classes: list[dict[str, Any]]
 
     def to_json(self) -> dict[str, Any]:
-        """Give the machine-readable form."""
+        """Return the machine-readable form."""
         return asdict(self)
 
     def norm(self) -> str:
-        """Write the lines for a dataset.yaml."""
+        """Return the lines of a dataset.yaml."""
         mean, std = (", ".join(f"{v:.6g}" for v in values) for values in (self.mean, self.std))
         return f"norm:\n  mean: [{mean}]\n  std: [{std}]"
 
     def show(self, console: Console | None = None) -> None:
-        """Print bands, classes and the lines for a dataset.yaml."""
+        """Print bands, classes and the lines of a dataset.yaml."""
         console = console or Console(highlight=False)
         read = "every pixel" if self.whole else "windows spread over all images"
         console.print(f"{self.source}  {counted(self.images, 'image')}, {read}\n", markup=False)
@@ -162,17 +164,17 @@ class Statistics:
 
 def measure_source(
     text: str, *, data_root: Path | None, every: bool, class_map: str | None = None
-) -> Statistics:
-    """Measure bands and count classes, window by window.
+) -> DatasetStatistics:
+    """Compute mean and std of the bands and the class frequencies, window by window.
 
     Args:
-        text: `NAME|DIR[:split[:domain]]`; all of it without a split.
-        data_root: Where dataset presets lie.
-        every: Read every pixel of the images, not up to `statistics.WINDOWS` windows.
-        class_map: Map to count other classes.
+        text: `NAME|DIR[:split[:domain]]`; the whole dataset without a split.
+        data_root: Folder of the dataset presets.
+        every: Read every pixel of the images, not only `statistics.WINDOWS` windows.
+        class_map: Class map that is applied before counting.
 
     Raises:
-        RssegError: The dataset is not there or does not hold together; see `rsseg data check`.
+        RssegError: The dataset is not found or inconsistent; see `rsseg data check`.
     """
     source = Source.locate(text, data_root=data_root, class_map=class_map)
     pairs = source.pairs()
@@ -181,12 +183,12 @@ def measure_source(
     index = ClassIndex.build([(source.opener, labelled)]) if labelled else None
     rows = [
         {
-            "id": one.id,
-            "name": one.name,
-            "pixels": 0 if index is None else int(index.counts[place]),
-            "share": 0.0 if index is None else float(index.shares[place]),
+            "id": cls.id,
+            "name": cls.name,
+            "pixels": 0 if index is None else int(index.counts[number]),
+            "share": 0.0 if index is None else float(index.shares[number]),
         }
-        for place, one in enumerate(source.classes)
+        for number, cls in enumerate(source.classes)
     ]
     names = tuple(band.name for band in source.spec.bands)
-    return Statistics(text, len(pairs), names, mean, std, every, rows)
+    return DatasetStatistics(text, len(pairs), names, mean, std, every, rows)

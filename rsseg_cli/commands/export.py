@@ -1,36 +1,40 @@
-"""`export`: a model as a folder that can be handed on."""
+"""`rsseg export`: a model as a folder to publish."""
 
 from __future__ import annotations
 
-import json
-import shutil
-import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from rsseg_cli.atomic_write import atomic_path, write_bytes, write_errors
+from rsseg_cli.atomic_write import atomic_path
+from rsseg_cli.atomic_write import write_bytes
+from rsseg_cli.atomic_write import write_errors
 from rsseg_cli.bands import Bands
 from rsseg_cli.classes import Class
 from rsseg_cli.commands.model import model_file
 from rsseg_cli.config import family
 from rsseg_cli.contract import Backbone
-from rsseg_cli.errors import OutputExistsError, RssegWarning
+from rsseg_cli.errors import OutputExistsError
+from rsseg_cli.errors import RssegWarning
 from rsseg_cli.find import find
 from rsseg_cli.metrics.scores import Scores
 from rsseg_cli.presets import to_yaml
-from rsseg_cli.report.model_card import Card, Licence
+from rsseg_cli.report.model_card import Card
+from rsseg_cli.report.model_card import Licence
 from rsseg_cli.training.checkpoint import load_model
+from typing import Any
+import json
+import shutil
+import warnings
 
 UNNAMED = "not named"
-"""Terms of data whose spec says nothing."""
-UNKNOWN = "unknown, ask those who published the weights"
+"""Licence of data whose dataset.yaml names none."""
+UNKNOWN = "unknown; ask the publisher of the weights"
 FILES = ("model.safetensors", "config.yaml", "README.md", "item.json")
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What `export --json` prints."""
+    """Result of `rsseg export`."""
 
     folder: str
     model: str
@@ -38,14 +42,14 @@ class Exported:
     item: str
 
     def to_json(self) -> dict[str, Any]:
-        """Give the machine-readable form."""
+        """Return the machine-readable form."""
         return asdict(self)
 
 
 def export(model: Path, output: Path | None = None, *, overwrite: bool = False) -> Exported:
     """Write the model file, its settings, a model card and a STAC item into a folder.
 
-    The backbone need not be at hand: all is read from the model file.
+    Only the model file is read, not the backbone's weights.
 
     Args:
         model: Run folder or model file.
@@ -53,7 +57,7 @@ def export(model: Path, output: Path | None = None, *, overwrite: bool = False) 
         overwrite: Replace an earlier export. Other files in the folder stay.
 
     Raises:
-        RssegError: There is no model, or the folder holds something.
+        RssegError: The model cannot be read, or the folder is not empty.
     """
     file = model_file(model)
     tensors, about = load_model(file)
@@ -61,7 +65,7 @@ def export(model: Path, output: Path | None = None, *, overwrite: bool = False) 
     folder = output or Path(f"{name}-model")
     if folder.exists() and not overwrite and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputExistsError(
-            f"{folder} is there already", where=str(folder), fix="--overwrite, or another -o"
+            f"{folder} already exists", where=str(folder), fix="--overwrite, or another -o"
         )
     score = about.get("score")
     licences = [backbone_licence(about["config"]["backbone"]), *_data_licences(about["sources"])]
@@ -77,9 +81,9 @@ def export(model: Path, output: Path | None = None, *, overwrite: bool = False) 
         parameters=sum(tensor.numel() for tensor in tensors.values()),
         size=file.stat().st_size,
     )
-    for one in licences:
-        if one.terms in (UNNAMED, UNKNOWN):
-            warnings.warn(f"the licence of {one.what} is not named", RssegWarning, stacklevel=2)
+    for licence in licences:
+        if licence.terms in (UNNAMED, UNKNOWN):
+            warnings.warn(f"the licence of {licence.what} is unknown", RssegWarning, stacklevel=2)
     texts = (
         to_yaml(about["config"]),
         card.to_markdown(),
@@ -96,10 +100,10 @@ def export(model: Path, output: Path | None = None, *, overwrite: bool = False) 
 
 
 def backbone_licence(settings: dict[str, Any]) -> Licence:
-    """Find the terms of a backbone's weights."""
+    """Return the licence of a backbone's weights."""
     name = settings["name"]
     if not settings.get("pretrained", True):
-        return Licence(name, "none: it started at random", "-")
+        return Licence(name, "none: initialised at random", "-")
     kind = family(name)
     terms, page = find("backbones", kind, Backbone).terms(name.removeprefix(f"{kind}_"))
     return Licence(name, terms or UNKNOWN, page)
@@ -107,6 +111,6 @@ def backbone_licence(settings: dict[str, Any]) -> Licence:
 
 def _data_licences(sources: list[dict[str, Any]]) -> list[Licence]:
     return [
-        Licence(one["name"], one.get("licence") or UNNAMED, "the page of the dataset")
-        for one in sources
+        Licence(source["name"], source.get("licence") or UNNAMED, "the page of the dataset")
+        for source in sources
     ]

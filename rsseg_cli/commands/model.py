@@ -1,21 +1,22 @@
-"""Builds a model from settings, and opens one from its file."""
+"""Builds models from settings and loads them from files."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-
-from rsseg_cli import __version__, distributed
+from rsseg_cli import __version__
+from rsseg_cli import distributed
 from rsseg_cli.backbones._weights import fingerprint
 from rsseg_cli.bands import Bands
 from rsseg_cli.classes import Class
-from rsseg_cli.config import RunConfig, family, parse
-from rsseg_cli.contract import Backbone, Head, Method
+from rsseg_cli.config import RunConfig
+from rsseg_cli.config import family
+from rsseg_cli.config import parse
+from rsseg_cli.contract import Backbone
+from rsseg_cli.contract import Head
+from rsseg_cli.contract import Method
 from rsseg_cli.errors import RssegError
 from rsseg_cli.find import find
 from rsseg_cli.presets import Document
@@ -24,10 +25,13 @@ from rsseg_cli.settings import Json
 from rsseg_cli.training.checkpoint import load_model
 from rsseg_cli.training.run_folder import RunFolder
 from rsseg_cli.words import counted
+from typing import Any
+import re
+import torch
 
 
 def build(config: RunConfig, bands: Bands, classes: int) -> Segmenter:
-    """Make the model that the settings name, seeded by them, on the default device."""
+    """Build the model of some settings on the default device, seeded by them."""
     torch.manual_seed(config.training.seed)
     name = str(getattr(config.backbone, "name", ""))
     new_backbone: Callable[..., Backbone] = find("backbones", family(name), Backbone)
@@ -36,7 +40,7 @@ def build(config: RunConfig, bands: Bands, classes: int) -> Segmenter:
     backbone = new_backbone(config.backbone, bands)
     method = kind.build(config.method.config, backbone, config.head.config.queries_of_method)
     maps = method.maps(backbone)
-    # Again, so that methods of one seed start with the same head, whatever they have drawn.
+    # Again: with one seed, the head starts the same for all methods, whatever these have drawn.
     torch.manual_seed(config.training.seed)
     head = new_head(config.head.config, dim=backbone.dim, maps=maps, classes=classes)
     return Segmenter(backbone, method, head, bands, restorable=backbone.published)
@@ -45,7 +49,7 @@ def build(config: RunConfig, bands: Bands, classes: int) -> Segmenter:
 def metadata(
     config: RunConfig, model: Segmenter, classes: Sequence[Class], sources: Json
 ) -> dict[str, Json]:
-    """Say in a model file all that is needed to use it, and where it comes from."""
+    """Return the metadata of a model file: what is needed to use it, and its origin."""
     return {
         "rsseg": __version__,
         "torch": str(torch.__version__),
@@ -60,7 +64,7 @@ def metadata(
 
 @dataclass
 class LoadedModel:
-    """A model file, opened.
+    """An opened model file.
 
     Attributes:
         path: The file.
@@ -76,11 +80,11 @@ class LoadedModel:
 
     @property
     def name(self) -> str:
-        """What the terminal calls it: its run folder."""
+        """Name for messages: the run folder."""
         return str(self.path.parent)
 
     def describe(self) -> str:
-        """Say in a line what it is."""
+        """Return a line about the model: name, score, bands, pixel size."""
         bands = self.model.bands
         score = self.about.get("score") or {}
         miou = score.get("miou")
@@ -90,15 +94,15 @@ class LoadedModel:
 
 
 def open_model(path: Path | None, *, weights: Path | None = None) -> LoadedModel:
-    """Open a model file, a run folder, or the newest finished run below ./runs.
+    """Load a model file, a run folder, or the newest finished run below ./runs.
 
     Args:
         path: The file or folder; None for the newest run.
-        weights: Where the backbone's weights file is now, if it has moved since the fit.
+        weights: Weights file of the backbone, if it has moved since the fit.
 
     Raises:
-        RssegError: There is none, it is damaged or newer, or its backbone is not the one that it
-            was fitted on.
+        RssegError: There is no model, it is damaged or of a newer version, or the backbone's
+            weights are not those of the fit.
     """
     file = model_file(path)
     tensors, about = load_model(file)
@@ -107,11 +111,11 @@ def open_model(path: Path | None, *, weights: Path | None = None) -> LoadedModel
     config = parse(Document(file, about["config"]))
     classes = [Class.from_json(entry) for entry in about["classes"]]
     model = build(config, Bands.model_validate(about["bands"]), len(classes))
-    found = fingerprint(model.backbone)
-    if model.restorable and found != about["fingerprint"]:
+    current = fingerprint(model.backbone)
+    if model.restorable and current != about["fingerprint"]:
         raise RssegError(
             "the backbone's weights are not those that this model was fitted on",
-            where=f"{file} (fingerprint {about['fingerprint'][:12]}, found {found[:12]})",
+            where=f"{file} (fingerprint {about['fingerprint'][:12]}, now {current[:12]})",
             fix="the weights file of the fit: --weights FILE",
         )
     model.unpack(tensors)
@@ -127,10 +131,10 @@ def model_file(path: Path | None) -> Path:
 
 
 def newest(runs: Path = Path("runs")) -> Path:
-    """Find the model file of the newest finished run.
+    """Return the model file of the newest finished run.
 
     Raises:
-        RssegError: There is none.
+        RssegError: No run is finished.
     """
     finished = [
         folder.model for folder in map(RunFolder, sorted(runs.glob("*/"))) if folder.finished
@@ -142,26 +146,26 @@ def newest(runs: Path = Path("runs")) -> Path:
     return max(finished, key=lambda file: file.stat().st_mtime)
 
 
-def pick_device(wanted: str) -> torch.device:
-    """Choose where to compute; each of several processes gets a GPU of its own.
+def pick_device(name: str) -> torch.device:
+    """Return the device to compute on; each of several processes gets its own GPU.
 
     Raises:
-        RssegError: The device is unknown, or not there.
+        RssegError: The device is unknown or not available.
     """
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", wanted):
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise RssegError(
-            f"{wanted} is not a device", where="--device", fix="auto, cpu, cuda or cuda:0"
+            f"{name} is not a device", where="--device", fix="auto, cpu, cuda or cuda:0"
         )
-    if wanted == "cuda" and distributed.active():
-        wanted = f"cuda:{distributed.local_rank()}"
-    device = torch.device(wanted)
+    if name == "cuda" and distributed.active():
+        name = f"cuda:{distributed.local_rank()}"
+    device = torch.device(name)
     if device.type == "cuda" and (
         not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()
     ):
         raise RssegError(
-            f"{wanted} is not there ({counted(torch.cuda.device_count(), 'GPU')} seen)",
+            f"{name} is not available ({counted(torch.cuda.device_count(), 'GPU')} seen)",
             where="--device",
             fix="--device cpu, or `rsseg doctor` to see why",
         )

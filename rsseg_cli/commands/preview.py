@@ -1,39 +1,42 @@
-"""`preview`: a picture of what a model will see of a scene, before hours go into mapping it."""
+"""`rsseg preview`: a picture of a scene as a model reads it, before a long prediction."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
-
-import numpy as np
+from dataclasses import asdict
+from dataclasses import dataclass
 from numpy.typing import NDArray
-
-from rsseg_cli.atomic_write import write_bytes, write_errors
+from pathlib import Path
+from rsseg_cli.atomic_write import write_bytes
+from rsseg_cli.atomic_write import write_errors
 from rsseg_cli.bands import Bands
 from rsseg_cli.commands.fit.final_evaluation import shown_bands
 from rsseg_cli.commands.model import model_file
 from rsseg_cli.commands.options import parse_bands
-from rsseg_cli.errors import OutputExistsError, RssegError
+from rsseg_cli.errors import OutputExistsError
+from rsseg_cli.errors import RssegError
 from rsseg_cli.predict.plan import Tiling
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.report.map_figure import to_png
-from rsseg_cli.report.scene_preview import BandView, SceneView, draw_preview
+from rsseg_cli.report.scene_preview import BandView
+from rsseg_cli.report.scene_preview import SceneView
+from rsseg_cli.report.scene_preview import draw_preview
 from rsseg_cli.training.checkpoint import load_model
 from rsseg_cli.words import counted
+from typing import Any
+import numpy as np
 
 SUFFIX = ".preview.png"
 SIDE = 900
 """Longest side in pixels at which a scene is shown."""
 FAR = 2.0
-"""Standard deviations of the training by which a scene's mean may differ before it is said."""
+"""Difference of a scene's mean from the training's, in its std, from which a remark is made."""
 
 
 @dataclass(frozen=True)
 class BandSummary:
-    """One band of a scene beside what the model knows; all in stored units."""
+    """Statistics of one band of a scene and of the training data, in stored units."""
 
     name: str
     mean: float | None
@@ -46,17 +49,17 @@ class BandSummary:
 
 @dataclass(frozen=True)
 class Preview:
-    """What `preview --json` prints.
+    """Result of `rsseg preview`.
 
     Attributes:
         picture: The PNG.
         width: Columns of the scene.
         height: Rows of the scene.
-        missing: Share of pixels that are not there.
+        missing: Fraction of missing pixels.
         tile: Side of a tile.
-        tiles: How many there will be.
-        bands: Its bands, over the pixels that the picture shows.
-        remarks: What looks wrong.
+        tiles: Number of tiles.
+        bands: Statistics per band, over the pixels of the picture.
+        remarks: Likely mistakes.
     """
 
     picture: str
@@ -69,7 +72,7 @@ class Preview:
     remarks: list[str]
 
     def to_json(self) -> dict[str, Any]:
-        """Give the machine-readable form."""
+        """Return the machine-readable form."""
         return asdict(self)
 
 
@@ -84,47 +87,47 @@ def preview(
     overlap: float = 0.25,
     overwrite: bool = False,
 ) -> Preview:
-    """Draw a scene as a model will read it.
+    """Draw a scene as a model reads it.
 
     Args:
         scene: The scene.
-        model: Run folder or model file: its bands, mean, std and tiles; the scene's own when None.
-        output: The PNG; SCENE.preview.png in the working folder when None.
+        model: Run folder or model file, for bands, mean, std and tiles; the scene's own when Nband.
+        output: The PNG; SCENE.preview.png in the working folder when Nband.
         bands: File bands in the model's order, from 1, comma separated.
-        nodata: Value of missing samples in place of the file's.
-        tile: Side of a tile; the model's own, else 512.
-        overlap: Share of a tile that overlaps its neighbour.
-        overwrite: Replace a picture that is there.
+        nodata: Value of missing samples, in place of the file's own.
+        tile: Side of a tile in pixels; the model's own, else 512.
+        overlap: Overlap of neighbouring tiles as a fraction of a tile, 0..0.5.
+        overwrite: Replace an existing picture.
 
     Raises:
-        RssegError: The scene cannot be read, or has not as many bands as the model wants.
+        RssegError: The scene cannot be read, or the number of bands is not the model's.
     """
     target = output or Path(f"{scene.stem}{SUFFIX}")
     if target.resolve() == scene.resolve():
         raise RssegError("the picture would replace the scene", where=str(target), fix="another -o")
     if target.exists() and not overwrite:
         raise OutputExistsError(
-            f"{target} is there already", where=str(target), fix="--overwrite, or another -o"
+            f"{target} already exists", where=str(target), fix="--overwrite, or another -o"
         )
-    known, side = (None, 512) if model is None else _wanted(model)
+    model_bands, side = (None, 512) if model is None else _bands_and_tile(model)
     with Scene.open(scene, bands=parse_bands(bands), nodata=nodata) as opened:
-        if known is not None and opened.count != len(known):
+        if model_bands is not None and opened.count != len(model_bands):
             raise RssegError(
-                f"{scene.name} has {counted(opened.count, 'band')}, the model wants {len(known)} "
-                f"({' '.join(known.names)})",
+                f"{scene.name} has {counted(opened.count, 'band')}, the model reads "
+                f"{len(model_bands)} ({' '.join(model_bands.names)})",
                 where=f"{scene}, model {model}",
                 fix="--bands with one file band for each, in this order",
             )
         samples, valid, step = sampled(opened, SIDE)
         tiling = Tiling(tile=tile or side, overlap=overlap)
         across, down = tiling.axis(opened.width), tiling.axis(opened.height)
-        views, summaries = _bands(opened, known, samples, valid)
+        views, summaries = _bands(opened, model_bands, samples, valid)
         picture = draw_preview(
             SceneView(
                 title=f"{scene.name}, {opened.width:,} x {opened.height:,}, {opened.dtype}",
                 samples=samples,
                 valid=valid,
-                rgb=_shown(known, [one.name for one in summaries]),
+                rgb=_shown(model_bands, [summary.name for summary in summaries]),
                 step=step,
                 columns=[across.begin(index) for index in range(across.count)],
                 rows=[down.begin(index) for index in range(down.count)],
@@ -143,32 +146,32 @@ def preview(
             tile=tiling.tile,
             tiles=across.count * down.count,
             bands=summaries,
-            remarks=_doubts(summaries, valid),
+            remarks=_remarks(summaries, valid),
         )
 
 
 def sampled(scene: Scene, side: int) -> tuple[NDArray[Any], NDArray[np.bool_], int]:
-    """Read every n-th pixel, with the same nodata and masks as when the scene is mapped.
+    """Read every n-th pixel, with nodata and masks as in a prediction.
 
     Returns:
         Samples (C, h, w), valid pixels (h, w), and n.
     """
     step = -(-max(scene.width, scene.height) // side)
     rows = [scene.read(Window(0, y, scene.width, 1)) for y in range(step // 2, scene.height, step)]
-    samples = np.concatenate([one[:, :, step // 2 :: step] for one, _ in rows], axis=1)
-    return samples, np.concatenate([one[:, step // 2 :: step] for _, one in rows]), step
+    samples = np.concatenate([row[:, :, step // 2 :: step] for row, _ in rows], axis=1)
+    return samples, np.concatenate([row[:, step // 2 :: step] for _, row in rows]), step
 
 
-def _wanted(model: Path) -> tuple[Bands, int]:
-    """Read the bands and the side of a tile from a model file."""
+def _bands_and_tile(model: Path) -> tuple[Bands, int]:
+    """Return the bands and the side of a tile of a model file."""
     _, about = load_model(model_file(model))
     return Bands.model_validate(about["bands"]), int(about["config"]["data"]["tile"])
 
 
 def _bands(
-    scene: Scene, known: Bands | None, samples: NDArray[Any], valid: NDArray[np.bool_]
+    scene: Scene, model: Bands | None, samples: NDArray[Any], valid: NDArray[np.bool_]
 ) -> tuple[list[BandView], list[BandSummary]]:
-    names = known.names if known else [
+    names = model.names if model else [
         name or f"band {number}"
         for name, number in zip(scene.descriptions, scene.bands, strict=True)
     ]  # fmt: skip
@@ -176,35 +179,35 @@ def _bands(
     for index, name in enumerate(names):
         values = samples[index][valid & np.isfinite(samples[index])].astype(np.float64)
         mean, std = (float(values.mean()), float(values.std())) if len(values) else (0.0, 1.0)
-        learnt = (known.mean[index], known.std[index]) if known else None
-        views.append(BandView(name, values, *(learnt or (mean, std))))
+        trained = (model.mean[index], model.std[index]) if model else None
+        views.append(BandView(name, values, *(trained or (mean, std))))
         numbers = (mean, std, float(values.min()), float(values.max())) if len(values) else ()
-        summaries.append(BandSummary(name, *(numbers or (None,) * 4), *(learnt or (None, None))))
+        summaries.append(BandSummary(name, *(numbers or (None,) * 4), *(trained or (None, None))))
     return views, summaries
 
 
-def _shown(known: Bands | None, names: Sequence[str]) -> tuple[int, ...]:
-    if known is not None:
-        return shown_bands(known)
+def _shown(model: Bands | None, names: Sequence[str]) -> tuple[int, ...]:
+    if model is not None:
+        return shown_bands(model)
     lower = [name.lower() for name in names]
     if all(color in lower for color in ("red", "green", "blue")):
         return tuple(lower.index(color) for color in ("red", "green", "blue"))
     return (0, 1, 2) if len(names) >= 3 else (0,)
 
 
-def _doubts(bands: Sequence[BandSummary], valid: NDArray[np.bool_]) -> list[str]:
-    """Say what looks wrong."""
+def _remarks(bands: Sequence[BandSummary], valid: NDArray[np.bool_]) -> list[str]:
+    """Return likely mistakes: no valid pixel, constant bands, bands unlike the training's."""
     if not valid.any():
-        return ["no pixel of the scene is there: is the nodata value right (--nodata)?"]
-    found = []
-    for one in bands:
-        if one.mean is None or one.std == 0:
-            found.append(f"band {one.name} is the same everywhere")
-        elif one.model_mean is not None and one.model_std:
-            distance = (one.mean - one.model_mean) / one.model_std
+        return ["no pixel of the scene is valid: is the nodata value right (--nodata)?"]
+    remarks = []
+    for band in bands:
+        if band.mean is None or band.std == 0:
+            remarks.append(f"band {band.name} is constant")
+        elif band.model_mean is not None and band.model_std:
+            distance = (band.mean - band.model_mean) / band.model_std
             if abs(distance) > FAR:
-                found.append(
-                    f"band {one.name} has mean {one.mean:.4g}, in training it was "
-                    f"{one.model_mean:.4g} ({distance:+.1f} std): another scale, sensor or order?"
+                remarks.append(
+                    f"band {band.name} has mean {band.mean:.4g}, in training it was "
+                    f"{band.model_mean:.4g} ({distance:+.1f} std): another scale, sensor or order?"
                 )
-    return found
+    return remarks

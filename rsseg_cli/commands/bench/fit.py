@@ -1,33 +1,27 @@
-"""`bench fit`: what the loop costs beside a bare one, and what a step of each method costs.
+"""`rsseg bench fit`: overhead of the training loop, and cost of a step of each method.
 
-All numbers are ratios of things measured in one run, in turns.
+All ratios are of measurements taken in turns in one run.
 """
 
 from __future__ import annotations
 
-import statistics
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import rasterio
-import torch
 from rich.console import Console
-
 from rsseg_cli import presets
-from rsseg_cli.commands.bench.method_steps import (
-    BANDS,
-    BASES,
-    CLASSES,
-    Size,
-    beside,
-    clocks,
-    make_step,
-    measure_apart,
-    seconds_of,
-)
+from rsseg_cli.commands.bench.method_steps import BANDS
+from rsseg_cli.commands.bench.method_steps import BASES
+from rsseg_cli.commands.bench.method_steps import CLASSES
+from rsseg_cli.commands.bench.method_steps import StepSize
+from rsseg_cli.commands.bench.method_steps import beside
+from rsseg_cli.commands.bench.method_steps import clocks
+from rsseg_cli.commands.bench.method_steps import make_step
+from rsseg_cli.commands.bench.method_steps import measure_apart
+from rsseg_cli.commands.bench.method_steps import seconds_of
 from rsseg_cli.commands.bench.predict import write_scene
 from rsseg_cli.commands.fit.fit import prepare_fit
 from rsseg_cli.commands.fit.job import RunOptions
@@ -36,14 +30,20 @@ from rsseg_cli.commands.model import pick_device
 from rsseg_cli.config import resolve
 from rsseg_cli.settings import Json
 from rsseg_cli.training import optimizer
-from rsseg_cli.training.loop import Job, train
+from rsseg_cli.training.loop import Job
+from rsseg_cli.training.loop import train
 from rsseg_cli.training.precision import Precision
 from rsseg_cli.training.progress import Progress
+from typing import Any
+import rasterio
+import statistics
+import tempfile
+import torch
 
 SCENE_PX = 1536
-"""Side of a scene that is made for it."""
+"""Side of the synthetic scenes in pixels."""
 LEVELS = 256 // CLASSES + 1
-"""Grey levels of a class there."""
+"""Grey levels per class in the synthetic scenes."""
 EVERY_METHOD = "all"
 
 
@@ -57,49 +57,49 @@ def bench_fit(
     device: str = "auto",
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Measure the loop and the methods.
+    """Measure the training loop and the steps of methods.
 
     Args:
-        sources: Labelled data for the loop; scenes that are made for it when empty.
-        methods: Presets; `all` names every one, nothing leaves the table out.
-        size: What differs from `Size.usual`; None changes nothing.
-        steps: Steps per count.
-        rounds: Counts of the loop and the bare loop, in turns.
+        sources: Labelled data for the loop; synthetic scenes when empty.
+        methods: Presets; `all` for every preset; without any, there is no table of methods.
+        size: Changes of `StepSize.usual`; None keeps a value.
+        steps: Steps per measurement.
+        rounds: Measurements of the loop and of the bare loop, in turns.
         device: auto, cpu, cuda or cuda:N.
-        say: Told what is measured next.
+        say: Called with a text before each measurement.
 
     Returns:
         `device`, `versions`, `size`, `loop` (per method, with `ratio`), `methods` (a row each).
     """
     where = pick_device(device)
-    given = {key: value for key, value in (size or {}).items() if value is not None}
-    chosen = replace(Size.usual(where), **given)
+    changes = {key: value for key, value in (size or {}).items() if value is not None}
+    step_size = replace(StepSize.usual(where), **changes)
     named = presets.names("methods") if EVERY_METHOD in methods else list(methods)
     loops = {}
     with tempfile.TemporaryDirectory(prefix="rsseg-bench-") as name:
-        src = list(sources) or [str(_write_scenes(Path(name) / "made"))]
+        src = list(sources) or [str(_write_scenes(Path(name) / "synthetic"))]
         for method in BASES:
             say(f"loop of {method}")
-            loops[method] = _loop(method, src, Path(name), chosen, steps, rounds, device)
+            loops[method] = _loop(method, src, Path(name), step_size, steps, rounds, device)
     rows = []
     for method in ["frozen", "full", *(n for n in named if n not in BASES)] if named else ():
         say(f"step of {method}")
-        rows.append(measure_apart(method, chosen, max(3, steps // 2), device))
+        rows.append(measure_apart(method, step_size, max(3, steps // 2), device))
     return {
         "device": str(where),
         "threads": torch.get_num_threads(),
         "versions": versions(),
-        "size": asdict(chosen),
-        "sources": list(sources) or "made for the bench",
+        "size": asdict(step_size),
+        "sources": list(sources) or "synthetic",
         "loop": loops,
         "methods": beside(rows),
     }
 
 
 def _loop(
-    method: str, src: list[str], folder: Path, size: Size, steps: int, rounds: int, device: str
+    method: str, src: list[str], folder: Path, size: StepSize, steps: int, rounds: int, device: str
 ) -> dict[str, Any]:
-    """Count images of the whole loop and of a bare one, in turns."""
+    """Measure images per second of the training loop and of a bare loop, in turns."""
     changes = [
         f"data.tile={size.tile}", f"training.batch={size.batch}", f"training.steps={2 * steps}",
         f"training.log_every={steps}", f"training.save_every={2 * steps}", "data.val_fraction=0",
@@ -113,7 +113,7 @@ def _loop(
     job = replace(prepared.loop, validate=None)
     rows = []
     for _ in range(rounds):
-        bare, clock = _bare(job, size, steps), _Clock(2 * steps)
+        bare, clock = _bare(job, size, steps), _LogClock(2 * steps)
         train(job, clock)
         whole = clock.last() / steps  # the first half warms up
         rows.append((whole[0], bare[0], bare[0] / whole[0], bare[1] / whole[1]))
@@ -128,8 +128,8 @@ def _loop(
     }
 
 
-class _Clock(Progress):
-    """Reads wall and processor seconds whenever the loop logs: then it waits for the device."""
+class _LogClock(Progress):
+    """Reads wall and CPU seconds whenever the loop logs, after a device synchronisation."""
 
     def __init__(self, steps: int) -> None:
         super().__init__(steps, quiet=True)
@@ -140,42 +140,42 @@ class _Clock(Progress):
         self.read.append(clocks())
 
     def last(self) -> Any:
-        """Seconds (wall, processor) between the last two lines."""
+        """Return the seconds (wall, CPU) between the last two log lines."""
         return self.read[-1] - self.read[-2]
 
 
-def _bare(job: Job, size: Size, steps: int) -> Any:
-    """Seconds (wall, processor) per step of the same model on tensors that are there."""
+def _bare(job: Job, size: StepSize, steps: int) -> Any:
+    """Return the seconds (wall, CPU) per step of the same model on tensors on the device."""
     precision = Precision.choose(job.settings.precision, job.device)
     adam = optimizer.build(job.optimization, job.model.train())
     shape = (size.batch, size.tile, size.tile)
     image = torch.randn(size.batch, len(job.model.bands), *shape[1:], device=job.device)
-    # Labels that can be learnt would end in gradients too small for a CPU to be quick with.
+    # Labels that can be learnt would lead to denormal gradients, which are slow on a CPU.
     label = torch.randint(0, job.model.head.classes, shape, device=job.device)
     step = make_step(job.model, adam, image, label, precision)
     step()
     return seconds_of(lambda: [step() for _ in range(steps)], job.device) / steps
 
 
-def show(found: dict[str, Any]) -> None:
-    """Print what was measured."""
-    console, size = Console(highlight=False, soft_wrap=True), found["size"]
+def show(result: dict[str, Any]) -> None:
+    """Print the result."""
+    console, size = Console(highlight=False, soft_wrap=True), result["size"]
     console.print(
-        f"{size['backbone']}, batch {size['batch']}, {size['tile']} px on {found['device']}"
+        f"{size['backbone']}, batch {size['batch']}, {size['tile']} px on {result['device']}"
     )
-    for method, one in found["loop"].items():
+    for method, row in result["loop"].items():
         console.print(
-            f"loop of {method}: {one['images_per_s']:.2f} images/s, bare "
-            f"{one['bare_images_per_s']:.2f}: ratio {one['ratio']:.2f} (of processor time "
-            f"{one['cpu_ratio']:.2f}), wait {one['wait']:.0%}"
+            f"loop of {method}: {row['images_per_s']:.2f} images/s, bare "
+            f"{row['bare_images_per_s']:.2f}: ratio {row['ratio']:.2f} (of CPU time "
+            f"{row['cpu_ratio']:.2f}), wait {row['wait']:.0%}"
         )
-    if not found["methods"]:
+    if not result["methods"]:
         return
     console.print(
         f"{'method':<16} {'trained':>9} {'step s':>8} {'/frozen':>8} {'/full':>6} {'MB':>7} "
         f"{'/frozen':>8} {'/full':>6} {'TFLOP':>7} {'used':>5}"
     )
-    for row in found["methods"]:
+    for row in result["methods"]:
         if "refused" in row:
             console.print(f"{row['method']:<16} {row['refused']}", markup=False)
             continue
@@ -188,7 +188,7 @@ def show(found: dict[str, Any]) -> None:
 
 
 def _write_scenes(root: Path) -> Path:
-    """Write two scenes with labels, compressed in blocks."""
+    """Write two labelled scenes, compressed in blocks."""
     for folder in ("images", "labels"):
         (root / folder).mkdir(parents=True)
     for name in ("a", "b"):
@@ -199,7 +199,7 @@ def _write_scenes(root: Path) -> Path:
         with rasterio.open(root / "labels" / f"{name}.tif", "w", **profile) as file:
             file.write(labels, 1)
     described = {
-        "name": "made",
+        "name": "synthetic",
         "bands": [
             {"name": band, "wavelength_nm": wavelength}
             for band, wavelength in zip(BANDS.names, BANDS.wavelengths_nm, strict=True)

@@ -1,77 +1,77 @@
-"""What a step of each method costs, measured in processes of their own.
+"""Cost of a training step of each method, measured in separate processes.
 
-A step is forward, backward and update on tensors that are on the device already; estimates and
-selections around steps are not in it. A peak of memory is that of the whole process. Where the
-processor is the device, seconds of a step are processor seconds over the number of threads.
+A step is forward, backward and update on tensors on the device; estimates and selections of a
+method around its steps are not included. Peak memory is that of the whole process. On a CPU, the
+seconds of a step are CPU seconds over the number of threads.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
-
 from rsseg_cli import presets
 from rsseg_cli.bands import Bands
-from rsseg_cli.commands.model import build, pick_device
-from rsseg_cli.config import RunConfig, resolve
+from rsseg_cli.commands.model import build
+from rsseg_cli.commands.model import pick_device
+from rsseg_cli.config import RunConfig
+from rsseg_cli.config import resolve
 from rsseg_cli.errors import RssegError
 from rsseg_cli.memory import peak_memory_mb
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training import optimizer
 from rsseg_cli.training.micro_batch import explaining_out_of_memory
 from rsseg_cli.training.precision import Precision
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from typing import Any
+import multiprocessing
+import numpy as np
+import time
+import torch
 
 CLASSES = 6
-"""Classes of what is made for the bench."""
+"""Classes of the benchmark's models."""
 BANDS = Bands(
     names=("red", "green", "blue"), wavelengths_nm=(660.0, 560.0, 485.0),
     mean=(110.0,) * 3, std=(50.0,) * 3, dtype="uint8",
 )  # fmt: skip
 BASES = ("frozen", "full")
-"""Methods that the others stand beside."""
+"""Methods that the others are compared with."""
 
 
 @dataclass(frozen=True)
-class Size:
-    """How large a step is."""
+class StepSize:
+    """Backbone, tile and batch of a step."""
 
     backbone: str
     tile: int
     batch: int
 
     @classmethod
-    def usual(cls, device: torch.device) -> Size:
-        """ViT-L at 512 px on an accelerator; a CPU would take too long, it gets ViT-S."""
+    def usual(cls, device: torch.device) -> StepSize:
+        """Return ViT-L at 512 px on an accelerator, ViT-S at 256 px on a CPU."""
         if device.type == "cuda":
             return cls("dinov3_large", 512, 8)
         return cls("dinov3_small", 256, 2)
 
 
-def measure_apart(method: str, size: Size, steps: int, device: str) -> dict[str, Any]:
-    """Measure a method in a process of its own; say why where it refuses or memory runs out."""
+def measure_apart(method: str, size: StepSize, steps: int, device: str) -> dict[str, Any]:
+    """Measure a method in its own process; an error of the method becomes `refused`."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         try:
-            found = pool.submit(measure, method, size, steps, device).result()
+            row = pool.submit(measure, method, size, steps, device).result()
         except RssegError as error:
-            if method in BASES:  # nothing to stand beside
+            if method in BASES:  # the others are compared with it
                 raise
             return {"method": method, "refused": error.what}
-    return {"method": method} | found
+    return {"method": method} | row
 
 
 @explaining_out_of_memory()
-def measure(method: str, size: Size, steps: int, device: str) -> dict[str, Any]:
-    """Measure steps of one method in this process: time, memory, work."""
+def measure(method: str, size: StepSize, steps: int, device: str) -> dict[str, Any]:
+    """Measure steps of one method in this process: time, memory, operations."""
     where = pick_device(device)
     config = _config(method, size)
     precision = Precision.choose(config.training.precision, where)
@@ -82,7 +82,7 @@ def measure(method: str, size: Size, steps: int, device: str) -> dict[str, Any]:
     image = torch.randn(size.batch, len(BANDS), *shape[1:], generator=generator).to(where)
     label = torch.randint(0, CLASSES, shape, generator=generator).to(where)
     step = make_step(model, adam, image, label, precision)
-    step()  # makes the moments, behind the peak of its activations
+    step()  # allocates the moments, after the peak of its activations
     step()
     memory = peak_memory_mb(where)
     with FlopCounterMode(display=False) as counter:
@@ -99,8 +99,8 @@ def measure(method: str, size: Size, steps: int, device: str) -> dict[str, Any]:
     }
 
 
-def _config(method: str, size: Size) -> RunConfig:
-    """Settle a preset's settings with a linear head; depth comes from no file."""
+def _config(method: str, size: StepSize) -> RunConfig:
+    """Resolve a preset with a linear head; depth weights are random."""
     section = presets.read(presets.find("methods", method)).values["method"]
     depth = ["method.depth=random"] if "depth" in section else []
     return resolve(
@@ -110,15 +110,15 @@ def _config(method: str, size: Size) -> RunConfig:
 
 
 def _peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations per second of a large matrix product: the most that this device gives."""
+    """Measure the operations per second of a large matrix product: the peak of this device."""
     side = 8192 if device.type == "cuda" else 1024
-    one = torch.randn(side, side, device=device, dtype=dtype)
-    torch.mm(one, one)
-    return 2 * float(side) ** 3 / _fastest(lambda: torch.mm(one, one), device, 8)
+    matrix = torch.randn(side, side, device=device, dtype=dtype)
+    torch.mm(matrix, matrix)
+    return 2 * float(side) ** 3 / _fastest(lambda: torch.mm(matrix, matrix), device, 8)
 
 
 def beside(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Add step time and memory relative to those of `frozen` and `full`."""
+    """Return rows with step time and memory relative to `frozen` and `full`."""
     known = {row["method"]: row for row in rows}
     return [
         row
@@ -139,7 +139,7 @@ def make_step(
     label: Tensor,
     precision: Precision,
 ) -> Callable[[], None]:
-    """Make a function that takes a step on one batch, again and again."""
+    """Return a function that takes a step, always on the same batch."""
     scaler = torch.amp.GradScaler(image.device.type, enabled=precision.scaled)
 
     def step() -> None:
@@ -154,7 +154,7 @@ def make_step(
 
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> Any:
-    """Seconds (wall, processor) that some work takes."""
+    """Measure the seconds (wall, CPU) of some work."""
     _wait(device)
     started = clocks()
     work()
@@ -168,7 +168,7 @@ def _wait(device: torch.device) -> None:
 
 
 def _fastest(work: Callable[[], object], device: torch.device, times: int) -> float:
-    """Least seconds: of the device, or of the processor where that is the device."""
+    """Measure the least seconds: wall time of a GPU, else CPU time per thread."""
     column = 0 if device.type == "cuda" else 1
     return min(float(seconds_of(work, device)[column]) for _ in range(times)) / (
         1 if device.type == "cuda" else torch.get_num_threads()
@@ -176,5 +176,5 @@ def _fastest(work: Callable[[], object], device: torch.device, times: int) -> fl
 
 
 def clocks() -> Any:
-    """Give wall and processor seconds; the latter hardly mind what else the machine does."""
+    """Return wall and CPU seconds; the latter hardly depend on other load."""
     return np.array([time.perf_counter(), time.process_time()])

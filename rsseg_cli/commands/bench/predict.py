@@ -1,4 +1,4 @@
-"""`bench predict`: what the engine makes of this machine, in ratios taken in one run."""
+"""`rsseg bench predict`: speed of a prediction beside bare forward passes on this machine."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from rsseg_cli.raster.parts import BLOCK
 from rsseg_cli.raster.scene import Scene
 
 CLASSES = 8
-"""Classes of the models that are made for the bench."""
+"""Classes of the benchmark's models."""
 TILED = {"tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK}
 
 
 class NullModel:
-    """One-hot of band 1 modulo 8: what is left is the engine."""
+    """One-hot of band 1 modulo 8: only the engine takes time."""
 
     def __call__(self, tiles: Tensor) -> Tensor:
-        """Score tiles (B, C, T, T)."""
-        wanted = torch.arange(CLASSES, dtype=torch.uint8, device=tiles.device).view(1, -1, 1, 1)
-        return (tiles[:, :1].to(torch.uint8) % CLASSES == wanted).float()
+        """Return probabilities (B, K, T, T) for tiles (B, C, T, T)."""
+        classes = torch.arange(CLASSES, dtype=torch.uint8, device=tiles.device).view(1, -1, 1, 1)
+        return (tiles[:, :1].to(torch.uint8) % CLASSES == classes).float()
 
 
 def bench_predict(
@@ -58,11 +58,11 @@ def bench_predict(
 
     Args:
         model: Run folder or model file; a random vit_tiny with a linear head when None.
-        size: Side of the square scene that is made for it.
-        tile: Side of a tile; that of the training when None.
+        size: Side of the square synthetic scene in pixels.
+        tile: Side of a tile in pixels; that of the training when None.
         batch: Tiles per pass.
-        overlap: Share of a tile that overlaps its neighbour.
-        rounds: The fastest of so many counts.
+        overlap: Overlap of neighbouring tiles as a fraction of a tile, 0..0.5.
+        rounds: Repetitions; the fastest is reported.
         device: auto, cpu, cuda or cuda:N.
 
     Returns:
@@ -107,21 +107,21 @@ def bench_predict(
     }
 
 
-def show(found: dict[str, Any]) -> None:
-    """Print what was measured."""
+def show(result: dict[str, Any]) -> None:
+    """Print the result."""
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f"{found['model']} on {found['device']}", markup=False)
+    console.print(f"{result['model']} on {result['device']}", markup=False)
     for key in ("bare", "end_to_end", "copy", "null"):
-        one = found[key]
-        console.print(f"{key:<12} {one['seconds']:8.2f} s  {one['mpx_per_s']:8.2f} Mpx/s")
-    console.print(f"end to end runs at {found['ratio']:.2f} of bare forward passes")
-    console.print(f"a null model runs at {found['null_ratio']:.2f} of a copy with GDAL")
+        row = result[key]
+        console.print(f"{key:<12} {row['seconds']:8.2f} s  {row['mpx_per_s']:8.2f} Mpx/s")
+    console.print(f"end to end runs at {result['ratio']:.2f} of bare forward passes")
+    console.print(f"a null model runs at {result['null_ratio']:.2f} of a copy with GDAL")
 
 
 def write_scene(
     path: Path, size: int, mean: Sequence[float], std: Sequence[float], dtype: str
 ) -> Path:
-    """Write smooth ground with sensor noise, in strips of blocks."""
+    """Write a synthetic scene: smooth, with sensor noise, in strips of blocks."""
     rng = np.random.default_rng(0)
     limits = np.iinfo(dtype) if np.dtype(dtype).kind in "iu" else None
     with rasterio.open(
@@ -132,9 +132,9 @@ def write_scene(
         for y in range(0, size, BLOCK):
             rows = min(BLOCK, size - y)
             coarse = rng.normal(size=(len(mean), -(-rows // 16), -(-size // 16)))
-            ground = coarse.repeat(16, 1).repeat(16, 2)[:, :rows, :size]
-            ground = ground + rng.normal(scale=0.05, size=ground.shape)
-            samples = ground * np.reshape(std, (-1, 1, 1)) + np.reshape(mean, (-1, 1, 1))
+            smooth = coarse.repeat(16, 1).repeat(16, 2)[:, :rows, :size]
+            noisy = smooth + rng.normal(scale=0.05, size=smooth.shape)
+            samples = noisy * np.reshape(std, (-1, 1, 1)) + np.reshape(mean, (-1, 1, 1))
             if limits is not None:
                 samples = samples.clip(limits.min, limits.max)
             file.write(samples.astype(dtype), window=FileWindow(0, y, size, rows))
@@ -142,7 +142,7 @@ def write_scene(
 
 
 def _random_model() -> LoadedModel:
-    """Make a small transformer that has learnt nothing."""
+    """Build a small untrained transformer."""
     config = resolve(
         method="frozen", file=None, backbone="vit_tiny", head="linear", pretrained=False,
         changes=["data.tile=256"],
@@ -158,18 +158,18 @@ def _random_model() -> LoadedModel:
 def _bare(
     scene: Scene, infer: Infer, tiling: Tiling, tiles: int, device: torch.device, rounds: int
 ) -> float:
-    """Time forward passes over as many tiles, with nothing else."""
+    """Time forward passes over as many tiles."""
     shape = (tiling.batch, scene.count, tiling.tile, tiling.tile)
-    given = torch.from_numpy(np.zeros(shape, scene.dtype)).to(device)
+    full = torch.from_numpy(np.zeros(shape, scene.dtype)).to(device)
     whole, rest = divmod(tiles, tiling.batch)
-    batches = [given] * whole + [given[:rest]] * bool(rest)
+    batches = [full] * whole + [full[:rest]] * bool(rest)
 
     def forward() -> None:
         for batch in batches:
             scores = infer(batch)
         scores[0, 0, 0, 0].item()
 
-    infer(given)
+    infer(full)
     return _best(forward, rounds)
 
 
@@ -177,7 +177,7 @@ def _map(
     scene: Scene, infer: Infer, classes: Sequence[Class], tiling: Tiling, device: torch.device,
     folder: Path, rounds: int,
 ) -> SceneResult:  # fmt: skip
-    """Map a scene a few times; gives the fastest."""
+    """Map a scene a few times and return the fastest result."""
     outputs = Outputs(map=folder / "map.tif", classes=classes, overwrite=True)
     results = [
         predict_scene(scene, infer, outputs, tiling=tiling, device=device) for _ in range(rounds)
