@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
@@ -13,20 +12,18 @@ from torch.nn import functional as F
 
 from rsseg_cli.contract import Backbone, Features, QueryShape
 from rsseg_cli.grid import Grid
-from rsseg_cli.methods._depth import DepthMethod, DepthName, DepthState, DepthView
+from rsseg_cli.methods._depth import DepthMethod, DepthName, DepthSettings, DepthState, DepthView
 from rsseg_cli.methods._token_adapter import TokenAdapter, TokenSettings, count_tokens
 
 
 class DepthForge(DepthMethod[DepthState]):
     """Refines every block's output as Rein does; depth changes where the attention goes."""
 
-    class Config(TokenSettings):
+    class Config(DepthSettings, TokenSettings):
         """Settings of DepthForge."""
 
         depth: DepthName = "depth_anything_v2_large"
         """The depth encoder; with `off` and without refinement it is Rein."""
-        depth_weights: Path | None = None
-        """A file with its weights, instead of the hub."""
         refine: bool = True
         """Refine the finest map by all maps, as the authors' head does before its pixel decoder."""
         refine_at: Literal["grid", "stride4"] = "grid"

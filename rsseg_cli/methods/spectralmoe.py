@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 import torch
@@ -16,7 +15,7 @@ from rsseg_cli import share
 from rsseg_cli.contract import Backbone, Features, QueryShape
 from rsseg_cli.grid import Grid
 from rsseg_cli.methods import _usage
-from rsseg_cli.methods._depth import DepthMethod, DepthName, DepthState, DepthView
+from rsseg_cli.methods._depth import DepthMethod, DepthName, DepthSettings, DepthState, DepthView
 from rsseg_cli.methods._fusion import Fusion, fuse
 from rsseg_cli.methods._gates import Gate, Kind, imbalance
 from rsseg_cli.methods._token_adapter import TokenAdapter, count_tokens
@@ -42,7 +41,7 @@ class Routing(DepthState):
 class SpectralMoe(DepthMethod[Routing]):
     """Adds to every block's output what the chosen experts make of it and of its depth."""
 
-    class Config(DepthMethod.Config):
+    class Config(DepthSettings):
         """Settings of SpectralMoE; equation numbers are the paper's."""
 
         experts: int = Field(6, ge=1)
@@ -62,8 +61,6 @@ class SpectralMoe(DepthMethod[Routing]):
         differ from it, `add` is the ablation without attention."""
         depth: DepthName = "prompt_depth_anything_large"
         """The depth encoder; `off` is the ablation without depth."""
-        depth_weights: Path | None = None
-        """A file with its weights, instead of the hub."""
         balance_weight: float = Field(1.0e-2, ge=0)
         """Lambda of equation (9), which the paper does not state; the authors' code has 1e3."""
         load_weight: float = Field(1.0e-2, ge=0)

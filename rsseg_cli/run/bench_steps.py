@@ -11,7 +11,7 @@ import multiprocessing
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from rsseg_cli import presets
 from rsseg_cli.bands import Bands
 from rsseg_cli.config import RunConfig, resolve
 from rsseg_cli.errors import RssegError
@@ -101,13 +100,14 @@ def measure(method: str, size: Size, steps: int, device: str) -> dict[str, Any]:
 
 
 def _config(method: str, size: Size) -> RunConfig:
-    """Settle a preset's settings with a linear head; depth comes from no file."""
-    section = presets.read(presets.find("methods", method)).values["method"]
-    depth = ["method.depth=random"] if "depth" in section else []
-    return resolve(
+    """Return a preset's settings with a linear head and without files of weights."""
+    config = resolve(
         method=method, file=None, backbone=size.backbone, head="linear", pretrained=False,
-        changes=[f"data.tile={size.tile}", *depth],
+        changes=[f"data.tile={size.tile}"],
     )  # fmt: skip
+    return replace(
+        config, method=replace(config.method, config=config.method.config.without_files())
+    )
 
 
 def _peak_flops(device: torch.device, dtype: torch.dtype) -> float:
