@@ -59,7 +59,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "fada": ("method.tokens=16", "method.rank=8"),
     "vpt": ("method.prompts=8",),
     # The linear head takes no queries: without them the maps attend to what was heard.
-    "vqt": ("method.tokens=16"),
+    "vqt": ("method.tokens=16",),
     "depthforge": (
         "method.tokens=16",
         "method.rank=8",
