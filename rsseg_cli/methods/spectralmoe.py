@@ -52,13 +52,13 @@ class SpectralMoe(DepthMethod[Routing]):
         """Tokens per expert m; null: as many as the queries that the head takes, otherwise 100."""
         rank: int = Field(16, ge=1)
         gate: Kind | Literal["none"] = "laplace"
-        """Distance to the experts' centres in equation (1), or its square, or the inner product;
-        `none` gives every expert the same share (k = experts)."""
+        """Distance to the experts' centres in equation (1), or the inner product; `none` gives
+        every expert the same weight (k = experts)."""
         gates: Literal["dual", "shared"] = "dual"
         """A gate per modality, or one for both."""
         fusion: Fusion = "paper"
-        """Equation (6); `figure` and `released` are how the paper's figure and the authors' code
-        differ from it, `add` is the ablation without attention."""
+        """Equation (6); `released` is what the authors' code does, `add` the ablation without
+        attention."""
         depth: DepthName = "prompt_depth_anything_large"
         """The depth encoder; `off` is the ablation without depth."""
         balance_weight: float = Field(1.0e-2, ge=0)

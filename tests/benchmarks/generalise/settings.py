@@ -97,11 +97,6 @@ VARIANTS: dict[str, dict[str, tuple[str, ...]]] = {
         "random_depth": ("method.depth=random",),
         "random_depth_one_gate": ("method.depth=random", "method.gates=shared"),
     },
-    "set": {"uniform": ("method.norm=released",)},
-    "fada": {
-        "uniform": ("method.norm=released",),
-        "printed": ("method.norm=map", "method.scale=1.0"),
-    },
     "vpt": {"shallow": ("method.deep=false",)},
     "childtune": {"random": ("method.form=F",)},
     "weft": {
