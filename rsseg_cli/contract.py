@@ -12,6 +12,8 @@ these three speak of stands beside this file: `bands`, `grid`, `projection` and 
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -199,6 +201,18 @@ class Backbone(nn.Module):
         return self
 
 
+def fingerprint(backbone: Backbone) -> str:
+    """Compute a hash of a backbone as it was loaded; model files keep it.
+
+    It covers the tensors that were read and how they were fitted to patch and bands
+    (`Backbone.origin`), but not the name of their file: it is equal across processes and machines.
+    """
+    fitted = {key: value for key, value in backbone.origin.items() if key != "source"}
+    shapes = {name: list(tensor.shape) for name, tensor in backbone.state_dict().items()}
+    text = json.dumps([fitted, shapes], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 class Method(nn.Module, Generic[S]):
     """How a frozen backbone is tuned. Every hook has a do-nothing default.
 
@@ -209,6 +223,10 @@ class Method(nn.Module, Generic[S]):
 
     class Config(Strict):
         """Settings of the method; a subclass lists its own, each with its source."""
+
+        def without_files(self) -> Self:
+            """Return settings that read no weights, for measuring what a step costs."""
+            return self
 
     makes_queries: ClassVar[bool] = False
     """Whether the constructor takes a `QueryShape`, which `finish` then makes queries of."""

@@ -2,43 +2,34 @@
 
 from __future__ import annotations
 
-from conftest import write_raster
-from jobs import same
-from jobs import weights
+import json
+import os
+import signal
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+from conftest import write_raster
+from jobs import same, weights
+from runs import SMALL, Call, describe, ground, rsseg, seen, write_pair
+
 from rsseg_cli.classes import IGNORE
 from rsseg_cli.commands.adapt.resample import resampled
 from rsseg_cli.commands.adapt.settings import resolve
-from rsseg_cli.commands.adapt.target_validation import COLLAPSED
-from rsseg_cli.commands.adapt.target_validation import TargetValidation
-from rsseg_cli.commands.fit.job import RunJob
-from rsseg_cli.commands.fit.job import RunOptions
+from rsseg_cli.commands.adapt.target_validation import COLLAPSED, TargetValidation
+from rsseg_cli.commands.fit.job import RunJob, RunOptions
 from rsseg_cli.config import RunConfig
-from rsseg_cli.data.pair import Handles
-from rsseg_cli.data.pair import Opener
+from rsseg_cli.data.pair import Handles, Opener
 from rsseg_cli.data.source import Source
-from rsseg_cli.data.tiles.unlabelled import hold_back
-from rsseg_cli.data.tiles.unlabelled import without_labels
+from rsseg_cli.data.tiles.unlabelled import hold_back, without_labels
 from rsseg_cli.errors import RssegError
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training import checkpoint
 from rsseg_cli.training.model_selection import TargetStatistics
 from rsseg_cli.training.self_training import SelfTraining
-from runs import Call
-from runs import SMALL
-from runs import describe
-from runs import ground
-from runs import rsseg
-from runs import seen
-from runs import write_pair
-from typing import Any
-import json
-import numpy as np
-import os
-import pytest
-import rasterio
-import signal
 
 QUICK = ["--steps", "4", "--set", "training.num_workers=0", "--device", "cpu"]
 

@@ -2,42 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from conftest import write_raster
-from folders import folder
-from folders import label
-from jobs import same
-from jobs import weights
-from numpy.typing import NDArray
-from pathlib import Path
-from rsseg_cli.bands import Bands
-from rsseg_cli.classes import Class
-from rsseg_cli.classes import IGNORE
-from rsseg_cli.commands.adapt.target_labels import labelled
-from rsseg_cli.commands.adapt.targets import Targets
-from rsseg_cli.data.pair import Opener
-from rsseg_cli.data.pair import Pair
-from rsseg_cli.data.pair import Part
-from rsseg_cli.errors import RssegWarning
-from rsseg_cli.raster.grid import Window
-from rsseg_cli.report.adaptation import REPORTED
-from rsseg_cli.report.adaptation import draw_adaptation
-from rsseg_cli.training.adaptation import Adaptation
-from runs import CLASSES
-from runs import Call
-from runs import describe
-from runs import ground
-from runs import rsseg
-from runs import seen
-from runs import write_pair
-from typing import Any
 import gc
 import json
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import rasterio
-import tempfile
-import warnings
+from conftest import write_raster
+from folders import folder, label
+from jobs import same, weights
+from numpy.typing import NDArray
+from runs import CLASSES, Call, describe, ground, rsseg, seen, write_pair
+
+from rsseg_cli.bands import Bands
+from rsseg_cli.classes import IGNORE, Class
+from rsseg_cli.commands.adapt.target_labels import labelled
+from rsseg_cli.commands.adapt.targets import Targets
+from rsseg_cli.data.pair import Opener, Pair, Part
+from rsseg_cli.errors import RssegWarning
+from rsseg_cli.raster.grid import Window
+from rsseg_cli.report.adaptation import REPORTED, draw_adaptation
+from rsseg_cli.training.adaptation import Adaptation
 
 QUICK = ["--steps", "3", "--set", "training.num_workers=0", "--device", "cpu", "--json"]
 REPORT = "--report-labels"

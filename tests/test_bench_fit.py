@@ -49,6 +49,13 @@ def test_what_a_step_costs(capsys: pytest.CaptureFixture[str]) -> None:
     assert "too small" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("method", ["depthforge", "spectralmoe"])
+def test_depth_comes_from_no_file(method: str) -> None:
+    config = bench_steps._config(method, TINY)
+    assert config.method.config.depth == "random"  # type: ignore[attr-defined]
+    assert config.backbone.pretrained is False  # type: ignore[attr-defined]
+
+
 def test_memory_is_that_of_steps_that_have_moments(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[None] = []
     adam = torch.optim.AdamW.step

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 from pathlib import Path
+from typing import Any
+
+import pytest
+import rasterio
+from runs import BANDS, CLASSES, SMALL, rsseg, write_city
+
 from rsseg_cli.backbones.galileo import Galileo
-from rsseg_cli.commands.export import UNKNOWN
-from rsseg_cli.commands.export import backbone_licence
+from rsseg_cli.commands.export import UNKNOWN, backbone_licence
 from rsseg_cli.find import backbone_names
 from rsseg_cli.presets import read
 from rsseg_cli.report.model_card import Licence
 from rsseg_cli.training.checkpoint import load_model
-from runs import BANDS
-from runs import CLASSES
-from runs import SMALL
-from runs import rsseg
-from runs import write_city
-from typing import Any
-import json
-import pytest
-import rasterio
-import re
-import shutil
 
 
 @pytest.fixture(scope="module")

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-from conftest import random_samples
-from conftest import write_raster
-from jobs import same
-from jobs import weights
-from pathlib import Path
-from rsseg_cli.presets import read
-from rsseg_cli.training import checkpoint
-from runs import SMALL
-from runs import describe
-from runs import ground
-from runs import rsseg
-from runs import seen
-from runs import write_city
-from runs import write_pair
-from safetensors.torch import save_file
 import json
-import numpy as np
 import os
-import pytest
 import shutil
 import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
 import torch
+from conftest import random_samples, write_raster
+from jobs import same, weights
+from runs import SMALL, describe, ground, rsseg, seen, write_city, write_pair
+from safetensors.torch import save_file
+
+from rsseg_cli.presets import read
+from rsseg_cli.training import checkpoint
 
 FIT = ["fit", "-m", "full", *SMALL, "--steps", "2"]
 

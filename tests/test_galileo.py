@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from rsseg_cli.backbones._galileo_bands import CHANNELS, PUBLISHED
-from rsseg_cli.backbones._weights import fingerprint
 from rsseg_cli.backbones.galileo import Galileo
 from rsseg_cli.bands import Bands
-from rsseg_cli.contract import Method
+from rsseg_cli.contract import Method, fingerprint
 from rsseg_cli.grid import Grid
 from rsseg_cli.projection import Role
 

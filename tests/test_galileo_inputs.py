@@ -13,8 +13,8 @@ from test_galileo import LANDSAT, SENTINEL, bands, random, walk
 from torch import Tensor
 
 from rsseg_cli.backbones._galileo_bands import PUBLISHED, plan
-from rsseg_cli.backbones._weights import fingerprint
 from rsseg_cli.backbones.galileo import Galileo
+from rsseg_cli.contract import fingerprint
 from rsseg_cli.errors import RssegError, RssegWarning, UnreadableError
 
 

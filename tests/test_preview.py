@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from PIL import Image
-from conftest import WriteScene
-from conftest import random_samples
 from pathlib import Path
-from rsseg_cli.commands.preview import sampled
-from rsseg_cli.raster.scene import Scene
-from runs import SMALL
-from runs import rsseg
-from runs import write_city
+
 import numpy as np
 import pytest
+from conftest import WriteScene, random_samples
+from PIL import Image
+from runs import SMALL, rsseg, write_city
+
+from rsseg_cli.commands.preview import sampled
+from rsseg_cli.raster.scene import Scene
 
 
 def test_numbers_are_those_of_the_scene(tmp_path: Path, write_scene: WriteScene) -> None:

@@ -1,10 +1,9 @@
-"""Reads pretrained weights, says clearly what is wrong with them, and names them by fingerprint."""
+"""Reads pretrained weights, checks them and hashes them."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from huggingface_hub import hf_hub_download
 from timm.models import load_state_dict, load_state_dict_from_hf
 from torch import Tensor, nn
 
-from rsseg_cli.contract import Backbone
 from rsseg_cli.errors import RssegError, UnreadableError
 
 SHOWN = 4
@@ -195,15 +193,3 @@ def digest_random(model: nn.Module) -> str:
     if any(tensor.is_meta for tensor in tensors.values()):
         return "meta"
     return digest({name: tensor < 0 for name, tensor in tensors.items()})
-
-
-def fingerprint(backbone: Backbone) -> str:
-    """Name a backbone as it was loaded; kept in model files and compared at `predict`.
-
-    It covers the tensors that were read, and how they were fitted to patch and bands
-    (`Backbone.origin`), but not what the file was called: equal across processes and machines.
-    """
-    fitted = {key: value for key, value in backbone.origin.items() if key != "source"}
-    shapes = {name: list(tensor.shape) for name, tensor in backbone.state_dict().items()}
-    text = json.dumps([fitted, shapes], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
 from rich.console import Console
-from rsseg_cli.atomic_write import write_bytes
-from rsseg_cli.atomic_write import write_errors
-from rsseg_cli.errors import RssegError
-from rsseg_cli.errors import UnreadableError
+
+from rsseg_cli.atomic_write import write_bytes, write_errors
+from rsseg_cli.errors import RssegError, UnreadableError
 from rsseg_cli.metrics.scores import Scores
 from rsseg_cli.report import seed_groups as comparing
 from rsseg_cli.report.html import render
-from rsseg_cli.report.seed_groups import Entry
-from rsseg_cli.report.seed_groups import Group
-from rsseg_cli.report.table import Table
-from rsseg_cli.report.table import compared
-from rsseg_cli.report.table import to_csv
-from typing import Any
-import json
+from rsseg_cli.report.seed_groups import Entry, Group
+from rsseg_cli.report.table import Table, compared, to_csv
 
 NOTES = (
     "Scores in percent: mean \u00b1 standard deviation over seeds. Runs whose settings differ by "

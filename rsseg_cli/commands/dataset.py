@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
 from rich.console import Console
 from rich.table import Table
+
 from rsseg_cli import presets
-from rsseg_cli.data.check.check_dataset import Check
-from rsseg_cli.data.check.check_dataset import check
+from rsseg_cli.data.check.check_dataset import Check, check
 from rsseg_cli.data.source import Source
 from rsseg_cli.data.spec.dataset_spec import DatasetSpec
-from rsseg_cli.data.statistics import WINDOWS
-from rsseg_cli.data.statistics import measure
+from rsseg_cli.data.statistics import WINDOWS, measure
 from rsseg_cli.data.tiles.class_index import ClassIndex
 from rsseg_cli.words import counted
-from typing import Any
 
 MARKS = {True: "[green]fits[/green]", False: "[red]no[/red]", None: "[yellow]note[/yellow]"}
 

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from dataclasses import dataclass
+import json
+import shutil
+import warnings
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from rsseg_cli.atomic_write import atomic_path
-from rsseg_cli.atomic_write import write_bytes
-from rsseg_cli.atomic_write import write_errors
+from typing import Any
+
+from rsseg_cli.atomic_write import atomic_path, write_bytes, write_errors
 from rsseg_cli.bands import Bands
 from rsseg_cli.classes import Class
 from rsseg_cli.commands.model import model_file
 from rsseg_cli.config import family
 from rsseg_cli.contract import Backbone
-from rsseg_cli.errors import OutputExistsError
-from rsseg_cli.errors import RssegWarning
+from rsseg_cli.errors import OutputExistsError, RssegWarning
 from rsseg_cli.find import find
 from rsseg_cli.metrics.scores import Scores
 from rsseg_cli.presets import to_yaml
-from rsseg_cli.report.model_card import Card
-from rsseg_cli.report.model_card import Licence
+from rsseg_cli.report.model_card import Card, Licence
 from rsseg_cli.training.checkpoint import load_model
-from typing import Any
-import json
-import shutil
-import warnings
 
 UNNAMED = "not named"
 """Licence of data whose dataset.yaml names none."""

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from rsseg_cli import __version__
-from rsseg_cli import distributed
-from rsseg_cli.backbones._weights import fingerprint
+from typing import Any
+
+import torch
+
+from rsseg_cli import __version__, distributed
 from rsseg_cli.bands import Bands
 from rsseg_cli.classes import Class
-from rsseg_cli.config import RunConfig
-from rsseg_cli.config import family
-from rsseg_cli.config import parse
-from rsseg_cli.contract import Backbone
-from rsseg_cli.contract import Head
-from rsseg_cli.contract import Method
+from rsseg_cli.config import RunConfig, family, parse
+from rsseg_cli.contract import Backbone, Head, Method, fingerprint
 from rsseg_cli.errors import RssegError
 from rsseg_cli.find import find
 from rsseg_cli.presets import Document
@@ -25,9 +23,6 @@ from rsseg_cli.settings import Json
 from rsseg_cli.training.checkpoint import load_model
 from rsseg_cli.training.run_folder import RunFolder
 from rsseg_cli.words import counted
-from typing import Any
-import re
-import torch
 
 
 def build(config: RunConfig, bands: Bands, classes: int) -> Segmenter:

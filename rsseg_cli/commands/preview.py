@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from dataclasses import dataclass
-from numpy.typing import NDArray
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from rsseg_cli.atomic_write import write_bytes
-from rsseg_cli.atomic_write import write_errors
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rsseg_cli.atomic_write import write_bytes, write_errors
 from rsseg_cli.bands import Bands
 from rsseg_cli.commands.fit.final_evaluation import shown_bands
 from rsseg_cli.commands.model import model_file
 from rsseg_cli.commands.options import parse_bands
-from rsseg_cli.errors import OutputExistsError
-from rsseg_cli.errors import RssegError
+from rsseg_cli.errors import OutputExistsError, RssegError
 from rsseg_cli.predict.plan import Tiling
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.report.map_figure import to_png
-from rsseg_cli.report.scene_preview import BandView
-from rsseg_cli.report.scene_preview import SceneView
-from rsseg_cli.report.scene_preview import draw_preview
+from rsseg_cli.report.scene_preview import BandView, SceneView, draw_preview
 from rsseg_cli.training.checkpoint import load_model
 from rsseg_cli.words import counted
-from typing import Any
-import numpy as np
 
 SUFFIX = ".preview.png"
 SIDE = 900

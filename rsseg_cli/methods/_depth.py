@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal, Self, TypeVar
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -247,6 +247,21 @@ def _random(backbone: Backbone) -> Backbone:
         }
 
     return RandomEncoder(RandomEncoder.Config(name="dinov2_random", pretrained=False), RGB)
+
+
+class DepthSettings(Method.Config):
+    """Settings of methods with a depth encoder."""
+
+    depth: DepthName
+    """The depth encoder; `off` goes without."""
+    depth_weights: Path | None = None
+    """A file with its weights, instead of the hub."""
+
+    def without_files(self) -> Self:
+        """Return settings with a random depth encoder in place of a published one."""
+        if self.depth == "off":
+            return self
+        return self.model_copy(update={"depth": "random", "depth_weights": None})
 
 
 D = TypeVar("D", bound=DepthState)

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
-
-from rsseg_cli.methods import _ranking
-
-Combine = Literal["means", "ranks", "sum"]
 
 
 @dataclass
@@ -36,24 +31,18 @@ def change(clean: Tensor, shifted: Tensor, damping: float) -> None:
     shifted.sub_(clean).abs_().div_(least)
 
 
-def combine(
-    how: Combine, clean: Sequence[Tensor], changed: Sequence[Tensor], factor: float
-) -> None:
-    """Turn F into F + factor * change, in place, in units that can be added.
+def combine(clean: Sequence[Tensor], changed: Sequence[Tensor], factor: float) -> None:
+    """Compute F + factor * change in place, both divided by their mean over all elements.
+
+    Equation 7 adds them as they are, loss^2 / weight^2 to a ratio, and the ratio decides alone.
 
     Args:
-        how: `means` divides both by their mean over all elements; `ranks` takes the shares of
-            elements with less; `sum` adds as printed, loss^2/weight^2 to a ratio.
         clean: F as vectors; become the scores.
         changed: Changes as vectors; become the part of the scores that they are.
         factor: Weight of the change.
     """
-    if how == "ranks":
-        _ranking.percentiles(clean)
-        _ranking.percentiles(changed)
-    elif how == "means":
-        _divide_by_mean(clean)
-        _divide_by_mean(changed)
+    _divide_by_mean(clean)
+    _divide_by_mean(changed)
     for fisher, ratio in zip(clean, changed, strict=True):
         ratio.mul_(factor)
         fisher.add_(ratio)

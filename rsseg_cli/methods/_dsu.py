@@ -10,7 +10,7 @@ Each token group of a location has statistics of its own. All statistics are det
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -23,8 +23,6 @@ EPSILON = 1e-6
 """Added to variances [DSU]."""
 NARROWEST = 0.1
 """Least part of its deviation that a channel keeps: a negative one would invert its contrast."""
-
-ShiftWeight = Literal["magnitude", "signed", "none"]
 
 
 class Feature(Protocol):
@@ -79,18 +77,10 @@ class Shift:
     Args:
         spreads: S_mu and S_s (2, G, D) of each site.
         amplitude: Least and largest factor of all e of one pass.
-        weight: How the weight of a pass falls with the size of its shift: with the root mean
-            square of the e, with their signed values as printed in equation 7, or not at all.
     """
 
-    def __init__(
-        self,
-        spreads: Mapping[int, Tensor],
-        *,
-        amplitude: tuple[float, float],
-        weight: ShiftWeight,
-    ) -> None:
-        self.spreads, self.amplitude, self.kind = spreads, amplitude, weight
+    def __init__(self, spreads: Mapping[int, Tensor], *, amplitude: tuple[float, float]) -> None:
+        self.spreads, self.amplitude = spreads, amplitude
         self._generator = torch.Generator()
         self._factor = 1.0
         self._weights: list[Tensor] = []
@@ -109,7 +99,7 @@ class Shift:
         mean, deviation = statistics(patches)
         size = (2, len(tokens), 1, *patches.shape[2:])
         noise = torch.randn(size, generator=self._generator, device=tokens.device) * self._factor
-        self._weights.append(self._weight(noise))
+        self._weights.append((-noise.square().mean((1, 2, 3, 4)).sqrt().sum()).exp())
         spread = self.spreads[site][:, None, None]  # (2, 1, 1, G, D)
         offset, widening = noise * spread
         gain = (widening / deviation + 1).clamp(min=NARROWEST) - 1
@@ -117,13 +107,10 @@ class Shift:
         prefix = tokens[:, : -grid.tokens]
         return torch.cat([prefix, shifted.flatten(1, 2).to(tokens.dtype)], 1)
 
-    def _weight(self, noise: Tensor) -> Tensor:
-        if self.kind == "magnitude":
-            return (-noise.square().mean((1, 2, 3, 4)).sqrt().sum()).exp()
-        if self.kind == "signed":
-            return (-noise.sum(0)).exp().mean()
-        return torch.ones((), device=noise.device)
-
     def weight(self) -> float:
-        """Give the weight of the pass, averaged over the sites."""
+        """Return the weight of the pass, averaged over the sites.
+
+        It falls with the size of the shift: exp of minus the root mean squares of e_mu and e_s.
+        Equation 7 takes their signed values, so that chance decides.
+        """
         return torch.stack(self._weights).mean().item()

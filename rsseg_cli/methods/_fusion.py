@@ -11,14 +11,13 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional as F
 
-Fusion = Literal["paper", "figure", "released", "add"]
+Fusion = Literal["paper", "released", "add"]
 
 
 def fuse(visual: Tensor, depth: Tensor, span: Tensor, kind: Fusion) -> Tensor:
     """Fuse two maps into one.
 
     - `paper`, equation (6): softmax(F_v F_d^T / sqrt D) F_d
-    - `figure`, as drawn: softmax(F_v F_d^T / sqrt D) F_v
     - `released`, the authors' code: every row of F_v times the diagonal of softmax(F_d F_v^T /
       sqrt D)
     - `add`, without attention: F_v + F_d
@@ -41,7 +40,6 @@ def fuse(visual: Tensor, depth: Tensor, span: Tensor, kind: Fusion) -> Tensor:
         own = scores.diagonal(dim1=1, dim2=2) - scores.logsumexp(-1)
         weighted: Tensor = visual * own.exp()[..., None]
         return weighted
-    values = depth if kind == "paper" else visual
-    query, key, value = ((visual @ gram)[:, None], depth[:, None], values[:, None])
-    fused: Tensor = F.scaled_dot_product_attention(query, key, value, scale=scale)
+    query, key = (visual @ gram)[:, None], depth[:, None]
+    fused: Tensor = F.scaled_dot_product_attention(query, key, key, scale=scale)
     return fused[:, 0]

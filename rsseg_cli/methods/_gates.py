@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from rsseg_cli.methods._tokens import Routes
 
-Kind = Literal["laplace", "gaussian", "softmax"]
+Kind = Literal["laplace", "softmax"]
 
 SMALLEST_NOISE = 1e-2
 
@@ -58,16 +58,14 @@ class Gate(nn.Module):
 def affinity(features: Tensor, centres: Tensor, kind: Kind) -> Tensor:
     """Score features (B, N, D) for experts with centres (D, E): (B, N, E).
 
-    `laplace` is minus the distance, `gaussian` minus its square, `softmax` the inner product. The
-    first two are given relative to the distance from 0, which all experts of a token share and no
-    route feels: |f| - |f - c| = (2 f.c - |c|^2) / (|f| + |f - c|) loses no digits for long f.
+    `laplace` is minus the distance, `softmax` the inner product. The distance is given relative to
+    that from 0, which all experts of a token share, so that routes do not depend on it:
+    |f| - |f - c| = (2 f.c - |c|^2) / (|f| + |f - c|) loses no digits for long f.
     """
     product = features @ centres
     if kind == "softmax":
         return product
     gain = 2 * product - centres.square().sum(0)  # |f|^2 - |f - c|^2
-    if kind == "gaussian":
-        return gain
     squared = features.square().sum(-1, keepdim=True)
     distance = (squared - gain).clamp(min=1e-12).sqrt()
     return gain / (distance + squared.clamp(min=1e-12).sqrt())

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.optim import Adam
 
 from rsseg_cli.step import Probe
 
@@ -37,22 +36,6 @@ class Prior:
     def gamma(self, index: int) -> float:
         """Weight of the divergence for one tensor."""
         return self.kappa * self.tau[index] ** 2
-
-
-class Posterior(Protocol):
-    """Estimates precisions from gradients at samples of itself."""
-
-    def sample(self, weights: Sequence[Tensor], centre: Sequence[Tensor], seed: int) -> None:
-        """Write a sample around `centre` into the weights; the same seed draws the same noise."""
-
-    def update(self, gradients: Sequence[Tensor | None], weight: float) -> None:
-        """Learn from the gradients at the last sample; None counts as 0."""
-
-    def merge(self, average: Average) -> None:
-        """Merge with the posteriors of the other processes."""
-
-    def fisher(self) -> list[Tensor]:
-        """Give F = gamma (precision - tau^-2), never negative; ends the estimation."""
 
 
 class MeanSquares:
@@ -112,68 +95,7 @@ class Natural(MeanSquares):
             torch.add(centre[index], noise, out=weights[index])
 
 
-class Reparameterised:
-    """Stochastic gradients on ln precision through the samples, as the paper words it.
-
-    Its signal is the product of gradient and noise, so it needs many more iterations than
-    `Natural`, and three floats per element. The objective is divided by gamma, so that Adam's
-    epsilon is small beside its gradients whatever the scale of the loss.
-    """
-
-    def __init__(self, prior: Prior, like: Sequence[Tensor], *, lr: float) -> None:
-        self.prior = prior
-        pairs = zip(like, prior.tau, strict=True)
-        self.logs = [
-            torch.full_like(one, tau**-2, dtype=torch.float32).log_() for one, tau in pairs
-        ]
-        self.optimizers = [Adam([log], lr=lr) for log in self.logs]
-        self.total, self.seed = 0.0, 0
-
-    def precision(self, index: int) -> Tensor:
-        """Give the precision of one tensor's elements."""
-        return self.logs[index].exp()
-
-    def sample(self, weights: Sequence[Tensor], centre: Sequence[Tensor], seed: int) -> None:
-        """Write a sample around `centre` into the weights."""
-        self.seed = seed
-        for index, noise in enumerate(_noise(weights, seed)):
-            noise.mul_((self.logs[index] * -0.5).exp_())
-            torch.add(centre[index], noise, out=weights[index])
-
-    def update(self, gradients: Sequence[Tensor | None], weight: float) -> None:
-        """Step down the gradient -1/2 g s xi / gamma + 1/2 (1 - 1/(tau^2 precision))."""
-        self.total += weight
-        for index, noise in enumerate(_noise(self.logs, self.seed)):
-            log, gradient = self.logs[index], gradients[index]
-            slope = 1 - (-log).exp_().mul_(self.prior.tau[index] ** -2)
-            if gradient is not None:
-                noise.mul_((log * -0.5).exp_()).mul_(gradient.float())
-                slope.sub_(noise, alpha=1 / self.prior.gamma(index))
-            log.grad = slope.mul_(0.5 * weight)
-            self.optimizers[index].step()
-            log.grad = None
-
-    def merge(self, average: Average) -> None:
-        """Average ln precision over processes; one that saw nothing counts nothing."""
-        for log in self.logs:
-            log.copy_(_merged(log, self.total, average))
-
-    def fisher(self) -> list[Tensor]:
-        """Turn ln precision into F in place; what fell below the prior is 0."""
-        for index, log in enumerate(self.logs):
-            log.exp_().sub_(self.prior.tau[index] ** -2).clamp_(min=0)
-            log.mul_(self.prior.gamma(index))
-        return self.logs
-
-
-Kind = Literal["natural", "reparameterised", "none"]
-
-
-def make(kind: Kind, prior: Prior, like: Sequence[Tensor], *, lr: float) -> Posterior:
-    """Make a posterior that starts as the prior; `none` draws no samples."""
-    if kind == "reparameterised":
-        return Reparameterised(prior, like, lr=lr)
-    return Natural(prior, like, noise=kind == "natural")
+Kind = Literal["natural", "none"]
 
 
 def sample(prior: Prior, weights: Sequence[Tensor], centre: Sequence[Tensor], seed: int) -> None:

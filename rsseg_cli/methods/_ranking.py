@@ -71,15 +71,6 @@ def median_above_zero(scores: Sequence[Tensor]) -> float:
     return value_at(scores, (positive + 1) // 2) if positive else 0.0
 
 
-def percentiles(scores: Sequence[Tensor]) -> None:
-    """Replace scores by the share of scores below them, in place; resolved to a bin."""
-    counts = _histogram(scores)
-    total = counts.sum()
-    shares = ((counts.cumsum(0) - counts).double() / total).float().to(scores[0].device)
-    for chunk in _chunks(scores):
-        chunk.copy_(shares[_bits(chunk) >> LOW])
-
-
 def _chunks(vectors: Iterable[Tensor]) -> Iterator[Tensor]:
     for vector in vectors:
         yield from torch.split(vector, CHUNK)

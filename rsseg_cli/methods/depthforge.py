@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,27 +12,20 @@ from torch.nn import functional as F
 
 from rsseg_cli.contract import Backbone, Features, QueryShape
 from rsseg_cli.grid import Grid
-from rsseg_cli.methods._depth import DepthMethod, DepthName, DepthState, DepthView
+from rsseg_cli.methods._depth import DepthMethod, DepthName, DepthSettings, DepthState, DepthView
 from rsseg_cli.methods._token_adapter import TokenAdapter, TokenSettings, count_tokens
 
 
 class DepthForge(DepthMethod[DepthState]):
     """Refines every block's output as Rein does; depth changes where the attention goes."""
 
-    class Config(TokenSettings):
+    class Config(DepthSettings, TokenSettings):
         """Settings of DepthForge."""
 
         depth: DepthName = "depth_anything_v2_large"
         """The depth encoder; with `off` and without refinement it is Rein."""
-        depth_weights: Path | None = None
-        """A file with its weights, instead of the hub."""
         refine: bool = True
         """Refine the finest map by all maps, as the authors' head does before its pixel decoder."""
-        refine_at: Literal["grid", "stride4"] = "grid"
-        """Where: on the tokens' grid, or as released on one four times as fine, for 16 times the
-        memory."""
-        refine_init: Literal["zero", "released"] = "zero"
-        """Start from the maps as they are, or from random weights as released."""
 
     makes_queries: ClassVar[bool] = True
 
@@ -55,11 +47,7 @@ class DepthForge(DepthMethod[DepthState]):
         self.adapter.spread_evenly(backbone.patch)
         self.refinement: Refinement | None = None
         if config.refine:
-            finer = 4 if config.refine_at == "stride4" else 1
-            self.refinement = Refinement(backbone.dim, len(backbone.taps), finer=finer)
-            if config.refine_init == "zero":
-                for parameter in self.refinement.merge.parameters():
-                    nn.init.zeros_(parameter)
+            self.refinement = Refinement(backbone.dim, len(backbone.taps))
 
     def undecayed(self) -> Collection[Parameter]:
         """Name the tokens."""
@@ -91,22 +79,25 @@ class Refinement(nn.Module):
     """Adds to the finest map what one gate, shared by all maps, lets through of each.
 
     G(x) = y * sigmoid(Conv3x3(y)) with y = x * sigmoid(W2 relu(W1 x)); both gates act per pixel.
+    On the tokens' grid, while the authors' code works on one four times as fine; the last
+    convolution starts at 0, so that the map starts as it is.
     """
 
-    def __init__(self, dim: int, maps: int, *, finer: int) -> None:
+    def __init__(self, dim: int, maps: int) -> None:
         super().__init__()
-        self.finer = finer
         narrow = max(1, dim // 16)
         self.channels = nn.Sequential(
             nn.Conv2d(dim, narrow, 1), nn.ReLU(), nn.Conv2d(narrow, dim, 1), nn.Sigmoid()
         )
         self.places = nn.Sequential(nn.Conv2d(dim, 1, 3, padding=1), nn.Sigmoid())
         self.merge = nn.Conv2d(maps * dim, dim, 1)
+        for parameter in self.merge.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
-        """Refine the first of the maps (B, D, h, w); its sides grow by `finer`."""
-        height, width = (side * self.finer for side in maps[0].shape[-2:])
-        fitted = [F.interpolate(one, (height, width), mode="bilinear") for one in maps]
+        """Refine the first of the maps (B, D, h, w)."""
+        size = maps[0].shape[-2:]
+        fitted = [F.interpolate(level, size, mode="bilinear") for level in maps]
         gated = [self._gate(one) for one in fitted]
         refined: Tensor = fitted[0] + self.merge(torch.cat(gated, 1))
         return refined

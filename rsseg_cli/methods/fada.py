@@ -1,7 +1,7 @@
 """FADA: tokens for the wavelet bands of every block's output (Bi et al., NeurIPS 2024).
 
 The map of patch tokens is split into its four Haar bands. The low band attends to one set of
-tokens, the three others to a second set whose attention is freed of style; what both make of
+tokens, the three others to a second set with normalised similarities; what both make of
 their bands is put together by the inverse transform and added. Nothing is left out of a band:
 with a factor of 0 the features are the frozen ones, bit for bit.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from functools import partial
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -30,10 +30,6 @@ class Fada(Method[State]):
     class Config(TokenSettings):
         """Settings of FADA; the high bands have three times as many tokens."""
 
-        norm: Literal["logits", "released", "map"] = "logits"
-        """Where the high bands' attention is freed of style: before the softmax; there, and made
-        nearly uniform by a second division as released; or behind it as printed, so that weights
-        sum to 0."""
         scale: float = START_SCALE
         """Start of the learnable factor of what is added; the paper's equations have none: 1."""
 
@@ -48,7 +44,7 @@ class Fada(Method[State]):
         branch = partial(TokenBranch, backbone.depth, backbone.dim, rank=config.rank)
         tokens = count_tokens(config.tokens, queries)
         self.low = branch(tokens=tokens, queries=queries, weighing=Weighing(first=0))
-        self.high = branch(tokens=3 * tokens, weighing=Weighing(config.norm, first=0))
+        self.high = branch(tokens=3 * tokens, weighing=Weighing(normalised=True, first=0))
         self.scale = Parameter(torch.tensor(config.scale))
         for one in (self.low, self.high):
             one.spread_evenly(backbone.patch)

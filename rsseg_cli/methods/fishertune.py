@@ -22,7 +22,7 @@ from rsseg_cli import distributed
 from rsseg_cli.contract import Backbone, State
 from rsseg_cli.errors import RssegError
 from rsseg_cli.methods import _domain, _posterior, _ranking
-from rsseg_cli.methods._dsu import EMBEDDING, Feature, Shift, ShiftWeight, Watch
+from rsseg_cli.methods._dsu import EMBEDDING, Feature, Shift, Watch
 from rsseg_cli.methods._posterior import Prior
 from rsseg_cli.methods._sparse import Sparse
 from rsseg_cli.step import Step
@@ -35,7 +35,7 @@ CALM = 1.1
 PRINTED_EPSILON = 1e-8
 """Denominator of equation 5."""
 
-Schedule = Literal["grow", "constant", "paper"]
+Schedule = Literal["grow", "constant"]
 Score = Literal["domain_fisher", "fisher", "domain", "random"]
 
 
@@ -56,30 +56,22 @@ class FisherTune(Sparse):
         gauge: int = Field(50, ge=1)
         """Passes that find the scale of the Fisher information."""
         posterior: _posterior.Kind = "natural"
-        """How precisions are estimated; `none` does without the variational step."""
-        posterior_lr: float = Field(0.05, gt=0)
-        """Step of Adam on ln precision; only for `reparameterised`."""
+        """How precisions are estimated; `none` leaves the variational step out."""
         tau: float = Field(0.1, gt=0)
-        """Width of the prior, as a part of the weights' standard deviation."""
-        tau_per: Literal["tensor", "backbone"] = "tensor"
-        """Whose standard deviation that is."""
+        """Width of the prior, as a fraction of each weight tensor's standard deviation."""
         kappa: float = Field(1.0, gt=0)
         """gamma / tau^2, over the median Fisher information."""
         damping: Literal["kappa", "epsilon"] = "kappa"
         """What stands beside the Fisher information under the fraction: kappa, or eq. 5's 1e-8."""
-        combine: _domain.Combine = "means"
-        """Units in which the change is added."""
         domain_weight: float = Field(1.0, ge=0)
         """Factor of the change."""
-        shift_weight: ShiftWeight = "magnitude"
-        """How large shifts count less."""
         amplitude: tuple[float, float] = (0.5, 2.0)
         """Least and largest factor of a pass' shift."""
         sites: tuple[int, ...] | None = None
         """Where features are shifted: after these blocks, -1 being the embedding; null: there and
         after the first block, a quarter and half of them."""
         schedule: Schedule = "grow"
-        """`paper` takes equation 16 for the share that is tuned, which falls."""
+        """Whether the fraction that trains grows from `share_min` or is `share_max` throughout."""
         share_min: float = Field(0.01, gt=0, le=1)
         """Share of the backbone's parameters that trains at first."""
         share_max: float = Field(0.05, gt=0, le=1)
@@ -154,7 +146,7 @@ class FisherTune(Sparse):
             )
         shift = None if config.score == "fisher" else self._measure_shifts(step)
         prior = self._find_prior(step, centre)
-        clean, shifted, mean_weight = self._estimate(step, centre, prior, shift)
+        clean, shifted = self._estimate(step, centre, prior, shift)
         if shifted is None:
             return _domain.Scores(clean)
         damping = prior.kappa if config.damping == "kappa" else PRINTED_EPSILON
@@ -163,9 +155,7 @@ class FisherTune(Sparse):
         if config.score == "domain":
             return _domain.Scores(shifted, shifted)
         split = self.candidates.split
-        # Where means are divided by, the weights of the passes have done their work already.
-        factor = config.domain_weight * (mean_weight if config.combine == "sum" else 1.0)
-        _domain.combine(config.combine, list(split(clean)), list(split(shifted)), factor)
+        _domain.combine(list(split(clean)), list(split(shifted)), config.domain_weight)
         return _domain.Scores(clean, shifted)
 
     def _measure_shifts(self, step: Step) -> Shift:
@@ -177,11 +167,7 @@ class FisherTune(Sparse):
             probe.backward()
         self._feature = None
         self.candidates.open(True)
-        return Shift(
-            watch.spreads(step.average),
-            amplitude=self.config.amplitude,
-            weight=self.config.shift_weight,
-        )
+        return Shift(watch.spreads(step.average), amplitude=self.config.amplitude)
 
     def _find_prior(self, step: Step, centre: Sequence[Tensor]) -> Prior:
         """Scale the prior: its width to the weights, its strength to the Fisher information."""
@@ -202,8 +188,6 @@ class FisherTune(Sparse):
 
     def _widths(self, centre: Sequence[Tensor]) -> tuple[float, ...]:
         variances = torch.stack([tensor.var() for tensor in centre])
-        if self.config.tau_per == "backbone":
-            variances = variances.mean().expand_as(variances)
         # A tensor of zeros gets a width that is nothing, but can be divided by.
         return tuple((variances.sqrt().clamp(min=1e-8) * self.config.tau).tolist())
 
@@ -232,7 +216,7 @@ class FisherTune(Sparse):
 
     def _estimate(
         self, step: Step, centre: Sequence[Tensor], prior: Prior, shift: Shift | None
-    ) -> tuple[list[Tensor], list[Tensor] | None, float]:
+    ) -> tuple[list[Tensor], list[Tensor] | None]:
         """Estimate the Fisher information of clean and of shifted passes.
 
         Both passes of a pair use the same samples, crops, matching points and posterior noise,
@@ -240,15 +224,15 @@ class FisherTune(Sparse):
         several processes follows a posterior of its own, and these are merged in the end.
 
         Returns:
-            F, F under shifts if any, and the mean weight of a pair.
+            F, and F under shifts if any.
         """
         config, weights = self.config, [weight.detach() for weight in self.candidates.weights]
 
-        def posterior() -> _posterior.Posterior:
-            return _posterior.make(config.posterior, prior, centre, lr=config.posterior_lr)
+        def posterior() -> _posterior.Natural:
+            return _posterior.Natural(prior, centre, noise=config.posterior == "natural")
 
         clean, shifted = posterior(), posterior() if shift else None
-        seed, total, pairs = int(self.draws), 0.0, 0
+        seed = int(self.draws)
         probes = step.probes(config.estimation, samples=config.samples)
         for number, probe in zip(distributed.numbers(), probes, strict=False):
             counted = 1.0
@@ -263,14 +247,11 @@ class FisherTune(Sparse):
             clean.sample(weights, centre, seed + number)
             probe.backward()
             clean.update(self._take_gradients(), counted)
-            total, pairs = total + counted, pairs + 1
         _restore(weights, centre)
         clean.merge(step.average)
         if shifted:
             shifted.merge(step.average)
-        sums = step.average(torch.tensor([total, float(pairs)], device=centre[0].device))
-        mean_weight = (sums[0] / sums[1]).item()
-        return clean.fisher(), shifted.fisher() if shifted else None, mean_weight
+        return clean.fisher(), shifted.fisher() if shifted else None
 
     def _take_gradients(self) -> list[Tensor | None]:
         """Hand the gradients over, so that they are gone when the next sample is drawn."""
@@ -284,13 +265,11 @@ def schedule(kind: Schedule, low: float, high: float, steepness: float) -> list[
     """Give the share that trains in each part of the tuning phase.
 
     `grow` begins with `low` and ends with `high`, as the text of section 3.3.3 says:
-    low + (high - low) (1 - exp(-k t)) / (1 - exp(-k)). `paper` is equation 16 to the letter.
+    low + (high - low) (1 - exp(-k t)) / (1 - exp(-k)). Equation 16 as printed would fall.
     """
     if kind == "constant":
         return [high] * PARTS
     times = [part / (PARTS - 1) for part in range(PARTS)]
-    if kind == "paper":
-        return [low + (high - low) * math.exp(-time) for time in times]
     full = -math.expm1(-steepness)
     return [low + (high - low) * -math.expm1(-steepness * time) / full for time in times]
 

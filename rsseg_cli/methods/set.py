@@ -22,8 +22,6 @@ from rsseg_cli.methods._weighing import Weighing
 
 FLOOR = 1e-6
 """Amplitudes below have no phase: its gradient would grow as they shrink."""
-RELEASED_FLOOR = 1e-5
-"""Least squared amplitude, and what small real parts become, in the authors' code."""
 
 
 class Set(Method[State]):
@@ -32,14 +30,8 @@ class Set(Method[State]):
     class Config(TokenSettings):
         """Settings of SET."""
 
-        fft: Literal["plane", "released"] = "plane"
-        """Transform each channel over rows and columns of the grid; or, as the authors' code does,
-        each place over images and channels, so that images of one batch change each other."""
         amplitude_tokens: Literal["lowrank", "full"] = "lowrank"
         """`full` as released: every number of the amplitude's tokens is free."""
-        norm: Literal["logits", "released"] = "logits"
-        """Free the amplitude's attention of style; `released` divides by sqrt D once more, which
-        makes it nearly uniform."""
 
     makes_queries: ClassVar[bool] = True
 
@@ -47,13 +39,13 @@ class Set(Method[State]):
         self, config: Config, backbone: Backbone, queries: QueryShape | None = None
     ) -> None:
         super().__init__(config, backbone)
-        self.prefix, self.plane = backbone.prefix, config.fft == "plane"
+        self.prefix = backbone.prefix
         tokens = count_tokens(config.tokens, queries)
         branch = partial(TokenBranch, backbone.depth, backbone.dim, tokens=tokens)
         self.phase = branch(rank=config.rank, queries=queries)
         self.amplitude = branch(
             rank=config.rank if config.amplitude_tokens == "lowrank" else None,
-            weighing=Weighing(config.norm),
+            weighing=Weighing(normalised=True),
         )
         self.scale = Parameter(torch.tensor(START_SCALE))
         for one in (self.phase, self.amplitude):
@@ -66,16 +58,10 @@ class Set(Method[State]):
     def after_block(self, index: int, tokens: Tensor, state: State) -> Tensor:
         """Refine the patch tokens."""
         prefix, patches = tokens.tensor_split([self.prefix], 1)
-        if self.plane:
-            amplitude, phase = split(patches, state.grid)
-            # Its mean over the grid would drown all else: as many times larger as there are rows.
-            asking = amplitude.log1p()
-        else:
-            amplitude, phase = split_released(patches)
-            asking = amplitude
-        louder = self.amplitude.answer(index, amplitude, asking)
-        turned = self.phase.answer(index, phase)
-        added = join(louder, turned, state.grid) if self.plane else join_released(louder, turned)
+        amplitude, phase = split(patches, state.grid)
+        # Its mean over the grid would drown all else: as many times larger as there are rows.
+        louder = self.amplitude.answer(index, amplitude, amplitude.log1p())
+        added = join(louder, self.phase.answer(index, phase), state.grid)
         return torch.cat([prefix, patches + self.scale * added.to(patches.dtype)], 1)
 
     def finish(self, maps: list[Tensor], state: State) -> Features:
@@ -102,21 +88,6 @@ def join(amplitude: Tensor, phase: Tensor, grid: Grid) -> Tensor:
     images, _, dim = amplitude.shape
     spectrum = _complex(amplitude, phase).mT.reshape(images, dim, grid.h, grid.w // 2 + 1)
     return grid.to_tokens(torch.fft.irfft2(spectrum, s=(grid.h, grid.w), norm="ortho"))
-
-
-def split_released(patches: Tensor) -> tuple[Tensor, Tensor]:
-    """Split patch tokens (B, N, D) by a transform over B and D: amplitude and phase (B, N, D)."""
-    spectrum = torch.fft.fft2(patches.float(), dim=(0, 2)) / (2 * patches.shape[2]) ** 0.5
-    real, imaginary = spectrum.real, spectrum.imag
-    squared = (real.square() + imaginary.square()).clamp(min=RELEASED_FLOOR)
-    real = real.masked_fill(real.abs() < RELEASED_FLOOR, RELEASED_FLOOR)
-    return squared.sqrt(), torch.atan2(imaginary, real)
-
-
-def join_released(amplitude: Tensor, phase: Tensor) -> Tensor:
-    """Undo `split_released` but for a factor of sqrt(B / 2), as the authors' code does."""
-    mixed: Tensor = torch.fft.ifft2(_complex(amplitude, phase), dim=(0, 2), norm="ortho")
-    return mixed.real
 
 
 def _complex(amplitude: Tensor, phase: Tensor) -> Tensor:

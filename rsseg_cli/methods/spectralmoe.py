@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 import torch
@@ -16,7 +15,7 @@ from rsseg_cli import batch_shard
 from rsseg_cli.contract import Backbone, Features, QueryShape
 from rsseg_cli.grid import Grid
 from rsseg_cli.methods import _usage
-from rsseg_cli.methods._depth import DepthMethod, DepthName, DepthState, DepthView
+from rsseg_cli.methods._depth import DepthMethod, DepthName, DepthSettings, DepthState, DepthView
 from rsseg_cli.methods._fusion import Fusion, fuse
 from rsseg_cli.methods._gates import Gate, Kind, imbalance
 from rsseg_cli.methods._token_adapter import TokenAdapter, count_tokens
@@ -42,7 +41,7 @@ class Routing(DepthState):
 class SpectralMoe(DepthMethod[Routing]):
     """Adds to every block's output what the chosen experts make of it and of its depth."""
 
-    class Config(DepthMethod.Config):
+    class Config(DepthSettings):
         """Settings of SpectralMoE; equation numbers are the paper's."""
 
         experts: int = Field(6, ge=1)
@@ -53,17 +52,15 @@ class SpectralMoe(DepthMethod[Routing]):
         """Tokens per expert m; null: as many as the queries that the head takes, otherwise 100."""
         rank: int = Field(16, ge=1)
         gate: Kind | Literal["none"] = "laplace"
-        """Distance to the experts' centres in equation (1), or its square, or the inner product;
-        `none` gives every expert the same share (k = experts)."""
+        """Distance to the experts' centres in equation (1), or the inner product; `none` gives
+        every expert the same weight (k = experts)."""
         gates: Literal["dual", "shared"] = "dual"
         """A gate per modality, or one for both."""
         fusion: Fusion = "paper"
-        """Equation (6); `figure` and `released` are how the paper's figure and the authors' code
-        differ from it, `add` is the ablation without attention."""
+        """Equation (6); `released` is what the authors' code does, `add` the ablation without
+        attention."""
         depth: DepthName = "prompt_depth_anything_large"
         """The depth encoder; `off` is the ablation without depth."""
-        depth_weights: Path | None = None
-        """A file with its weights, instead of the hub."""
         balance_weight: float = Field(1.0e-2, ge=0)
         """Lambda of equation (9), which the paper does not state; the authors' code has 1e3."""
         load_weight: float = Field(1.0e-2, ge=0)

@@ -43,13 +43,10 @@ def test_schedules() -> None:
     assert [round(100 * grow[part], 1) for part in (25, 50, 74)] == [2.4, 3.5, 4.3]
     fast = [0.01 + 0.04 * (1 - math.exp(-5 * t / 99)) / (1 - math.exp(-5)) for t in range(100)]
     assert schedule("grow", 0.01, 0.05, 5.0) == pytest.approx(fast)
-    paper = schedule("paper", 0.01, 0.05, 1.0)
-    assert paper[0] == pytest.approx(0.05)
-    assert round(100 * paper[-1], 2) == 2.47
     assert set(schedule("constant", 0.01, 0.05, 1.0)) == {0.05}
 
 
-@pytest.mark.parametrize("kind", ["grow", "constant", "paper"])
+@pytest.mark.parametrize("kind", ["grow", "constant"])
 def test_as_many_are_active_as_the_schedule_says(kind: str) -> None:
     model, method = fishertune(schedule=kind, score="random")
     total, sets = 202, []
@@ -64,8 +61,7 @@ def test_as_many_are_active_as_the_schedule_says(kind: str) -> None:
         assert int(active.sum()) == round(shares[(index - 2) // 2] * method.candidates.total)
         sets.append(active)
     for earlier, later in pairwise(sets):
-        smaller, larger = (later, earlier) if kind == "paper" else (earlier, later)
-        assert not bool((smaller & ~larger).any())
+        assert not bool((earlier & ~later).any())
 
 
 def vit_large(name: str) -> Backbone:
@@ -231,7 +227,7 @@ def test_two_processes_choose_the_same() -> None:
 
 
 # --- files -----------------------------------------------------------------------------------
-@pytest.mark.parametrize("kind", ["grow", "paper"])
+@pytest.mark.parametrize("kind", ["grow", "constant"])
 @pytest.mark.parametrize("stop", [1, 3, 9])
 def test_a_restart_changes_no_bit(kind: str, stop: int) -> None:
     model, method = fishertune(schedule=kind)
@@ -321,7 +317,7 @@ def test_record_and_picture(tmp_path: Path) -> None:
      ({"share_max": 1.2}, "less than or equal to 1"), ({"share_min": 0}, "greater than 0"),
      ({"amplitude": (2.0, 1.0)}, "least <= largest"), ({"roles": ["q", "q"]}, "named once"),
      ({"roles": []}, "at least 1"), ({"steepness": 0}, "greater than 0"),
-     ({"schedule": "shrink"}, "'grow', 'constant' or 'paper'")],
+     ({"schedule": "shrink"}, "'grow' or 'constant'")],
 )  # fmt: skip
 def test_settings_out_of_range(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):

@@ -13,8 +13,7 @@ from rsseg_cli.contract import QueryShape
 from rsseg_cli.methods.fada import Fada
 from rsseg_cli.methods.set import Set
 
-RELEASED = {"fft": "released", "amplitude_tokens": "full", "norm": "released"}
-CASES: list[Any] = [("set", {}), ("set", RELEASED), ("fada", {}), ("fada", {"norm": "map"})]
+CASES: list[Any] = [("set", {}), ("set", {"amplitude_tokens": "full"}), ("fada", {})]
 EVERY = pytest.mark.parametrize(("name", "settings"), CASES)
 
 
@@ -51,15 +50,13 @@ def test_starts_near_the_frozen_backbone_and_is_it_without_the_factor(
 
 
 @EVERY
-def test_images_of_a_batch(name: str, settings: dict[str, Any]) -> None:
-    """Only the transform as released mixes them."""
+def test_images_of_a_batch_do_not_mix(name: str, settings: dict[str, Any]) -> None:
     backbone, method = made(name, settings, 0.5)
     image = sample(1, 2)[0]
     other = image.clone()
     other[1] += 1
     first, second = backbone(image, method).maps, backbone(other, method).maps
-    same = [torch.equal(a[0], b[0]) for a, b in zip(first, second, strict=True)]
-    assert same == [settings != RELEASED] * 4
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(first, second, strict=True))
     assert not torch.equal(first[0][1], second[0][1])
 
 
@@ -72,6 +69,4 @@ def test_gradients_are_finite_and_reach_all_of_it(name: str, settings: dict[str,
     for own, parameter in method.named_parameters():
         assert parameter.grad is not None
         assert torch.isfinite(parameter.grad).all()
-        # Weights that sum to 0 leave the bias of the values out.
-        silent = settings == {"norm": "map"} and own == "high.value.bias"
-        assert parameter.grad.abs().max() > 0 or silent
+        assert parameter.grad.abs().max() > 0, own

@@ -1,4 +1,4 @@
-"""SET against its equations over numpy's transform, its exact inverse, and the released form."""
+"""SET against its equations over numpy's transform, its exact inverse, and its start."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from torch import Tensor
 from rsseg_cli.backbones.vit import Vit
 from rsseg_cli.contract import QueryShape, State
 from rsseg_cli.grid import Grid
-from rsseg_cli.methods.set import Set, join, join_released, split, split_released
-
-RELEASED = {"fft": "released", "amplitude_tokens": "full", "norm": "released"}
+from rsseg_cli.methods.set import Set, join, split
 
 
 def tiny(**settings: Any) -> tuple[Vit, Set]:
@@ -26,14 +24,14 @@ def tiny(**settings: Any) -> tuple[Vit, Set]:
     return backbone, Set(config, backbone, QueryShape(6, 12))
 
 
-def look(x: Tensor, asking: Tensor, own: Tensor, branch: Any, norm: str) -> Tensor:
+def look(x: Tensor, asking: Tensor, own: Tensor, branch: Any, *, normalised: bool) -> Tensor:
     """One branch, with token 0 left out after the softmax."""
     logits = asking @ own.T
-    if norm == "none":
-        logits = logits / 8
-    else:
+    if normalised:
         mean, variance = logits.mean(-1, keepdim=True), logits.var(-1, False, keepdim=True)
-        logits = (logits - mean) / (variance + 1e-5).sqrt() / (8 if norm == "released" else 1)
+        logits = (logits - mean) / (variance + 1e-5).sqrt()
+    else:
+        logits = logits / 8
     return branch.mlp(x + logits.softmax(-1)[..., 1:] @ branch.value(own[1:]))
 
 
@@ -47,17 +45,18 @@ def randomise(method: Set) -> None:
         torch.nn.init.normal_(parameter, std=0.4)
 
 
-@pytest.mark.parametrize("norm", ["logits", "released"])
 @pytest.mark.parametrize("amplitude_tokens", ["lowrank", "full"])
-def test_a_block_equals_the_equations(norm: str, amplitude_tokens: str) -> None:
-    backbone, method = tiny(norm=norm, amplitude_tokens=amplitude_tokens)
+def test_a_block_equals_the_equations(amplitude_tokens: str) -> None:
+    backbone, method = tiny(amplitude_tokens=amplitude_tokens)
     randomise(method)
     tokens = torch.randn(2, backbone.prefix + 15, 64)
     f = tokens[:, backbone.prefix :].reshape(2, 3, 5, 64)
     spectrum = np.fft.fft2(f.numpy(), axes=(1, 2), norm="ortho")[:, :, :3].reshape(2, 9, 64)
     a, p = (torch.from_numpy(part).float() for part in (np.abs(spectrum), np.angle(spectrum)))
-    amplitude = look(a, a.log1p(), own_tokens(method.amplitude, 1), method.amplitude, norm)
-    phase = look(p, p, own_tokens(method.phase, 1), method.phase, "none")
+    amplitude = look(
+        a, a.log1p(), own_tokens(method.amplitude, 1), method.amplitude, normalised=True
+    )
+    phase = look(p, p, own_tokens(method.phase, 1), method.phase, normalised=False)
     changed = (amplitude * torch.exp(1j * phase)).detach().numpy().reshape(2, 3, 3, 64)
     back = np.fft.irfft2(changed, s=(3, 5), axes=(1, 2), norm="ortho").reshape(2, 15, 64)
     expected = f.flatten(1, 2) + method.scale * torch.from_numpy(back).float()
@@ -87,36 +86,6 @@ def test_silence_has_finite_gradients() -> None:
     assert torch.isfinite(patches.grad).all()
 
 
-def released_by_hand(f: Tensor) -> tuple[Tensor, Tensor]:
-    """Split (N, B, C) as the authors' code: floors, and a transform over its last two axes."""
-    spectrum = torch.fft.fft2(f) / (2 * f.shape[-1]) ** 0.5
-    squared = spectrum.real**2 + spectrum.imag**2
-    squared = torch.where(squared > 1e-5, squared, torch.full_like(squared, 1e-5))
-    real = torch.where(spectrum.real.abs() < 1e-5, torch.tensor(1e-5), spectrum.real)
-    return squared.sqrt(), torch.atan2(spectrum.imag, real)
-
-
-def test_the_released_form() -> None:
-    backbone, method = tiny(**RELEASED)
-    randomise(method)
-    tokens = torch.randn(4, backbone.prefix + 15, 64)
-    f = tokens[:, backbone.prefix :].transpose(0, 1)  # places first, as in the authors' code
-    a, p = released_by_hand(f)
-    amplitude = look(a, a, own_tokens(method.amplitude, 1), method.amplitude, "released")
-    phase = look(p, p, own_tokens(method.phase, 1), method.phase, "none")
-    back = torch.fft.ifft2(amplitude * torch.exp(1j * phase), norm="ortho").real
-    expected = (f + method.scale * back).transpose(0, 1)
-    out = method.after_block(1, tokens, State(Grid(3, 5)))
-    assert torch.allclose(out[:, backbone.prefix :], expected, atol=1e-3)
-
-
-@pytest.mark.parametrize("batch", [1, 2, 8])
-def test_the_released_round_trip_depends_on_the_batch(batch: int) -> None:
-    patches = torch.randn(batch, 5, 32)
-    back = join_released(*split_released(patches))
-    assert torch.allclose(back, patches * (batch / 2) ** 0.5, atol=1e-2)
-
-
 @pytest.mark.parametrize(("kind", "width"), [("lowrank", 16), ("full", 64)])
 def test_laws_of_the_start(kind: str, width: int) -> None:
     method = Set(Set.Config(tokens=40, rank=4, amplitude_tokens=kind), tiny_vit())  # type: ignore[arg-type]
@@ -129,7 +98,11 @@ def test_laws_of_the_start(kind: str, width: int) -> None:
 
 @pytest.mark.parametrize(
     ("settings", "count"),
-    [({}, 5_520_897), (RELEASED, 7_546_881), ({"queries": None}, 5_520_897 - 459_264)],
+    [
+        ({}, 5_520_897),
+        ({"amplitude_tokens": "full"}, 7_546_881),
+        ({"queries": None}, 5_520_897 - 459_264),
+    ],
 )
 def test_counts_at_vit_large(settings: dict[str, Any], count: int) -> None:
     backbone, method = at_vit_large(Set, **settings)
@@ -137,6 +110,6 @@ def test_counts_at_vit_large(settings: dict[str, Any], count: int) -> None:
 
 
 def test_bad_settings() -> None:
-    for settings in ({"tokens": 1}, {"rank": 0}, {"norm": "map"}, {"fft": "channels"}):
+    for settings in ({"tokens": 1}, {"rank": 0}, {"amplitude_tokens": "none"}):
         with pytest.raises(ValidationError):
             Set.Config.model_validate(settings)

@@ -2,45 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
-from dataclasses import replace
-from pathlib import Path
-from rsseg_cli import presets
-from rsseg_cli.bands import Bands
-from rsseg_cli.classes import Class
-from rsseg_cli.commands.adapt.resample import resampled
-from rsseg_cli.commands.evaluate.band_matching import match_bands
-from rsseg_cli.commands.evaluate.band_matching import unit_scale
-from rsseg_cli.commands.predict.paths import expand
-from rsseg_cli.data.infer.infer_layout import image_folder
-from rsseg_cli.data.infer.infer_layout import labels_beside
-from rsseg_cli.data.infer.infer_spec import ground_size_m
-from rsseg_cli.data.infer.infer_spec import name_bands
-from rsseg_cli.data.pair import Opener
-from rsseg_cli.data.pair import Pair
-from rsseg_cli.data.pair import Part
-from rsseg_cli.data.resolve_source import SPEC_FILE
-from rsseg_cli.data.resolve_source import take_apart
-from rsseg_cli.data.source import Source
-from rsseg_cli.data.spec.dataset_spec import ClassSpec
-from rsseg_cli.data.spec.dataset_spec import DatasetSpec
-from rsseg_cli.data.spec.dataset_spec import Reader
-from rsseg_cli.data.tiles.unlabelled import has_image
-from rsseg_cli.data.tiles.unlabelled import hold_back
-from rsseg_cli.data.tiles.unlabelled import without_labels
-from rsseg_cli.errors import RssegError
-from rsseg_cli.errors import RssegWarning
-from rsseg_cli.raster.scene import Scene
-from rsseg_cli.settings import Json
-from rsseg_cli.training.adaptation import Adaptation
-from rsseg_cli.words import counted
 import hashlib
 import shutil
 import tempfile
 import warnings
 import weakref
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rsseg_cli import presets
+from rsseg_cli.bands import Bands
+from rsseg_cli.classes import Class
+from rsseg_cli.commands.adapt.resample import resampled
+from rsseg_cli.commands.evaluate.band_matching import match_bands, unit_scale
+from rsseg_cli.commands.predict.paths import expand
+from rsseg_cli.data.infer.infer_layout import image_folder, labels_beside
+from rsseg_cli.data.infer.infer_spec import ground_size_m, name_bands
+from rsseg_cli.data.pair import Opener, Pair, Part
+from rsseg_cli.data.resolve_source import SPEC_FILE, take_apart
+from rsseg_cli.data.source import Source
+from rsseg_cli.data.spec.dataset_spec import ClassSpec, DatasetSpec, Reader
+from rsseg_cli.data.tiles.unlabelled import has_image, hold_back, without_labels
+from rsseg_cli.errors import RssegError, RssegWarning
+from rsseg_cli.raster.scene import Scene
+from rsseg_cli.settings import Json
+from rsseg_cli.training.adaptation import Adaptation
+from rsseg_cli.words import counted
 
 ALIKE = 1.25
 """Largest ratio of two pixel sizes that count as the same."""

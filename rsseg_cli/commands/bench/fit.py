@@ -5,23 +5,29 @@ All ratios are of measurements taken in turns in one run.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from collections.abc import Mapping
-from collections.abc import Sequence
-from dataclasses import asdict
-from dataclasses import replace
+import statistics
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
+
+import rasterio
+import torch
 from rich.console import Console
+
 from rsseg_cli import presets
-from rsseg_cli.commands.bench.method_steps import BANDS
-from rsseg_cli.commands.bench.method_steps import BASES
-from rsseg_cli.commands.bench.method_steps import CLASSES
-from rsseg_cli.commands.bench.method_steps import StepSize
-from rsseg_cli.commands.bench.method_steps import beside
-from rsseg_cli.commands.bench.method_steps import clocks
-from rsseg_cli.commands.bench.method_steps import make_step
-from rsseg_cli.commands.bench.method_steps import measure_apart
-from rsseg_cli.commands.bench.method_steps import seconds_of
+from rsseg_cli.commands.bench.method_steps import (
+    BANDS,
+    BASES,
+    CLASSES,
+    StepSize,
+    beside,
+    clocks,
+    make_step,
+    measure_apart,
+    seconds_of,
+)
 from rsseg_cli.commands.bench.predict import write_scene
 from rsseg_cli.commands.fit.fit import prepare_fit
 from rsseg_cli.commands.fit.job import RunOptions
@@ -30,15 +36,9 @@ from rsseg_cli.commands.model import pick_device
 from rsseg_cli.config import resolve
 from rsseg_cli.settings import Json
 from rsseg_cli.training import optimizer
-from rsseg_cli.training.loop import Job
-from rsseg_cli.training.loop import train
+from rsseg_cli.training.loop import Job, train
 from rsseg_cli.training.precision import Precision
 from rsseg_cli.training.progress import Progress
-from typing import Any
-import rasterio
-import statistics
-import tempfile
-import torch
 
 SCENE_PX = 1536
 """Side of the synthetic scenes in pixels."""

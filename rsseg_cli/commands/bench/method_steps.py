@@ -7,28 +7,27 @@ seconds of a step are CPU seconds over the number of threads.
 
 from __future__ import annotations
 
+import multiprocessing
+import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from rsseg_cli import presets
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
 from rsseg_cli.bands import Bands
-from rsseg_cli.commands.model import build
-from rsseg_cli.commands.model import pick_device
-from rsseg_cli.config import RunConfig
-from rsseg_cli.config import resolve
+from rsseg_cli.commands.model import build, pick_device
+from rsseg_cli.config import RunConfig, resolve
 from rsseg_cli.errors import RssegError
 from rsseg_cli.memory import peak_memory_mb
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training import optimizer
 from rsseg_cli.training.micro_batch import explaining_out_of_memory
 from rsseg_cli.training.precision import Precision
-from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
-from typing import Any
-import multiprocessing
-import numpy as np
-import time
-import torch
 
 CLASSES = 6
 """Classes of the benchmark's models."""
@@ -100,13 +99,14 @@ def measure(method: str, size: StepSize, steps: int, device: str) -> dict[str, A
 
 
 def _config(method: str, size: StepSize) -> RunConfig:
-    """Resolve a preset with a linear head; depth weights are random."""
-    section = presets.read(presets.find("methods", method)).values["method"]
-    depth = ["method.depth=random"] if "depth" in section else []
-    return resolve(
+    """Return a preset's settings with a linear head and without files of weights."""
+    config = resolve(
         method=method, file=None, backbone=size.backbone, head="linear", pretrained=False,
-        changes=[f"data.tile={size.tile}", *depth],
+        changes=[f"data.tile={size.tile}"],
     )  # fmt: skip
+    return replace(
+        config, method=replace(config.method, config=config.method.config.without_files())
+    )
 
 
 def _peak_flops(device: torch.device, dtype: torch.dtype) -> float:

@@ -59,7 +59,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "fada": ("method.tokens=16", "method.rank=8"),
     "vpt": ("method.prompts=8",),
     # The linear head takes no queries: without them the maps attend to what was heard.
-    "vqt": ("method.tokens=16"),
+    "vqt": ("method.tokens=16",),
     "depthforge": (
         "method.tokens=16",
         "method.rank=8",
@@ -96,11 +96,6 @@ VARIANTS: dict[str, dict[str, tuple[str, ...]]] = {
         # Depth that knows nothing: shows that the path works, not what depth is worth.
         "random_depth": ("method.depth=random",),
         "random_depth_one_gate": ("method.depth=random", "method.gates=shared"),
-    },
-    "set": {"uniform": ("method.norm=released",)},
-    "fada": {
-        "uniform": ("method.norm=released",),
-        "printed": ("method.norm=map", "method.scale=1.0"),
     },
     "vpt": {"shallow": ("method.deep=false",)},
     "childtune": {"random": ("method.form=F",)},

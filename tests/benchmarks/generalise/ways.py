@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
+import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from generalise.areas import Areas
-from generalise.areas import make
-from generalise.runs import Job
-from generalise.runs import Record
-from generalise.runs import Workshop
 from pathlib import Path
+from typing import Any
+
+from generalise.areas import Areas, make
+from generalise.runs import Job, Record, Workshop
 from rsseg_cli.commands.adapt import settings
 from rsseg_cli.commands.adapt.adapt import prepare_adapt
 from rsseg_cli.commands.evaluate.model_evaluation import evaluate_model
 from rsseg_cli.commands.fit.fit import prepare_fit
-from rsseg_cli.commands.fit.job import FitReport
-from rsseg_cli.commands.fit.job import RunJob
-from rsseg_cli.commands.fit.job import RunOptions
-from rsseg_cli.commands.fit.job import run
+from rsseg_cli.commands.fit.job import FitReport, RunJob, RunOptions, run
 from rsseg_cli.metrics.scores import Scores
-from typing import Any
-import tempfile
-import time
 
 WAYS = ("source", "longer", "adapt", "source_free", "target")
 """A fit on the source; that model fitted on, without a look at the target, for as long as adapting
