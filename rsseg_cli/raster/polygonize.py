@@ -23,7 +23,7 @@ from shapely.geometry.base import BaseGeometry
 from rsseg_cli.classes import IGNORE, Class
 from rsseg_cli.errors import RssegError
 from rsseg_cli.raster.connected_components import Numbers, label_patches, sieve_patches
-from rsseg_cli.raster.parts import BLOCK
+from rsseg_cli.raster.creation_options import BLOCK
 
 STRIP_PIXELS = 2**23
 """About how many pixels are read at a time."""

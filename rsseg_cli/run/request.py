@@ -12,7 +12,7 @@ from rsseg_cli.predict.outputs import Outputs, Polygons
 from rsseg_cli.predict.products import Confidence
 from rsseg_cli.predict.turns import Turns
 from rsseg_cli.raster.aoi import Area
-from rsseg_cli.raster.parts import refuse_options
+from rsseg_cli.raster.creation_options import refuse_options
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.run import scenes as names
 from rsseg_cli.run.model import Fitted
