@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 import rasterio
 import torch
-from conftest import write_raster
+from conftest import windows, write_raster
 from numpy.typing import NDArray
 from PIL import Image
 from runs import SMALL, describe, ground, rsseg, seen, write_city
 
 from rsseg_cli.raster.class_names import read_classes
-from rsseg_cli.raster.grid import windows
 from rsseg_cli.run.model import Fitted, open_model
 from rsseg_cli.run.survey import Survey
 

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conftest import windows
 from rsseg_cli.errors import RssegError
-from rsseg_cli.raster.grid import Axis, Window, blocks, windows
+from rsseg_cli.raster.grid import Axis, Window, blocks
 
 
 @st.composite

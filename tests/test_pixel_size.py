@@ -15,7 +15,7 @@ TRANSFORM = rasterio.Affine(3, 0, 100, 0, -12, 200)
     [
         ("EPSG:32633", 36.0),
         ("EPSG:2263", 36 * (1200 / 3937) ** 2),  # US survey feet
-        ('LOCAL_CS["site",UNIT["metre",1]]', 36.0),
+        ('LOCAL_CS["site",UNIT["metre",1]]', None),
         ("EPSG:4326", None),
         (None, None),
     ],

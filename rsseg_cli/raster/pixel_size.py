@@ -7,20 +7,17 @@ from collections.abc import Iterable
 from typing import Any
 
 import rasterio
-from rasterio.errors import CRSError
 
 
 def pixel_area_m2(crs: rasterio.CRS | None, transform: rasterio.Affine) -> float | None:
     """Return the area of a pixel in square metres, by the unit of length of the CRS.
 
-    None without a CRS and where its unit is not a length: pixels in degrees differ in area.
+    None without a projected CRS: pixels in degrees differ in area, and rasterio does not tell the
+    unit of a local CRS.
     """
-    if crs is None or crs.is_geographic:
+    if crs is None or not crs.is_projected:
         return None
-    try:
-        metres = float(crs.linear_units_factor[1])
-    except CRSError:
-        return None
+    metres = float(crs.linear_units_factor[1])
     return float(abs(transform.determinant)) * metres**2
 
 

@@ -131,7 +131,6 @@ class TileStream(Dataset[Batch]):
             pixels are read, and resized later on the device (see `Augment`).
         index: Where the classes are: with it tiles lie around a pixel of a class that is drawn
             with equal chance. Without it they lie anywhere.
-        labelled: Draw again where a tile has no labelled pixel.
         rank: Number of this process.
         world: Number of processes.
     """
@@ -146,7 +145,6 @@ class TileStream(Dataset[Batch]):
         seed: int,
         scale: tuple[float, float] = (1.0, 1.0),
         index: ClassIndex | None = None,
-        labelled: bool = True,
         rank: int = 0,
         world: int = 1,
     ) -> None:
@@ -159,7 +157,7 @@ class TileStream(Dataset[Batch]):
         self._striped = np.array([_is_striped(pair, tile) for _, pair in self._ground])
         self._fill = bands.mean
         self._tile, self._batch, self._seed = tile, batch, seed
-        self._scale, self._index, self._labelled = scale, index, labelled
+        self._scale, self._index = scale, index
         self._rank, self._world = rank, world
         self._readers = Readers()
 
@@ -183,8 +181,7 @@ class TileStream(Dataset[Batch]):
             handles = self._readers.handles
             image, label, valid = handles.read(opener, pair, window, fill=self._fill)
             mask_outside(pair, window, image, label, valid, self._fill)
-            useful = (label != IGNORE).any() if self._labelled else valid.any()
-            if useful:
+            if (label != IGNORE).any():
                 break
         return image, label, pair
 
