@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from conftest import windows
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import windows
 from rsseg_cli.errors import RssegError
 from rsseg_cli.raster.grid import Axis, Window, blocks
 

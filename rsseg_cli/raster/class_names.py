@@ -15,7 +15,7 @@ from rasterio.errors import RasterioError
 
 from rsseg_cli.classes import IGNORE, Class, default_color
 from rsseg_cli.errors import RssegError, UnreadableError
-from rsseg_cli.raster.grid import Window, blocks
+from rsseg_cli.raster.grid import blocks
 from rsseg_cli.raster.labels import color_entries
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.words import counted

@@ -18,7 +18,7 @@ from rsseg_cli.raster.decode import Color, LabelCode, Labels, color_table, decod
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.open_raster import readable
 from rsseg_cli.raster.scene import Scene
-from rsseg_cli.raster.vector_labels import Polygons, load_polygons
+from rsseg_cli.raster.vector_labels import LabelPolygons, load_polygons
 
 VECTOR_SUFFIXES = frozenset({".gpkg", ".geojson", ".json", ".shp", ".fgb", ".kml", ".parquet"})
 
@@ -208,7 +208,7 @@ class RasterLabels:
 class _Burned:
     """Polygons burned into the grid of the scene."""
 
-    polygons: Polygons
+    polygons: LabelPolygons
     transform: rasterio.Affine
 
     def read(self, window: Window) -> Labels:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rsseg_cli import distributed, presets
-from rsseg_cli.data.pair import Part
+from rsseg_cli.data.pair import SourcePairs
 from rsseg_cli.data.resolve_source import take_apart
 from rsseg_cli.data.tiles.domain_batches import JoinedTiles, ProbeTiles, TargetTiles
 from rsseg_cli.data.tiles.rare_class_sampling import RareClasses
@@ -93,7 +93,7 @@ class Adapt(Fit):
         bands = fitted.model.bands
         openers = {source.opener: matched(bands, source) for source in found.sources}
 
-        def as_model(parts: Sequence[Part]) -> list[Part]:
+        def as_model(parts: Sequence[SourcePairs]) -> list[SourcePairs]:
             return [(openers[opener], pairs) for opener, pairs in parts]
 
         return replace(

@@ -15,7 +15,7 @@ from torch import Tensor
 from rsseg_cli import distributed
 from rsseg_cli.bands import Bands
 from rsseg_cli.config import RunConfig
-from rsseg_cli.data.pair import Part
+from rsseg_cli.data.pair import SourcePairs
 from rsseg_cli.data.tiles.augment import Augment
 from rsseg_cli.data.tiles.class_index import ClassIndex
 from rsseg_cli.data.tiles.tile_stream import Batch, TileStream
@@ -267,7 +267,7 @@ class Fit:
         return Precision.choose(self.config.training.precision, self.device)
 
     def covering(
-        self, parts: Sequence[Part], bands: Bands | None = None, *, whole: bool = False
+        self, parts: Sequence[SourcePairs], bands: Bands | None = None, *, whole: bool = False
     ) -> CoveringTiles:
         """Open the tiles that cover some ground: this process' share, or the `whole`."""
         return CoveringTiles(
@@ -291,7 +291,7 @@ class Fit:
 
     def tiles(
         self,
-        parts: Sequence[Part],
+        parts: Sequence[SourcePairs],
         bands: Bands,
         batch: int,
         *,

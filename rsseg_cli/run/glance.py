@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rsseg_cli.bands import Bands
 from rsseg_cli.classes import IGNORE, Class
-from rsseg_cli.data.pair import Opener, Pair, Part
+from rsseg_cli.data.pair import Opener, Pair, SourcePairs
 from rsseg_cli.predict.engine import predict_scene
 from rsseg_cli.predict.outputs import Outputs
 from rsseg_cli.predict.plan import Tiling
@@ -52,7 +52,7 @@ class Glance:
     @classmethod
     def of(
         cls,
-        parts: Sequence[Part],
+        parts: Sequence[SourcePairs],
         bands: Bands,
         classes: Sequence[Class],
         *,

@@ -10,7 +10,7 @@ from pathlib import Path
 from rsseg_cli.bands import Bands
 from rsseg_cli.classes import Class
 from rsseg_cli.config import Data
-from rsseg_cli.data.pair import Part
+from rsseg_cli.data.pair import SourcePairs
 from rsseg_cli.data.source import Source
 from rsseg_cli.errors import RssegError
 from rsseg_cli.settings import Json
@@ -29,8 +29,8 @@ class Sources:
     """
 
     sources: list[Source]
-    train: list[Part]
-    validation: list[Part]
+    train: list[SourcePairs]
+    validation: list[SourcePairs]
     classes: list[Class]
     bands: Bands
 

@@ -15,7 +15,7 @@ from rsseg_cli.classes import IGNORE, Class
 from rsseg_cli.config import Adapt
 from rsseg_cli.data.infer.infer_classes import find_classes
 from rsseg_cli.data.infer.infer_layout import IMAGE_FOLDERS, find_layout
-from rsseg_cli.data.pair import Opener, Part
+from rsseg_cli.data.pair import Opener, SourcePairs
 from rsseg_cli.data.source import Source
 from rsseg_cli.data.spec.dataset_spec import BandSpec, ClassSpec, DatasetSpec
 from rsseg_cli.errors import RssegError, UnreadableError
@@ -27,12 +27,12 @@ Known = dict[Path, tuple[Opener, Path]]
 
 
 def labelled(
-    held: Sequence[Part],
+    held: Sequence[SourcePairs],
     settings: Adapt,
     bands: Bands,
     classes: Sequence[Class],
     data_root: Path | None,
-) -> list[Part]:
+) -> list[SourcePairs]:
     """Give held-out ground of the targets its labels; scenes without one are left out.
 
     Args:
@@ -55,7 +55,7 @@ def labelled(
             _require_same(source, classes)
             opener = source.opener
             known |= {e.image: (opener, e.label) for e in source.entries() if e.label is not None}
-    found: list[Part] = []
+    found: list[SourcePairs] = []
     for opener, pairs in held:
         own = [replace(p, label=known[p.image][1]) for p in pairs if p.image in known]
         if own:

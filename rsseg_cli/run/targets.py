@@ -18,7 +18,7 @@ from rsseg_cli.classes import Class
 from rsseg_cli.config import Adapt
 from rsseg_cli.data.infer.infer_layout import image_folder, labels_beside
 from rsseg_cli.data.infer.infer_spec import ground_size_m, name_bands
-from rsseg_cli.data.pair import Opener, Pair, Part
+from rsseg_cli.data.pair import Opener, Pair, SourcePairs
 from rsseg_cli.data.resolve_source import SPEC_FILE, take_apart
 from rsseg_cli.data.source import Source
 from rsseg_cli.data.spec.dataset_spec import ClassSpec, DatasetSpec, Reader
@@ -48,8 +48,8 @@ class Targets:
     """
 
     name: str
-    train: list[Part]
-    held: list[Part]
+    train: list[SourcePairs]
+    held: list[SourcePairs]
     gain: float
     images: list[Path]
 
@@ -111,7 +111,7 @@ class Targets:
             "fingerprint": total.hexdigest()[:16],
         }
 
-    def require_other(self, sources: Sequence[Part]) -> None:
+    def require_other(self, sources: Sequence[SourcePairs]) -> None:
         """Refuse a target that is the source.
 
         Raises:
@@ -132,7 +132,7 @@ def _open(
     bands: Bands,
     classes: Sequence[Class],
     data_root: Path | None,
-) -> tuple[Source, Part]:
+) -> tuple[Source, SourcePairs]:
     """Open a dataset, of which only the images are looked for, or scenes."""
     source = as_dataset(text, data_root)
     if source is not None:
@@ -235,7 +235,9 @@ def _matched(bands: Bands, source: Source, settings: Adapt) -> Opener:
     return matched(bands, source)
 
 
-def _sized(source: Source, part: Part, bands: Bands, settings: Adapt, folder: Path) -> Part:
+def _sized(
+    source: Source, part: SourcePairs, bands: Bands, settings: Adapt, folder: Path
+) -> SourcePairs:
     """Resample scenes when the user wants it; warn when their pixels are of another size."""
     opener, pairs = part
     if settings.gsd_m is not None:
@@ -265,7 +267,7 @@ def _with_image(opener: Opener, pairs: Sequence[Pair]) -> list[Pair]:
     return kept
 
 
-def _require_alike(parts: Sequence[Part], bands: Bands) -> None:
+def _require_alike(parts: Sequence[SourcePairs], bands: Bands) -> None:
     found = [pair for _, pairs in parts for pair in pairs]
     if not found:
         raise RssegError(

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from rsseg_cli.bands import Bands
 from rsseg_cli.classes import IGNORE, Class
-from rsseg_cli.data.pair import Handles, Pair, Part
+from rsseg_cli.data.pair import Handles, Pair, SourcePairs
 from rsseg_cli.data.tiles.class_index import ClassIndex
 from rsseg_cli.errors import RssegError
 from rsseg_cli.raster.decode import Labels
@@ -137,7 +137,7 @@ class TileStream(Dataset[Batch]):
 
     def __init__(
         self,
-        parts: Sequence[Part],
+        parts: Sequence[SourcePairs],
         bands: Bands,
         *,
         tile: int,
@@ -291,7 +291,7 @@ def stack(images: Sequence[Samples], labels: Sequence[Labels], pairs: Sequence[P
     )
 
 
-def require_alike(parts: Sequence[Part]) -> None:
+def require_alike(parts: Sequence[SourcePairs]) -> None:
     """Refuse sources whose tiles cannot stand in one batch.
 
     Raises:
