@@ -18,7 +18,7 @@ NEEDED_GB = 5.0
 
 
 @dataclass(frozen=True)
-class Finding:
+class MachineCheck:
     """One thing that was looked at."""
 
     subject: str
@@ -31,10 +31,10 @@ class Finding:
         return asdict(self)
 
 
-def examine(*, data_root: Path | None, runs: Path) -> list[Finding]:
+def examine(*, data_root: Path | None, runs: Path) -> list[MachineCheck]:
     """Look at everything; nothing is changed."""
     return [
-        Finding("rsseg", "ok", __version__),
+        MachineCheck("rsseg", "ok", __version__),
         *_torch(),
         *_packages(),
         *_gdal(),
@@ -44,35 +44,35 @@ def examine(*, data_root: Path | None, runs: Path) -> list[Finding]:
     ]
 
 
-def _torch() -> Iterator[Finding]:
+def _torch() -> Iterator[MachineCheck]:
     import torch
 
-    yield Finding("torch", "ok", f"{torch.__version__}, {torch.get_num_threads()} threads")
+    yield MachineCheck("torch", "ok", f"{torch.__version__}, {torch.get_num_threads()} threads")
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             card = torch.cuda.get_device_properties(index)
             memory = f"{card.total_memory / 2**30:.0f} GB"
             formats = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-            yield Finding(f"cuda:{index}", "ok", f"{card.name}, {memory}, trains in {formats}")
+            yield MachineCheck(f"cuda:{index}", "ok", f"{card.name}, {memory}, trains in {formats}")
         return
     built = torch.version.cuda
     if built:
         text = f"no GPU is seen (torch was built for CUDA {built}); everything runs on the CPU"
-        yield Finding("cuda", "warn", text, "nvidia-smi: is the driver there and new enough?")
+        yield MachineCheck("cuda", "warn", text, "nvidia-smi: is the driver there and new enough?")
     else:
         text = "this torch was built without CUDA; everything runs on the CPU"
-        yield Finding("cuda", "warn", text, "pip install --force-reinstall torch torchvision")
+        yield MachineCheck("cuda", "warn", text, "pip install --force-reinstall torch torchvision")
 
 
-def _packages() -> Iterator[Finding]:
+def _packages() -> Iterator[MachineCheck]:
     for name in ("timm", "rasterio", "geopandas", "shapely", "pydantic"):
         try:
-            yield Finding(name, "ok", importlib.metadata.version(name))
+            yield MachineCheck(name, "ok", importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:
-            yield Finding(name, "fail", "is not installed", f"pip install {name}")
+            yield MachineCheck(name, "fail", "is not installed", f"pip install {name}")
 
 
-def _gdal() -> Iterator[Finding]:
+def _gdal() -> Iterator[MachineCheck]:
     import rasterio
     from rasterio.drivers import raster_driver_extensions
     from rasterio.env import GDALVersion
@@ -83,44 +83,52 @@ def _gdal() -> Iterator[Finding]:
     text = f"{GDALVersion.runtime()} (rasterio {rasterio.__version__})"
     if missing:
         fix = "pip install --force-reinstall --no-deps rasterio"
-        yield Finding("gdal", "warn", f"{text}, cannot read {', '.join(missing)}", fix)
+        yield MachineCheck("gdal", "warn", f"{text}, cannot read {', '.join(missing)}", fix)
     else:
-        yield Finding("gdal", "ok", f"{text}, reads {', '.join(wanted.values())}")
+        yield MachineCheck("gdal", "ok", f"{text}, reads {', '.join(wanted.values())}")
     for variable in ("PROJ_LIB", "PROJ_DATA", "GDAL_DATA"):
         if variable in os.environ:
             found = f"is set to {os.environ[variable]}: another GDAL's files may confuse this one"
-            yield Finding(variable, "warn", found, f"unset {variable} if coordinates look wrong")
+            yield MachineCheck(
+                variable, "warn", found, f"unset {variable} if coordinates look wrong"
+            )
 
 
-def _hub() -> Iterator[Finding]:
+def _hub() -> Iterator[MachineCheck]:
     from huggingface_hub import constants
 
     cache = Path(constants.HF_HUB_CACHE)
     models = len(list(cache.glob("models--*"))) if cache.is_dir() else 0
     mode = ", offline" if constants.HF_HUB_OFFLINE else ""
-    yield Finding("weights", "ok", f"{counted(models, 'pretrained model')} cached in {cache}{mode}")
+    yield MachineCheck(
+        "weights", "ok", f"{counted(models, 'pretrained model')} cached in {cache}{mode}"
+    )
 
 
-def _disk(runs: Path) -> Iterator[Finding]:
+def _disk(runs: Path) -> Iterator[MachineCheck]:
     folder = runs.absolute()
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free / 2**30
     if not os.access(folder, os.W_OK):
-        yield Finding("runs", "fail", f"{folder} cannot be written", "another folder: --output DIR")
+        yield MachineCheck(
+            "runs", "fail", f"{folder} cannot be written", "another folder: --output DIR"
+        )
     elif free < NEEDED_GB:
         fix = "free some space, or another folder: --output DIR"
-        yield Finding("runs", "warn", f"only {free:.1f} GB free at {folder}", fix)
+        yield MachineCheck("runs", "warn", f"only {free:.1f} GB free at {folder}", fix)
     else:
-        yield Finding("runs", "ok", f"{free:.0f} GB free at {folder}")
+        yield MachineCheck("runs", "ok", f"{free:.0f} GB free at {folder}")
 
 
-def _data(root: Path | None) -> Iterator[Finding]:
+def _data(root: Path | None) -> Iterator[MachineCheck]:
     count = len(presets.names("datasets"))
     if root is None:
         text = f"{count} dataset presets, but no folder to look for them"
-        yield Finding("data", "warn", text, "export RSSEG_DATA=/where/datasets/lie")
+        yield MachineCheck("data", "warn", text, "export RSSEG_DATA=/where/datasets/lie")
     elif root.is_dir():
-        yield Finding("data", "ok", f"{count} dataset presets, looked for in {root}")
+        yield MachineCheck("data", "ok", f"{count} dataset presets, looked for in {root}")
     else:
-        yield Finding("data", "fail", f"{root} is no folder", "check RSSEG_DATA or --data-root")
+        yield MachineCheck(
+            "data", "fail", f"{root} is no folder", "check RSSEG_DATA or --data-root"
+        )

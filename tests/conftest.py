@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ import rasterio
 from hypothesis import settings
 from numpy.typing import NDArray
 from rasterio.errors import NotGeoreferencedWarning
+
+from rsseg_cli.raster.grid import Axis, Window
 
 # Workers of pytest-xdist share the cores: torch, imported after this, takes one thread in each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -27,6 +29,14 @@ ROTATED = rasterio.Affine(8.66, -5.0, 500_000.0, -5.0, -8.66, 5_300_000.0)
 SOUTH_UP = rasterio.Affine(10.0, 0.0, 500_000.0, 0.0, 10.0, 5_300_000.0)
 
 WriteScene = Callable[..., Path]
+
+
+def windows(width: int, height: int, tile: int, overlap: int = 0) -> Iterator[Window]:
+    """Cover a scene with square windows, row by row; outer ones extend beyond its border."""
+    across, down = Axis(width, tile, overlap), Axis(height, tile, overlap)
+    for row in range(down.count):
+        for column in range(across.count):
+            yield Window(across.start(column), down.start(row), tile, tile)
 
 
 def random_samples(

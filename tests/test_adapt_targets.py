@@ -23,7 +23,7 @@ from rsseg_cli.bands import Bands
 from rsseg_cli.classes import IGNORE, Class
 from rsseg_cli.commands.adapt.target_labels import labelled
 from rsseg_cli.commands.adapt.targets import Targets
-from rsseg_cli.data.pair import Opener, Pair, Part
+from rsseg_cli.data.pair import Opener, Pair, SourcePairs
 from rsseg_cli.errors import RssegWarning
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.report.adaptation import REPORTED, draw_adaptation
@@ -135,7 +135,7 @@ def test_0_and_255_are_a_mask_for_two_classes_only(
     assert np.unique(labels_of(opener, pairs[0])).tolist() == meant
 
 
-def report_on(path: Path, known: Sequence[Class] = KNOWN) -> Part:
+def report_on(path: Path, known: Sequence[Class] = KNOWN) -> SourcePairs:
     """Open a target and give its held-out ground the labels that are there."""
     given = Adaptation(tgt=(str(path),), held_back=0.0)
     found = Targets.open(given, BANDS, known, tile=32, data_root=None)

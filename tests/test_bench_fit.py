@@ -51,7 +51,7 @@ def test_what_a_step_costs(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("method", ["depthforge", "spectralmoe"])
 def test_depth_comes_from_no_file(method: str) -> None:
-    config = bench_steps._config(method, TINY)
+    config = method_steps._config(method, TINY)
     assert config.method.config.depth == "random"  # type: ignore[attr-defined]
     assert config.backbone.pretrained is False  # type: ignore[attr-defined]
 

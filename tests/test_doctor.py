@@ -13,7 +13,9 @@ from runs import rsseg
 from rsseg_cli import doctor
 
 
-def findings(data_root: Path | None = None, runs: Path = Path("runs")) -> dict[str, doctor.Finding]:
+def findings(
+    data_root: Path | None = None, runs: Path = Path("runs")
+) -> dict[str, doctor.MachineCheck]:
     return {one.subject: one for one in doctor.examine(data_root=data_root, runs=runs)}
 
 

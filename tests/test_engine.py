@@ -333,7 +333,7 @@ def test_truncated_scene_leaves_no_map(write_scene: WriteScene) -> None:
     assert_nothing_left(path.parent, "scene.tif")
 
 
-@pytest.mark.parametrize("method", ["_flush", "finish"])
+@pytest.mark.parametrize("method", ["_flush", "assemble"])
 def test_full_disk_leaves_no_map(
     write_scene: WriteScene, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
@@ -341,11 +341,11 @@ def test_full_disk_leaves_no_map(
         raise OSError(28, "No space left on device")
 
     path = write_scene(random_samples(1, 700, 100))
-    target = "rasterio.shutil.copy" if method == "finish" else (
-        "rsseg_cli.raster.write.MapWriter._flush"
+    target = "rasterio.shutil.copy" if method == "assemble" else (
+        "rsseg_cli.raster.part_writer.PartWriter._flush"
     )  # fmt: skip
     monkeypatch.setattr(target, full)
-    with pytest.raises(RssegError, match="No space left on device"):
+    with pytest.raises(RssegError, match="the disk is full"):
         predict(path)
     assert_nothing_left(path.parent, "scene.tif")
 

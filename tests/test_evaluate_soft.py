@@ -113,7 +113,7 @@ def test_masks_of_other_values_are_named(write_scene: WriteScene) -> None:
     truth = np.zeros((1, 40, 40), np.uint8)
     truth[0, :9], truth[0, 9:11] = 255, 128
     made = as_soft(write_scene, shares(0, truth[0] // 255), "s.tif")
-    with pytest.raises(RssegError, match="no class: 128") as caught:
+    with pytest.raises(RssegError, match="not classes: 128") as caught:
         evaluate_rasters(made, write_scene(truth, "mask.tif"), SHIP)
     assert caught.value.where.endswith("mask.tif")
 

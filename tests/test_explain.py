@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
-from conftest import write_raster
+from conftest import windows, write_raster
 from numpy.typing import NDArray
 from PIL import Image
 from runs import SMALL, describe, ground, rsseg, seen, write_city
@@ -18,7 +18,6 @@ from runs import SMALL, describe, ground, rsseg, seen, write_city
 from rsseg_cli.commands.model import LoadedModel, open_model
 from rsseg_cli.commands.predict.dry_run import Survey
 from rsseg_cli.raster.class_names import read_classes
-from rsseg_cli.raster.grid import windows
 
 LABELS = ground(70, 83, seed=5)
 EXPERTS = ["expert 1", "expert 2", "expert 3"]

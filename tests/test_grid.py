@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from conftest import windows
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rsseg_cli.errors import RssegError
-from rsseg_cli.raster.grid import Axis, Window, blocks, windows
+from rsseg_cli.raster.grid import Axis, Window, blocks
 
 
 @st.composite

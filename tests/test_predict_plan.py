@@ -287,12 +287,12 @@ def test_resume_goes_on_and_then_keeps_the_whole_map(
     assert "of another model, input or options" in other.err
 
 
-@pytest.mark.parametrize("left", ["", "{", '{"journal": {}, "parts": []}', '{"parts": 3}'])
+@pytest.mark.parametrize("left", ["", "{", '{"dependencies": {}, "parts": []}', '{"parts": 3}'])
 def test_resume_from_what_cannot_be_read(
     stopped: tuple[Path, Path], fitted: Path, left: str
 ) -> None:
     scene, out = stopped
-    (out.parent / ".map.tif.parts" / "journal.json").write_text(left)
+    (out.parent / ".map.tif.parts" / "resume.json").write_text(left)
     call = predict(scene, fitted, "-o", out, "--resume")
     assert call.code == 1
     assert "cannot be read" in call.err

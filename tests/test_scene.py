@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,25 @@ def test_reads_what_is_stored(write_scene: WriteScene, dtype: str) -> None:
     assert read.dtype == dtype
     np.testing.assert_array_equal(read, samples[:, 7:67, 13:63])
     assert valid.all()
+
+
+@pytest.mark.parametrize(
+    ("namespace", "tags", "time"),
+    [
+        (None, {"TIFFTAG_DATETIME": "2019:07:03 10:30:00"}, datetime(2019, 7, 3, 10, 30)),
+        ("IMAGERY", {"ACQUISITIONDATETIME": "2020-01-02 03:04:05"}, datetime(2020, 1, 2, 3, 4, 5)),
+        (None, {"TIFFTAG_DATETIME": "some day"}, None),
+        (None, {}, None),
+    ],
+)
+def test_time_of_acquisition(
+    write_scene: WriteScene, namespace: str | None, tags: dict[str, str], time: datetime | None
+) -> None:
+    path = write_scene(random_samples(1, 9, 11))
+    with rasterio.open(path, "r+") as file:
+        file.update_tags(ns=namespace, **tags)
+    with Scene.open(path) as scene:
+        assert scene.acquired == (time and time.replace(tzinfo=UTC))
 
 
 @pytest.mark.parametrize("transform", [NORTH_UP, ROTATED, SOUTH_UP], ids=["north", "turn", "south"])

@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +20,17 @@ from rasterio.enums import ColorInterp
 from rsseg_cli.classes import Class
 from rsseg_cli.errors import RssegError
 from rsseg_cli.raster import sidecars
+from rsseg_cli.raster.creation_options import CreationOptions
 from rsseg_cli.raster.grid import Window
-from rsseg_cli.raster.parts import Look, MapGrid
+from rsseg_cli.raster.map_style import MapGrid, MapStyle
+from rsseg_cli.raster.resume_state import ResumeState
 from rsseg_cli.raster.write import MapWriter
 
 CLASSES = (Class(0, "open water", (0, 0, 255)), Class(3, "wood & scrub <5 m", (10, 120, 30)))
 GRID = MapGrid(600, 1100, rasterio.CRS.from_epsg(32633), NORTH_UP)
 PARTS = [Window(0, 0, 512, 1024), Window(0, 1024, 512, 76), Window(512, 0, 88, 1100)]
-LOOK = Look(("class",), CLASSES, tags={"version": "1.2.3", "model": "runs/a"})
+STATE = ResumeState(tuple(PARTS))
+STYLE = MapStyle(("class",), CLASSES, tags={"version": "1.2.3", "model": "runs/a"})
 
 
 def numbers() -> np.ndarray:
@@ -33,15 +38,18 @@ def numbers() -> np.ndarray:
     return rng.choice(np.array([0, 3, 255], "uint8"), (1, 1100, 600))
 
 
-def write(path: Path, look: Look = LOOK, *, step: int = 200, **settings: object) -> list[Path]:
+def write(
+    path: Path, style: MapStyle = STYLE, *, step: int = 200, **settings: object
+) -> list[Path]:
     """Write `numbers` swath by swath in uneven steps."""
     data = numbers()
-    with MapWriter(path, GRID, look, PARTS, **settings) as writer:  # type: ignore[arg-type]
+    with MapWriter(path, GRID, style, STATE, **settings) as writer:  # type: ignore[arg-type]
         for x, width in ((0, 512), (512, 88)):
             for y in range(0, 1100, step):
                 rows = data[:, y : y + step, x : x + width]
                 writer.write(x, y, np.ascontiguousarray(rows))
-        return writer.finish()
+        writer.assemble()
+        return writer.publish()
 
 
 def names_gdal_reads(path: Path) -> list[str | None]:
@@ -56,7 +64,7 @@ def names_gdal_reads(path: Path) -> list[str | None]:
 @pytest.mark.parametrize("driver", ["COG", "GTiff"])
 def test_map_holds_what_was_written(tmp_path: Path, driver: str) -> None:
     path = tmp_path / "map.tif"
-    made = write(path, driver=driver)
+    made = write(path, creation=CreationOptions(driver))
     with rasterio.open(path) as file:
         np.testing.assert_array_equal(file.read(), numbers())
         assert file.nodata == 255
@@ -116,16 +124,24 @@ def test_stac_item_says_what_and_where(tmp_path: Path) -> None:
 
 
 def test_map_without_place_has_no_geometry() -> None:
-    item = sidecars.stac_item(
-        "map.tif", width=2, height=3, crs=None, transform=rasterio.Affine.identity(),
-        classes=CLASSES, tags={},
-    )  # fmt: skip
+    grid = MapGrid(2, 3, None, rasterio.Affine.identity())
+    item = sidecars.stac_item("map.tif", grid, STYLE)
     assert item["geometry"] is None
     assert "bbox" not in item
 
 
+def test_stac_datetime_is_that_of_the_scene() -> None:
+    unknown = sidecars.stac_item("map.tif", GRID, STYLE)["properties"]
+    assert unknown["datetime"] is None
+    assert unknown["start_datetime"] < unknown["end_datetime"] == unknown["created"]
+    dated = replace(GRID, acquired=datetime(2019, 7, 3, 10, 30, tzinfo=UTC))
+    known = sidecars.stac_item("map.tif", dated, STYLE)["properties"]
+    assert known["datetime"] == "2019-07-03T10:30:00Z"
+    assert "start_datetime" not in known
+
+
 def test_map_of_quantities_has_scale_and_no_palette(tmp_path: Path) -> None:
-    made = write(tmp_path / "sure.tif", Look(("confidence",), scale=1 / 254))
+    made = write(tmp_path / "sure.tif", MapStyle(("confidence",), scale=1 / 254))
     with rasterio.open(made[0]) as file:
         assert file.scales == (1 / 254,)
         assert file.colorinterp == (ColorInterp.gray,)
@@ -144,18 +160,18 @@ def test_sidecar_keeps_what_gdal_put_there() -> None:
 
 def test_nothing_is_there_before_the_end(tmp_path: Path) -> None:
     path = tmp_path / "map.tif"
-    with MapWriter(path, GRID, LOOK, PARTS) as writer:
+    with MapWriter(path, GRID, STYLE, STATE) as writer:
         writer.write(0, 0, numbers()[:, :1030, :512])
         assert not path.exists()
         assert writer.finished == {0}
         with pytest.raises(ValueError, match=r"2 parts of .* were never written"):
-            writer.finish()
+            writer.assemble()
     assert not list(tmp_path.iterdir())
 
 
 def test_output_that_is_a_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RssegError, match="is a folder"):
-        MapWriter(tmp_path, GRID, LOOK, PARTS)
+        MapWriter(tmp_path, GRID, STYLE, STATE)
 
 
 FULL_DISK = """
@@ -163,16 +179,16 @@ import resource, sys
 sys.path.insert(0, sys.argv[2])
 from pathlib import Path
 import numpy as np
-from test_write import GRID, LOOK, PARTS
+from test_write import GRID, STYLE, STATE
 from rsseg_cli.errors import RssegError
 from rsseg_cli.raster.write import MapWriter
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # writes beyond fail, as if full
 try:
-    with MapWriter(Path(sys.argv[1]) / "map.tif", GRID, LOOK, PARTS) as writer:
+    with MapWriter(Path(sys.argv[1]) / "map.tif", GRID, STYLE, STATE) as writer:
         rng = np.random.default_rng(0)
         writer.write(0, 0, rng.integers(0, 200, (1, 1100, 512), "uint8"))
         writer.write(512, 0, rng.integers(0, 200, (1, 1100, 88), "uint8"))
-        writer.finish()
+        writer.assemble()
 except RssegError as error:
     print(error)
 """

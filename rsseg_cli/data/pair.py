@@ -144,7 +144,7 @@ def _count_bands(path: Path, wanted: int) -> int:
     return wanted if spare else count
 
 
-Part: TypeAlias = tuple[Opener, Sequence[Pair]]
+SourcePairs: TypeAlias = tuple[Opener, Sequence[Pair]]
 """Pairs of one source, with what is needed to open them."""
 
 

@@ -13,8 +13,8 @@ from rsseg_cli.data.pair import Opener, Pair, Place
 from rsseg_cli.data.resolve_source import SPEC_FILE, find_dataset, take_apart
 from rsseg_cli.data.spec.class_map import ClassMap, Merge
 from rsseg_cli.data.spec.dataset_spec import DatasetSpec, Split
-from rsseg_cli.data.spec.layout import Entry, find_entries, orphans, selects
-from rsseg_cli.data.splits.spatial_split import Plan, cut_out, plan_blocks, restrict
+from rsseg_cli.data.spec.layout import ImageEntry, find_entries, orphans, selects
+from rsseg_cli.data.splits.spatial_split import SplitPlan, cut_out, plan_blocks, restrict
 from rsseg_cli.data.statistics import measure
 from rsseg_cli.errors import RssegError, UnreadableError, unknown
 from rsseg_cli.raster.grid import Window
@@ -43,8 +43,8 @@ class Source:
     held_back: float = 0.2
     merge: Merge | None = None
     _places: dict[Path, Place] = field(default_factory=dict, repr=False)
-    _entries: list[Entry] | None = field(default=None, repr=False)
-    _plan: Plan | None = field(default=None, repr=False)
+    _entries: list[ImageEntry] | None = field(default=None, repr=False)
+    _plan: SplitPlan | None = field(default=None, repr=False)
 
     @classmethod
     def locate(
@@ -187,7 +187,7 @@ class Source:
                 return path
         raise UnreadableError("the folder cannot be written to", where=str(fallback))
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[ImageEntry]:
         """List every image on disk with its label, once labels without an image are refused."""
         if self._entries is None:
             found = find_entries(self.spec, self.root)
@@ -224,14 +224,14 @@ class Source:
         cut = [restrict(pair, split, name, ground, plan) for pair in pairs]
         return [pair for pair in cut if pair is not None]
 
-    def admits(self, split: Split, entry: Entry) -> bool:
+    def admits(self, split: Split, entry: ImageEntry) -> bool:
         """Tell whether an image is in a split, whatever ground of it."""
         whole = [self.splits[other] for other in split.exclude if not _cuts(self.splits[other])]
         return selects(split, entry, self.root) and not any(
             selects(other, entry, self.root) for other in whole
         )
 
-    def _deal(self) -> Plan:
+    def _deal(self) -> SplitPlan:
         """Deal out blocks of all ground to the splits that ask for some, once."""
         if self._plan is None:
             asking = {name: each for name, each in self.splits.items() if each.blocks}
@@ -248,11 +248,11 @@ class Source:
         """List the names of the domains found on disk."""
         return sorted({name for entry in self.entries() for name in self._domains(entry)})
 
-    def domain_of(self, entry: Entry) -> str | None:
+    def domain_of(self, entry: ImageEntry) -> str | None:
         """Name the domain that an image counts for."""
         return next(self._domains(entry), None)
 
-    def _domains(self, entry: Entry) -> Iterator[str]:
+    def _domains(self, entry: ImageEntry) -> Iterator[str]:
         """Name the domains of an image: those of the spec first, then that in its path."""
         for name, selection in self.spec.domains.items():
             if selects(selection, entry, self.root):
@@ -260,14 +260,14 @@ class Source:
         if entry.groups.get("domain"):
             yield entry.groups["domain"].lower()
 
-    def _in_domain(self, entry: Entry) -> bool:
+    def _in_domain(self, entry: ImageEntry) -> bool:
         if self.domain is None:
             return True
         if self.domain not in {*self.spec.domains, *self.domains()}:
             raise unknown("domain", self.domain, self.domains(), where=self.spec.name)
         return self.domain in self._domains(entry)
 
-    def _need_labels(self, entries: Sequence[Entry], split: Split) -> None:
+    def _need_labels(self, entries: Sequence[ImageEntry], split: Split) -> None:
         withheld = [each for each in self.splits.values() if not each.labelled]
         bare = [
             entry.image.name
@@ -281,7 +281,7 @@ class Source:
                 fix="add labels of the same name, or move these images away",
             )
 
-    def _pair(self, entry: Entry) -> Pair:
+    def _pair(self, entry: ImageEntry) -> Pair:
         if entry.image not in self._places:
             self._places[entry.image] = self.opener.place(entry.image)
         return Pair(

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from rsseg_cli.bands import Bands
 from rsseg_cli.classes import Class
-from rsseg_cli.data.pair import Part
+from rsseg_cli.data.pair import SourcePairs
 from rsseg_cli.data.source import Source
 from rsseg_cli.errors import RssegError
 from rsseg_cli.settings import Json, Strict
@@ -47,8 +47,8 @@ class Sources:
         """`balanced` weights classes by the inverse square root of their frequency, at most 10."""
 
     sources: list[Source]
-    train: list[Part]
-    validation: list[Part]
+    train: list[SourcePairs]
+    validation: list[SourcePairs]
     classes: list[Class]
     bands: Bands
 

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from rsseg_cli.raster.decode import Labels
 from rsseg_cli.raster.labels import Placed
+from rsseg_cli.raster.pixel_size import pixel_area_m2
 
 M2_PER_HECTARE = 10_000.0
 _ROWS = 64
@@ -15,10 +16,8 @@ _ROWS = 64
 
 def hectares_per_pixel(place: Placed) -> float | None:
     """Give the ground of a pixel; None where the CRS has no unit of length."""
-    if place.crs is None or not place.crs.is_projected:
-        return None
-    metres = float(place.crs.linear_units_factor[1])
-    return float(abs(place.transform.determinant)) * metres**2 / M2_PER_HECTARE
+    area = pixel_area_m2(place.crs, place.transform)
+    return None if area is None else area / M2_PER_HECTARE
 
 
 def count_classes(labels: Labels, classes: int) -> NDArray[np.int64]:

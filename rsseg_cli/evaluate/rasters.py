@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import rasterio
-from numpy.typing import NDArray
 
 from rsseg_cli.classes import IGNORE, Class
 from rsseg_cli.errors import RssegError
@@ -25,7 +23,7 @@ from rsseg_cli.metrics.confusion import ConfusionMatrix
 from rsseg_cli.raster.align import describe_grid, same_grid
 from rsseg_cli.raster.decode import LabelCode, Labels
 from rsseg_cli.raster.grid import Window, blocks
-from rsseg_cli.raster.labels import Placed
+from rsseg_cli.raster.labels import Placed, RasterLabels
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.report.tile_gallery import Sample, shrink
 from rsseg_cli.words import counted
@@ -36,7 +34,6 @@ _STEP = (1024, 4096)
 """Rows and columns that are compared at a time: memory does not grow with the map."""
 _CACHE = 2**28
 """Bytes of blocks that GDAL keeps; by default a share of the machine's memory."""
-_UNKNOWN = -1
 _BLOCKS, _LEAST_BLOCK = 8, 64
 """A scene is cut into some 8 x 8 blocks, each at least 64 pixels wide, that are counted apart."""
 _CROP, _SHOWN, _LABELLED = 512, 256, 0.1
@@ -158,8 +155,8 @@ def evaluate_scenes(
     total = Evaluation.of(classes, boundary_px=boundary_px)
     grids = []
     for one in comparisons:
-        kind = SoftMap if one.soft == one.prediction else _Map
-        with rasterio.Env(GDAL_CACHEMAX=_CACHE), kind.open(one.prediction, classes) as scene:
+        opened = SoftMap.open if one.soft == one.prediction else _open_map
+        with rasterio.Env(GDAL_CACHEMAX=_CACHE), closing(opened(one.prediction, classes)) as scene:
             grids.append(f"{one.name}: {describe_grid(scene.place)}")
             _compare(scene, one, total)
     if total.total.pixels == 0:
@@ -171,7 +168,7 @@ def evaluate_scenes(
     return total
 
 
-def _compare(scene: _Map | SoftMap, one: Comparison, into: Evaluation) -> None:
+def _compare(scene: RasterLabels | SoftMap, one: Comparison, into: Evaluation) -> None:
     """Count one scene, window by window, and every block of it on its own."""
     place = scene.place
     regions = one.regions or (Window(0, 0, place.width, place.height),)
@@ -206,12 +203,12 @@ def _score_soft(path: Path, truth: Truth, regions: Sequence[Window], into: Evalu
         from rsseg_cli.metrics.saliency import Saliency  # PySODMetrics is slow to import
 
         into.saliency = Saliency(stretch=False)
-    with SoftMap.open(path, into.classes) as soft:
+    with closing(SoftMap.open(path, into.classes)) as soft:
         soft.score(truth, regions, into.saliency)
 
 
 def _windows(
-    scene: _Map | SoftMap, truth: Truth, region: Window, into: Evaluation
+    scene: RasterLabels | SoftMap, truth: Truth, region: Window, into: Evaluation
 ) -> Iterator[tuple[Window, Labels, Labels]]:
     """Read truth and map (h, w) of a region window by window, and count outlines on the way."""
     halo = into.boundary.distance if into.boundary else 0
@@ -240,7 +237,7 @@ def _parts(
 
 
 def _show(
-    scene: _Map | SoftMap,
+    scene: RasterLabels | SoftMap,
     truth: Truth,
     one: Comparison,
     cells: Mapping[Window, ConfusionMatrix],
@@ -273,60 +270,22 @@ def _show(
                 into.gallery.consider(miou, partial(load, cell, miou))
 
 
-class _Map:
-    """A map of class ids, read as class indices."""
+def _open_map(path: Path, classes: Sequence[Class]) -> RasterLabels:
+    """Open a map of class ids, to be read as class indices.
 
-    def __init__(self, scene: Scene, classes: Sequence[Class]) -> None:
-        self.place, self._classes = scene, classes
-        self._indices = np.full(256, _UNKNOWN, np.int16)
-        self._indices[IGNORE] = IGNORE
-        for index, one in enumerate(classes):
-            self._indices[one.id] = index
-
-    @classmethod
-    def open(cls, path: Path, classes: Sequence[Class]) -> _Map:
-        scene = Scene.open(path, warn=False)
-        # A nodata tag says "nothing here", but where the class list names the value it wins.
-        if scene.nodata in {one.id for one in classes}:
-            scene.close()
-            scene = Scene.open(path, nodata=float("nan"), warn=False)
-        if scene.count != 1 or scene.dtype.startswith("float"):
-            scene.close()
-            raise RssegError(
-                f"{scene.dtype} in {counted(scene.count, 'band')} is no map of class ids",
-                where=str(path),
-                fix="one band of integers, as `rsseg predict` writes it",
-            )
-        return cls(scene, classes)
-
-    def read(self, window: Window) -> Labels:
-        """Read class indices (h, w); `IGNORE` outside the scene and where the map is empty."""
-        samples, valid = self.place.read(window)
-        ids = np.where(valid, samples[0], IGNORE)
-        if ids.dtype == np.uint8:
-            indices = self._indices[ids]
-        else:
-            fits = (ids >= 0) & (ids <= IGNORE)
-            indices = np.where(fits, self._indices[np.where(fits, ids, 0)], _UNKNOWN)
-        unknown = indices == _UNKNOWN
-        if unknown.any():
-            self._refuse(np.unique(ids[unknown]))
-        found: Labels = indices.astype(np.uint8)
-        return found
-
-    def _refuse(self, odd: NDArray[Any]) -> None:
-        known = ", ".join(f"{one.id} {one.name}" for one in self._classes)
+    Raises:
+        RssegError: The raster does not hold ids.
+    """
+    labels = RasterLabels.open(path, LabelCode(tuple(classes), ignore=(IGNORE,)))
+    scene = labels.place
+    if scene.count != 1 or scene.dtype.startswith("float"):
+        labels.close()
         raise RssegError(
-            f"the map holds ids that are no class: {', '.join(map(str, odd[:10]))}",
-            where=self.place.path,
-            fix=f"the class list that the map was made with (known: {known})",
+            f"{scene.dtype} in {counted(scene.count, 'band')} is no map of class ids",
+            where=str(path),
+            fix="one band of integers, as `rsseg predict` writes it",
         )
-
-    def __enter__(self) -> _Map:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.place.close()
+    return labels
 
 
 def _doubts(total: ConfusionMatrix) -> list[str]:

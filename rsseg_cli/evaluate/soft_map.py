@@ -108,8 +108,6 @@ class SoftMap:
                 true[~valid] = IGNORE
                 into.update(share, true)
 
-    def __enter__(self) -> SoftMap:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
+    def close(self) -> None:
+        """Close the file."""
         self.place.close()

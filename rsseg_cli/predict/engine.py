@@ -19,10 +19,12 @@ from rsseg_cli.predict.pipeline import Infer, Pipeline
 from rsseg_cli.predict.plan import CACHE_MB, MIB, Plan, Tiling, plan_scene, return_memory
 from rsseg_cli.predict.team import Team
 from rsseg_cli.raster.aoi import Area
+from rsseg_cli.raster.creation_options import CreationOptions
 from rsseg_cli.raster.grid import Window
-from rsseg_cli.raster.parts import MapGrid
+from rsseg_cli.raster.map_style import MapGrid
+from rsseg_cli.raster.part_writer import PartWriter
 from rsseg_cli.raster.polygonize import draw_polygons
-from rsseg_cli.raster.resume_state import read_begun
+from rsseg_cli.raster.resume_state import ResumeState, read_resume_state
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.raster.write import MapWriter
 from rsseg_cli.settings import Json
@@ -72,7 +74,7 @@ def predict_scene(
         pipeline = job.run(stack, progress)
         done = sum(job.team.gather(pipeline.done))
         peak = max(job.team.gather(peak_rss_mb()))
-        job.team.tell(job.appear)
+        job.team.tell(job.publish)
     seconds = time.perf_counter() - started
     return SceneResult(
         input=scene.path,
@@ -99,7 +101,9 @@ class _Job:
     journal: Mapping[str, str] | None
     resume: bool
     team: Team
-    writers: list[MapWriter] = field(default_factory=list)
+    writers: list[PartWriter] = field(default_factory=list)
+    maps: list[MapWriter] = field(default_factory=list)
+    """The writers of the leading process, which assemble and publish the maps."""
 
     def run(self, stack: ExitStack, progress: Progress | None) -> Pipeline:
         """Make the parts that fall to this process; returns when all processes have."""
@@ -109,7 +113,7 @@ class _Job:
         try:
             with team.agreed():
                 if not team.leads:
-                    self._open_writers(stack, plan.parts, start["batch"], overwrite=True)
+                    self._join_maps(stack, self._state(plan.parts, start["batch"]))
                 pipeline = Pipeline(
                     self.scene,
                     self.infer,
@@ -126,18 +130,18 @@ class _Job:
                 pipeline.run()
         except UnreadableError:
             if Path(self.scene.path).exists():  # else a server may be back later
-                for writer in self.writers:
+                for writer in self.maps:
                     writer.forget()
             raise
         return pipeline
 
     def _begin(self, stack: ExitStack) -> Json:
         """Decide all that processes must agree on, and begin the maps."""
-        begun = read_begun(self.outputs.map) if self.resume else None
+        begun = read_resume_state(self.outputs.map) if self.resume else None
         plan = self._plan(begun.parts if begun else None)
         batch = begun.batch if begun else self._choose_batch(plan)
         overwrite = self.outputs.overwrite or begun is not None
-        self._open_writers(stack, plan.parts, batch, overwrite)
+        self._begin_maps(stack, self._state(plan.parts, batch), overwrite)
         finished = set.intersection(*(writer.finished for writer in self.writers))
         return {
             "parts": [list(astuple(part)) for part in plan.parts],
@@ -167,34 +171,41 @@ class _Job:
         with torch.inference_mode():
             return fastest_batch(self.infer, samples, batch, most, plan.tiles)
 
-    def _open_writers(
-        self, stack: ExitStack, parts: Sequence[Window], batch: int, overwrite: bool
-    ) -> None:
+    def _state(self, parts: Sequence[Window], batch: int) -> ResumeState:
+        return ResumeState(tuple(parts), batch, dict(self.journal or {}))
+
+    def _begin_maps(self, stack: ExitStack, state: ResumeState, overwrite: bool) -> None:
+        """Open the writers of the leading process."""
         scene = self.scene
-        grid = MapGrid(scene.width, scene.height, scene.crs, scene.transform, scene.control)
+        grid = MapGrid(
+            scene.width, scene.height, scene.crs, scene.transform, scene.control, scene.acquired
+        )
         for made in self.outputs.made():
             writer = MapWriter(
                 made.path,
                 grid,
                 made.look,
-                parts,
-                driver=self.outputs.driver,
-                options=self.outputs.options,
+                state,
+                creation=CreationOptions(self.outputs.driver, self.outputs.options),
                 overwrite=overwrite,
-                journal=self.journal,
                 resume=self.resume,
                 keep=self.journal is not None,
-                join=not self.team.leads,
-                batch=batch,
             )
+            self.maps.append(stack.enter_context(writer))
+        self.writers += self.maps
+
+    def _join_maps(self, stack: ExitStack, state: ResumeState) -> None:
+        """Open the writers of another process, which only write parts."""
+        for made in self.outputs.made():
+            writer = PartWriter(made.path, len(made.look.bands), state)
             self.writers.append(stack.enter_context(writer))
 
-    def appear(self) -> None:
-        """Put all maps together, and only then let them appear, the class map last."""
+    def publish(self) -> None:
+        """Assemble all maps, and only then publish them, the class map last."""
         if self.team.size > 1:
-            for writer in self.writers:
+            for writer in self.maps:
                 writer.await_others()
-        pairs = list(zip(self.outputs.made(), self.writers, strict=True))
+        pairs = list(zip(self.outputs.made(), self.maps, strict=True))
         drafts = {}
         for made, writer in pairs:
             return_memory()
@@ -211,4 +222,4 @@ class _Job:
             )
         for made, writer in pairs:
             if made.shown:
-                writer.appear()
+                writer.publish()

@@ -13,7 +13,7 @@ from rsseg_cli.predict import products
 from rsseg_cli.predict.clock import Wait
 from rsseg_cli.raster.blend import Product
 from rsseg_cli.raster.class_names import classes_tag
-from rsseg_cli.raster.parts import Look
+from rsseg_cli.raster.map_style import MapStyle
 
 SCALE = 1 / products.STEPS
 """Share = stored value * scale."""
@@ -40,7 +40,7 @@ class Made:
 
     kind: Literal["map", "probabilities", "soft", "confidence"]
     path: Path
-    look: Look
+    look: MapStyle
     product: Product
     shown: bool = True
 
@@ -87,25 +87,25 @@ class Outputs:
         """List the maps; the class map is the last to appear."""
         yield from self._shares()
         if self.confidence is not None or self.polygons is not None:
-            look = Look((f"confidence ({self.measure})",), scale=SCALE, tags=self.tags)
+            look = MapStyle((f"confidence ({self.measure})",), scale=SCALE, tags=self.tags)
             # Polygons want to know it too; then it never appears.
             path = self.confidence or self.map.with_name(f"{self.map.name}.confidence")
             shown = self.confidence is not None
             yield Made("confidence", path, look, products.confidence(self.measure), shown)
         classes = tuple(self.classes)
         made = products.class_map([one.id for one in classes], reject=self.reject)
-        yield Made("map", self.map, Look(("class",), classes, tags=self.tags), made)
+        yield Made("map", self.map, MapStyle(("class",), classes, tags=self.tags), made)
 
     def _shares(self) -> Iterator[Made]:
         if self.probabilities is not None:
             names = tuple(one.name for one in self.classes)
-            look = Look(names, scale=SCALE, tags=self.tags)
+            look = MapStyle(names, scale=SCALE, tags=self.tags)
             product = products.probabilities(len(names))
             yield Made("probabilities", self.probabilities, look, product)
         if self.soft is not None:
             _, found = self.classes
             tags = {**self.tags, **classes_tag(self.classes)}
-            look = Look((found.name,), scale=SCALE, tags=tags)
+            look = MapStyle((found.name,), scale=SCALE, tags=tags)
             yield Made("soft", self.soft, look, products.share_of(1))
 
 

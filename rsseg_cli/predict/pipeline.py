@@ -31,8 +31,8 @@ from rsseg_cli.predict.turns import as_signed
 from rsseg_cli.raster.aoi import Area
 from rsseg_cli.raster.blend import Product, RowBlender, Rows
 from rsseg_cli.raster.grid import Window
+from rsseg_cli.raster.part_writer import PartWriter
 from rsseg_cli.raster.scene import Scene
-from rsseg_cli.raster.write import MapWriter
 
 
 class Infer(Protocol):
@@ -75,7 +75,7 @@ class Pipeline:
     scene: Scene
     infer: Infer
     products: Sequence[Product]
-    writers: Sequence[MapWriter]
+    writers: Sequence[PartWriter]
     plan: Plan
     mine: Collection[int]
     batch: int

@@ -11,8 +11,8 @@ import numpy as np
 
 from rsseg_cli.errors import RssegError
 from rsseg_cli.memory import peak_rss_mb
+from rsseg_cli.raster.creation_options import BLOCK
 from rsseg_cli.raster.grid import Axis, Window
-from rsseg_cli.raster.parts import BLOCK
 from rsseg_cli.raster.scene import Scene
 
 MIB = 2**20

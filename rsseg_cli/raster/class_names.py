@@ -14,7 +14,7 @@ from rasterio.errors import RasterioError
 
 from rsseg_cli.classes import IGNORE, Class, default_color
 from rsseg_cli.errors import RssegError, UnreadableError
-from rsseg_cli.raster.grid import Window, blocks
+from rsseg_cli.raster.grid import blocks
 from rsseg_cli.raster.labels import color_entries
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.words import counted
@@ -101,7 +101,7 @@ def _ids(path: str | PathLike[str]) -> set[int]:
                 fix="--classes with the dataset.yaml or the map that lists them",
             )
         for window in blocks(scene.width, scene.height, (1024, 4096)):
-            samples, valid = scene.read(Window(window.x, window.y, window.width, window.height))
+            samples, valid = scene.read(window)
             found |= set(np.unique(samples[0][valid]).tolist())
     found -= {IGNORE}
     wrong = sorted(value for value in found if not 0 <= value < IGNORE)

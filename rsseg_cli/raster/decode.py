@@ -158,11 +158,12 @@ def _decode_ids(
 
 def _refuse(found: NDArray[Any], code: LabelCode, where: str) -> None:
     shown = ", ".join(as_text(value) for value in found[:10]) + (", ..." if len(found) > 10 else "")
-    known = ", ".join(str(one.id) for one in code.classes)
+    known = ", ".join(f"{cls.id} {cls.name}" for cls in code.classes)
     raise RssegError(
-        f"the label holds ids that are no class: {shown}",
+        f"the raster holds ids that are not classes: {shown}",
         where=where,
-        fix=f"add them to `classes`, `remap` or `ignore` in dataset.yaml (classes: {known})",
+        fix="the class list it was written with, or add them to `classes`, `remap` or `ignore` in "
+        f"dataset.yaml (classes: {known})",
     )
 
 

@@ -119,17 +119,6 @@ class Axis:
         return range(found[0], found[-1] + 1)
 
 
-def windows(width: int, height: int, tile: int, overlap: int = 0) -> Iterator[Window]:
-    """Cover a scene with square windows of `tile` pixels, row by row.
-
-    The outer windows hang over the scene's border where the scene is no exact fit.
-    """
-    across, down = Axis(width, tile, overlap), Axis(height, tile, overlap)
-    for row in range(down.count):
-        for column in range(across.count):
-            yield Window(across.start(column), down.start(row), tile, tile)
-
-
 def blocks(width: int, height: int, block: tuple[int, int]) -> Iterator[Window]:
     """Cut a scene into the blocks (height, width) that its file stores, row by row."""
     for y in range(0, height, block[0]):

@@ -18,7 +18,7 @@ from rsseg_cli.raster.decode import Color, LabelCode, Labels, color_table, decod
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.open_raster import readable
 from rsseg_cli.raster.scene import Scene
-from rsseg_cli.raster.vector_labels import Polygons, load_polygons
+from rsseg_cli.raster.vector_labels import LabelPolygons, load_polygons
 
 VECTOR_SUFFIXES = frozenset({".gpkg", ".geojson", ".json", ".shp", ".fgb", ".kml", ".parquet"})
 
@@ -104,7 +104,13 @@ class LabelReader:
         """
         name = fspath(path)
         if not is_vector(name):
-            return cls(_RasterLabels.open(name, code, on, box), on, table)
+            raster = RasterLabels.open(name, code, box=box, size=(on.width, on.height))
+            try:
+                _check_grid(raster.place, on)
+            except BaseException:
+                raster.close()
+                raise
+            return cls(raster, on, table)
         modified = Path(name).stat().st_mtime_ns if Path(name).exists() else 0
         crs = on.crs.to_wkt() if on.crs else None
         polygons = load_polygons(name, modified, code, crs)
@@ -141,49 +147,68 @@ def inexact_colors(code: LabelCode) -> dict[tuple[int, int, int], float]:
 
 
 @dataclass
-class _RasterLabels:
-    """Ids or colours on the grid of the scene."""
+class RasterLabels:
+    """A raster of ids or colours, read as class indices.
 
-    scene: Scene
+    Attributes:
+        place: The open raster.
+        code: How its values encode classes.
+        palette: Its colour table (256, 3), where that encodes the classes.
+    """
+
+    place: Scene
     code: LabelCode
     palette: NDArray[np.uint8] | None
 
     @classmethod
     def open(
-        cls, name: str, code: LabelCode, on: Placed, box: tuple[int, int, int, int] | None
-    ) -> _RasterLabels:
+        cls,
+        path: str | PathLike[str],
+        code: LabelCode,
+        *,
+        box: tuple[int, int, int, int] | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> RasterLabels:
+        """Open a raster.
+
+        Args:
+            path: The file.
+            code: How its values encode classes.
+            box: Part of the file to read, unless the file has the size of the scene.
+            size: Width and height of the scene.
+
+        Raises:
+            UnreadableError: The file is not a raster.
+        """
         bands = code.onehot_bands() if code.encoding == "onehot" else None
-        palette = read_palette(name) if code.encoding == "palette" else None
-        scene = Scene.open(name, bands=bands, warn=False)
-        cut = box if (scene.width, scene.height) != (on.width, on.height) else None
-        # A nodata tag says "nothing here", but where the class list names the value it wins.
-        named = scene.nodata is not None and _names(code, scene.nodata, palette)
-        if cut or named:
+        palette = read_palette(path) if code.encoding == "palette" else None
+        scene = Scene.open(path, bands=bands, warn=False)
+        cut = box if (scene.width, scene.height) != size else None
+        # A nodata value that is the id of a class means that class.
+        is_class = scene.nodata is not None and _is_class(code, scene.nodata, palette)
+        if cut or is_class:
             scene.close()
-            nodata = float("nan") if named else None
-            scene = Scene.open(name, bands=bands, box=cut, nodata=nodata, warn=False)
-        try:
-            _check_grid(scene, on)
-        except BaseException:
-            scene.close()
-            raise
+            nodata = float("nan") if is_class else None
+            scene = Scene.open(path, bands=bands, box=cut, nodata=nodata, warn=False)
         return cls(scene, code, palette)
 
     def read(self, window: Window) -> Labels:
-        values, valid = self.scene.read(window)
+        """Read class indices (h, w); `IGNORE` outside the raster and where it is nodata."""
+        values, valid = self.place.read(window)
         if self.palette is not None:
             values = np.moveaxis(self.palette[values[0]], -1, 0)
-        return decode(values, valid, self.code, where=self.scene.path)
+        return decode(values, valid, self.code, where=self.place.path)
 
     def close(self) -> None:
-        self.scene.close()
+        """Close the file."""
+        self.place.close()
 
 
 @dataclass
 class _Burned:
     """Polygons burned into the grid of the scene."""
 
-    polygons: Polygons
+    polygons: LabelPolygons
     transform: rasterio.Affine
 
     def read(self, window: Window) -> Labels:
@@ -225,7 +250,7 @@ def read_palette(path: str | PathLike[str]) -> NDArray[np.uint8]:
     return table
 
 
-def _names(code: LabelCode, value: float, palette: NDArray[np.uint8] | None) -> bool:
+def _is_class(code: LabelCode, value: float, palette: NDArray[np.uint8] | None) -> bool:
     """Tell whether a value of a raster label is a class by the class list."""
     if code.encoding == "onehot":
         return True

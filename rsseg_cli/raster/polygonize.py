@@ -20,10 +20,12 @@ from rasterio.features import shapes
 from rasterio.windows import Window as FileWindow
 from shapely.geometry.base import BaseGeometry
 
+from rsseg_cli.atomic_write import write_errors
 from rsseg_cli.classes import IGNORE, Class
 from rsseg_cli.errors import RssegError
 from rsseg_cli.raster.connected_components import Numbers, label_patches, sieve_patches
-from rsseg_cli.raster.parts import BLOCK
+from rsseg_cli.raster.creation_options import BLOCK
+from rsseg_cli.raster.pixel_size import ellipsoid_areas_m2, pixel_area_m2
 
 STRIP_PIXELS = 2**23
 """About how many pixels are read at a time."""
@@ -90,7 +92,7 @@ def draw_polygons(
     refuse_other_formats(target)
     draft = target.with_name(f".{target.name}.tmp.gpkg")
     with rasterio.open(source) as file:
-        drawing = _Drawing(draft, classes, _Place.of(file), simplify, confidence is not None)
+        drawing = _Drawing(draft, classes, _Grid.of(file), simplify, confidence is not None)
     try:
         for patch in patches_of(source, confidence, sieve=sieve):
             drawing.add(patch)
@@ -225,27 +227,26 @@ def _join(
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where a map lies, and how large its pixels are.
+class _Grid:
+    """The grid of a map.
 
     Attributes:
         crs: Its CRS as text, None when unknown.
         transform: Pixel corners to the CRS.
-        pixel_m2: Area of a pixel; None where it depends on the place.
+        pixel_area: Area of a pixel: in square metres where the unit of the CRS is known, in units
+            of the transform where it is not, and None for pixels in degrees.
     """
 
     crs: str | None
     transform: rasterio.Affine
-    pixel_m2: float | None
+    pixel_area: float | None
 
     @classmethod
-    def of(cls, file: Any) -> _Place:
-        a, b, _, d, e, _ = file.transform[:6]
-        area: float | None = abs(a * e - b * d)
-        if file.crs is not None:
-            area = None if file.crs.is_geographic else area * file.crs.linear_units_factor[1] ** 2
-        wkt = None if file.crs is None else file.crs.to_wkt()
-        return cls(wkt, file.transform, area)
+    def of(cls, file: Any) -> _Grid:
+        area = pixel_area_m2(file.crs, file.transform)
+        if area is None and not (file.crs and file.crs.is_geographic):
+            area = abs(file.transform.determinant)
+        return cls(file.crs.to_wkt() if file.crs else None, file.transform, area)
 
     def to_ground(self, pixels: NDArray[Any]) -> NDArray[Any]:
         """Bring points (N, 2) from pixels into the CRS."""
@@ -254,14 +255,11 @@ class _Place:
         return np.stack([a * x + b * y + c, d * x + e * y + f], 1)
 
     def areas(self, patches: Sequence[Patch], outlines: NDArray[Any]) -> list[float]:
-        """Measure patches in square metres; on the ellipsoid where the map is in degrees."""
-        if self.pixel_m2 is not None:
-            return [patch.pixels * self.pixel_m2 for patch in patches]
-        from pyproj import CRS
-
-        ellipsoid = CRS(self.crs).get_geod()
-        assert ellipsoid is not None  # a CRS in degrees lies on one
-        return [abs(ellipsoid.geometry_area_perimeter(outline)[0]) for outline in outlines]
+        """Return the areas of patches in square metres; on the ellipsoid for a map in degrees."""
+        if self.pixel_area is not None:
+            return [patch.pixels * self.pixel_area for patch in patches]
+        assert self.crs is not None  # it is in degrees
+        return ellipsoid_areas_m2(outlines, self.crs)
 
 
 @dataclass
@@ -271,7 +269,7 @@ class _Drawing:
     Attributes:
         draft: The file, not there yet.
         classes: What the numbers of patches mean.
-        place: Where their pixels lie.
+        grid: The grid of the map.
         simplify: By how much outlines may move.
         sure: Whether the confidence of patches is known.
         count: Number of polygons so far.
@@ -279,7 +277,7 @@ class _Drawing:
 
     draft: Path
     classes: Sequence[Class]
-    place: _Place
+    grid: _Grid
     simplify: float
     sure: bool
     count: int = 0
@@ -303,16 +301,10 @@ class _Drawing:
         import geopandas  # a second of import that maps without polygons do not need
 
         columns, outlines = self._columns()
-        table = geopandas.GeoDataFrame(columns, geometry=outlines, crs=self.place.crs)
+        table = geopandas.GeoDataFrame(columns, geometry=outlines, crs=self.grid.crs)
         mode = "a" if self.count else "w"
-        try:
+        with write_errors("the polygons", self.draft.parent, kinds=(OSError, RuntimeError)):
             table.to_file(self.draft, layer=LAYER, driver="GPKG", mode=mode, engine="pyogrio")
-        except (OSError, RuntimeError) as error:
-            raise RssegError(
-                f"the polygons cannot be written ({error})",
-                where=str(self.draft.parent),
-                fix="free space, or write permission, in that folder",
-            ) from error
         self.count += len(self._batch)
         self._batch = []
 
@@ -320,8 +312,8 @@ class _Drawing:
         """Make the columns of a batch; its outlines have vertices only where they turn."""
         patches = self._batch
         outlines = shapely.simplify(np.array([patch.whole() for patch in patches], object), 0)
-        outlines = shapely.transform(outlines, self.place.to_ground)
-        areas = self.place.areas(patches, outlines)
+        outlines = shapely.transform(outlines, self.grid.to_ground)
+        areas = self.grid.areas(patches, outlines)
         if self.simplify > 0:
             simpler = shapely.simplify(outlines, self.simplify)
             usable = shapely.is_valid(simpler) & ~shapely.is_empty(simpler)

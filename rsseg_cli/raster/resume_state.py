@@ -1,4 +1,4 @@
-"""What an unfinished map leaves beside its parts: how it was begun, and what it depends on."""
+"""Resume state of an unfinished map: how it was begun, and what it depends on."""
 
 from __future__ import annotations
 
@@ -8,55 +8,52 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
+from rsseg_cli.atomic_write import write_bytes
 from rsseg_cli.errors import RssegError
 from rsseg_cli.raster.grid import Window
 
-JOURNAL = "journal.json"
-"""Name of the file that says it."""
-SHARED_S, LOOK_S = 30.0, 0.05
-"""How long what one machine has written may take to be seen by another; how often it looks."""
+STATE_FILE = "resume.json"
+"""Name of the state in the folder of the parts."""
+TIMEOUT_S, POLL_S = 30.0, 0.05
+"""Longest time until a shared file system shows a file of another machine; time between looks."""
 
 
 @dataclass(frozen=True)
-class Begun:
+class ResumeState:
     """How a map was begun.
 
     Attributes:
-        parts: Windows that are finished one by one.
-        batch: Tiles per call of the model: other numbers may change the last bits of a score.
-        journal: What the map depends on.
+        parts: Windows of the map that are finished one by one.
+        batch: Tiles per call of the model: another number may change the last bits of a score.
+        dependencies: Name and value of all that changes the map.
     """
 
     parts: tuple[Window, ...]
-    batch: int
-    journal: Mapping[str, str] = field(default_factory=dict)
+    batch: int = 1
+    dependencies: Mapping[str, str] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
-        """Put it into the folder of the parts."""
+        """Write the state into the folder of the parts."""
         parts = [astuple(part) for part in self.parts]
-        state = {"journal": dict(self.journal), "parts": parts, "batch": self.batch}
-        draft = folder / f"{JOURNAL}.tmp"
-        draft.write_text(json.dumps(state))
-        draft.replace(folder / JOURNAL)
+        state = {"dependencies": dict(self.dependencies), "parts": parts, "batch": self.batch}
+        write_bytes(folder / STATE_FILE, json.dumps(state).encode())
 
-    def refuse_changes(
-        self, journal: Mapping[str, str], parts: Sequence[Window], path: Path
-    ) -> None:
-        """Refuse to go on with the map in `path` when it would be another one.
+    def require_same(self, other: ResumeState, path: Path) -> None:
+        """Raise an error if this state and that of a new run belong to different maps.
 
         Raises:
-            RssegError: It depends on something else now, or would be made in other parts.
+            RssegError: Dependencies or parts differ.
         """
-        before = self.journal
-        for key in sorted({**before, **journal}):
-            if before.get(key) != journal.get(key):
+        before, now = self.dependencies, other.dependencies
+        for key in sorted({**before, **now}):
+            if before.get(key) != now.get(key):
                 raise RssegError(
-                    f"cannot resume: {key} was {before.get(key)}, now it is {journal.get(key)}",
+                    f"cannot resume: {key} was {before.get(key)}, now it is {now.get(key)}",
                     where=str(path),
                     fix="the same model, input and options as before, or start anew without "
                     "--resume",
                 )
-        if self.parts != tuple(parts):
+        if self.parts != other.parts:
             raise RssegError(
                 "cannot resume: the map was begun in other parts",
                 where=str(path),
@@ -65,45 +62,45 @@ class Begun:
 
 
 def parts_folder(path: Path) -> Path:
-    """Name the folder of the parts of a map."""
+    """Return the folder of the parts of a map."""
     return path.parent / f".{path.name}.parts"
 
 
-def read_begun(path: Path) -> Begun | None:
-    """Tell how an unfinished run has begun a map, None when there is none.
+def read_resume_state(path: Path) -> ResumeState | None:
+    """Read the state of an unfinished map, None where there is none.
 
     Raises:
-        RssegError: What it left is broken, or of a release that wrote it in another way.
+        RssegError: The file is damaged, or was written by a version with another format.
     """
-    file = parts_folder(path) / JOURNAL
+    file = parts_folder(path) / STATE_FILE
     if not file.is_file():
         return None
     try:
         state = json.loads(file.read_text())
         parts = tuple(Window(*numbers) for numbers in state["parts"])
-        return Begun(parts, state["batch"], state["journal"])
+        return ResumeState(parts, state["batch"], state["dependencies"])
     except (ValueError, KeyError, TypeError) as error:
         raise RssegError(
-            "cannot resume: what the earlier run left cannot be read",
+            "cannot resume: the state of the earlier run cannot be read",
             where=str(file),
             fix="leave --resume out to start anew",
         ) from error
 
 
 def wait_for(files: Sequence[Path]) -> None:
-    """Wait for files that are there: on a shared file system it may take a while to see them.
+    """Wait until files of other processes are visible on a shared file system.
 
     Raises:
-        FileNotFoundError: One stays away.
+        FileNotFoundError: A file is still missing after `TIMEOUT_S`.
     """
-    until = time.monotonic() + SHARED_S
+    until = time.monotonic() + TIMEOUT_S
     for file in files:
-        while not _seen(file):
+        while not _is_visible(file):
             if time.monotonic() > until:
                 raise FileNotFoundError(f"no {file.name}; do all processes share the folder?")
-            time.sleep(LOOK_S)
+            time.sleep(POLL_S)
 
 
-def _seen(file: Path) -> bool:
-    """Look for a file; by a list, as a file system may remember that a name was not there."""
+def _is_visible(file: Path) -> bool:
+    """Return whether a file exists; a listing of its folder corrects a cached negative answer."""
     return file.is_file() or (file.parent.is_dir() and file in file.parent.iterdir())

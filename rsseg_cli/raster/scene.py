@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from os import PathLike, fspath
 from typing import Any
 
@@ -15,8 +16,8 @@ from rasterio.windows import Window as FileWindow
 
 from rsseg_cli.errors import RssegError, RssegWarning
 from rsseg_cli.raster.grid import Window
+from rsseg_cli.raster.map_style import ControlPoints
 from rsseg_cli.raster.open_raster import choose_bands, common_dtype, open_file, readable
-from rsseg_cli.raster.parts import ControlPoints
 
 
 @dataclass
@@ -38,6 +39,7 @@ class Scene:
         block: (height, width) of the blocks that the file stores.
         corner: (x, y) of the scene's first pixel in the file; (0, 0) without a box.
         control: Ground control points, where the file has these instead of a transform.
+        acquired: When the image was taken, None when the file does not tell.
     """
 
     path: str
@@ -52,6 +54,7 @@ class Scene:
     block: tuple[int, int]
     corner: tuple[int, int]
     control: ControlPoints | None
+    acquired: datetime | None
     _file: rasterio.DatasetReader
     _nodata: tuple[float | None, ...]
     _fill: NDArray[Any] | None
@@ -136,6 +139,7 @@ class Scene:
             block=file.block_shapes[chosen[0] - 1],
             corner=(x0, y0),
             control=_control(file, x0, y0),
+            acquired=_acquired(file),
             _file=file,
             _nodata=values,
             _fill=values_fill,
@@ -232,6 +236,20 @@ def _control(file: rasterio.DatasetReader, x: int, y: int) -> ControlPoints | No
         return None
     placed = [(p.col - x, p.row - y, float(p.x), float(p.y), float(p.z or 0)) for p in points]
     return ControlPoints(crs, tuple(placed))
+
+
+def _acquired(file: rasterio.DatasetReader) -> datetime | None:
+    """Read when an image was taken, in UTC: from GDAL's IMAGERY metadata, else the TIFF tag."""
+    known = (
+        (file.tags(ns="IMAGERY").get("ACQUISITIONDATETIME", ""), "%Y-%m-%d %H:%M:%S"),
+        (file.tags().get("TIFFTAG_DATETIME", ""), "%Y:%m:%d %H:%M:%S"),
+    )
+    for text, form in known:
+        try:
+            return datetime.strptime(text.strip(), form).replace(tzinfo=UTC)
+        except ValueError:
+            continue
+    return None
 
 
 def _moved(transform: rasterio.Affine, x: int, y: int) -> rasterio.Affine:

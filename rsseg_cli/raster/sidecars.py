@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,6 +13,7 @@ from rasterio.warp import transform_geom
 
 from rsseg_cli.classes import IGNORE, Class
 from rsseg_cli.raster.gdal_errors import GDAL_ERRORS
+from rsseg_cli.raster.map_style import MapGrid, MapStyle
 
 INTEGER, TEXT = "0", "2"
 COLUMNS = (
@@ -30,6 +31,10 @@ EXTENSIONS = (
     "https://stac-extensions.github.io/classification/v2.0.0/schema.json",
     "https://stac-extensions.github.io/processing/v1.2.0/schema.json",
 )
+
+
+EARLIEST = "1900-01-01T00:00:00Z"
+"""Start of the time range of a scene without a date."""
 
 
 def child(parent: ET.Element, tag: str, text: object = None, **attributes: object) -> ET.Element:
@@ -98,35 +103,29 @@ def qgis_style(classes: Sequence[Class]) -> str:
     return "<!DOCTYPE qgis>\n" + ET.tostring(root, encoding="unicode")
 
 
-def stac_item(
-    name: str,
-    *,
-    width: int,
-    height: int,
-    crs: rasterio.CRS | None,
-    transform: rasterio.Affine,
-    classes: Sequence[Class],
-    tags: Mapping[str, str],
-) -> dict[str, Any]:
+def stac_item(name: str, grid: MapGrid, style: MapStyle) -> dict[str, Any]:
     """Describe a class map as a STAC item with projection, raster and classification.
+
+    `datetime` is when the scene was taken. Where that is unknown it is null and, as STAC requires,
+    a range takes its place: from `EARLIEST` until the map was made.
 
     Args:
         name: File name of the map; the item lies beside it.
-        width: Columns of the map.
-        height: Rows of the map.
-        crs: Its coordinate reference system; without one the item has no geometry.
-        transform: Pixel corners to the CRS.
-        classes: Its classes.
-        tags: How it was made (model, method, ...), kept under `rsseg:`.
+        grid: Its grid; without a CRS the item has no geometry.
+        style: Its classes, and how it was made (model, method, ...): tags, kept under `rsseg:`.
     """
-    now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    width, height, crs, transform = grid.width, grid.height, grid.crs, grid.transform
+    created = _rfc3339(datetime.now(UTC))
+    time: dict[str, Any] = {"datetime": None, "start_datetime": EARLIEST, "end_datetime": created}
+    if grid.acquired is not None:
+        time = {"datetime": _rfc3339(grid.acquired)}
     properties: dict[str, Any] = {
-        "datetime": now,
-        "created": now,
+        **time,
+        "created": created,
         "proj:shape": [height, width],
         "proj:transform": list(transform[:6]),
-        "processing:software": {"rsseg": tags.get("version", "")},
-        **{f"rsseg:{key}": value for key, value in tags.items()},
+        "processing:software": {"rsseg": style.tags.get("version", "")},
+        **{f"rsseg:{key}": value for key, value in style.tags.items()},
     }
     geometry = None if crs is None else _footprint(width, height, crs, transform)
     code = None if crs is None else crs.to_epsg()
@@ -146,7 +145,7 @@ def stac_item(
                 "type": "image/tiff; application=geotiff; profile=cloud-optimized",
                 "roles": ["data"],
                 "raster:bands": [{"data_type": "uint8", "nodata": IGNORE}],
-                "classification:classes": _classification(classes),
+                "classification:classes": _classification(style.classes),
             }
         },
     }
@@ -154,6 +153,10 @@ def stac_item(
         xs, ys = zip(*geometry["coordinates"][0], strict=True)
         item["bbox"] = [min(xs), min(ys), max(xs), max(ys)]
     return item
+
+
+def _rfc3339(time: datetime) -> str:
+    return time.isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _footprint(

@@ -23,7 +23,7 @@ from rsseg_cli.raster.grid import Window
 
 
 @dataclass
-class Polygons:
+class LabelPolygons:
     """Polygons in the CRS of the scene, in the order of their file."""
 
     shapes: list[BaseGeometry]
@@ -54,7 +54,7 @@ class Polygons:
 
 
 @lru_cache(maxsize=32)
-def load_polygons(name: str, modified: int, code: LabelCode, wkt: str | None) -> Polygons:
+def load_polygons(name: str, modified: int, code: LabelCode, wkt: str | None) -> LabelPolygons:
     """Load polygons once per file and CRS.
 
     Args:
@@ -81,7 +81,7 @@ def load_polygons(name: str, modified: int, code: LabelCode, wkt: str | None) ->
     kept = (~geometry.is_empty & geometry.notna()).to_numpy()
     shapes = [shape for shape, keep in zip(geometry, kept, strict=True) if keep]
     outside = IGNORE if code.background is None else code.background
-    return Polygons(shapes, indices[kept], STRtree(shapes), outside)
+    return LabelPolygons(shapes, indices[kept], STRtree(shapes), outside)
 
 
 def read_vector(path: str | PathLike[str]) -> Any:

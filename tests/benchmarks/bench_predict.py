@@ -38,7 +38,7 @@ from rsseg_cli.predict.batch import even_batch
 from rsseg_cli.predict.engine import predict_scene
 from rsseg_cli.predict.outputs import Outputs
 from rsseg_cli.predict.plan import Tiling
-from rsseg_cli.raster.grid import windows
+from rsseg_cli.raster.grid import Axis
 from rsseg_cli.raster.scene import Scene
 
 SENTINEL2 = """name: sentinel2
@@ -179,7 +179,7 @@ def bench_vit(folder: Path) -> dict[str, float]:
     path = write_scene(folder / "vit.tif", 2051, 1999, bands=3)
     torch.manual_seed(0)
     model = TinyTransformer(3).eval()
-    count = len(list(windows(2051, 1999, 256, 64)))
+    count = Axis(2051, 256, 64).count * Axis(1999, 256, 64).count
     batch = even_batch(count, VIT_TILING.batch, VIT_TILING.most)
     tiles = torch.randint(0, 255, (batch, 3, 256, 256), dtype=torch.uint8)
     rest = count % batch

@@ -27,7 +27,7 @@ from rsseg_cli.commands.fit.run_folder_checks import require_same_data
 from rsseg_cli.commands.fit.validation import Validation
 from rsseg_cli.commands.model import LoadedModel, build, metadata, open_model, pick_device
 from rsseg_cli.config import RunConfig
-from rsseg_cli.data.pair import Part
+from rsseg_cli.data.pair import SourcePairs
 from rsseg_cli.data.sources import Sources
 from rsseg_cli.data.tiles.class_index import ClassIndex
 from rsseg_cli.data.tiles.domain_batches import JoinedTiles, ProbeTiles, TargetTiles
@@ -157,7 +157,7 @@ def _open_sources(
 
 def _open_targets(
     config: RunConfig, sources: Sources, data_root: Path | None
-) -> tuple[Targets, list[Part]]:
+) -> tuple[Targets, list[SourcePairs]]:
     """Open the target, and the labels of its held-out tiles if they are to be reported."""
     settings, bands, classes = config.adapt, sources.bands, sources.classes
     targets = Targets.open(settings, bands, classes, tile=config.data.tile, data_root=data_root)
@@ -198,7 +198,7 @@ def _validation(
     tiles: RunTiles,
     sources: Sources,
     targets: Targets,
-    labelled_holdout: list[Part],
+    labelled_holdout: list[SourcePairs],
     index: ClassIndex | None,
     objective: SelfTraining,
     maps: BeforeAfterMap,

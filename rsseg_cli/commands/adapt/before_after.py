@@ -14,7 +14,7 @@ from torch import Tensor
 from rsseg_cli.bands import Bands
 from rsseg_cli.classes import Class
 from rsseg_cli.commands.fit.final_evaluation import shown_bands
-from rsseg_cli.data.pair import Opener, Pair, Part
+from rsseg_cli.data.pair import Opener, Pair, SourcePairs
 from rsseg_cli.predict.engine import predict_scene
 from rsseg_cli.predict.outputs import Outputs
 from rsseg_cli.predict.plan import Tiling
@@ -57,7 +57,7 @@ class BeforeAfterMap:
     def of(
         cls,
         folder: Path,
-        parts: Sequence[Part],
+        parts: Sequence[SourcePairs],
         bands: Bands,
         classes: Sequence[Class],
         *,

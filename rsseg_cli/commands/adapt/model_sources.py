@@ -10,7 +10,7 @@ from typing import Any
 from rsseg_cli import presets
 from rsseg_cli.commands.evaluate.band_matching import match_bands
 from rsseg_cli.commands.model import LoadedModel
-from rsseg_cli.data.pair import Part
+from rsseg_cli.data.pair import SourcePairs
 from rsseg_cli.data.resolve_source import take_apart
 from rsseg_cli.data.sources import Sources
 from rsseg_cli.errors import RssegError, UnreadableError
@@ -42,7 +42,7 @@ def open_sources(loaded: LoadedModel, config: Sources.Config, data_root: Path | 
     bands = loaded.model.bands
     openers = {source.opener: match_bands(bands, source) for source in sources.sources}
 
-    def as_model(parts: Sequence[Part]) -> list[Part]:
+    def as_model(parts: Sequence[SourcePairs]) -> list[SourcePairs]:
         return [(openers[opener], pairs) for opener, pairs in parts]
 
     return replace(

@@ -15,7 +15,7 @@ from rsseg_cli.classes import IGNORE, Class
 from rsseg_cli.commands.adapt.targets import as_dataset
 from rsseg_cli.data.infer.infer_classes import find_classes
 from rsseg_cli.data.infer.infer_layout import IMAGE_FOLDERS, find_layout
-from rsseg_cli.data.pair import Opener, Part
+from rsseg_cli.data.pair import Opener, SourcePairs
 from rsseg_cli.data.source import Source
 from rsseg_cli.data.spec.dataset_spec import BandSpec, ClassSpec, DatasetSpec
 from rsseg_cli.errors import RssegError, UnreadableError
@@ -27,12 +27,12 @@ LabelsByImage = dict[Path, tuple[Opener, Path]]
 
 
 def labelled(
-    holdout: Sequence[Part],
+    holdout: Sequence[SourcePairs],
     settings: Adaptation,
     bands: Bands,
     classes: Sequence[Class],
     data_root: Path | None,
-) -> list[Part]:
+) -> list[SourcePairs]:
     """Return held-out tiles of the targets with their labels; scenes without one are left out.
 
     Args:
@@ -54,7 +54,7 @@ def labelled(
             _require_same(source, classes)
             opener = source.opener
             labels |= {e.image: (opener, e.label) for e in source.entries() if e.label is not None}
-    parts: list[Part] = []
+    parts: list[SourcePairs] = []
     for opener, pairs in holdout:
         with_label = [replace(p, label=labels[p.image][1]) for p in pairs if p.image in labels]
         if with_label:

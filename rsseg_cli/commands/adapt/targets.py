@@ -20,7 +20,7 @@ from rsseg_cli.commands.evaluate.band_matching import match_bands, unit_scale
 from rsseg_cli.commands.predict.paths import expand
 from rsseg_cli.data.infer.infer_layout import image_folder, labels_beside
 from rsseg_cli.data.infer.infer_spec import ground_size_m, name_bands
-from rsseg_cli.data.pair import Opener, Pair, Part
+from rsseg_cli.data.pair import Opener, Pair, SourcePairs
 from rsseg_cli.data.resolve_source import SPEC_FILE, take_apart
 from rsseg_cli.data.source import Source
 from rsseg_cli.data.spec.dataset_spec import ClassSpec, DatasetSpec, Reader
@@ -48,8 +48,8 @@ class Targets:
     """
 
     name: str
-    train: list[Part]
-    holdout: list[Part]
+    train: list[SourcePairs]
+    holdout: list[SourcePairs]
     unit_scale: float
     images: list[Path]
 
@@ -115,7 +115,7 @@ class Targets:
             "fingerprint": total.hexdigest()[:16],
         }
 
-    def require_other(self, sources: Sequence[Part]) -> None:
+    def require_other(self, sources: Sequence[SourcePairs]) -> None:
         """Check that the target is not the source.
 
         Raises:
@@ -136,7 +136,7 @@ def _open(
     bands: Bands,
     classes: Sequence[Class],
     data_root: Path | None,
-) -> tuple[Source, Part]:
+) -> tuple[Source, SourcePairs]:
     """Open scenes, or the images of a dataset."""
     source = as_dataset(text, data_root)
     if source is not None:
@@ -238,7 +238,9 @@ def _match(bands: Bands, source: Source, settings: Adaptation) -> Opener:
     return match_bands(bands, source)
 
 
-def _resample(source: Source, part: Part, bands: Bands, settings: Adaptation, folder: Path) -> Part:
+def _resample(
+    source: Source, part: SourcePairs, bands: Bands, settings: Adaptation, folder: Path
+) -> SourcePairs:
     """Resample scenes to `adapt.gsd_m`, or warn if their pixel size is not the model's."""
     opener, pairs = part
     if settings.gsd_m is not None:
@@ -268,7 +270,7 @@ def _with_image(opener: Opener, pairs: Sequence[Pair]) -> list[Pair]:
     return kept
 
 
-def _require_alike(parts: Sequence[Part], bands: Bands) -> None:
+def _require_alike(parts: Sequence[SourcePairs], bands: Bands) -> None:
     """Raise an error without scenes; warn about values of another type without a scale."""
     pairs = [pair for _, pairs in parts for pair in pairs]
     if not pairs:

@@ -27,7 +27,7 @@ from rsseg_cli.predict.engine import predict_scene
 from rsseg_cli.predict.outputs import Outputs, SceneResult
 from rsseg_cli.predict.pipeline import Infer
 from rsseg_cli.predict.plan import Tiling, plan_scene
-from rsseg_cli.raster.parts import BLOCK
+from rsseg_cli.raster.creation_options import BLOCK
 from rsseg_cli.raster.scene import Scene
 
 CLASSES = 8

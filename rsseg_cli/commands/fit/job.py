@@ -16,7 +16,7 @@ from rsseg_cli.commands.fit.final_evaluation import final_evaluation, shown_band
 from rsseg_cli.commands.fit.run_folder_checks import read_state, require_free
 from rsseg_cli.commands.fit.run_report import write_report
 from rsseg_cli.config import RunConfig
-from rsseg_cli.data.pair import Part
+from rsseg_cli.data.pair import SourcePairs
 from rsseg_cli.data.sources import Sources
 from rsseg_cli.data.tiles.class_index import ClassIndex
 from rsseg_cli.data.tiles.tile_stream import TileStream
@@ -201,7 +201,7 @@ class RunTiles:
     per_pass: int
 
     def covering(
-        self, parts: Sequence[Part], bands: Bands | None = None, *, whole: bool = False
+        self, parts: Sequence[SourcePairs], bands: Bands | None = None, *, whole: bool = False
     ) -> CoveringTiles:
         """Open tiles that cover some scenes: this process' shard of them, or the `whole`."""
         return CoveringTiles(
@@ -215,7 +215,7 @@ class RunTiles:
 
     def random(
         self,
-        parts: Sequence[Part],
+        parts: Sequence[SourcePairs],
         batch: int,
         *,
         bands: Bands | None = None,

@@ -23,6 +23,7 @@ from rsseg_cli.predict.pipeline import Infer, no_room
 from rsseg_cli.predict.plan import MIB, Plan, Tiling, plan_scene
 from rsseg_cli.raster.aoi import Area
 from rsseg_cli.raster.grid import Window
+from rsseg_cli.raster.pixel_size import pixel_size_m
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.words import counted
 
@@ -255,10 +256,9 @@ def _striped(scene: Scene) -> str | None:
 
 
 def _size_of_pixels(scene: Scene, trained: float | None) -> str | None:
-    if trained is None or scene.crs is None or scene.crs.is_geographic:
+    size = pixel_size_m(scene.crs, scene.transform)
+    if trained is None or size is None:
         return None
-    a, b, _, d, e, _ = scene.transform[:6]
-    size = abs(a * e - b * d) ** 0.5 * scene.crs.linear_units_factor[1]
     if 1 / GSD_FACTOR <= size / trained <= GSD_FACTOR:
         return None
     return f"its pixels are {size:.3g} m wide, those of the training were {trained:.3g} m"

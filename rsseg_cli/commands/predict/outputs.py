@@ -8,7 +8,7 @@ from rsseg_cli.commands.predict.options import PredictOptions
 from rsseg_cli.errors import RssegError
 from rsseg_cli.predict.outputs import Outputs, Polygons
 from rsseg_cli.raster.aoi import Area
-from rsseg_cli.raster.parts import refuse_options
+from rsseg_cli.raster.creation_options import refuse_options
 from rsseg_cli.raster.scene import Scene
 
 

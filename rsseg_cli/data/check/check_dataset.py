@@ -12,7 +12,7 @@ from rsseg_cli.data.check.check_labels import Finding, check_labels
 from rsseg_cli.data.pair import Pair, Place
 from rsseg_cli.data.source import Source
 from rsseg_cli.data.spec.dataset_spec import Split
-from rsseg_cli.data.spec.layout import Entry, find_entries, orphans, selects
+from rsseg_cli.data.spec.layout import ImageEntry, find_entries, orphans, selects
 from rsseg_cli.errors import RssegError
 from rsseg_cli.words import counted
 
@@ -87,7 +87,7 @@ def _said(error: RssegError) -> str:
     return error.what + (f" ({error.where})" if error.where else "")
 
 
-def _partners(source: Source, entries: Sequence[Entry]) -> list[Finding]:
+def _partners(source: Source, entries: Sequence[ImageEntry]) -> list[Finding]:
     """Look for images without label and labels without image: a half-downloaded set."""
     withheld = [split for split in source.spec.splits.values() if not split.labelled]
     bare = [
@@ -113,14 +113,14 @@ def _missing(names: Sequence[str], what: str) -> str:
     return f"{len(names)} without {what}: {shown}"
 
 
-def _selects(split: Split, entry: Entry, root: Path) -> bool:
+def _selects(split: Split, entry: ImageEntry, root: Path) -> bool:
     try:
         return selects(split, entry, root)
     except RssegError:
         return False
 
 
-def _count(source: Source, entries: Sequence[Entry]) -> tuple[list[Count], list[Finding]]:
+def _count(source: Source, entries: Sequence[ImageEntry]) -> tuple[list[Count], list[Finding]]:
     """Count images per split and domain, and compare with what was published."""
     counts: list[Count] = []
     findings: list[Finding] = []
@@ -150,7 +150,7 @@ def _cut(source: Source) -> bool:
     return any(split.box or split.blocks for split in source.spec.splits.values())
 
 
-def _by_domain(source: Source, split: str, entries: Sequence[Entry]) -> list[Count]:
+def _by_domain(source: Source, split: str, entries: Sequence[ImageEntry]) -> list[Count]:
     images = Counter(source.domain_of(entry) for entry in entries)
     labelled = Counter(source.domain_of(entry) for entry in entries if entry.label)
     return [
@@ -159,7 +159,7 @@ def _by_domain(source: Source, split: str, entries: Sequence[Entry]) -> list[Cou
     ]
 
 
-def _published(name: str, split: Split, own: Sequence[Entry]) -> list[Finding]:
+def _published(name: str, split: Split, own: Sequence[ImageEntry]) -> list[Finding]:
     if split.images is None or not own:
         return []
     fits = True if len(own) == split.images else None if len(own) > split.images else False
@@ -182,7 +182,9 @@ def _swapped(source: Source, counts: Sequence[Count]) -> list[Finding]:
     ]
 
 
-def _places(source: Source, entries: Sequence[Entry]) -> tuple[dict[str, Place], list[Finding]]:
+def _places(
+    source: Source, entries: Sequence[ImageEntry]
+) -> tuple[dict[str, Place], list[Finding]]:
     places: dict[str, Place] = {}
     findings: dict[str, Finding] = {}
     for entry in entries:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from rsseg_cli.data.infer.infer_classes import find_classes
 from rsseg_cli.data.infer.infer_layout import find_layout
 from rsseg_cli.data.spec.dataset_spec import BandSpec, DatasetSpec, Reader
+from rsseg_cli.raster.pixel_size import pixel_size_m
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.words import counted
 
@@ -88,12 +87,9 @@ def _band(name: str) -> BandSpec:
 
 
 def ground_size_m(scene: Scene) -> float | None:
-    """Return the size of a pixel in metres, None where the CRS does not tell."""
-    if scene.crs is None or not scene.crs.is_projected:
-        return None
-    _, factor = scene.crs.linear_units_factor
-    area = abs(scene.transform.determinant) * factor**2
-    return float(np.round(np.sqrt(area), 4))
+    """Return the size of a pixel in metres, rounded for a spec; None where it is unknown."""
+    size = pixel_size_m(scene.crs, scene.transform)
+    return None if size is None else round(size, 4)
 
 
 def _common_nodata(images: Sequence[Path]) -> tuple[float | None, bool]:

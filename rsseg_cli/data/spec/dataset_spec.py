@@ -64,7 +64,7 @@ class Reader(Strict):
     """Value of missing pixels instead of the file's tag; `none` when the tag is wrong."""
 
 
-class Table(Strict):
+class SplitTable(Strict):
     """Rows of a table that name images: those whose `column` holds one of some texts."""
 
     file: str
@@ -101,7 +101,7 @@ def _regex(text: str) -> str:
     return text
 
 
-class Selection(Strict):
+class ImageSelection(Strict):
     """Which images are meant: those that pass every condition given."""
 
     groups: dict[str, Texts] = Field(default_factory=dict)
@@ -112,10 +112,10 @@ class Selection(Strict):
     """Names of images: the `stem` group, or the file name without suffix."""
     listed_in: str | None = None
     """Text file below the root with one such name (or path) per line."""
-    table: Table | None = None
+    table: SplitTable | None = None
 
 
-class Split(Selection):
+class Split(ImageSelection):
     """A part of a dataset: some images, or some ground of all of them."""
 
     exclude: Texts = ()
@@ -132,7 +132,7 @@ class Split(Selection):
     """Whether training on it leaves the ground of `val` out; False: it is all for training."""
 
 
-class Norm(Strict):
+class BandNorm(Strict):
     """Mean and standard deviation per band, in stored units."""
 
     mean: tuple[float, ...]
@@ -189,10 +189,10 @@ class DatasetSpec(Strict):
     before the ids of the classes."""
 
     splits: dict[str, Split] = Field(default_factory=dict)
-    domains: dict[str, Selection] = Field(default_factory=dict)
+    domains: dict[str, ImageSelection] = Field(default_factory=dict)
     """Named parts for domain generalisation; without them a `domain` group of `pattern` names
     the domain of each image, in lower case."""
-    norm: Norm | None = None
+    norm: BandNorm | None = None
     url: str = ""
     licence: str = ""
     sources: tuple[str, ...] = ()

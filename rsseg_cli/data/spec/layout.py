@@ -10,7 +10,13 @@ from pathlib import Path
 
 from wcmatch import glob
 
-from rsseg_cli.data.spec.dataset_spec import DatasetSpec, Listing, Selection, Table, template_groups
+from rsseg_cli.data.spec.dataset_spec import (
+    DatasetSpec,
+    ImageSelection,
+    Listing,
+    SplitTable,
+    template_groups,
+)
 from rsseg_cli.data.spec.split_lists import column, first_words, read_lines
 from rsseg_cli.errors import RssegError, UnreadableError
 from rsseg_cli.raster.labels import VECTOR_SUFFIXES
@@ -40,7 +46,7 @@ RASTER_SUFFIXES = frozenset(
 
 
 @dataclass(frozen=True)
-class Entry:
+class ImageEntry:
     """An image on disk, with its label if there is one.
 
     Attributes:
@@ -67,7 +73,7 @@ def glob_files(root: Path, patterns: str | Iterable[str], flags: int = GLOB) -> 
     return (root / path for path in glob.iglob(patterns, root_dir=root, flags=flags | glob.NODIR))
 
 
-def find_entries(spec: DatasetSpec, root: Path) -> list[Entry]:
+def find_entries(spec: DatasetSpec, root: Path) -> list[ImageEntry]:
     """Find every image of a dataset and its label, sorted by path.
 
     Raises:
@@ -85,7 +91,7 @@ def find_entries(spec: DatasetSpec, root: Path) -> list[Entry]:
     names = _names(found)
     labels = _Labels(root, spec.labels)
     return [
-        Entry(names[path], path, image, labels.of(image, groups), groups)
+        ImageEntry(names[path], path, image, labels.of(image, groups), groups)
         for path, (image, groups) in sorted(found.items())
     ]
 
@@ -102,14 +108,14 @@ def _images(spec: DatasetSpec, root: Path) -> dict[str, tuple[Path, dict[str, st
     return found
 
 
-def read_listing(spec: DatasetSpec, listing: Listing, root: Path) -> list[Entry]:
+def read_listing(spec: DatasetSpec, listing: Listing, root: Path) -> list[ImageEntry]:
     """Read the lines that name images and labels; images that are not on disk are left out.
 
     Raises:
         UnreadableError: There is no list, a line is of another form, or no image is there.
     """
     line_regex = re.compile(listing.line)
-    entries: dict[str, Entry] = {}
+    entries: dict[str, ImageEntry] = {}
     for split, file in listing.files.items():
         if not (root / file).is_file():
             continue
@@ -129,7 +135,7 @@ def read_listing(spec: DatasetSpec, listing: Listing, root: Path) -> list[Entry]
                 groups = {"stem": image.stem} | groups
                 name = path.removesuffix(image.suffix)
                 found = label if label.is_file() else None
-                entries[path] = Entry(name, path, image, found, groups)
+                entries[path] = ImageEntry(name, path, image, found, groups)
     if not entries:
         raise UnreadableError(
             f"no listed images of {spec.name} are here",
@@ -218,7 +224,7 @@ def is_label(path: Path) -> bool:
     return path.suffix.lower() in RASTER_SUFFIXES | VECTOR_SUFFIXES
 
 
-def orphans(spec: DatasetSpec, root: Path, entries: Iterable[Entry]) -> list[Path]:
+def orphans(spec: DatasetSpec, root: Path, entries: Iterable[ImageEntry]) -> list[Path]:
     """List label files that belong to no image.
 
     Candidates are the files that the label templates match with wildcards in place of what the
@@ -242,7 +248,7 @@ def _wildcard(name: re.Match[str]) -> str:
     return "+([0-9])" if name[0].isdecimal() else "*"
 
 
-def selects(selection: Selection, entry: Entry, root: Path) -> bool:
+def selects(selection: ImageSelection, entry: ImageEntry, root: Path) -> bool:
     """Tell whether an image passes every condition of a selection."""
     if any(entry.groups.get(name) not in texts for name, texts in selection.groups.items()):
         return False
@@ -256,6 +262,6 @@ def selects(selection: Selection, entry: Entry, root: Path) -> bool:
     return not selection.listed_in or bool(called & first_words(root / selection.listed_in))
 
 
-def _in_table(table: Table, entry: Entry, root: Path) -> bool:
+def _in_table(table: SplitTable, entry: ImageEntry, root: Path) -> bool:
     rows = column(root / table.file, table.key, table.column)
     return rows.get(table.name.format_map(entry.groups)) in table.value

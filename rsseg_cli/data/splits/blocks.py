@@ -26,7 +26,7 @@ CELLS = 8
 
 
 @dataclass(frozen=True)
-class Patch:
+class BlockWindow:
     """A window of a scene and the blocks of ground that it touches."""
 
     scene: int
@@ -51,10 +51,10 @@ class World:
     sides: tuple[float, float]
 
 
-def cut(places: Sequence[Place], side_px: int) -> list[Patch]:
+def cut(places: Sequence[Place], side_px: int) -> list[BlockWindow]:
     """Cut scenes along blocks of about `side_px` pixels of the first scene of each world."""
     shared: World | None = None
-    patches: list[Patch] = []
+    patches: list[BlockWindow] = []
     for index, place in enumerate(places):
         if place.crs is None:
             world = _world(place, side_px, number=index + 1)
@@ -78,20 +78,20 @@ def _world(place: Place, side_px: int, *, number: int) -> World:
     return World(number, place.crs, (min(xs), min(ys)), sides)
 
 
-def _cut_scene(index: int, place: Place, world: World, side_px: int) -> list[Patch]:
+def _cut_scene(index: int, place: Place, world: World, side_px: int) -> list[BlockWindow]:
     straight = place.transform.b == 0 and place.transform.d == 0
     if straight and place.crs == world.crs:
         return _cut_straight(index, place, world)
     return _cut_cells(index, place, world, max(1, side_px // CELLS))
 
 
-def _cut_straight(index: int, place: Place, world: World) -> list[Patch]:
+def _cut_straight(index: int, place: Place, world: World) -> list[BlockWindow]:
     """Cut along the lattice itself: every patch lies in one block."""
     transform = place.transform
     columns = _spans(transform.c, transform.a, place.width, world.origin[0], world.sides[0])
     rows = _spans(transform.f, transform.e, place.height, world.origin[1], world.sides[1])
     return [
-        Patch(
+        BlockWindow(
             index,
             Window(left, top, right - left, bottom - top),
             frozenset({(world.number, column, row)}),
@@ -117,7 +117,7 @@ def _spans(
     return spans
 
 
-def _cut_cells(index: int, place: Place, world: World, cell: int) -> list[Patch]:
+def _cut_cells(index: int, place: Place, world: World, cell: int) -> list[BlockWindow]:
     """Cut into small cells, each of which may touch several blocks."""
     windows = [
         Window(x, y, min(cell, place.width - x), min(cell, place.height - y))
@@ -133,7 +133,7 @@ def _cut_cells(index: int, place: Place, world: World, cell: int) -> list[Patch]
     low = np.floor(lattice.min(1) + 1e-9).astype(int)
     high = np.maximum(np.ceil(lattice.max(1) - 1e-9).astype(int), low + 1)
     return [
-        Patch(
+        BlockWindow(
             index,
             window,
             frozenset(

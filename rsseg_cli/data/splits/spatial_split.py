@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rsseg_cli.data.pair import Opener, Pair, Place
 from rsseg_cli.data.spec.dataset_spec import Split
-from rsseg_cli.data.splits.blocks import Block, Patch, cut, draw, merge, subtract
+from rsseg_cli.data.splits.blocks import Block, BlockWindow, cut, draw, merge, subtract
 from rsseg_cli.errors import RssegError
 from rsseg_cli.raster.grid import Window
 
@@ -25,7 +25,7 @@ SCAN_PX = 2**26
 
 
 @dataclass(frozen=True)
-class Plan:
+class SplitPlan:
     """Which split got which blocks of the ground.
 
     Attributes:
@@ -33,7 +33,7 @@ class Plan:
         owned: Blocks of each split that asked for some.
     """
 
-    patches: Mapping[str, Sequence[Patch]]
+    patches: Mapping[str, Sequence[BlockWindow]]
     owned: Mapping[str, frozenset[Block]]
 
     def within(self, split: str, pair: Pair) -> tuple[Window, ...]:
@@ -52,7 +52,7 @@ def plan_blocks(
     pairs: Sequence[Pair],
     counted: Sequence[bool],
     fractions: Mapping[str, float],
-) -> Plan:
+) -> SplitPlan:
     """Deal out blocks so that every class is left for training and ground is never shared.
 
     The same files give the same blocks.
@@ -80,10 +80,10 @@ def plan_blocks(
                 fix="label more, or give `splits` with a `val` in dataset.yaml",
             )
         side_px = max(2, round(side_px / sqrt(2)))
-    by_scene: dict[str, list[Patch]] = {pair.place.path: [] for pair in pairs}
+    by_scene: dict[str, list[BlockWindow]] = {pair.place.path: [] for pair in pairs}
     for patch in patches:
         by_scene[pairs[patch.scene].place.path].append(patch)
-    return Plan(by_scene, owned)
+    return SplitPlan(by_scene, owned)
 
 
 def _side(pairs: Sequence[Pair]) -> int:
@@ -115,14 +115,14 @@ def _deal(
 
 
 def _weigh(
-    opener: Opener, pairs: Sequence[Pair], patches: Sequence[Patch]
+    opener: Opener, pairs: Sequence[Pair], patches: Sequence[BlockWindow]
 ) -> dict[Block, NDArray[np.float64]]:
     """Count labelled pixels per block and class; without labels, pixels."""
     classes = len(opener.classes)
     weights: dict[Block, NDArray[np.float64]] = defaultdict(lambda: np.zeros(classes + 1))
     ground = sum(pair.place.width * pair.place.height for pair in pairs)
     share = min(1.0, sqrt(SCAN_PX / ground))
-    by_scene: dict[int, list[Patch]] = defaultdict(list)
+    by_scene: dict[int, list[BlockWindow]] = defaultdict(list)
     for patch in patches:
         by_scene[patch.scene].append(patch)
     for scene, own in by_scene.items():
@@ -161,7 +161,7 @@ def fraction_box(box: tuple[float, float, float, float], place: Place) -> Window
 
 
 def restrict(
-    pair: Pair, split: Split, name: str, others: Mapping[str, Split], plan: Plan | None
+    pair: Pair, split: Split, name: str, others: Mapping[str, Split], plan: SplitPlan | None
 ) -> Pair | None:
     """Cut a pair down to the ground of a split, None when nothing is left.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rsseg_cli.data.pair import Part
+from rsseg_cli.data.pair import SourcePairs
 from rsseg_cli.raster.decode import Labels
 from rsseg_cli.raster.grid import Window, blocks
 
@@ -35,7 +35,7 @@ class ClassIndex:
     positions: tuple[NDArray[np.int32], ...]
 
     @classmethod
-    def build(cls, parts: Sequence[Part]) -> ClassIndex:
+    def build(cls, parts: Sequence[SourcePairs]) -> ClassIndex:
         """Read every label of the usable ground once; all of it is checked on the way.
 
         Raises:
@@ -69,7 +69,7 @@ class ClassIndex:
         return int(which), int(x), int(y)
 
 
-def _chunks(parts: Sequence[Part]) -> Iterator[tuple[int, Window, Labels]]:
+def _chunks(parts: Sequence[SourcePairs]) -> Iterator[tuple[int, Window, Labels]]:
     pairs = [(opener, pair) for opener, own in parts for pair in own]
     for number, (opener, pair) in enumerate(pairs):
         reader = opener.labels(pair)

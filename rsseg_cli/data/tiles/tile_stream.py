@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from rsseg_cli.bands import Bands
 from rsseg_cli.classes import IGNORE, Class
-from rsseg_cli.data.pair import Handles, Pair, Part
+from rsseg_cli.data.pair import Handles, Pair, SourcePairs
 from rsseg_cli.data.tiles.class_index import ClassIndex
 from rsseg_cli.errors import RssegError
 from rsseg_cli.raster.decode import Labels
@@ -99,7 +99,6 @@ class TileStream(Dataset[Batch]):
             pixels are read, and resized later on the device (see `Augment`).
         index: Where the classes are: with it tiles lie around a pixel of a class that is drawn
             with equal chance. Without it they lie anywhere.
-        labelled: Draw again where a tile has no labelled pixel.
         rank: Number of this process.
         world: Number of processes.
         micro_batches: Consecutive items that make up a step in each process.
@@ -107,7 +106,7 @@ class TileStream(Dataset[Batch]):
 
     def __init__(
         self,
-        parts: Sequence[Part],
+        parts: Sequence[SourcePairs],
         bands: Bands,
         *,
         tile: int,
@@ -115,7 +114,6 @@ class TileStream(Dataset[Batch]):
         seed: int,
         scale: tuple[float, float] = (1.0, 1.0),
         index: ClassIndex | None = None,
-        labelled: bool = True,
         rank: int = 0,
         world: int = 1,
         micro_batches: int = 1,
@@ -129,7 +127,7 @@ class TileStream(Dataset[Batch]):
         self._striped = np.array([_is_striped(pair, tile) for _, pair in self._ground])
         self._fill = bands.mean
         self._tile, self._batch, self._seed = tile, batch, seed
-        self._scale, self._index, self._labelled = scale, index, labelled
+        self._scale, self._index = scale, index
         self._rank, self._world, self._micro_batches = rank, world, micro_batches
         self._readers = Readers()
 
@@ -156,8 +154,7 @@ class TileStream(Dataset[Batch]):
             handles = self._readers.handles
             image, label, valid = handles.read(opener, pair, window, fill=self._fill)
             mask_outside(pair, window, image, label, valid, self._fill)
-            useful = (label != IGNORE).any() if self._labelled else valid.any()
-            if useful:
+            if (label != IGNORE).any():
                 break
         return image, label, pair
 
@@ -267,7 +264,7 @@ def stack(images: Sequence[Samples], labels: Sequence[Labels], pairs: Sequence[P
     )
 
 
-def require_alike(parts: Sequence[Part]) -> None:
+def require_alike(parts: Sequence[SourcePairs]) -> None:
     """Refuse sources whose tiles cannot stand in one batch.
 
     Raises:

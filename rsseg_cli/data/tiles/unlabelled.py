@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rsseg_cli.classes import IGNORE
-from rsseg_cli.data.pair import Opener, Pair, Part
+from rsseg_cli.data.pair import Opener, Pair, SourcePairs
 from rsseg_cli.data.splits.blocks import subtract
 from rsseg_cli.raster.decode import Labels
 from rsseg_cli.raster.grid import Window, blocks
@@ -50,7 +50,7 @@ class UnlabelledOpener(Opener):
         return Everywhere(pair.place.window)
 
 
-def without_labels(opener: Opener, pairs: Sequence[Pair]) -> Part:
+def without_labels(opener: Opener, pairs: Sequence[Pair]) -> SourcePairs:
     """Forget the labels of some pairs."""
     bare = UnlabelledOpener(opener.bands, opener.reader, opener.code)
     return bare, [replace(pair, label=None) for pair in pairs]
@@ -68,12 +68,14 @@ def has_image(opener: Opener, pair: Pair, side: int = 512) -> bool:
         return any(bool(scene.read(windows[index])[1].any()) for index in order)
 
 
-def hold_back(parts: Sequence[Part], share: float, tile: int) -> tuple[list[Part], list[Part]]:
+def hold_back(
+    parts: Sequence[SourcePairs], share: float, tile: int
+) -> tuple[list[SourcePairs], list[SourcePairs]]:
     """Cut some tiles out of the ground, the same ones in every run.
 
     Args:
         parts: The ground.
-        share: Part of the tiles that is held back, 0..1; none where there are fewer than four.
+        share: Fraction of the tiles that is held out, 0..1; none where there are fewer than four.
         tile: Side of a tile in pixels.
 
     Returns:
@@ -95,8 +97,8 @@ def hold_back(parts: Sequence[Part], share: float, tile: int) -> tuple[list[Part
     taken: dict[tuple[int, int], list[Window]] = {}
     for number, index, window in (whole[i] for i in sorted(order)):
         taken.setdefault((number, index), []).append(window)
-    left: list[Part] = []
-    held: list[Part] = []
+    left: list[SourcePairs] = []
+    held: list[SourcePairs] = []
     for number, (opener, pairs) in enumerate(parts):
         rest = []
         for index, pair in enumerate(pairs):

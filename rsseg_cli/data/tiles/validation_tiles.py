@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from rsseg_cli.bands import Bands
 from rsseg_cli.classes import IGNORE
-from rsseg_cli.data.pair import Opener, Pair, Part
+from rsseg_cli.data.pair import Opener, Pair, SourcePairs
 from rsseg_cli.data.tiles.tile_stream import Batch, Readers, Samples, require_alike, stack
 from rsseg_cli.raster.decode import Labels
 from rsseg_cli.raster.grid import Window
@@ -32,7 +32,7 @@ class CoveringTiles(Dataset[Batch]):
 
     def __init__(
         self,
-        parts: Sequence[Part],
+        parts: Sequence[SourcePairs],
         bands: Bands,
         *,
         tile: int,
