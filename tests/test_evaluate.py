@@ -24,7 +24,7 @@ from rsseg_cli.evaluate import (
     rasters,
     read_class_list,
 )
-from rsseg_cli.evaluate.reference import open_truth
+from rsseg_cli.evaluate.reference import open_reference
 from rsseg_cli.metrics.boundary import BoundaryIoU
 from rsseg_cli.metrics.confusion import ConfusionMatrix
 from rsseg_cli.raster import style
@@ -319,7 +319,7 @@ def test_scenes_and_domains_add_up(write_scene: WriteScene) -> None:
         made = write_scene(to_ids(indices(index)), f"map{index}.tif")
         true = write_scene(to_ids(indices(index + 10)), f"truth{index}.tif")
         regions = (Window(0, 0, 40, 71), Window(50, 8, 20, 30)) if index == 2 else None
-        opened = partial(open_truth, true, code, align=False)
+        opened = partial(open_reference, true, code, align=False)
         comparisons.append(Comparison(f"scene {index}", made, opened, domain, regions))
     found = evaluate_scenes(iter(comparisons), CLASSES)
     scores = found.scores()

@@ -14,7 +14,7 @@ from rsseg_cli.data.pair import Pair, Place
 from rsseg_cli.data.source import Source
 from rsseg_cli.data.spec import Split
 from rsseg_cli.errors import RssegError
-from rsseg_cli.words import counted
+from rsseg_cli.number_format import counted
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import numpy as np
 from rsseg_cli.data.discover_classes import find_classes
 from rsseg_cli.data.discover_layout import find_layout
 from rsseg_cli.data.spec import BandSpec, DatasetSpec, Reader
+from rsseg_cli.number_format import counted
 from rsseg_cli.raster.labels import open_quietly
 from rsseg_cli.raster.scene import Scene
-from rsseg_cli.words import counted
 
 LIGHT_NM = {
     "coastal": 443.0, "blue": 485.0, "green": 560.0, "yellow": 605.0, "red": 660.0,

@@ -15,7 +15,8 @@ from rsseg_cli.data.source import Source
 from rsseg_cli.demo.baseline import nearest_mean
 from rsseg_cli.demo.sample import CLASSES, REGIONS, write_sample
 from rsseg_cli.errors import OutputExistsError
-from rsseg_cli.report.map_figure import quicklook, to_png
+from rsseg_cli.report.charts import to_png
+from rsseg_cli.report.map_figure import quicklook
 from rsseg_cli.run import evaluate
 from rsseg_cli.run.fit import Fit
 from rsseg_cli.run.model import pick_device

@@ -1,4 +1,4 @@
-"""How much ground a pixel covers."""
+"""Area of pixels, and counts of pixels by class."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from rsseg_cli.raster.labels import Placed
 
 M2_PER_HECTARE = 10_000.0
 _ROWS = 64
-"""Rows counted at a time: bincount takes 8 bytes per pixel."""
+"""Rows counted at a time, since bincount takes 8 bytes per pixel."""
 
 
-def hectares_per_pixel(place: Placed) -> float | None:
-    """Give the ground of a pixel; None where the CRS has no unit of length."""
-    if place.crs is None or not place.crs.is_projected:
+def hectares_per_pixel(grid: Placed) -> float | None:
+    """Return the area of a pixel; None without a projected CRS."""
+    if grid.crs is None or not grid.crs.is_projected:
         return None
-    metres = float(place.crs.linear_units_factor[1])
-    return float(abs(place.transform.determinant)) * metres**2 / M2_PER_HECTARE
+    metres = float(grid.crs.linear_units_factor[1])
+    return float(abs(grid.transform.determinant)) * metres**2 / M2_PER_HECTARE
 
 
 def count_classes(labels: Labels, classes: int) -> NDArray[np.int64]:
-    """Count the pixels (K,) of class indices (h, w)."""
+    """Return the number of pixels (K,) of each class in class indices (h, w)."""
     counts = np.zeros(256, np.int64)
     for start in range(0, len(labels), _ROWS):
         counts += np.bincount(labels[start : start + _ROWS].ravel(), minlength=256)

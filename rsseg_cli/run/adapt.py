@@ -15,8 +15,9 @@ from rsseg_cli.data.pair import Part
 from rsseg_cli.data.rare import RareClasses
 from rsseg_cli.data.tiles import Batch, TileStream
 from rsseg_cli.errors import RssegError, UnreadableError
+from rsseg_cli.number_format import counted
 from rsseg_cli.plain import Json
-from rsseg_cli.report.adaptation import REPORTED, draw_adaptation
+from rsseg_cli.report.training_charts import TARGET_LABELS, draw_adaptation
 from rsseg_cli.run.evaluate import matched
 from rsseg_cli.run.fit import PROBE_SEED, Fit, FitResult
 from rsseg_cli.run.glance import Glance
@@ -35,7 +36,6 @@ from rsseg_cli.training.loop import Job
 from rsseg_cli.training.meter import Outcome
 from rsseg_cli.training.prefetch import Indexed
 from rsseg_cli.training.self_training import SelfTraining
-from rsseg_cli.words import counted
 
 
 class Adapt(Fit):
@@ -296,7 +296,7 @@ def _remarks(outcome: Outcome, records: Sequence[Mapping[str, Any]]) -> list[str
         shown = (first, *map(_reported, (best, last)))
         start, chosen, end = (_number(one.get("miou")) for one in shown)
         remarks.append(
-            f"{REPORTED} (neither a step nor the choice saw them): mIoU {start} at the first "
+            f"{TARGET_LABELS} (neither a step nor the choice saw them): mIoU {start} at the first "
             f"validation, {chosen} of the chosen model, {end} of the last"
         )
     reason = stopped(outcome)

@@ -12,11 +12,12 @@ from rich.console import Console
 
 from rsseg_cli.errors import RssegError, UnreadableError
 from rsseg_cli.metrics.scores import Scores
-from rsseg_cli.report import seed_groups as comparing
+from rsseg_cli.report import seed_groups
+from rsseg_cli.report.csv_markdown import section
 from rsseg_cli.report.html import render
 from rsseg_cli.report.report import replace_file, writing
-from rsseg_cli.report.seed_groups import Entry, Group
-from rsseg_cli.report.table import Table, compared, to_csv
+from rsseg_cli.report.seed_groups import ScoredRun, SeedGroup, comparison_tables, group_runs
+from rsseg_cli.report.table import ReportTable, tables_to_csv
 
 NOTES = (
     "Scores in percent: mean \u00b1 standard deviation over seeds. Runs whose settings differ by "
@@ -30,18 +31,17 @@ NOTES = (
 class Compared:
     """Runs beside each other."""
 
-    groups: list[Group]
+    groups: list[SeedGroup]
     remarks: list[str]
 
     @property
-    def tables(self) -> list[Table]:
+    def tables(self) -> list[ReportTable]:
         """All tables, the scores first."""
-        entries = [one for group in self.groups for one in group.entries]
-        return compared(self.groups, comparing.picks(entries))
+        return comparison_tables(self.groups)
 
     def to_json(self) -> dict[str, Any]:
         """Give what `--json` prints."""
-        return comparing.to_json(self.groups, self.remarks)
+        return seed_groups.to_json(self.groups, self.remarks)
 
     def show(self) -> None:
         """Print the tables to stdout."""
@@ -54,7 +54,7 @@ class Compared:
     def write(self, folder: Path) -> list[Path]:
         """Write compare.html, .md, .csv and .json; those of an earlier comparison are replaced."""
         tables = self.tables
-        markdown = [table.to_markdown() for table in tables]
+        markdown = [part for table in tables for part in section(table)]
         said = [f"> {remark}" for remark in self.remarks] + [f"- {note}" for note in NOTES]
         page = render(
             "compare.html.j2",
@@ -68,7 +68,7 @@ class Compared:
         texts = {
             "compare.html": page,
             "compare.md": "\n\n".join(["# Runs compared", *markdown, "\n".join(said)]) + "\n",
-            "compare.csv": to_csv(tables),
+            "compare.csv": tables_to_csv(tables),
             "compare.json": json.dumps(self.to_json(), indent=1) + "\n",
         }
         with writing("the comparison", folder):
@@ -99,10 +99,10 @@ def compare(runs: Sequence[Path]) -> Compared:
             where=", ".join(documents),
             fix=f"without validation: {', '.join(bare)}" if bare else "name another run",
         )
-    said = comparing.remarks(entries)
+    said = seed_groups.remarks(entries)
     if bare:
         said.append(f"Without validation, so left out: {', '.join(bare)}.")
-    return Compared(comparing.group(entries), said)
+    return Compared(group_runs(entries), said)
 
 
 def _read(run: Path) -> dict[str, Any]:
@@ -123,11 +123,11 @@ def _read(run: Path) -> dict[str, Any]:
     return found
 
 
-def _entry(name: str, found: dict[str, Any]) -> Entry:
+def _entry(name: str, found: dict[str, Any]) -> ScoredRun:
     """Read a report; its kind are its settings without the seed."""
     settings = json.loads(json.dumps(found.get("config") or {}))
     seed = settings.get("training", {}).pop("seed", None)
     settings.pop("title", None)
     ground = found["title"].partition(" on ")[2] or found.get("subtitle", "")
     kind = json.dumps([settings, ground]) if settings else name
-    return Entry(name, Scores.from_json(found), kind, seed)
+    return ScoredRun(name, Scores.from_json(found), kind, seed)

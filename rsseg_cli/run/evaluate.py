@@ -29,6 +29,7 @@ from rsseg_cli.evaluate.rasters import (
     evaluate_scenes,
 )
 from rsseg_cli.evaluate.reference import read_class_list
+from rsseg_cli.number_format import counted
 from rsseg_cli.predict.engine import predict_scene
 from rsseg_cli.predict.outputs import Outputs
 from rsseg_cli.predict.pipeline import Infer
@@ -43,7 +44,6 @@ from rsseg_cli.run.mapper import ModelInfer, tiling_for
 from rsseg_cli.run.model import Fitted, open_model, pick_device
 from rsseg_cli.run.reports import versions
 from rsseg_cli.run.review import shown_bands
-from rsseg_cli.words import counted
 
 NEAR_NM = 60.0
 """Bands of two sensors count as the same band up to this distance of their centres."""

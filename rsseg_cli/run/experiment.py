@@ -15,6 +15,7 @@ from rich.table import Table
 from rsseg_cli import presets
 from rsseg_cli.data.source import Source
 from rsseg_cli.errors import RssegError, UnreadableError, unknown
+from rsseg_cli.number_format import percent, signed_percent
 from rsseg_cli.plain import Strict
 from rsseg_cli.report.report import Report
 
@@ -178,8 +179,8 @@ class Scored:
         for column in ("mIoU", "published", "difference"):
             table.add_column(column, justify="right")
         for line in self.lines:
-            sign = "" if line.difference is None else f"{100 * line.difference:+.1f}"
-            table.add_row(line.target, line.on, _percent(line.ours), _percent(line.published), sign)
+            sign = "" if line.difference is None else signed_percent(line.difference)
+            table.add_row(line.target, line.on, percent(line.ours), percent(line.published), sign)
         console.print(table)
         if self.chosen.row.source:
             console.print(f"\npublished: {self.chosen.row.source}", markup=False)
@@ -250,7 +251,3 @@ def require_alone(options: Mapping[str, Any]) -> None:
 
 def _share(percent: float | None) -> float | None:
     return None if percent is None else percent / 100
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f}"

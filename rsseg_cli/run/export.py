@@ -18,7 +18,7 @@ from rsseg_cli.contract import Backbone
 from rsseg_cli.errors import OutputExistsError, RssegWarning
 from rsseg_cli.find import find
 from rsseg_cli.metrics.scores import Scores
-from rsseg_cli.report.model_card import Card, Licence
+from rsseg_cli.report.model_card import Licence, ModelCard
 from rsseg_cli.report.report import replace_file, writing
 from rsseg_cli.training.checkpoint import load_model
 
@@ -65,7 +65,7 @@ def export(model: Path, output: Path | None = None, *, overwrite: bool = False) 
         )
     score = about.get("score")
     licences = [backbone_licence(about["config"]["backbone"]), *_data_licences(about["sources"])]
-    card = Card(
+    card = ModelCard(
         name=name,
         config=about["config"],
         classes=[Class(c["id"], c["name"], tuple(c["color"])) for c in about["classes"]],
@@ -77,9 +77,11 @@ def export(model: Path, output: Path | None = None, *, overwrite: bool = False) 
         parameters=sum(tensor.numel() for tensor in tensors.values()),
         size=file.stat().st_size,
     )
-    for one in licences:
-        if one.terms in (UNNAMED, UNKNOWN):
-            warnings.warn(f"the licence of {one.what} is not named", RssegWarning, stacklevel=2)
+    for licence in licences:
+        if licence.terms in (UNNAMED, UNKNOWN):
+            warnings.warn(
+                f"the licence of {licence.component} is not named", RssegWarning, stacklevel=2
+            )
     texts = (
         yaml.safe_dump(about["config"], sort_keys=False),
         card.to_markdown(),

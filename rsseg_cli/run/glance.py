@@ -6,18 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import rasterio
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from rsseg_cli.bands import Bands
-from rsseg_cli.classes import IGNORE, Class
+from rsseg_cli.classes import Class
 from rsseg_cli.data.pair import Opener, Pair, Part
 from rsseg_cli.predict.engine import predict_scene
 from rsseg_cli.predict.outputs import Outputs
 from rsseg_cli.predict.plan import Tiling
 from rsseg_cli.raster.grid import Window
+from rsseg_cli.raster.predicted_map import PredictedMap
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.report.map_figure import Panel, draw, paint, stretch
 from rsseg_cli.segmenter import Segmenter
@@ -102,10 +102,7 @@ class Glance:
         shown = list(self.bands.rgb() or range(min(3, len(samples))))
         shown = shown if len(shown) == 3 else shown[:1]
         panels = [Panel("image", stretch(samples[shown], valid))]
-        table = torch.full((256,), IGNORE, dtype=torch.uint8).numpy()
-        for index, one in enumerate(self.classes):
-            table[one.id] = index
         for name, path in (("before", before), ("after", after)):
-            with rasterio.open(path) as file:
-                panels.append(Panel(name, paint(table[file.read(1)], self.classes)))
+            with PredictedMap.open(path, self.classes) as mapped:
+                panels.append(Panel(name, paint(mapped.read(), self.classes)))
         return draw(panels, self.classes, title=self.pair.name)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rsseg_cli import __version__
 from rsseg_cli.errors import RssegError
+from rsseg_cli.number_format import counted
 from rsseg_cli.plain import Json
 from rsseg_cli.predict.engine import predict_scene
 from rsseg_cli.predict.outputs import Outputs, SceneResult
@@ -32,7 +33,6 @@ from rsseg_cli.run.live import Line
 from rsseg_cli.run.model import Fitted, open_model, pick_device
 from rsseg_cli.run.request import Request
 from rsseg_cli.training.precision import Format, Precision
-from rsseg_cli.words import counted
 
 TILES_PX = {"cuda": 16 * 512 * 512, "cpu": 2 * 512 * 512}
 """Pixels of a batch where the user asks for none; larger ones fall out of a CPU's caches."""

@@ -9,9 +9,9 @@ from rich.console import Console
 
 from rsseg_cli.config import RunConfig
 from rsseg_cli.distributed import world
+from rsseg_cli.number_format import counted
 from rsseg_cli.run.sources import Sources
 from rsseg_cli.segmenter import Segmenter
-from rsseg_cli.words import counted
 
 ACTIVATIONS = {False: 34, True: 4}
 """Floats kept per token, channel and block: the branches of a block, or only its input."""

@@ -11,7 +11,8 @@ from rsseg_cli.bands import Bands
 from rsseg_cli.classes import Class
 from rsseg_cli.raster.parts import anywhere
 from rsseg_cli.raster.scene import Scene
-from rsseg_cli.report.map_figure import quicklook, to_png
+from rsseg_cli.report.charts import to_png
+from rsseg_cli.report.map_figure import quicklook
 from rsseg_cli.report.report import replace_file, writing
 from rsseg_cli.run.review import shown_bands
 

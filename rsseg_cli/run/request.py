@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from rsseg_cli.errors import RssegError
+from rsseg_cli.number_format import counted
 from rsseg_cli.predict.outputs import Outputs, Polygons
 from rsseg_cli.predict.products import Confidence
 from rsseg_cli.predict.turns import Turns
@@ -17,7 +18,6 @@ from rsseg_cli.raster.scene import Scene
 from rsseg_cli.run import scenes as names
 from rsseg_cli.run.model import Fitted
 from rsseg_cli.training.precision import Format
-from rsseg_cli.words import counted
 
 N = TypeVar("N", int, float)
 

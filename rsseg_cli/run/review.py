@@ -16,7 +16,7 @@ from rsseg_cli.data.tiles import Batch
 from rsseg_cli.evaluate.evaluation import Evaluation
 from rsseg_cli.metrics.confusion import ConfusionMatrix
 from rsseg_cli.raster.decode import Labels
-from rsseg_cli.report.tile_gallery import Sample, shrink
+from rsseg_cli.report.tile_gallery import TileSample, subsample
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training.precision import Precision
 from rsseg_cli.training.prefetch import Prefetch, pinned
@@ -89,6 +89,6 @@ def _add(
 
 def _sample(
     name: str, score: float, truth: Labels, predicted: Labels, image: NDArray[np.generic]
-) -> Sample:
-    small = (shrink(one, SHOWN).copy() for one in (truth, predicted, image))
-    return Sample(name, score, *small)
+) -> TileSample:
+    small = (subsample(one, SHOWN).copy() for one in (truth, predicted, image))
+    return TileSample(name, score, *small)

@@ -15,6 +15,7 @@ from rich.console import Console
 from torch import Tensor
 
 from rsseg_cli.errors import RssegError, RssegWarning
+from rsseg_cli.number_format import counted
 from rsseg_cli.predict.batch import even_batch
 from rsseg_cli.predict.outputs import Outputs
 from rsseg_cli.predict.pipeline import Infer, no_room
@@ -23,7 +24,6 @@ from rsseg_cli.raster.area import Area
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.run.model import Fitted
-from rsseg_cli.words import counted
 
 GSD_FACTOR = 1.5
 """Pixels larger or smaller than those of the training by more than this are worth a word."""

@@ -11,13 +11,13 @@ import torch
 from rsseg_cli import distributed
 from rsseg_cli.classes import IGNORE
 from rsseg_cli.data.covering import CoveringTiles
+from rsseg_cli.number_format import counted
 from rsseg_cli.plain import Json
 from rsseg_cli.run.validation import Validation, inferred
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training.choice import Look, collapsed, merit, rating
 from rsseg_cli.training.precision import Precision
 from rsseg_cli.training.pseudo_labels import normalised_entropy
-from rsseg_cli.words import counted
 
 COLLAPSED = "the class shares on the target have run away from the start's"
 

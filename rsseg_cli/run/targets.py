@@ -24,12 +24,12 @@ from rsseg_cli.data.source import Source
 from rsseg_cli.data.spec import ClassSpec, DatasetSpec, Reader
 from rsseg_cli.data.unlabelled import has_image, hold_back, without_labels
 from rsseg_cli.errors import RssegError, RssegWarning
+from rsseg_cli.number_format import counted
 from rsseg_cli.plain import Json
 from rsseg_cli.raster.labels import open_quietly
 from rsseg_cli.run.evaluate import matched, rescaling
 from rsseg_cli.run.scenes import expand
 from rsseg_cli.run.shrink import resampled
-from rsseg_cli.words import counted
 
 ALIKE = 1.25
 """Pixels count as of one size up to this ratio of their sides."""

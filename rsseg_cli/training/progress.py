@@ -14,6 +14,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bar
 
+from rsseg_cli.number_format import percent
 from rsseg_cli.plain import Json
 
 
@@ -110,4 +111,4 @@ def _number(value: Json) -> float:
 
 
 def _percent(value: Json) -> str:
-    return "-" if value is None else f"{100 * _number(value):.1f}"
+    return percent(None if value is None else _number(value))

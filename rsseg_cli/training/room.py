@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rsseg_cli.data.tiles import Batch
 from rsseg_cli.errors import RssegError, RssegWarning
-from rsseg_cli.words import counted
+from rsseg_cli.number_format import counted
 
 T = TypeVar("T")
 
