@@ -67,7 +67,7 @@ def scores() -> Scores:
     labels = np.zeros((20, 20), np.uint8)
     boundary.update(labels, labels)
     parts = {"north": north.scores(), "south": south.scores()}
-    soft = {"s_measure": 0.91234, "f_max": None, "images": 3, "empty": 1, "stretch": False}
+    soft = {"s_measure": 0.91234, "f_max": None, "images": 3, "empty": 1}
     tenths = np.stack([north.counts, south.counts] * 5)
     units = Units("blocks", tenths)
     sums = tenths.sum(0)[:, :-1]

@@ -32,7 +32,7 @@ class Licence:
 
     component: str
     terms: str
-    url: str
+    source: str
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class ModelCard:
             "## Licences",
             ReportTable.of_text(
                 ["Component", "Licence", "Source"],
-                [[licence.component, licence.terms, licence.url] for licence in self.licences],
+                [[licence.component, licence.terms, licence.source] for licence in self.licences],
             ).to_markdown(),
         ]
         return "\n\n".join(parts) + "\n"
