@@ -34,6 +34,16 @@ class Class:
         """Read what `to_json` returned."""
         return cls(entry["id"], entry["name"], tuple(entry["color"]))
 
+    @property
+    def hex_color(self) -> str:
+        """Colour as `#rrggbb`."""
+        return hex_color(self.color)
+
+
+def hex_color(color: tuple[int, int, int]) -> str:
+    """Return (red, green, blue), each 0..255, as `#rrggbb`."""
+    return "#{:02x}{:02x}{:02x}".format(*color)
+
 
 def default_color(index: int) -> tuple[int, int, int]:
     """Give the `index`-th colour of an endless palette whose neighbours differ (golden angle)."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from rsseg_cli import __version__, presets
-from rsseg_cli.words import counted
+from rsseg_cli.number_format import counted
 
 NEEDED_GB = 5.0
 """Free space below which runs and caches will soon be in trouble."""

@@ -26,7 +26,7 @@ from rsseg_cli.commands.adapt.targets import Targets
 from rsseg_cli.data.pair import Opener, Pair, SourcePairs
 from rsseg_cli.errors import RssegWarning
 from rsseg_cli.raster.grid import Window
-from rsseg_cli.report.adaptation import REPORTED, draw_adaptation
+from rsseg_cli.report.training_charts import TARGET_LABELS, draw_adaptation
 from rsseg_cli.training.adaptation import Adaptation
 
 QUICK = ["--steps", "3", "--set", "training.num_workers=0", "--device", "cpu", "--json"]
@@ -82,8 +82,8 @@ def test_reported_labels_change_neither_the_model_nor_the_choice(
     assert true["pixels"] == one["pixels"] > 0
     assert true["miou"] > 0.9 > one["miou"]  # the model knows this ground
     page = (tmp_path / "run-true" / "report" / "report.md").read_text()
-    assert REPORTED in page
-    assert REPORTED not in (tmp_path / "run-plain" / "report" / "report.md").read_text()
+    assert TARGET_LABELS in page
+    assert TARGET_LABELS not in (tmp_path / "run-plain" / "report" / "report.md").read_text()
     assert (tmp_path / "run-true/report/pictures/target-labels-reported-only.png").is_file()
 
 
@@ -177,7 +177,7 @@ def test_a_score_that_is_undefined_leaves_a_gap(scores: list[float | None]) -> N
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        figure = draw_adaptation(records, KNOWN[:1])[REPORTED]
+        figure = draw_adaptation(records, KNOWN[:1])[TARGET_LABELS]
         figure.canvas.draw()
     [line] = figure.axes[0].get_lines()
     wanted = [np.nan if one is None else one for one in scores]

@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parent.parent / "rsseg_cli"
 
 # From left to right; parts in one group never import each other, except where they are one folder.
 LAYERS: list[set[str]] = [
-    {"errors", "choices", "classes", "memory", "settings", "words"},
+    {"errors", "choices", "classes", "memory", "number_format", "settings"},
     {"atomic_write"},
     {"distributed"},
     {"batch_shard"},

@@ -80,9 +80,9 @@ def test_soft_maps_of_floats_and_of_bytes_without_a_scale(write_scene: WriteScen
     grey = evaluate_rasters(write_scene(soft[None], "g.tif"), true, soft=True)
     assert floats.scores().saliency == pytest.approx(grey.scores().saliency, abs=1e-3)
     assert list(floats.classes) == list(OBJECT)
-    with pytest.raises(RssegError, match="not shares"):
+    with pytest.raises(RssegError, match="not probabilities"):
         evaluate_rasters(write_scene(soft[None].astype(np.float32), "logits.tif"), true)
-    with pytest.raises(RssegError, match="3 classes"):
+    with pytest.raises(RssegError, match="not 3"):
         evaluate_rasters(as_soft(write_scene, soft, "s.tif"), true, THREE)
 
 

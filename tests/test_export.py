@@ -152,7 +152,7 @@ def test_item_keeps_to_the_schema_of_the_extension(run: Path, tmp_path: Path) ->
 def test_licences_of_backbones_are_those_of_their_weights() -> None:
     large = backbone_licence({"name": "mae_large", "pretrained": True})
     assert large.terms == "cc-by-nc-4.0"
-    assert large.where.startswith("https://huggingface.co/")
+    assert large.source.startswith("https://huggingface.co/")
     assert "dinov3" in backbone_licence({"name": "dinov3_base"}).terms
     for name, terms, where in [
         ("galileo_nano", "MIT", "nasaharvest/galileo"),
@@ -164,7 +164,7 @@ def test_licences_of_backbones_are_those_of_their_weights() -> None:
     ]:
         found = backbone_licence({"name": name})
         assert found.terms.startswith(terms), name
-        assert where in found.where
+        assert where in found.source
 
 
 def test_the_model_file_says_how_its_backbone_was_made(run: Path) -> None:
@@ -182,7 +182,7 @@ def test_a_licence_that_nobody_says_is_not_made_up(monkeypatch: pytest.MonkeyPat
 def test_every_backbone_says_its_terms(name: str) -> None:
     found = backbone_licence({"name": name})
     assert found.terms != UNKNOWN
-    assert found.where
+    assert found.source
 
 
 def test_nothing_is_replaced_unasked(run: Path, tmp_path: Path) -> None:

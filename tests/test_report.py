@@ -12,6 +12,7 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import geopandas
 import numpy as np
@@ -30,11 +31,11 @@ from rsseg_cli.metrics.calibration import Calibration
 from rsseg_cli.metrics.confusion import ConfusionMatrix
 from rsseg_cli.metrics.scores import Scores
 from rsseg_cli.raster.decode import LabelCode
-from rsseg_cli.report import map_figure as pictures
-from rsseg_cli.report.charts import Line, line_chart
-from rsseg_cli.report.curves import curves
+from rsseg_cli.report import map_figure
+from rsseg_cli.report.charts import Series, line_chart, to_png, to_svg
 from rsseg_cli.report.report import Report
 from rsseg_cli.report.score_text import mistakes
+from rsseg_cli.report.training_charts import training_charts
 
 CLASSES = [
     Class(1, "a <b> & c", (200, 30, 30)),
@@ -66,7 +67,7 @@ def scores() -> Scores:
     labels = np.zeros((20, 20), np.uint8)
     boundary.update(labels, labels)
     parts = {"north": north.scores(), "south": south.scores()}
-    soft = {"s_measure": 0.91234, "f_max": None, "images": 3, "empty": 1, "stretch": False}
+    soft = {"s_measure": 0.91234, "f_max": None, "images": 3, "empty": 1}
     tenths = np.stack([north.counts, south.counts] * 5)
     units = Units("blocks", tenths)
     sums = tenths.sum(0)[:, :-1]
@@ -93,7 +94,7 @@ def report(scores: Scores) -> Report:
         scores=scores,
         remarks=["ids <differ>"],
         records=RECORDS,
-        pictures={"Quick look": figure, "quick-look": pictures.to_png(figure)},
+        pictures={"Quick look": figure, "quick-look": to_png(figure)},
         config={"method": {"name": "lora", "rank": 8}},
         about={"device": "cpu", "images per second": 11.934, "seeds": [1, 2], "steps": 4000},
     )
@@ -153,7 +154,7 @@ def test_markdown_is_whole_and_escaped(report: Report, tmp_path: Path) -> None:
 def test_page_stands_alone_and_shows_what_json_says(report: Report, tmp_path: Path) -> None:
     page = report.write(tmp_path)[0].read_text()
     assert page.startswith("<!DOCTYPE html>")
-    assert not re.search(r"""(?:src|href)=["'](?!data:)""", page)
+    assert not re.search(r"""(?:src|href)=["'](?!data:|#)""", page)
     assert not re.search(r"https?://|url\(|@import|fetch\(|XMLHttp", page)
     assert page.count("data:image/png;base64,") == 2
     text = html.unescape(re.sub(r"<style>.*?</style>|<script>.*?</script>", "", page, flags=re.S))
@@ -256,37 +257,57 @@ def test_mistakes_are_the_largest_cells_off_the_diagonal(scores: Scores) -> None
     found = mistakes(scores, most=2)
     counts = np.array(scores.confusion)
     np.fill_diagonal(counts, 0)
-    assert [one.pixels for one in found] == sorted(counts.ravel().tolist())[::-1][:2]
-    assert found[0].of_class == found[0].pixels / max(
+    assert [mistake.pixels for mistake in found] == sorted(counts.ravel().tolist())[::-1][:2]
+    assert found[0].fraction == found[0].pixels / max(
         row.pixels for row in scores.classes if row.name == found[0].true
     )
 
 
-def test_curves_leave_out_what_is_not_there() -> None:
-    assert curves([]) == []
-    charts = curves(RECORDS)
+def test_charts_leave_out_what_was_not_recorded() -> None:
+    assert training_charts([]) == []
+    charts = training_charts(RECORDS)
     assert "mIoU" in charts[0]
     assert "accuracy" not in charts[0]
-    only_loss = curves([{"step": 1, "loss": float("nan")}, {"step": 2, "loss": 1.0}])
+    only_loss = training_charts([{"step": 1, "loss": float("nan")}, {"step": 2, "loss": 1.0}])
     assert len(only_loss) == 1
 
 
-def test_chart_places_points_between_its_ticks() -> None:
-    chart = line_chart("t", [Line("<y>", [0, 10], [0.0, 4.0])])
-    path = re.search(r'class="line l0" stroke-dasharray="" d="M(.*?)"><title>', chart)
-    (x0, y0, x1, y1) = map(float, path[1].split())
-    assert x0 < x1
-    assert y0 > y1  # SVG counts down
-    assert "&lt;y&gt;" in chart
-    assert "<y>" not in chart
-    ticks = [float(tick) for tick in re.findall(r"<text x=[^>]*>(.*?)<", chart)]
-    assert ticks == [0, 1, 2, 3, 4]
-    assert not line_chart("t", [Line("y", [1], [None])])
-    assert line_chart("t", [Line("y", [1], [5.0])])
-    logarithmic = line_chart("t", [Line("y", [1, 2], [0.02, 30.0])], log=True)
-    assert [float(t) for t in re.findall(r"<text x=[^>]*>(.*?)<", logarithmic)] == [
-        0.01, 0.1, 1, 10, 100,
-    ]  # fmt: skip
+def ticks(figure: Figure) -> list[float]:
+    low, high = figure.axes[0].get_ylim()
+    return [float(tick) for tick in figure.axes[0].get_yticks() if low <= tick <= high]
+
+
+def test_chart_begins_and_ends_at_a_tick() -> None:
+    assert ticks(line_chart([Series("y", [0, 10], [0.3, 3.6])])) == pytest.approx([0, 1, 2, 3, 4])
+    assert ticks(line_chart([Series("y", [1, 2], [2.2, 3.6])], zero=True))[0] == 0
+    assert line_chart([Series("y", [1], [None])]) is None
+    single = line_chart([Series("y", [1], [5.0])])
+    low, high = single.axes[0].get_ylim()
+    assert low < 5 < high
+    logarithmic = line_chart([Series("y", [1, 2], [0.02, 30.0])], log=True)
+    assert ticks(logarithmic) == pytest.approx([0.01, 0.1, 1, 10, 100])
+
+
+def test_svg_is_inline_accessible_and_deterministic() -> None:
+    lines = [Series("<y> $", [0, 1, 10], [0.0, None, 4.0]), Series("\u6c34", [0, 10], [1.0, 2.0])]
+    svg, again = (to_svg(line_chart(lines), "a & b") for _ in range(2))
+    assert svg == again
+    assert 'role="img" aria-label="a &amp; b"' in svg
+    assert "<figcaption>a &amp; b</figcaption>" in svg
+    assert "<title>&lt;y&gt; $</title>" in svg
+    root = ElementTree.fromstring(svg)  # well-formed
+    texts = {text.text for text in root.iter("text")}
+    assert {"<y> $", "\u6c34", "0", "10"} <= texts
+    styles = "".join(element.get("style", "") for element in root.iter())
+    assert {"var(--l0)", "var(--l1)", "var(--soft)", "var(--rule)"} <= set(
+        re.findall(r"var\(--\w+\)", styles)
+    )
+    assert not re.search(r"#[0-9a-f]{6}|url\(|font-family|xmlns|clip-path|<metadata", svg)
+    ids = re.findall(r' id="(.*?)"', svg)
+    other = re.findall(r' id="(.*?)"', to_svg(line_chart(lines), "another"))
+    assert len(set(ids)) == len(ids) > 0
+    assert not set(ids) & set(other)
+    assert set(re.findall(r'href="#(.*?)"', svg)) <= set(ids)
 
 
 TWO = [Class(0, "land", (0, 100, 0)), Class(5, "house", (200, 0, 0))]
@@ -301,45 +322,45 @@ def test_quicklook_shows_image_truth_map_and_errors(
     wrong[0, :6] = 5
     image = write_scene(random_samples(4, 60, 40, "uint16"), "image.tif")
     truth, made = write_scene(ids, "truth.tif"), write_scene(wrong, "map.tif")
-    figure = pictures.quicklook(made, TWO, image=image, truth=truth, title="t")
+    figure = map_figure.quicklook(made, TWO, image=image, truth=truth, title="t")
     titles = [axes.get_title() for axes in figure.axes]
     assert titles == ["image", "truth", "map", "errors"]
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend == ["0 land", "5 house", "right", "wrong"]
     shown = figure.axes[3].images[0].get_array()
-    assert (shown[:6] == pictures.WRONG).all()
-    assert (shown[6:] == pictures.RIGHT).all()
-    assert pictures.to_png(figure).startswith(b"\x89PNG")
+    assert (shown[:6] == map_figure.WRONG).all()
+    assert (shown[6:] == map_figure.RIGHT).all()
+    assert to_png(figure).startswith(b"\x89PNG")
     x, y = NORTH_UP @ (10, 10)
     polygon = geopandas.GeoDataFrame(geometry=[box(x, y - 200, x + 100, y)], crs=32633)
     polygon.to_crs(4326).to_file(tmp_path / "truth.gpkg")
     code = LabelCode(tuple(TWO), encoding="vector", background=0)
-    drawn = pictures.quicklook(made, TWO, truth=tmp_path / "truth.gpkg", code=code, side=30)
+    drawn = map_figure.quicklook(made, TWO, truth=tmp_path / "truth.gpkg", code=code, side=30)
     assert [axes.get_title() for axes in drawn.axes] == ["truth", "map", "errors"]
     assert drawn.axes[0].images[0].get_array().shape == (30, 20, 3)
-    assert [axes.get_title() for axes in pictures.quicklook(made, TWO).axes] == ["map"]
+    assert [axes.get_title() for axes in map_figure.quicklook(made, TWO).axes] == ["map"]
     with pytest.raises(UnreadableError):
-        pictures.quicklook(tmp_path / "none.tif", TWO)
+        map_figure.quicklook(tmp_path / "none.tif", TWO)
 
 
 def test_quicklook_without_any_crs(write_scene: WriteScene) -> None:
     ids = np.zeros((1, 30, 30), np.uint8)
     ids[0, :3] = 255
     made = write_scene(ids, "map.tif", crs=None, transform=None, nodata=255)
-    figure = pictures.quicklook(made, TWO, truth=made, image=made)
-    assert not (figure.axes[-1].images[0].get_array() == pictures.WRONG).all(-1).any()
-    assert (figure.axes[1].images[0].get_array()[:3] == pictures.EMPTY).all()
+    figure = map_figure.quicklook(made, TWO, truth=made, image=made)
+    assert not (figure.axes[-1].images[0].get_array() == map_figure.WRONG).all(-1).any()
+    assert (figure.axes[1].images[0].get_array()[:3] == map_figure.EMPTY).all()
 
 
 def test_stretch_leaves_missing_pixels_out() -> None:
     plane = np.linspace(100, 200, 101).reshape(1, 1, 101)
     plane[0, 0, 0], valid = -9999, np.ones((1, 101), bool)
     valid[0, 0] = False
-    pixels = pictures.stretch(plane, valid)
-    assert (pixels[0, 0] == pictures.EMPTY).all()
+    pixels = map_figure.stretch(plane, valid)
+    assert (pixels[0, 0] == map_figure.EMPTY).all()
     assert abs(int(pixels[0, 50, 0]) - 127) <= 2
     assert pixels[0, -1, 0] == 255
-    dark = pictures.stretch(np.full((3, 2, 2), np.nan), np.ones((2, 2), bool))
+    dark = map_figure.stretch(np.full((3, 2, 2), np.nan), np.ones((2, 2), bool))
     assert (dark == 0).all()
 
 
@@ -358,10 +379,10 @@ def test_many_scenes_are_folded_with_the_worst_first(tmp_path: Path) -> None:
 
 
 def test_names_need_no_font_and_are_no_formula() -> None:
-    panel = pictures.Panel("map $", np.zeros((9, 9, 3), np.uint8))
+    panel = map_figure.Panel("map $", np.zeros((9, 9, 3), np.uint8))
     classes = [Class(1, "\u6c34\u4f53", (0, 0, 9)), Class(2, "$\\frac$", (9, 0, 0))]
-    drawn = pictures.draw([panel], classes, title="\u56fe_$x_.tif$")
-    assert pictures.to_png(drawn).startswith(b"\x89PNG")
+    drawn = map_figure.draw([panel], classes, title="\u56fe_$x_.tif$")
+    assert to_png(drawn).startswith(b"\x89PNG")
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

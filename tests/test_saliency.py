@@ -14,12 +14,13 @@ from rsseg_cli.metrics.saliency_names import NAMES
 
 
 def image(seed: int, shape: tuple[int, int] = (48, 37)) -> tuple[NDArray[np.uint8], ...]:
-    """A soft uint8 map and its mask (0 or 1)."""
+    """A soft uint8 map that PySODMetrics does not stretch (0 to 255), and its mask (0 or 1)."""
     rng = np.random.default_rng(seed)
     smooth = ndimage.gaussian_filter(rng.normal(size=shape), 5)
     truth = (smooth > np.quantile(smooth, 0.7)).astype(np.uint8)
     soft = ndimage.gaussian_filter(truth * 200.0, 2) + rng.uniform(0, 40, shape)
-    return soft.clip(0, 255).astype(np.uint8), truth
+    soft = (soft - soft.min()) * 255 / np.ptp(soft)
+    return soft.round().astype(np.uint8), truth
 
 
 def reference(images: list[tuple[NDArray[np.uint8], ...]]) -> dict[str, float]:
@@ -54,8 +55,8 @@ def reference(images: list[tuple[NDArray[np.uint8], ...]]) -> dict[str, float]:
     }
 
 
-def score(*images: tuple[NDArray[np.uint8], ...], stretch: bool = True) -> dict[str, float]:
-    found = Saliency(stretch=stretch)
+def score(*images: tuple[NDArray[np.uint8], ...]) -> dict[str, float]:
+    found = Saliency()
     for soft, truth in images:
         found.update(soft, truth)
     return found.scores()
@@ -129,11 +130,11 @@ def test_an_image_without_any_truth_adds_nothing() -> None:
     assert score((soft, np.full_like(truth, IGNORE)))["s_measure"] is None
 
 
-def test_stretching_can_be_left_off() -> None:
+def test_maps_are_not_stretched() -> None:
     soft, truth = image(6)
     faint = (soft // 4).astype(np.uint8)
-    assert score((faint, truth), stretch=False)["miou_05"] == 0
-    assert score((faint, truth))["miou_05"] > 0.5
+    assert score((faint, truth))["miou_05"] == 0
+    assert score((soft, truth))["miou_05"] > 0.5
 
 
 def test_refuses_nonsense() -> None:
@@ -142,7 +143,7 @@ def test_refuses_nonsense() -> None:
         score((soft, truth * 2))
     with pytest.raises(ValueError, match="shapes differ"):
         score((soft[1:], truth))
-    with pytest.raises(ValueError, match="shares"):
+    with pytest.raises(ValueError, match="floats"):
         score((soft.astype(np.float64), truth))
-    with pytest.raises(ValueError, match="shares"):
+    with pytest.raises(ValueError, match="floats"):
         score((soft.astype(np.int16), truth))

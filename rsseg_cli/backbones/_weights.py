@@ -17,6 +17,7 @@ from timm.models import load_state_dict, load_state_dict_from_hf
 from torch import Tensor, nn
 
 from rsseg_cli.errors import RssegError, UnreadableError
+from rsseg_cli.number_format import listed
 
 SHOWN = 4
 """Tensors that an error names of each kind."""
@@ -144,7 +145,9 @@ def load_strictly(
         "unknown": [key for key in tensors if key not in expected],
         "of another shape": misshapen,
     }
-    found = [f"{len(keys)} {kind} ({_some(keys)})" for kind, keys in problems.items() if keys]
+    found = [
+        f"{len(keys)} {kind} ({listed(keys, SHOWN)})" for kind, keys in problems.items() if keys
+    ]
     if found:
         raise RssegError(
             f"these weights are not for {name}: tensors {'; '.join(found)}",
@@ -156,10 +159,6 @@ def load_strictly(
 
 def _shape(tensor: Tensor) -> str:
     return "x".join(str(side) for side in tensor.shape) or "scalar"
-
-
-def _some(keys: list[str]) -> str:
-    return ", ".join(keys[:SHOWN]) + (", ..." if len(keys) > SHOWN else "")
 
 
 @contextmanager

@@ -20,8 +20,8 @@ from rsseg_cli.backbones._timm import Size, TimmBackbone
 from rsseg_cli.backbones._weights import Home
 from rsseg_cli.bands import Bands
 from rsseg_cli.errors import RssegError
+from rsseg_cli.number_format import counted
 from rsseg_cli.settings import Json
-from rsseg_cli.words import counted
 
 CENTRES_NM = (1e2, 1e9)
 """Range of wavelengths, ultraviolet to radio."""

@@ -13,10 +13,11 @@ from rich.console import Console
 from rsseg_cli.atomic_write import write_bytes, write_errors
 from rsseg_cli.errors import RssegError, UnreadableError
 from rsseg_cli.metrics.scores import Scores
-from rsseg_cli.report import seed_groups as comparing
+from rsseg_cli.report import seed_groups
+from rsseg_cli.report.csv_markdown import section
 from rsseg_cli.report.html import render
-from rsseg_cli.report.seed_groups import Entry, Group
-from rsseg_cli.report.table import Table, compared, to_csv
+from rsseg_cli.report.seed_groups import ScoredRun, SeedGroup, comparison_tables, group_runs
+from rsseg_cli.report.table import ReportTable, tables_to_csv
 
 NOTES = (
     "Scores in percent: mean \u00b1 standard deviation over seeds. Runs whose settings differ by "
@@ -30,18 +31,17 @@ NOTES = (
 class Compared:
     """Result of a comparison."""
 
-    groups: list[Group]
+    groups: list[SeedGroup]
     remarks: list[str]
 
     @property
-    def tables(self) -> list[Table]:
+    def tables(self) -> list[ReportTable]:
         """All tables, the scores first."""
-        entries = [entry for group in self.groups for entry in group.entries]
-        return compared(self.groups, comparing.picks(entries))
+        return comparison_tables(self.groups)
 
     def to_json(self) -> dict[str, Any]:
         """Return the machine-readable form."""
-        return comparing.to_json(self.groups, self.remarks)
+        return seed_groups.to_json(self.groups, self.remarks)
 
     def show(self) -> None:
         """Print the tables to stdout."""
@@ -54,7 +54,7 @@ class Compared:
     def write(self, folder: Path) -> list[Path]:
         """Write compare.html, .md, .csv and .json; those of an earlier comparison are replaced."""
         tables = self.tables
-        markdown = [table.to_markdown() for table in tables]
+        markdown = [part for table in tables for part in section(table)]
         notes = [f"> {remark}" for remark in self.remarks] + [f"- {note}" for note in NOTES]
         page = render(
             "compare.html.j2",
@@ -68,7 +68,7 @@ class Compared:
         texts = {
             "compare.html": page,
             "compare.md": "\n\n".join(["# Runs compared", *markdown, "\n".join(notes)]) + "\n",
-            "compare.csv": to_csv(tables),
+            "compare.csv": tables_to_csv(tables),
             "compare.json": json.dumps(self.to_json(), indent=1) + "\n",
         }
         with write_errors("the comparison", folder):
@@ -97,10 +97,10 @@ def compare(runs: Sequence[Path]) -> Compared:
             where=", ".join(documents),
             fix=f"without validation: {', '.join(bare)}" if bare else "name another run",
         )
-    remarks = comparing.remarks(entries)
+    remarks = seed_groups.remarks(entries)
     if bare:
         remarks.append(f"Without validation, so left out: {', '.join(bare)}.")
-    return Compared(comparing.group(entries), remarks)
+    return Compared(group_runs(entries), remarks)
 
 
 def _read(run: Path) -> dict[str, Any]:
@@ -121,11 +121,11 @@ def _read(run: Path) -> dict[str, Any]:
     return document
 
 
-def _entry(name: str, document: dict[str, Any]) -> Entry:
+def _entry(name: str, document: dict[str, Any]) -> ScoredRun:
     """Return the entry of a report; its kind is its settings without the seed."""
     settings = json.loads(json.dumps(document.get("config") or {}))
     seed = settings.get("training", {}).pop("seed", None)
     settings.pop("title", None)
     data = document["title"].partition(" on ")[2] or document.get("subtitle", "")
     kind = json.dumps([settings, data]) if settings else name
-    return Entry(name, Scores.from_json(document), kind, seed)
+    return ScoredRun(name, Scores.from_json(document), kind, seed)

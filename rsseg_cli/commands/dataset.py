@@ -15,7 +15,7 @@ from rsseg_cli.data.source import Source
 from rsseg_cli.data.spec.dataset_spec import DatasetSpec
 from rsseg_cli.data.statistics import WINDOWS, measure
 from rsseg_cli.data.tiles.class_index import ClassIndex
-from rsseg_cli.words import counted
+from rsseg_cli.number_format import counted
 
 MARKS = {True: "[green]fits[/green]", False: "[red]no[/red]", None: "[yellow]note[/yellow]"}
 

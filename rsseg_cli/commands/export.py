@@ -19,7 +19,7 @@ from rsseg_cli.errors import OutputExistsError, RssegWarning
 from rsseg_cli.find import find
 from rsseg_cli.metrics.scores import Scores
 from rsseg_cli.presets import to_yaml
-from rsseg_cli.report.model_card import Card, Licence
+from rsseg_cli.report.model_card import Licence, ModelCard
 from rsseg_cli.training.checkpoint import load_model
 
 UNNAMED = "not named"
@@ -65,7 +65,7 @@ def export(model: Path, output: Path | None = None, *, overwrite: bool = False) 
         )
     score = about.get("score")
     licences = [backbone_licence(about["config"]["backbone"]), *_data_licences(about["sources"])]
-    card = Card(
+    card = ModelCard(
         name=name,
         config=about["config"],
         classes=[Class.from_json(entry) for entry in about["classes"]],
@@ -79,7 +79,9 @@ def export(model: Path, output: Path | None = None, *, overwrite: bool = False) 
     )
     for licence in licences:
         if licence.terms in (UNNAMED, UNKNOWN):
-            warnings.warn(f"the licence of {licence.what} is unknown", RssegWarning, stacklevel=2)
+            warnings.warn(
+                f"the licence of {licence.component} is unknown", RssegWarning, stacklevel=2
+            )
     texts = (
         to_yaml(about["config"]),
         card.to_markdown(),

@@ -17,12 +17,12 @@ from rsseg_cli.config import RunConfig, family, parse
 from rsseg_cli.contract import Backbone, Head, Method, fingerprint
 from rsseg_cli.errors import RssegError
 from rsseg_cli.find import find
+from rsseg_cli.number_format import counted
 from rsseg_cli.presets import Document
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.settings import Json
 from rsseg_cli.training.checkpoint import load_model
 from rsseg_cli.training.run_folder import RunFolder
-from rsseg_cli.words import counted
 
 
 def build(config: RunConfig, bands: Bands, classes: int) -> Segmenter:

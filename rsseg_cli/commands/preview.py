@@ -16,13 +16,13 @@ from rsseg_cli.commands.fit.final_evaluation import shown_bands
 from rsseg_cli.commands.model import model_file
 from rsseg_cli.commands.options import parse_bands
 from rsseg_cli.errors import OutputExistsError, RssegError
+from rsseg_cli.number_format import counted
 from rsseg_cli.predict.plan import Tiling
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.scene import Scene
-from rsseg_cli.report.map_figure import to_png
+from rsseg_cli.report.charts import to_png
 from rsseg_cli.report.scene_preview import BandView, SceneView, draw_preview
 from rsseg_cli.training.checkpoint import load_model
-from rsseg_cli.words import counted
 
 SUFFIX = ".preview.png"
 SIDE = 900

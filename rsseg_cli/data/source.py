@@ -17,8 +17,8 @@ from rsseg_cli.data.spec.layout import ImageEntry, find_entries, orphans, select
 from rsseg_cli.data.splits.spatial_split import SplitPlan, cut_out, plan_blocks, restrict
 from rsseg_cli.data.statistics import measure
 from rsseg_cli.errors import RssegError, UnreadableError, unknown
+from rsseg_cli.number_format import counted, listed
 from rsseg_cli.raster.grid import Window
-from rsseg_cli.words import counted
 
 
 @dataclass
@@ -193,7 +193,7 @@ class Source:
             found = find_entries(self.spec, self.root)
             lost = orphans(self.spec, self.root, found)
             if lost:
-                names = _some([path.name for path in lost])
+                names = listed([path.name for path in lost], 8)
                 raise RssegError(
                     f"no image for {counted(len(lost), 'label')}: {names}",
                     where=str(lost[0].parent),
@@ -276,7 +276,7 @@ class Source:
         ]
         if bare and split.labelled and any(entry.label for entry in self.entries()):
             raise RssegError(
-                f"no label for {counted(len(bare), 'image')}: {_some(bare)}",
+                f"no label for {counted(len(bare), 'image')}: {listed(bare, 8)}",
                 where=str(self.root),
                 fix="add labels of the same name, or move these images away",
             )
@@ -326,7 +326,3 @@ def _check_alike(pairs: Sequence[Pair], spec: DatasetSpec) -> None:
             where=first.path,
             fix="correct `bands`, or give each its `band` number in the file",
         )
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")

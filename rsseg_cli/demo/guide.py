@@ -22,7 +22,8 @@ from rsseg_cli.data.tiles.validation_tiles import CoveringTiles
 from rsseg_cli.demo.baseline import nearest_mean
 from rsseg_cli.demo.sample import CLASSES, REGIONS, write_sample
 from rsseg_cli.errors import OutputExistsError
-from rsseg_cli.report.map_figure import quicklook, to_png
+from rsseg_cli.report.charts import to_png
+from rsseg_cli.report.map_figure import quicklook
 
 SETTINGS = {
     "training.steps": 300,

@@ -1,4 +1,4 @@
-"""Maps against the truth: `evaluate_rasters` for one, `evaluate_scenes` for many."""
+"""Accuracy of maps: `evaluate_rasters` scores one map, `evaluate_scenes` many."""
 
 from rsseg_cli.evaluate.evaluation import Evaluation
 from rsseg_cli.evaluate.rasters import (

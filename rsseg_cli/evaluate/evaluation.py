@@ -1,4 +1,4 @@
-"""What comparisons add up to, and the scores of it all."""
+"""Sums over compared scenes, and the scores of them."""
 
 from __future__ import annotations
 
@@ -18,50 +18,50 @@ from rsseg_cli.metrics.confusion import ConfusionMatrix
 from rsseg_cli.metrics.scores import Scores
 from rsseg_cli.raster.decode import LabelCode
 from rsseg_cli.report.report import Report
-from rsseg_cli.report.tile_gallery import Sample, draw_samples
+from rsseg_cli.report.tile_gallery import TileSample, draw_tiles
 
 if TYPE_CHECKING:
     from rsseg_cli.metrics.saliency import Saliency
 
 KEPT = 2**28
-"""Bytes of counts per block that are kept; the blocks of later scenes are not."""
+"""Limit in bytes for the counts of blocks; those of later scenes are not kept."""
 MOST_PARTS = 100
-"""Scenes and domains get intervals of their own up to this number of them."""
+"""Largest number of scenes and domains that get intervals of their own."""
 SHOWN = 3
-"""Best and worst tiles that are shown."""
+"""Number of best and of worst tiles in the gallery."""
 
 Counts: TypeAlias = NDArray[np.uint32]
 """(U, K, K + 1) pixels by true and mapped class of U blocks."""
 
 
 class Gallery:
-    """Keeps the tiles with the highest and those with the lowest score."""
+    """The tiles with the highest and those with the lowest score."""
 
     def __init__(self) -> None:
-        self.best: list[Sample] = []
-        self.worst: list[Sample] = []
+        self.best: list[TileSample] = []
+        self.worst: list[TileSample] = []
 
-    def consider(self, score: float, load: Callable[[], Sample]) -> None:
-        """Offer a tile; it is loaded only if it is kept."""
+    def consider(self, score: float, load: Callable[[], TileSample]) -> None:
+        """Add a tile if it is among the best or the worst; only then is it loaded."""
         lists = (self.best, -1.0), (self.worst, 1.0)
-        wanted = [
+        open_lists = [
             (kept, sign)
             for kept, sign in lists
             if len(kept) < SHOWN or sign * score < sign * kept[-1].score
         ]
-        if wanted:
+        if open_lists:
             sample = load()
-            for kept, sign in wanted:
+            for kept, sign in open_lists:
                 kept.append(sample)
-                kept.sort(key=lambda one: sign * one.score)
+                kept.sort(key=lambda tile: sign * tile.score)
                 del kept[SHOWN:]
 
     def pictures(self, classes: Sequence[Class]) -> dict[str, Any]:
-        """Draw what was kept: caption to figure. A tile is not both best and worst."""
+        """Return a figure by caption; no tile is among both the best and the worst."""
         worst = self.worst
-        best = [one for one in self.best if not any(one is other for other in worst)]
+        best = [tile for tile in self.best if not any(tile is other for other in worst)]
         return {
-            f"{title} tiles": draw_samples(samples, classes)
+            f"{title} tiles": draw_tiles(samples, classes)
             for title, samples in (("Worst", worst), ("Best", best))
             if samples
         }
@@ -69,22 +69,22 @@ class Gallery:
 
 @dataclass
 class Evaluation:
-    """What comparisons add up to.
+    """Sums over compared scenes.
 
     Attributes:
         classes: The K classes, in the order of the indices.
-        total: Counts over everything.
-        boundary: Outlines over everything; None when they were not asked for.
-        scenes: Counts per scene.
-        domains: Counts per domain.
-        blocks: Counts per block of ground, by scene.
+        total: Confusion matrix over all scenes.
+        boundary: Outlines over all scenes; None without boundary scores.
+        scenes: Confusion matrix of each scene.
+        domains: Confusion matrix of each domain.
+        blocks: Counts of each block of a scene, by scene.
         domain_of: Domain of each scene that has one.
-        mapped: (K,) pixels of the maps by class, with or without truth.
-        hectares: Mapped ground; None once that of a scene is not known.
-        calibration: How sure the model was, and how often right.
+        mapped: (K,) pixels of the maps by class, labelled or not.
+        hectares: Mapped area; None once the area of a scene is unknown.
+        calibration: Confidence and accuracy over all scenes.
         gallery: The best and the worst tiles.
-        saliency: Scores of soft maps, where there are some.
-        code: How the truth of a single map is written.
+        saliency: Scores of soft maps, if there are any.
+        code: Encoding of the reference of a single map.
         remarks: What a reader of the scores should know.
     """
 
@@ -105,15 +105,21 @@ class Evaluation:
 
     @classmethod
     def of(cls, classes: Sequence[Class], *, boundary_px: int | None) -> Evaluation:
-        """Begin with nothing counted."""
+        """Return an evaluation without any counts."""
         boundary = BoundaryIoU(classes, distance=boundary_px) if boundary_px else None
         return cls(classes, ConfusionMatrix(classes), boundary, np.zeros(len(classes), np.int64))
 
     def add(self, name: str, domain: str | None, blocks: Sequence[ConfusionMatrix]) -> None:
-        """Add the counts of a scene, or of more of it."""
+        """Add the counts of some blocks of a scene.
+
+        Args:
+            name: Name of the scene.
+            domain: Its domain, if any.
+            blocks: Confusion matrix of each block.
+        """
         if not blocks:
             return
-        counts = np.stack([one.counts for one in blocks])
+        counts = np.stack([block.counts for block in blocks])
         matrix = ConfusionMatrix(self.classes, counts.sum(0))
         self.total += matrix
         for parts, key in ((self.scenes, name), (self.domains, domain)):
@@ -121,32 +127,32 @@ class Evaluation:
                 parts[key] = parts.get(key, ConfusionMatrix(self.classes)) + matrix
         if domain is not None:
             self.domain_of[name] = domain
-        if sum(one.nbytes for one in self.blocks.values()) < KEPT:
+        if sum(block.nbytes for block in self.blocks.values()) < KEPT:
             labelled = counts[counts.any((1, 2))].astype(np.uint32)
             before = self.blocks.get(name)
             self.blocks[name] = labelled if before is None else np.concatenate([before, labelled])
 
     def add_mapped(self, pixels: NDArray[np.int64], hectares: float | None) -> None:
-        """Add what a map says, with or without truth.
+        """Add the pixels of a map, labelled or not.
 
         Args:
             pixels: (K,) by class.
-            hectares: Ground of a pixel.
+            hectares: Area of a pixel; None if unknown.
         """
         self.mapped += pixels
         if self.hectares is not None:
-            ground = None if hectares is None else float(pixels.sum()) * hectares
-            self.hectares = None if ground is None else self.hectares + ground
+            area = None if hectares is None else float(pixels.sum()) * hectares
+            self.hectares = None if area is None else self.hectares + area
 
     def units(self, scenes: Sequence[str]) -> Units | None:
-        """Choose what is resampled for the intervals of some scenes."""
+        """Return the units that are resampled for the intervals of some scenes."""
         whole = [self.scenes[name].counts for name in scenes]
         complete = all(name in self.blocks for name in scenes)
-        blocks = [one for name in scenes for one in self.blocks[name]] if complete else []
+        blocks = [block for name in scenes for block in self.blocks[name]] if complete else []
         return Units.choose(whole, blocks)
 
     def scores(self) -> Scores:
-        """Give the scores, with those of the domains, or else of the scenes, as groups."""
+        """Return the scores, with the domains as groups, or the scenes where there are none."""
         few = len(self.scenes) + len(self.domains) <= MOST_PARTS
         scenes = {
             name: _with_intervals(matrix, self.units([name]) if few else None)
@@ -158,7 +164,7 @@ class Evaluation:
         }
         groups = domains or (scenes if len(scenes) > 1 else {})
         units = self.units(list(self.scenes))
-        found = replace(
+        scores = replace(
             _with_intervals(self.total, units),
             groups=groups,
             scenes=scenes,
@@ -172,13 +178,13 @@ class Evaluation:
                 hectares=self.hectares or None,
             ),
         )
-        return self.boundary.add_to(found) if self.boundary else found
+        return self.boundary.add_to(scores) if self.boundary else scores
 
     def _scenes_of(self, domain: str) -> list[str]:
-        return [name for name, own in self.domain_of.items() if own == domain]
+        return [name for name, of_scene in self.domain_of.items() if of_scene == domain]
 
     def report(self, title: str, **more: Any) -> Report:
-        """Make a report of the scores; `more` are further attributes of `Report`."""
+        """Return a report of the scores; `more` are further attributes of `Report`."""
         pictures = {**more.pop("pictures", {}), **self.gallery.pictures(self.classes)}
         return Report(title, self.scores(), remarks=tuple(self.remarks), pictures=pictures, **more)
 

@@ -1,4 +1,4 @@
-"""Compares maps with the truth, window by window, and collects the scores."""
+"""Comparison of maps with their reference, window by window."""
 
 from __future__ import annotations
 
@@ -17,50 +17,50 @@ from rsseg_cli.classes import IGNORE, Class
 from rsseg_cli.errors import RssegError
 from rsseg_cli.evaluate.evaluation import Evaluation
 from rsseg_cli.evaluate.pixel_area import count_classes, hectares_per_pixel
-from rsseg_cli.evaluate.reference import Truth, classes_of, code_of, open_truth
+from rsseg_cli.evaluate.reference import Reference, classes_of, code_of, open_reference
 from rsseg_cli.evaluate.soft_map import SoftMap, is_soft
 from rsseg_cli.metrics.confusion import ConfusionMatrix
 from rsseg_cli.raster.align import describe_grid, same_grid
 from rsseg_cli.raster.decode import LabelCode, Labels
 from rsseg_cli.raster.grid import Window, blocks
-from rsseg_cli.raster.labels import Placed, RasterLabels
+from rsseg_cli.raster.labels import Placed
+from rsseg_cli.raster.predicted_map import PredictedMap
 from rsseg_cli.raster.scene import Scene
-from rsseg_cli.report.tile_gallery import Sample, shrink
-from rsseg_cli.words import counted
+from rsseg_cli.report.tile_gallery import TileSample, subsample
 
 BOUNDARY_PX = 3
-"""Width of the outlines that the boundary scores compare, unless told otherwise."""
+"""Default width of the outlines for the boundary scores."""
 _STEP = (1024, 4096)
-"""Rows and columns that are compared at a time: memory does not grow with the map."""
+"""Rows and columns compared at a time, so that memory does not grow with the map."""
 _CACHE = 2**28
-"""Bytes of blocks that GDAL keeps; by default a share of the machine's memory."""
+"""GDAL's block cache in bytes; its default is a fraction of the machine's memory."""
 _BLOCKS, _LEAST_BLOCK = 8, 64
-"""A scene is cut into some 8 x 8 blocks, each at least 64 pixels wide, that are counted apart."""
+"""A scene is cut into about 8 x 8 blocks of at least 64 pixels, each with its own counts."""
 _CROP, _SHOWN, _LABELLED = 512, 256, 0.1
-"""Of a block the middle 512 pixels are shown, every other one, if 10 % of it have a truth."""
+"""The gallery shows every second of the middle 512 pixels of a block that is 10 % labelled."""
 STEPS = 254
-"""A map of confidences holds shares times this."""
+"""Scale of a confidence map: stored value = confidence * 254."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One map with its truth.
+    """One map with its reference.
 
     Attributes:
         name: Name of the scene.
         prediction: The map: class ids in one band.
-        open_truth: Opens the truth on the grid of the map.
-        domain: Domain it counts for, if any.
-        regions: Ground that counts, disjoint windows of the map; None: all of it.
-        open_image: Opens the scene that was mapped, to show tiles of it.
+        open_truth: Opens the reference on the grid of the map.
+        domain: Domain of the scene, if any.
+        regions: Disjoint windows of the map that are scored; None: all of it.
+        open_image: Opens the scene that was mapped, for pictures of tiles.
         rgb: Bands of that scene, from 0, shown as red, green, blue, or one shown as grey.
-        confidence: How sure the model is, a map in steps of 1/254 on the same grid.
-        soft: A soft map of the second of two classes on the same grid, or the map itself.
+        confidence: Map of the highest class probability on the same grid, in steps of 1/254.
+        soft: Probability map of the second of two classes on the same grid, or the map itself.
     """
 
     name: str
     prediction: Path
-    open_truth: Callable[[Placed], Truth]
+    open_truth: Callable[[Placed], Reference]
     domain: str | None = None
     regions: tuple[Window, ...] | None = None
     open_image: Callable[[], Scene] | None = None
@@ -81,26 +81,27 @@ def evaluate_rasters(
     image: str | PathLike[str] | None = None,
     soft: bool | None = None,
 ) -> Evaluation:
-    """Score one map against its truth.
+    """Score one map against its reference.
 
     Args:
-        prediction: A raster of class ids; 255 and its nodata value are unmapped. Or a soft map
-            of the second of two classes, which is cut at one half.
+        prediction: A raster of class ids, in which 255 and the nodata value are unmapped. Or a
+            probability map of the second of two classes, which is thresholded at 0.5.
         truth: A raster on the same grid (ids, or RGB colours of the classes), or polygons in any
             CRS.
-        classes: The classes, or all that there is to say about how the truth writes them. When
-            None, those named beside the map, else beside the truth, else the ids in use.
-        align: Resample a truth on another grid, nearest neighbour.
-        attribute: Attribute of polygons that says the class; found by its values when None.
-        ignore: Ids in the truth that are no class, besides 255; a truth of 0 and 255 is taken as
-            a mask of two classes unless 255 is named.
-        boundary_px: Width of the outlines to compare; None leaves boundary scores out.
-        image: The scene that was mapped, to show tiles of it.
-        soft: Whether the map is soft; None: as it says itself, by floats or a scale.
+        classes: The classes, or the full encoding of the reference. When None, the classes named
+            beside the map, else beside the reference, else the ids in use.
+        align: Resample a reference on another grid, nearest neighbour.
+        attribute: Attribute of polygons with the class; inferred from the values when None.
+        ignore: Ids in the reference to ignore besides 255. A reference of 0 and 255 is read as a
+            mask of two classes, unless 255 is listed.
+        boundary_px: Width of the outlines in pixels; None omits the boundary scores.
+        image: The scene that was mapped, for pictures of tiles.
+        soft: The map holds probabilities; None: detected from a float dtype or a scale factor.
 
     Raises:
         UnreadableError: A file is missing or broken.
-        RssegError: The grids differ and `align` is off, values that are no class, no truth.
+        RssegError: The grids differ and `align` is off, a value is of no class, or no pixel of
+            the map is labelled.
     """
     prediction, truth = Path(prediction), Path(truth)
     remarks: list[str] = []
@@ -111,28 +112,28 @@ def evaluate_rasters(
         known = list(classes or ()) or classes_of(prediction, truth, remarks, soft=soft)
         code = code_of(truth, known, attribute, ignore)
         if code.encoding == "threshold":
-            meant = f"255 is taken as {known[1].name} (--ignore 255 if it is no class)"
-            remarks.append(f"the truth holds 0 and 255: {meant}")
-    opened = partial(open_truth, truth, code, align=align)
-    one = Comparison(prediction.name, prediction, opened, soft=prediction if soft else None)
+            meaning = f"255 is read as {known[1].name} (--ignore 255 if it is not a class)"
+            remarks.append(f"the truth holds 0 and 255: {meaning}")
+    opener = partial(open_reference, truth, code, align=align)
+    comparison = Comparison(prediction.name, prediction, opener, soft=prediction if soft else None)
     if image is not None:
-        rgb = _bands_of(Path(image), prediction)
-        one = replace(one, open_image=partial(Scene.open, image, warn=False), rgb=rgb)
-    found = evaluate_scenes([one], code.classes, boundary_px=boundary_px)
-    found.code = code
-    found.remarks += remarks + _doubts(found.total)
-    return found
+        rgb = _rgb_bands(Path(image), prediction)
+        comparison = replace(comparison, open_image=partial(Scene.open, image, warn=False), rgb=rgb)
+    evaluation = evaluate_scenes([comparison], code.classes, boundary_px=boundary_px)
+    evaluation.code = code
+    evaluation.remarks += remarks + _warnings(evaluation.total)
+    return evaluation
 
 
-def _bands_of(image: Path, prediction: Path) -> tuple[int, ...]:
-    """Choose the bands of an image to show, once it is known to be on the grid of the map."""
-    with Scene.open(image, warn=False) as scene, Scene.open(prediction, warn=False) as made:
-        if not same_grid(scene, made):
+def _rgb_bands(image: Path, prediction: Path) -> tuple[int, ...]:
+    """Return the bands of an image to show, from 0; raise unless it is on the grid of the map."""
+    with Scene.open(image, warn=False) as scene, Scene.open(prediction, warn=False) as mapped:
+        if not same_grid(scene, mapped):
             raise RssegError(
-                f"image ({describe_grid(scene)}) and map ({describe_grid(made)}) are on "
+                f"image ({describe_grid(scene)}) and map ({describe_grid(mapped)}) are on "
                 "different grids",
                 where=f"{image}, {prediction}",
-                fix="the scene that the map was made of",
+                fix="the scene from which the map was predicted",
             )
         return (0, 1, 2) if scene.count >= 3 else (0,)
 
@@ -143,91 +144,100 @@ def evaluate_scenes(
     *,
     boundary_px: int | None = BOUNDARY_PX,
 ) -> Evaluation:
-    """Score maps against their truth, over all, per scene and per domain.
+    """Score maps against their reference: in total, per scene and per domain.
 
-    Maps are opened one after the other, so that an iterator may make them on the way. Scenes of
-    one name count as one.
+    Maps are opened one after the other, so that an iterator may write each just before. Scenes of
+    the same name are added up.
+
+    Args:
+        comparisons: The maps.
+        classes: The classes of all maps.
+        boundary_px: Width of the outlines in pixels; None omits the boundary scores.
 
     Raises:
         UnreadableError: A file is missing or broken.
-        RssegError: Values that are no class, or no pixel with truth in any scene.
+        RssegError: A value is of no class, or no pixel of any map is labelled.
     """
     total = Evaluation.of(classes, boundary_px=boundary_px)
     grids = []
-    for one in comparisons:
-        opened = SoftMap.open if one.soft == one.prediction else _open_map
-        with rasterio.Env(GDAL_CACHEMAX=_CACHE), closing(opened(one.prediction, classes)) as scene:
-            grids.append(f"{one.name}: {describe_grid(scene.place)}")
-            _compare(scene, one, total)
+    for comparison in comparisons:
+        path = comparison.prediction
+        kind = SoftMap if comparison.soft == path else PredictedMap
+        with rasterio.Env(GDAL_CACHEMAX=_CACHE), kind.open(path, classes) as mapped:
+            grids.append(f"{comparison.name}: {describe_grid(mapped.scene)}")
+            _compare(mapped, comparison, total)
     if total.total.pixels == 0:
         raise RssegError(
             "no pixel of the map has a class in the truth",
             where="; ".join(grids[:3]) or "nothing to compare",
-            fix="check that the truth covers the map (CRS and extent) and what it ignores",
+            fix="check CRS and extent of the truth, and its ignored values",
         )
     return total
 
 
-def _compare(scene: RasterLabels | SoftMap, one: Comparison, into: Evaluation) -> None:
-    """Count one scene, window by window, and every block of it on its own."""
-    place = scene.place
-    regions = one.regions or (Window(0, 0, place.width, place.height),)
-    side = max(_LEAST_BLOCK, math.ceil(math.sqrt(place.width * place.height) / _BLOCKS))
+def _compare(mapped: PredictedMap | SoftMap, comparison: Comparison, total: Evaluation) -> None:
+    """Add the counts of one map, and those of each of its blocks."""
+    scene = mapped.scene
+    regions = comparison.regions or (Window(0, 0, scene.width, scene.height),)
+    side = max(_LEAST_BLOCK, math.ceil(math.sqrt(scene.width * scene.height) / _BLOCKS))
     cells: dict[Window, ConfusionMatrix] = {}
     with ExitStack() as stack:
-        truth = one.open_truth(place)
+        truth = comparison.open_truth(scene)
         stack.callback(truth.close)
-        sure = None
-        if one.confidence is not None:
-            sure = stack.enter_context(Scene.open(one.confidence, warn=False))
-        mapped = np.zeros(len(into.classes), np.int64)
+        confidence_map = None
+        if comparison.confidence is not None:
+            confidence_map = stack.enter_context(Scene.open(comparison.confidence, warn=False))
+        pixels = np.zeros(len(total.classes), np.int64)
         for region in regions:
-            for window, true, predicted in _windows(scene, truth, region, into):
-                mapped += count_classes(predicted, len(mapped))
-                for cell, part in _parts(window, region, side):
-                    matrix = cells.setdefault(cell, ConfusionMatrix(into.classes))
+            for window, true, predicted in _windows(mapped, truth, region, total):
+                pixels += count_classes(predicted, len(pixels))
+                for cell, part in _cells(window, region, side):
+                    matrix = cells.setdefault(cell, ConfusionMatrix(total.classes))
                     matrix.update(predicted[part], true[part])
-                if sure is not None:
+                if confidence_map is not None:
                     known = (true != IGNORE) & (predicted != IGNORE)
-                    share = sure.read(window)[0][0][known] / STEPS
-                    into.calibration.update(share, (true == predicted)[known])
-        into.add_mapped(mapped, hectares_per_pixel(place))
-        into.add(one.name, one.domain, list(cells.values()))
-        if one.soft is not None:
-            _score_soft(one.soft, truth, regions, into)
-        _show(scene, truth, one, cells, into)
+                    confidence = confidence_map.read(window)[0][0][known] / STEPS
+                    total.calibration.update(confidence, (true == predicted)[known])
+        total.add_mapped(pixels, hectares_per_pixel(scene))
+        total.add(comparison.name, comparison.domain, list(cells.values()))
+        if comparison.soft is not None:
+            _score_soft_map(comparison.soft, truth, regions, total)
+        if comparison.open_image is not None:
+            _offer_tiles(mapped, truth, comparison, comparison.open_image, cells, total)
 
 
-def _score_soft(path: Path, truth: Truth, regions: Sequence[Window], into: Evaluation) -> None:
-    if into.saliency is None:
+def _score_soft_map(
+    path: Path, truth: Reference, regions: Sequence[Window], total: Evaluation
+) -> None:
+    if total.saliency is None:
         from rsseg_cli.metrics.saliency import Saliency  # PySODMetrics is slow to import
 
-        into.saliency = Saliency(stretch=False)
-    with closing(SoftMap.open(path, into.classes)) as soft:
-        soft.score(truth, regions, into.saliency)
+        total.saliency = Saliency()
+    with closing(SoftMap.open(path, total.classes)) as soft:
+        soft.score(truth, regions, total.saliency)
 
 
 def _windows(
-    scene: RasterLabels | SoftMap, truth: Truth, region: Window, into: Evaluation
+    mapped: PredictedMap | SoftMap, truth: Reference, region: Window, total: Evaluation
 ) -> Iterator[tuple[Window, Labels, Labels]]:
-    """Read truth and map (h, w) of a region window by window, and count outlines on the way."""
-    halo = into.boundary.distance if into.boundary else 0
+    """Yield windows of a region with their reference and map (h, w), and count the outlines."""
+    halo = total.boundary.distance if total.boundary else 0
     for part in blocks(region.width, region.height, _STEP):
         window = part.shift(region.x, region.y)
         wide = Window(
             window.x - halo, window.y - halo, window.width + 2 * halo, window.height + 2 * halo
         )
-        true, predicted = truth.read(wide), scene.read(wide)
+        true, predicted = truth.read(wide), mapped.read(wide)
         inside = (slice(halo, halo + window.height), slice(halo, halo + window.width))
-        if into.boundary:
-            into.boundary.update(predicted, true, inside)
+        if total.boundary:
+            total.boundary.update(predicted, true, inside)
         yield window, true[inside], predicted[inside]
 
 
-def _parts(
+def _cells(
     window: Window, region: Window, side: int
 ) -> Iterator[tuple[Window, tuple[slice, slice]]]:
-    """Cut a window along the blocks of its region: each block, and where in the window it lies."""
+    """Yield the blocks of a region that overlap a window, and their slices of the window."""
     for part in blocks(region.width, region.height, (side, side)):
         cell = part.shift(region.x, region.y)
         both = cell.intersect(window)
@@ -236,66 +246,48 @@ def _parts(
             yield cell, (slice(own.y, own.bottom), slice(own.x, own.right))
 
 
-def _show(
-    scene: RasterLabels | SoftMap,
-    truth: Truth,
-    one: Comparison,
+def _offer_tiles(
+    mapped: PredictedMap | SoftMap,
+    truth: Reference,
+    comparison: Comparison,
+    open_image: Callable[[], Scene],
     cells: Mapping[Window, ConfusionMatrix],
-    into: Evaluation,
+    total: Evaluation,
 ) -> None:
     """Offer the blocks of a scene to the gallery."""
-    if one.open_image is None:
-        return
     side = max((max(cell.width, cell.height) for cell in cells), default=0)
 
-    def load(cell: Window, score: float) -> Sample:
+    def load(cell: Window, score: float) -> TileSample:
         width, height = min(cell.width, _CROP), min(cell.height, _CROP)
         crop = Window(
             cell.x + (cell.width - width) // 2, cell.y + (cell.height - height) // 2, width, height
         )
         samples, valid = image.read(crop)
-        return Sample(
-            f"{one.name} at {crop.x}, {crop.y}",
+        return TileSample(
+            f"{comparison.name} at {crop.x}, {crop.y}",
             score,
-            shrink(truth.read(crop), _SHOWN),
-            shrink(scene.read(crop), _SHOWN),
-            shrink(samples[list(one.rgb)], _SHOWN),
-            shrink(valid, _SHOWN),
+            subsample(truth.read(crop), _SHOWN),
+            subsample(mapped.read(crop), _SHOWN),
+            subsample(samples[list(comparison.rgb)], _SHOWN),
+            subsample(valid, _SHOWN),
         )
 
-    with one.open_image() as image:
+    with open_image() as image:
         for cell, matrix in cells.items():
             miou = matrix.scores().miou
             if miou is not None and matrix.pixels > side * side * _LABELLED:
-                into.gallery.consider(miou, partial(load, cell, miou))
+                total.gallery.consider(miou, partial(load, cell, miou))
 
 
-def _open_map(path: Path, classes: Sequence[Class]) -> RasterLabels:
-    """Open a map of class ids, to be read as class indices.
-
-    Raises:
-        RssegError: The raster does not hold ids.
-    """
-    labels = RasterLabels.open(path, LabelCode(tuple(classes), ignore=(IGNORE,)))
-    scene = labels.place
-    if scene.count != 1 or scene.dtype.startswith("float"):
-        labels.close()
-        raise RssegError(
-            f"{scene.dtype} in {counted(scene.count, 'band')} is no map of class ids",
-            where=str(path),
-            fix="one band of integers, as `rsseg predict` writes it",
-        )
-    return labels
-
-
-def _doubts(total: ConfusionMatrix) -> list[str]:
-    """Say what looks wrong about the counts as a whole."""
+def _warnings(total: ConfusionMatrix) -> list[str]:
+    """Return warnings about implausible counts."""
     scores = total.scores()
-    found = []
+    sentences = []
     if len(scores.classes) == 2 and len(scores.present) == 1:
-        found.append(
+        sentences.append(
             f"the truth holds nothing but {scores.present[0].name}: does it cover the map?"
         )
     if scores.unmapped > scores.pixels / 2:
-        found.append(f"the map is empty on {scores.unmapped / scores.pixels:.0%} of the truth")
-    return found
+        unmapped = scores.unmapped / scores.pixels
+        sentences.append(f"the map is empty on {unmapped:.0%} of the labelled pixels")
+    return sentences

@@ -1,4 +1,4 @@
-"""How the truth of a map is opened: which classes there are and how the file says them."""
+"""The reference of a map: its classes, their encoding, and a reader on the grid of the map."""
 
 from __future__ import annotations
 
@@ -22,99 +22,118 @@ from rsseg_cli.raster.scene import Scene
 from rsseg_cli.raster.vector_labels import read_vector
 
 
-class Truth(Protocol):
-    """Anything that says class indices by window: a `LabelReader`, for one."""
+class Reference(Protocol):
+    """Reads class indices by window, as `LabelReader` does."""
 
     def read(self, window: Window) -> Labels:
-        """Read class indices (h, w), `IGNORE` where there is none; may hang over the border."""
+        """Read class indices (h, w), `IGNORE` where there are none or outside the map."""
 
     def close(self) -> None:
         """Close the file."""
 
 
-def open_truth(path: Path, code: LabelCode, on: Placed, *, align: bool) -> Truth:
-    """Open the truth of a map; refuse another grid unless it may be resampled."""
+def open_reference(path: Path, code: LabelCode, grid: Placed, *, align: bool) -> Reference:
+    """Open the reference of a map.
+
+    Args:
+        path: A raster, or polygons.
+        code: Encoding of the classes.
+        grid: Grid of the map.
+        align: Resample a raster on another grid, nearest neighbour.
+
+    Raises:
+        UnreadableError: The file is missing or broken.
+        RssegError: The grids differ and `align` is off.
+    """
     if is_vector(path):
-        return LabelReader.open(path, code, on)
+        return LabelReader.open(path, code, grid)
     with Scene.open(path, warn=False) as scene:
-        if same_grid(scene, on):
-            return LabelReader.open(path, code, on)
+        if same_grid(scene, grid):
+            return LabelReader.open(path, code, grid)
         if not align:
             raise RssegError(
                 "map and truth are on different grids\n"
-                f"       map   {describe_grid(on)}\n"
+                f"       map   {describe_grid(grid)}\n"
                 f"       truth {describe_grid(scene)}",
-                where=f"{on.path}, {path}",
+                where=f"{grid.path}, {path}",
                 fix="--align resamples the truth to the grid of the map (nearest neighbour)"
-                if on.crs and scene.crs
+                if grid.crs and scene.crs
                 else "write the missing CRS into the file, then --align resamples the truth",
             )
-    return AlignedLabels.open(path, code, on)
+    return AlignedLabels.open(path, code, grid)
 
 
 def read_class_list(path: Path) -> LabelCode | list[Class]:
-    """Read classes from a dataset.yaml (and how its labels are written) or from a named map.
+    """Read the classes of a map, or the encoding of the labels from a dataset.yaml.
 
     Raises:
-        UnreadableError: There is no such YAML file, or it is broken.
-        RssegError: The file names no classes, or has unknown settings.
+        UnreadableError: The YAML file is missing or broken.
+        RssegError: The file lists no classes, or has unknown settings.
     """
     if path.suffix.lower() in (".yaml", ".yml"):
         return presets.read(path).parse(DatasetSpec).code()
-    found = read_classes(path)
-    if not found:
+    classes = read_classes(path)
+    if not classes:
         raise RssegError(
-            "the file names no classes",
+            "the file lists no classes",
             where=str(path),
             fix="a dataset.yaml, or a map with its .aux.xml beside it",
         )
-    return found
+    return classes
 
 
 OBJECT = (Class(0, "background", (214, 219, 221)), Class(1, "object", (178, 24, 43)))
-"""The classes of a soft map that names none."""
+"""Classes of a soft map without a class list."""
 
 
 def classes_of(
     prediction: Path, truth: Path, remarks: list[str], *, soft: bool = False
 ) -> list[Class]:
-    """Find the classes: those named beside the map, or beside the truth, or the ids in use."""
-    named = read_classes(prediction)
-    in_truth = [] if is_vector(truth) else read_classes(truth)
-    others = {one.id: one.name for one in in_truth}
-    for one in named:
-        if others.get(one.id, one.name) != one.name:
-            remarks.append(
-                f"id {one.id} is {one.name} in the map but {others[one.id]} in the truth"
-            )
-    if named or in_truth:
-        return named or in_truth
+    """Return the classes listed beside the map, else beside the reference, else the ids in use.
+
+    Args:
+        prediction: The map.
+        truth: The reference.
+        remarks: Receives what a reader of the scores should know about the classes.
+        soft: The map holds probabilities.
+
+    Raises:
+        RssegError: The reference is polygons, and the map lists no classes.
+    """
+    of_map = read_classes(prediction)
+    of_truth = [] if is_vector(truth) else read_classes(truth)
+    names = {cls.id: cls.name for cls in of_truth}
+    for cls in of_map:
+        if names.get(cls.id, cls.name) != cls.name:
+            remarks.append(f"id {cls.id} is {cls.name} in the map but {names[cls.id]} in the truth")
+    if of_map or of_truth:
+        return of_map or of_truth
     if soft:
         return list(OBJECT)
     if is_vector(truth):
         raise RssegError(
-            "nothing says which classes the ids of the map are",
+            "the classes of the map are unknown",
             where=f"{fspath(prediction)}.aux.xml",
             fix="--classes with the dataset.yaml or another map that lists them",
         )
-    remarks.append("neither map nor truth names its classes: the ids in use are taken")
+    remarks.append("neither map nor truth lists its classes: the ids in use are the classes")
     return classes_in_use(prediction, truth)
 
 
 def code_of(
     truth: Path, classes: Sequence[Class], attribute: str | None, ignore: Sequence[int]
 ) -> LabelCode:
-    """Say how a truth writes classes, from what is known and what the file shows.
+    """Return the encoding of the classes in a reference, inferred from the file.
 
     Args:
         truth: A raster of ids or RGB colours, or polygons.
         classes: The classes.
-        attribute: Attribute of polygons that says the class; found by its values when None.
-        ignore: Ids that are no class, besides 255. Naming 255 says that the truth is no mask of
-            0 and 255.
+        attribute: Attribute of polygons with the class; inferred from the values when None.
+        ignore: Ids to ignore besides 255. With 255 listed, a reference of 0 and 255 is not read as
+            a mask of two classes.
 
     Raises:
-        RssegError: No attribute of the polygons, or several, say the class.
+        RssegError: No attribute of the polygons, or several, hold the class.
     """
     code = LabelCode(tuple(classes), ignore=(IGNORE, *ignore))
     if not is_vector(truth):
@@ -122,28 +141,29 @@ def code_of(
             if len(classes) == 2 and IGNORE not in ignore and _is_mask(scene):
                 return replace(code, encoding="threshold", ignore=tuple(ignore))
             return replace(code, encoding="rgb") if scene.count >= 3 else code
-    names = [one.name for one in classes]
-    alone = len(names) == 2 and "background" in names
-    code = replace(code, encoding="vector", background=names.index("background") if alone else None)
+    names = [cls.name for cls in classes]
+    single = len(names) == 2 and "background" in names
+    background = names.index("background") if single else None
+    code = replace(code, encoding="vector", background=background)
     return replace(code, field=attribute or _attribute(truth, code))
 
 
 def _is_mask(scene: Scene) -> bool:
-    """Tell whether a truth is a mask of 0 and 255, in one band or grey in three."""
+    """Return whether a reference is a mask of 0 and 255, in one band or grey in three."""
     if scene.dtype != "uint8" or scene.nodata == IGNORE or scene.count not in (1, 3):
         return False
-    found = False
+    has_object = False
     for window in blocks(scene.width, scene.height, (1024, 4096)):
         samples, _ = scene.read(window)
         high = samples == IGNORE
         if not (high | (samples == 0)).all() or not (high == high[0]).all():
             return False
-        found |= bool(high.any())
-    return found
+        has_object |= bool(high.any())
+    return has_object
 
 
 def _attribute(truth: Path, code: LabelCode) -> str | None:
-    """Find the attribute of polygons whose values are classes; None: polygons are one class."""
+    """Return the attribute of polygons with the class; None if all polygons are of one class."""
     table = read_vector(truth)
     columns: dict[str, set[str]] = {
         name: {as_text(value) for value in table[name].dropna()}
@@ -151,17 +171,17 @@ def _attribute(truth: Path, code: LabelCode) -> str | None:
         if name != table.geometry.name
     }
     known = set(code.attributes())
-    names = {one.name for one in code.classes}
+    names = {cls.name for cls in code.classes}
     fitting = [name for name, values in columns.items() if values and values <= known]
     named = [name for name in fitting if columns[name] & names]
     likely = [name for name in fitting if any(word in name.lower() for word in FIELDS)]
-    for found in (named, likely):
-        if len(found) == 1:
-            return found[0]
+    for candidates in (named, likely):
+        if len(candidates) == 1:
+            return candidates[0]
     if code.background is not None and not named:
         return None
     raise RssegError(
-        "which attribute of the polygons says the class is not clear",
+        "the attribute of the polygons that holds the class is ambiguous",
         where=str(truth),
         fix=f"--field with one of: {', '.join(columns)}",
     )

@@ -1,4 +1,4 @@
-"""Reads soft maps of one kind of object, as shares and as the two classes they stand for."""
+"""Soft maps: class probabilities of one kind of object, read as such or as two classes."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from numpy.typing import NDArray
 
 from rsseg_cli.classes import IGNORE, Class
 from rsseg_cli.errors import RssegError
-from rsseg_cli.evaluate.reference import Truth
+from rsseg_cli.evaluate.reference import Reference
+from rsseg_cli.number_format import counted
 from rsseg_cli.raster.decode import Labels
 from rsseg_cli.raster.grid import Window, blocks
 from rsseg_cli.raster.scene import Scene
-from rsseg_cli.words import counted
 
 if TYPE_CHECKING:
     from rsseg_cli.metrics.saliency import Saliency
 
 IMAGE = 2048
-"""A map up to so many pixels a side is one image of the scores; larger ones are cut into some."""
+"""Largest side of an image that is scored as one; larger maps are cut into several images."""
 
 
 def is_soft(path: Path) -> bool:
-    """Tell whether a map says by itself that it holds shares: floats, or bytes with a scale."""
-    with Scene.open(path, warn=False) as scene:  # says what is wrong with a file that is none
+    """Return whether a map holds probabilities: floats, or integers with a scale factor."""
+    with Scene.open(path, warn=False) as scene:  # raises UnreadableError for a broken file
         return scene.count == 1 and (scene.dtype.startswith("float") or _scale(scene) != 1.0)
 
 
@@ -39,27 +39,27 @@ def _scale(scene: Scene) -> float:
 
 @dataclass
 class SoftMap:
-    """A map of the share of one kind of object: floats 0..1, or bytes times a scale.
+    """A map of the probability of the second of two classes.
 
     Attributes:
-        place: The map.
-        scale: Share = stored value * scale.
+        scene: The file.
+        scale: Probability = stored value * scale.
     """
 
-    place: Scene
+    scene: Scene
     scale: float
 
     @classmethod
     def open(cls, path: Path, classes: Sequence[Class]) -> SoftMap:
-        """Open a map; bytes without a scale in the file are 255ths.
+        """Open a map; uint8 without a scale factor in the file is scaled by 1/255.
 
         Raises:
-            RssegError: There are not two classes, or more bands than one.
+            RssegError: There are not two classes, or the map has several bands or integers
+                other than uint8.
         """
         if len(classes) != 2:
             raise RssegError(
-                "a soft map tells one object from the rest: it cannot show "
-                f"{counted(len(classes), 'class')}",
+                f"a soft map needs two classes, not {len(classes)}",
                 where=str(path),
                 fix="--classes with a list of two, the object last; or a map of integer ids",
             )
@@ -67,47 +67,53 @@ class SoftMap:
         if scene.count != 1 or not (scene.dtype == "uint8" or scene.dtype.startswith("float")):
             scene.close()
             raise RssegError(
-                f"{scene.dtype} in {counted(scene.count, 'band')} is no soft map",
+                f"{scene.dtype} in {counted(scene.count, 'band')} is not a soft map",
                 where=str(path),
-                fix="one band: probabilities, or uint8 with their scale in the file",
+                fix="one band: floats 0..1, or uint8 with a scale factor in the file",
             )
         scale = _scale(scene)
         return cls(scene, 1 / 255 if scene.dtype == "uint8" and scale == 1.0 else scale)
 
-    def shares(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Read shares (h, w), 0 where nothing is mapped, and where something is (h, w)."""
-        samples, valid = self.place.read(window)
-        share = np.where(valid, samples[0] * self.scale, 0.0)
-        if not (share.min() >= 0 and share.max() <= 1 + 1e-6):
+    def probabilities(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Read probabilities (h, w), 0 where the map is empty, and valid pixels (h, w).
+
+        Raises:
+            RssegError: A value is not in 0..1.
+        """
+        samples, valid = self.scene.read(window)
+        values = np.where(valid, samples[0] * self.scale, 0.0)
+        if not (values.min() >= 0 and values.max() <= 1 + 1e-6):
             raise RssegError(
-                f"the soft map holds {share.min():g} to {share.max():g}, not shares 0 to 1",
-                where=self.place.path,
-                fix="probabilities, or uint8 with their scale in the file",
+                f"the soft map holds {values.min():g} to {values.max():g}, not probabilities",
+                where=self.scene.path,
+                fix="floats 0..1, or uint8 with a scale factor in the file",
             )
-        return share.clip(0.0, 1.0), valid
+        return values.clip(0.0, 1.0), valid
 
     def read(self, window: Window) -> Labels:
-        """Read class indices (h, w): 1 where the share is above one half."""
-        share, valid = self.shares(window)
-        found: Labels = np.where(valid, share > 0.5, IGNORE).astype(np.uint8)
-        return found
+        """Read class indices (h, w): 1 where the probability is above 0.5."""
+        values, valid = self.probabilities(window)
+        labels: Labels = np.where(valid, values > 0.5, IGNORE).astype(np.uint8)
+        return labels
 
-    def score(self, truth: Truth, regions: Sequence[Window], into: Saliency) -> None:
-        """Add each image of some regions to the scores of soft maps.
+    def score(self, truth: Reference, regions: Sequence[Window], total: Saliency) -> None:
+        """Add the map, image by image, to the scores of soft maps.
 
         Args:
-            truth: Index 1 is the object.
+            truth: Reference in which index 1 is the object.
             regions: Disjoint windows of the map.
-            into: What it is added to.
+            total: Scores to which the images are added.
         """
         for region in regions:
             for part in blocks(region.width, region.height, (IMAGE, IMAGE)):
                 window = part.shift(region.x, region.y)
-                share, valid = self.shares(window)
+                values, valid = self.probabilities(window)
                 true = truth.read(window)
                 true[~valid] = IGNORE
-                into.update(share, true)
+                total.update(values, true)
 
-    def close(self) -> None:
-        """Close the file."""
-        self.place.close()
+    def __enter__(self) -> SoftMap:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.scene.close()

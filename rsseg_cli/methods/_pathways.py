@@ -50,8 +50,9 @@ def top(scores: Tensor, count: int) -> Tensor:
 
 def draw_pathways(selections: Sequence[dict[str, Any]]) -> Figure:
     """Draw which blocks of each type were active after each selection, coloured by score."""
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
+
+    from rsseg_cli.report.charts import new_figure
 
     names = list(selections[0]["scores"])
     steps = [int(selection["step"]) for selection in selections]
@@ -63,8 +64,7 @@ def draw_pathways(selections: Sequence[dict[str, Any]]) -> Figure:
     shown = scores.masked_fill(~active, torch.nan)
     highest = float(scores[active].max())
 
-    figure = Figure(figsize=(8.0, 1.0 + 2.2 * len(names)), layout="constrained")
-    axes = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
+    figure, axes = new_figure(len(names), size=(8.0, 1.0 + 2.2 * len(names)), sharex=True)
     for row, (name, axis) in enumerate(zip(names, axes, strict=True)):
         axis.set_facecolor("0.93")
         picture = axis.imshow(
@@ -76,5 +76,5 @@ def draw_pathways(selections: Sequence[dict[str, Any]]) -> Figure:
     ticks = range(0, len(steps), 1 + len(steps) // 9)
     axes[-1].set_xticks(ticks, [f"{steps[tick]:,}" for tick in ticks])
     axes[-1].set_xlabel("step of the selection")
-    figure.colorbar(picture, ax=list(axes), label="score of the active modules")
+    figure.colorbar(picture, ax=axes, label="score of the active modules")
     return figure

@@ -57,10 +57,9 @@ def _picture(
     steps: Sequence[int],
     shares: Sequence[float],
 ) -> Figure:
-    from matplotlib.figure import Figure
+    from rsseg_cli.report.charts import new_figure
 
-    figure = Figure(figsize=(8.0, 8.0), layout="constrained")
-    axes = figure.subplots(3, 1, height_ratios=(1.0, 1.0, 0.8))
+    figure, axes = new_figure(3, size=(8.0, 8.0), height_ratios=(1.0, 1.0, 0.8))
     _heat(axes[0], sensitivity, "mean score, over the mean of all")
     percent = {role: [100 * share for share in row] for role, row in by_part.items()}
     _heat(axes[1], percent, "tuned, percent of the elements")

@@ -22,10 +22,10 @@ from rsseg_cli.errors import RssegError
 from rsseg_cli.methods import _ranking, _sensitivity
 from rsseg_cli.methods._candidates import Candidates
 from rsseg_cli.methods._domain import Scores
+from rsseg_cli.number_format import counted
 from rsseg_cli.projection import Role
 from rsseg_cli.settings import Json
 from rsseg_cli.step import Step
-from rsseg_cli.words import counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -44,11 +44,10 @@ def _history(
 def _picture(
     steps: list[Any], shares: np.ndarray[Any, np.dtype[np.float64]], modality: str
 ) -> Figure:
-    from matplotlib.figure import Figure
+    from rsseg_cli.report.charts import new_figure
 
     _, blocks, experts = shares.shape
-    figure = Figure(figsize=(10, max(3.0, 0.18 * blocks + 1.5)), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = new_figure(columns=2, size=(10, max(3.0, 0.18 * blocks + 1.5)))
     image = left.imshow(
         shares.reshape(len(steps), -1).T,
         aspect="auto",

@@ -25,8 +25,8 @@ from rsseg_cli.methods import _domain, _posterior, _ranking
 from rsseg_cli.methods._dsu import EMBEDDING, Feature, Shift, Watch
 from rsseg_cli.methods._posterior import Prior
 from rsseg_cli.methods._sparse import Sparse
+from rsseg_cli.number_format import counted
 from rsseg_cli.step import Step
-from rsseg_cli.words import counted
 
 PARTS = 100
 """Equal parts of the tuning phase, each with its share of admitted elements."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -234,25 +234,25 @@ class Weft(Method[WeftState]):
     @classmethod
     def draw(cls, records: Sequence[dict[str, Json]]) -> Iterator[tuple[str, Figure]]:
         """Draw how often each expert was chosen, and how the injections grew."""
-        from matplotlib.figure import Figure
+        from rsseg_cli.report.charts import new_figure
 
         lines = [(line["step"], line["method"]) for line in records if "method" in line]
         if not lines:
             return
-        figure = Figure(figsize=(10, 3.5), layout="constrained")
+        figure, axes = new_figure(columns=2, size=(10, 3.5))
         titles = {
             "experts": ("share of images that chose each expert", "expert"),
             "injection": ("mean |gamma| of each injection", "stage"),
         }
-        for axis, (key, (title, label)) in zip(figure.subplots(1, 2), titles.items(), strict=True):
-            steps = [step for step, _ in lines]
+        for axis, (key, (title, label)) in zip(axes, titles.items(), strict=True):
+            steps: list[Any] = [step for step, _ in lines]
             values = [own[key] for _, own in lines if isinstance(own, dict)]
             for number, series in enumerate(zip(*values, strict=True), start=1):
                 axis.plot(steps, series, label=f"{label} {number}")
-            axis.set_title(title, fontsize=9)
+            axis.set_title(title)
             axis.set_xlabel("step")
             if axis.lines:
-                axis.legend(fontsize=7)
+                axis.legend()
         yield "experts and injections", figure
 
 

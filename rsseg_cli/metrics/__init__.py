@@ -1,1 +1,1 @@
-"""Scores from predictions and truth."""
+"""Scores of predictions against a reference."""

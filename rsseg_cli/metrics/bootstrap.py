@@ -1,7 +1,7 @@
-"""Bootstrap intervals of scores: how much they depend on which ground was scored.
+"""Bootstrap confidence intervals of scores (Efron and Tibshirani 1993, percentile intervals).
 
-Pixels of one place are alike, so that not pixels are drawn but scenes, or square blocks of ground
-where there are few scenes (Efron and Tibshirani 1993, percentile intervals).
+Neighbouring pixels are correlated. Therefore scenes are resampled, or square blocks of them where
+there are few scenes.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from rsseg_cli.metrics.interval import Estimate
 LEVEL = 0.95
 DRAWS = 1000
 LEAST = 10
-"""With fewer units an interval would say more than is known."""
+"""Smallest number of units for an interval."""
 _CELLS = 2**22
-"""Numbers held at a time."""
+"""Numbers in memory at a time."""
 
 
 @dataclass(frozen=True)
 class Units:
-    """What is drawn.
+    """Units that are resampled.
 
     Attributes:
         kind: "scenes" or "blocks".
@@ -37,9 +37,9 @@ class Units:
 
     @classmethod
     def choose(cls, scenes: Sequence[NDArray[Any]], blocks: Sequence[NDArray[Any]]) -> Units | None:
-        """Take scenes, else blocks, None where there are too few of both with any truth."""
+        """Return the labelled scenes, else the labelled blocks; None if both are too few."""
         for kind, counts in (("scenes", scenes), ("blocks", blocks)):
-            labelled = [one for one in counts if one.any()]
+            labelled = [unit for unit in counts if unit.any()]
             if len(labelled) >= LEAST:
                 return cls(kind, np.stack(labelled))
         return None
@@ -50,8 +50,8 @@ class Intervals:
     """95 % intervals of scores.
 
     Attributes:
-        kind: What was drawn: "scenes" or "blocks".
-        units: How many there are.
+        kind: Units of the bootstrap: "scenes" or "blocks".
+        units: Number of units.
         scores: Interval of `miou`, `macc`, `accuracy` and `f1`.
         iou: Interval of the IoU of each class; None where it is not defined.
     """
@@ -62,22 +62,21 @@ class Intervals:
     iou: Sequence[Estimate | None] = ()
 
     @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> Intervals:
-        """Read what `asdict` gave."""
-        scores = {name: Estimate(**one) for name, one in found["scores"].items()}
-        return cls(
-            found["kind"], found["units"], scores, [Estimate.from_json(one) for one in found["iou"]]
-        )
+    def from_json(cls, document: Mapping[str, Any]) -> Intervals:
+        """Build intervals from the output of `asdict`."""
+        scores = {name: Estimate(**row) for name, row in document["scores"].items()}
+        iou = [Estimate.from_json(row) for row in document["iou"]]
+        return cls(document["kind"], document["units"], scores, iou)
 
 
 def intervals(units: Units) -> Intervals:
-    """Find the intervals of all scores of a confusion matrix."""
+    """Return the intervals of all scores of a confusion matrix."""
     parts = [means(part) for part in resample(units.counts)]
     drawn = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     whole = means(units.counts.sum(0, dtype=np.int64)[None])
     ends = [
-        {name: percentiles(values, share) for name, values in drawn.items()}
-        for share in ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
+        {name: percentiles(values, quantile) for name, values in drawn.items()}
+        for quantile in ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
     ]
     scores = {
         name: Estimate.known(float(whole[name][0]), *(float(end[name]) for end in ends))
@@ -86,7 +85,7 @@ def intervals(units: Units) -> Intervals:
     return Intervals(
         kind=units.kind,
         units=len(units.counts),
-        scores={name: one for name, one in scores.items() if one is not None},
+        scores={name: estimate for name, estimate in scores.items() if estimate is not None},
         iou=[
             Estimate.known(*(float(value) for value in values))
             for values in zip(whole["iou"][0], *(end["iou"] for end in ends), strict=True)
@@ -95,15 +94,15 @@ def intervals(units: Units) -> Intervals:
 
 
 def resample(counts: NDArray[Any], *, draws: int = DRAWS, seed: int = 0) -> Iterator[NDArray[Any]]:
-    """Draw as many units as there are, with repetition, and sum their counts.
+    """Yield sums over U units drawn with replacement.
 
     Args:
-        counts: (U, ...) of each unit.
-        draws: How often.
-        seed: The same seed draws the same.
+        counts: (U, ...) counts of each unit.
+        draws: Number of sums.
+        seed: Seed of the random numbers.
 
     Yields:
-        (D, ...) sums, until there are `draws`.
+        (D, ...) sums, in chunks that add up to `draws`.
     """
     rng = np.random.default_rng(seed)
     number, shape = len(counts), counts.shape[1:]
@@ -116,35 +115,36 @@ def resample(counts: NDArray[Any], *, draws: int = DRAWS, seed: int = 0) -> Iter
 
 
 def means(counts: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
-    """Score counts (D, K, K + 1) as `ConfusionMatrix.scores` does; NaN where it says None."""
+    """Return the scores of counts (D, K, K + 1) as `ConfusionMatrix` does, NaN where undefined."""
     mapped = counts[..., :-1]
     hits = np.diagonal(mapped, axis1=1, axis2=2)
     true, predicted = counts.sum(2), mapped.sum(1)
     present = true > 0
-    iou = _divide(hits, true + predicted - hits)
+    iou = divide(hits, true + predicted - hits)
     return {
         "iou": iou,
-        "miou": _mean(iou, present),
-        "macc": _mean(_divide(hits, true), present),
-        "f1": _mean(_divide(2 * hits, true + predicted), present),
-        "accuracy": _divide(hits.sum(1), true.sum(1)),
+        "miou": _mean_over(iou, present),
+        "macc": _mean_over(divide(hits, true), present),
+        "f1": _mean_over(divide(2 * hits, true + predicted), present),
+        "accuracy": divide(hits.sum(1), true.sum(1)),
     }
 
 
-def percentiles(values: NDArray[np.float64], share: float) -> NDArray[np.float64]:
-    """Find the value below which a share of (D, ...) lies, NaN left out; NaN without any."""
+def percentiles(values: NDArray[np.float64], quantile: float) -> NDArray[np.float64]:
+    """Return the `quantile` (0..1) of (D, ...) over D, ignoring NaN; NaN if all are NaN."""
     known = ~np.isnan(values)
     filled = np.where(known.any(0), values, 0.0)
-    found = np.nanpercentile(filled, 100 * share, axis=0)
-    return np.where(known.any(0), found, np.nan)
+    quantiles = np.nanpercentile(filled, 100 * quantile, axis=0)
+    return np.where(known.any(0), quantiles, np.nan)
 
 
-def _divide(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
-    found: NDArray[np.float64] = np.divide(
-        part, whole, out=np.full(part.shape, np.nan), where=whole > 0
+def divide(parts: NDArray[Any], wholes: NDArray[Any]) -> NDArray[np.float64]:
+    """Return quotients, NaN where the divisor is not positive."""
+    quotients: NDArray[np.float64] = np.divide(
+        parts, wholes, out=np.full(parts.shape, np.nan), where=wholes > 0
     )
-    return found
+    return quotients
 
 
-def _mean(values: NDArray[np.float64], present: NDArray[np.bool_]) -> NDArray[np.float64]:
-    return _divide(np.where(present, values, 0.0).sum(1), present.sum(1))
+def _mean_over(values: NDArray[np.float64], present: NDArray[np.bool_]) -> NDArray[np.float64]:
+    return divide(np.where(present, values, 0.0).sum(1), present.sum(1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,26 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rsseg_cli.classes import IGNORE, Class
+from rsseg_cli.metrics.confusion import mean, ratios
 from rsseg_cli.metrics.scores import Scores
 
 
-def outline_px(width: int, height: int) -> int:
-    """Give the outline width of the paper for an image: 2 % of its diagonal, at least 1 pixel."""
-    return max(1, round(0.02 * math.hypot(width, height)))
-
-
 class BoundaryIoU:
-    """Intersection over union of outlines, per class. Sums, so tiles, scenes and processes add.
+    """Intersection over union of the outlines of classes, summed over tiles and scenes.
 
-    The outline of a class are its pixels nearer than `distance` pixels (Chebyshev) to anything
-    that is not the class; as in the paper, the border of what is given counts as such. IoU of a
-    class is |outline of truth and outline of prediction| / |either|.
+    The outline of a class consists of its pixels within `distance` pixels (Chebyshev) of any other
+    class or, as in the paper, of the border of the image. The IoU of a class is |outline in the
+    reference and in the prediction| / |outline in either|.
 
-    Pixels without truth belong to no class in either map, so that both have an outline there.
+    Unlabelled pixels have no class in either map, so that both have an outline there.
 
     Args:
-        classes: What the indices mean.
-        distance: Width of the outline in pixels; the paper's is `outline_px`.
+        classes: The classes of the indices.
+        distance: Width of the outline in pixels. The paper uses 2 % of the image diagonal.
     """
 
     def __init__(self, classes: Sequence[Class], *, distance: int) -> None:
@@ -46,20 +41,18 @@ class BoundaryIoU:
         truth: NDArray[Any],
         inside: tuple[slice, slice] = (slice(None), slice(None)),
     ) -> None:
-        """Count the outlines of a tile, or of a window of a scene.
+        """Add the outlines of a tile, or of a window of a scene.
 
         Args:
-            predicted: (h, w) class indices, `IGNORE` where the map says nothing.
-            truth: (h, w) class indices, `IGNORE` where there is no truth.
-            inside: The part that is counted. Around a window of a scene give `distance` pixels
-                more on every side that has neighbours, and cut them off here: then windows sum
-                to exactly what the whole scene gives.
+            predicted: (h, w) class indices, `IGNORE` for unmapped pixels.
+            truth: (h, w) class indices, `IGNORE` for unlabelled pixels.
+            inside: The rows and columns that are counted. With `distance` more pixels around a
+                window, cut off by `inside`, windows sum to exactly the counts of the whole scene.
         """
         if predicted.shape != truth.shape or truth.ndim != 2:
             raise ValueError(f"shapes differ: {predicted.shape}, {truth.shape}")
-        there = truth != IGNORE
-        true = np.where(there, truth, IGNORE).astype(np.uint8)
-        guess = np.where(there, predicted, IGNORE).astype(np.uint8)
+        true = truth.astype(np.uint8)
+        guess = np.where(truth != IGNORE, predicted, IGNORE).astype(np.uint8)
         of_truth = outline(true, self.distance)[inside]
         of_guess = outline(guess, self.distance)[inside]
         true, guess = true[inside], guess[inside]
@@ -68,46 +61,40 @@ class BoundaryIoU:
             known = labels[labels != IGNORE]
             self.counts[row] += np.bincount(known, minlength=len(self.classes))
 
-    def __add__(self, other: BoundaryIoU) -> BoundaryIoU:
-        if (self.classes, self.distance) != (other.classes, other.distance):
-            raise ValueError("boundary scores of different classes or distances do not add")
-        total = BoundaryIoU(self.classes, distance=self.distance)
-        total.counts = self.counts + other.counts
-        return total
-
     def iou(self) -> list[float | None]:
-        """Give the boundary IoU per class, None for a class with no outline in either map."""
-        both, true, guess = (row.tolist() for row in self.counts)
-        either = [t + g - b for b, t, g in zip(both, true, guess, strict=True)]
-        return [b / e if e else None for b, e in zip(both, either, strict=True)]
+        """Return the boundary IoU per class, None for a class without an outline in both maps."""
+        both, true, guess = self.counts
+        return ratios(both, true + guess - both)
 
     def add_to(self, scores: Scores) -> Scores:
-        """Put the boundary scores beside the others; the mean runs over the same classes."""
+        """Return scores with the boundary scores added; their mean is over the same classes."""
         rows = [
             replace(row, boundary_iou=value)
             for row, value in zip(scores.classes, self.iou(), strict=True)
         ]
-        known = [r.boundary_iou for r in rows if r.pixels and r.boundary_iou is not None]
-        mean = sum(known) / len(known) if known else None
-        return replace(scores, classes=rows, boundary_miou=mean, boundary_px=self.distance)
+        miou = mean([row.boundary_iou for row in rows if row.pixels])
+        return replace(scores, classes=rows, boundary_miou=miou, boundary_px=self.distance)
 
 
 def outline(labels: NDArray[np.uint8], distance: int) -> NDArray[np.bool_]:
-    """Find the pixels (h, w) with another label, or the border, within `distance` pixels.
+    """Return the pixels (h, w) with another label, or the border, within `distance` pixels.
 
     All classes at once: a pixel is inside its class exactly where the smallest and the largest
     label in the square of side 2 * distance + 1 around it are the same.
     """
     padded = np.pad(labels, distance, constant_values=IGNORE)
     side = 2 * distance + 1
-    found: NDArray[np.bool_] = _slide(padded, side, np.minimum) != _slide(padded, side, np.maximum)
-    return found
+    edge: NDArray[np.bool_] = _filter(padded, side, np.minimum) != _filter(padded, side, np.maximum)
+    return edge
 
 
-def _slide(
+def _filter(
     labels: NDArray[np.uint8], side: int, extreme: Callable[..., NDArray[np.uint8]]
 ) -> NDArray[np.uint8]:
-    """Take the extreme of every `side` x `side` square that fits, in O(log side) passes."""
+    """Return the minimum or maximum of every `side` x `side` square, in O(log side) passes.
+
+    The filters of scipy.ndimage take seven times as long, and `rsseg evaluate` then 2.5 times.
+    """
     reach = 1
     while reach < side:
         step = min(reach, side - reach)

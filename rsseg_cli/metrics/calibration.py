@@ -1,4 +1,4 @@
-"""Calibration: whether a model that says 80 % is right in 80 % of the cases (Guo et al. 2017)."""
+"""Calibration of class probabilities (Guo et al. 2017)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ BINS = 15
 
 
 @dataclass(frozen=True)
-class Bin:
+class CalibrationBin:
     """Pixels whose highest probability lies in one range.
 
     Attributes:
         confidence: Mean of their highest probability.
-        accuracy: Share of them that is right.
-        pixels: How many.
+        accuracy: Fraction of them that is right.
+        pixels: Number of pixels.
     """
 
     confidence: float
@@ -32,51 +32,51 @@ class Reliability:
     """The calibration curve.
 
     Attributes:
-        bins: Ranges of equal width that hold any pixel, from unsure to sure.
+        bins: Ranges of equal width with any pixel, by increasing confidence.
         ece: Expected calibration error: mean distance of confidence and accuracy over pixels.
     """
 
-    bins: Sequence[Bin]
+    bins: Sequence[CalibrationBin]
     ece: float
 
     @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> Reliability:
-        """Read what `asdict` gave."""
-        return cls([Bin(**one) for one in found["bins"]], found["ece"])
+    def from_json(cls, document: Mapping[str, Any]) -> Reliability:
+        """Build a curve from the output of `asdict`."""
+        return cls([CalibrationBin(**row) for row in document["bins"]], document["ece"])
 
 
 class Calibration:
-    """Sums what the curve needs; tiles, scenes and processes add.
+    """Sums per range of confidence, which add over tiles, scenes and processes.
 
     Attributes:
-        sums: (3, BINS): pixels, right pixels, sum of confidences.
+        sums: (3, BINS) pixels, right pixels, sum of confidences.
     """
 
     def __init__(self) -> None:
         self.sums = np.zeros((3, BINS))
 
     def update(self, confidence: NDArray[Any], right: NDArray[np.bool_]) -> None:
-        """Count pixels with truth.
+        """Add labelled pixels.
 
         Args:
             confidence: (N,) highest probability, 0..1.
-            right: (N,) whether its class is the true one.
+            right: (N,) True where its class is the true one.
         """
-        sure = confidence.astype(np.float64)
+        values = confidence.astype(np.float64)
         # Ranges are open below and closed above, as in the paper.
-        place = np.clip(np.ceil(sure * BINS).astype(np.int64) - 1, 0, BINS - 1)
-        self.sums[0] += np.bincount(place, minlength=BINS)
-        self.sums[1] += np.bincount(place, weights=right, minlength=BINS)
-        self.sums[2] += np.bincount(place, weights=sure, minlength=BINS)
+        bins = np.clip(np.ceil(values * BINS).astype(np.int64) - 1, 0, BINS - 1)
+        self.sums[0] += np.bincount(bins, minlength=BINS)
+        self.sums[1] += np.bincount(bins, weights=right, minlength=BINS)
+        self.sums[2] += np.bincount(bins, weights=values, minlength=BINS)
 
     def reliability(self) -> Reliability | None:
-        """Give the curve; None when nothing was counted."""
-        pixels, right, sure = self.sums
+        """Return the curve; None without any pixel."""
+        pixels, right, confidence = self.sums
         if not pixels.any():
             return None
         full = pixels > 0
         bins = [
-            Bin(float(s / n), float(r / n), int(n))
-            for n, r, s in zip(pixels[full], right[full], sure[full], strict=True)
+            CalibrationBin(float(s / n), float(r / n), int(n))
+            for n, r, s in zip(pixels[full], right[full], confidence[full], strict=True)
         ]
-        return Reliability(bins, float(np.abs(right - sure).sum() / pixels.sum()))
+        return Reliability(bins, float(np.abs(right - confidence).sum() / pixels.sum()))

@@ -1,4 +1,4 @@
-"""Counts what was predicted where, and turns the counts into scores."""
+"""Confusion matrix of true and predicted classes, and its scores."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Indices: TypeAlias = "NDArray[Any] | Tensor"
-"""Class indices of any shape and integer type, `IGNORE` where there is none."""
+"""Class indices of any shape and integer type, `IGNORE` for pixels without a class."""
 
 _CHUNK = 2**20
-"""Pixels counted at a time: bincount takes 8 bytes per pixel."""
+"""Pixels counted at a time, since bincount takes 8 bytes per pixel."""
 
 
 class ConfusionMatrix:
-    """Pixels by true and by predicted class. Sums, so tiles, scenes and processes add.
+    """Pixels by true and by predicted class, which add over tiles, scenes and processes.
 
-    A pixel without a class in the truth is outside every count. A pixel that has one, but none in
-    the prediction (nodata of the map), is a miss: it counts in the truth of its class, in no
-    prediction, and is shown as *unmapped*.
+    Pixels without a class in the reference are not counted. A labelled pixel without a class in
+    the prediction (nodata of the map) is a miss: it counts as a pixel of its true class and is
+    *unmapped*.
 
-    The means of `scores` run over the classes that occur in the truth, so that two maps of the
-    same ground are always averaged over the same classes:
+    The means of `scores` are taken over the classes in the reference, so that two maps with the
+    same reference are always averaged over the same classes:
 
-    - a class in neither truth nor prediction is *absent*: it has no scores (None, shown as "-");
-    - a class that is predicted but not in the truth is *stray*: its IoU, F1 and precision are 0
-      and shown, but stay out of the means. Its pixels already count as errors of the classes they
-      truly are. Where there are strays, `miou_with_strays` also gives the mean that counts them
-      as 0, which is what torchmetrics and MMSegmentation report.
+    - a class in neither reference nor prediction is *absent*: its scores are None;
+    - a class that is predicted but not in the reference is *stray*: its IoU, F1 and precision are
+      0 but left out of the means, since its pixels already count as errors of their true classes.
+      `miou_with_strays` is the mean that includes these zeros, as torchmetrics and MMSegmentation
+      report it.
 
     Attributes:
-        classes: What the indices mean.
+        classes: The K classes of the indices.
         counts: (K, K + 1) pixels by true (row) and predicted (column) class; the last column is
             unmapped.
     """
@@ -53,14 +53,14 @@ class ConfusionMatrix:
             raise ValueError(f"counts {self.counts.shape} do not fit {len(classes)} classes")
 
     def update(self, predicted: Indices, truth: Indices) -> None:
-        """Count pixels.
+        """Add pixels.
 
         Args:
-            predicted: Class indices; `IGNORE` where the map says nothing.
-            truth: Class indices of the same shape; `IGNORE` where there is no truth.
+            predicted: Class indices; `IGNORE` for unmapped pixels.
+            truth: Class indices of the same shape; `IGNORE` for unlabelled pixels.
 
         Raises:
-            ValueError: The shapes differ, or an index is no class.
+            ValueError: The shapes differ, or an index is not a class.
         """
         if tuple(predicted.shape) != tuple(truth.shape):
             raise ValueError(f"shapes differ: {tuple(predicted.shape)}, {tuple(truth.shape)}")
@@ -70,20 +70,20 @@ class ConfusionMatrix:
             self.counts += self._count(flat_predicted[part], flat_truth[part])
 
     def _count(self, predicted: Indices, truth: Indices) -> NDArray[np.int64]:
-        """Count flat indices where they lie (numpy, or torch on its device)."""
+        """Return the counts of flat indices, computed by numpy or by torch on its device."""
         code = _bytes("truth", truth) * 256 + _bytes("prediction", predicted)
         if isinstance(code, np.ndarray):
             flat = np.bincount(code, minlength=2**16)
         else:
             flat = code.bincount(minlength=2**16).cpu().numpy()
-        pairs = flat.reshape(256, 256)[:IGNORE]  # what has no truth ends here
+        pairs = flat.reshape(256, 256)[:IGNORE]  # drops the unlabelled pixels
         number = len(self.classes)
-        for name, seen in (("truth", pairs.sum(1)), ("prediction", pairs.sum(0)[:IGNORE])):
-            if seen[number:].any():
-                odd = number + np.flatnonzero(seen[number:])
-                raise ValueError(f"the {name} holds {odd[:5]}, but there are {number} classes")
-        found: NDArray[np.int64] = pairs[:number, [*range(number), IGNORE]].astype(np.int64)
-        return found
+        for name, pixels in (("truth", pairs.sum(1)), ("prediction", pairs.sum(0)[:IGNORE])):
+            if pixels[number:].any():
+                invalid = number + np.flatnonzero(pixels[number:])
+                raise ValueError(f"the {name} holds {invalid[:5]}, but there are {number} classes")
+        counts: NDArray[np.int64] = pairs[:number, [*range(number), IGNORE]].astype(np.int64)
+        return counts
 
     def __add__(self, other: ConfusionMatrix) -> ConfusionMatrix:
         if self.classes != other.classes:
@@ -96,18 +96,18 @@ class ConfusionMatrix:
         return int(self.counts.sum())
 
     def scores(self) -> Scores:
-        """Give the scores of all that was counted."""
+        """Return the scores of the counts."""
         number = len(self.classes)
         hits = self.counts[:, :number].diagonal()
         true, predicted = self.counts.sum(1), self.counts[:, :number].sum(0)
-        iou = _ratio(hits, true + predicted - hits)
-        f1 = _ratio(2 * hits, true + predicted)
-        precision, recall = _ratio(hits, predicted), _ratio(hits, true)
+        iou = ratios(hits, true + predicted - hits)
+        f1 = ratios(2 * hits, true + predicted)
+        precision, recall = ratios(hits, predicted), ratios(hits, true)
         rows = [
             ClassScore(
-                id=one.id,
-                name=one.name,
-                color=one.color,
+                id=cls.id,
+                name=cls.name,
+                color=cls.color,
                 iou=iou[i],
                 f1=f1[i],
                 precision=precision[i],
@@ -116,34 +116,36 @@ class ConfusionMatrix:
                 predicted=int(predicted[i]),
                 unmapped=int(self.counts[i, number]),
             )
-            for i, one in enumerate(self.classes)
+            for i, cls in enumerate(self.classes)
         ]
         present = [row for row in rows if row.pixels]
-        seen = [row for row in rows if row.pixels or row.predicted]
+        occurring = [row for row in rows if row.pixels or row.predicted]
         return Scores(
-            miou=_mean([row.iou for row in present]),
-            macc=_mean([row.recall for row in present]),
-            accuracy=_ratio(hits.sum()[None], true.sum()[None])[0],
-            f1=_mean([row.f1 for row in present]),
-            miou_with_strays=_mean([row.iou for row in seen]) if present else None,
+            miou=mean([row.iou for row in present]),
+            macc=mean([row.recall for row in present]),
+            accuracy=ratios(hits.sum()[None], true.sum()[None])[0],
+            f1=mean([row.f1 for row in present]),
+            miou_with_strays=mean([row.iou for row in occurring]) if present else None,
             classes=rows,
             confusion=self.counts[:, :number].tolist(),
         )
 
 
 def _bytes(name: str, indices: Any) -> Any:
-    """Widen flat indices so that pairs of them can be coded; refuse what is no byte."""
+    """Return flat indices as int64; raise unless they are in 0..255."""
     wide = indices.astype(np.int64) if isinstance(indices, np.ndarray) else indices.long()
     if len(wide) and (int(wide.min()) < 0 or int(wide.max()) > IGNORE):
-        raise ValueError(f"the {name} holds {int(wide.min())}..{int(wide.max())}, no class indices")
+        values = f"{int(wide.min())}..{int(wide.max())}"
+        raise ValueError(f"the {name} holds {values}, not class indices 0..{IGNORE}")
     return wide
 
 
-def _ratio(part: NDArray[np.int64], whole: NDArray[np.int64]) -> list[float | None]:
-    """Divide counts; None where there is nothing to divide by."""
-    return [int(a) / int(b) if b else None for a, b in zip(part, whole, strict=True)]
+def ratios(parts: NDArray[np.int64], wholes: NDArray[np.int64]) -> list[float | None]:
+    """Return quotients of counts (K,), None for a divisor of 0."""
+    return [int(a) / int(b) if b else None for a, b in zip(parts, wholes, strict=True)]
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def mean(values: Sequence[float | None]) -> float | None:
+    """Return the mean of the defined values; None without any."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None

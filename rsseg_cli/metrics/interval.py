@@ -1,4 +1,4 @@
-"""A number with the interval that it lies in."""
+"""Estimates with confidence intervals."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Estimate:
-    """A share 0..1 and its 95 % interval; no interval where nothing says how sure it is."""
+    """A fraction 0..1 and its 95 % interval, whose ends are None if unknown."""
 
     value: float
     low: float | None
@@ -17,16 +17,16 @@ class Estimate:
 
     @classmethod
     def of(cls, value: float, low: float, high: float) -> Estimate:
-        """Make one; ends that are NaN are not known."""
-        sure = not (math.isnan(low) or math.isnan(high))
-        return cls(value, low if sure else None, high if sure else None)
+        """Build an estimate; without an interval if an end is NaN."""
+        known = not (math.isnan(low) or math.isnan(high))
+        return cls(value, low if known else None, high if known else None)
 
     @classmethod
     def known(cls, value: float, low: float, high: float) -> Estimate | None:
-        """Make one, or None when the value itself is NaN."""
+        """Build an estimate; None if the value is NaN."""
         return None if math.isnan(value) else cls.of(value, low, high)
 
     @classmethod
-    def from_json(cls, found: dict[str, Any] | None) -> Estimate | None:
-        """Read what `asdict` gave."""
-        return None if found is None else cls(**found)
+    def from_json(cls, document: dict[str, Any] | None) -> Estimate | None:
+        """Build an estimate from the output of `asdict`."""
+        return None if document is None else cls(**document)

@@ -1,4 +1,4 @@
-"""What the scores of soft maps are called; apart, because PySODMetrics is slow to import."""
+"""Names of the scores of soft maps, apart from `saliency` since PySODMetrics is slow to import."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a score is: the numbers of one comparison, ready for JSON."""
+"""Scores of one comparison, and their JSON form."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from rsseg_cli.metrics.calibration import Reliability
 
 @dataclass(frozen=True)
 class ClassScore:
-    """Scores of one class, as shares 0..1; None where nothing defines them.
+    """Scores of one class as fractions 0..1; None where a score is not defined.
 
     Attributes:
-        pixels: Pixels of the class in the truth.
-        predicted: Pixels of the class in the prediction, where there is truth.
-        unmapped: Pixels of the class in the truth without a class in the prediction.
-        boundary_iou: IoU of its outlines, where it was asked for.
+        pixels: Pixels of the class in the reference.
+        predicted: Labelled pixels that are predicted as the class.
+        unmapped: Pixels of the class in the reference without a class in the prediction.
+        boundary_iou: IoU of its outlines; None if not computed.
     """
 
     id: int
@@ -36,32 +36,34 @@ class ClassScore:
 
     @property
     def absent(self) -> bool:
-        """Neither in the truth nor in the prediction."""
+        """Neither in the reference nor in the prediction."""
         return not self.pixels and not self.predicted
 
     @property
     def stray(self) -> bool:
-        """Predicted where the truth has none of it."""
+        """In the prediction but not in the reference."""
         return not self.pixels and self.predicted > 0
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of a prediction; `ConfusionMatrix` says how classes that do not occur are treated.
+    """Scores of a prediction.
+
+    See `ConfusionMatrix` for the treatment of classes that do not occur.
 
     Attributes:
-        miou: Mean IoU over the classes in the truth.
-        macc: Mean recall over the classes in the truth.
-        accuracy: Share of labelled pixels with the right class.
-        f1: Mean F1 over the classes in the truth.
-        miou_with_strays: Mean IoU with classes that are only predicted counted as 0.
-        confusion: K rows (truth) of K pixel counts (prediction).
-        boundary_miou: Mean boundary IoU over the classes in the truth.
-        boundary_px: Width in pixels of the outlines that it compares.
+        miou: Mean IoU over the classes in the reference.
+        macc: Mean recall over the classes in the reference.
+        accuracy: Fraction of labelled pixels with the right class.
+        f1: Mean F1 over the classes in the reference.
+        miou_with_strays: Mean IoU in which classes that are only predicted count as 0.
+        confusion: K rows (reference) of K pixel counts (prediction).
+        boundary_miou: Mean boundary IoU over the classes in the reference.
+        boundary_px: Width of its outlines in pixels.
         saliency: Scores of a soft map by name.
         intervals: Bootstrap intervals of the scores above.
         area: Area-adjusted accuracy of the whole map.
-        calibration: How sure the model was, and how often right.
+        calibration: Calibration curve.
         groups: Scores per domain, or per scene where there are no domains.
         scenes: Scores per scene.
     """
@@ -89,17 +91,17 @@ class Scores:
 
     @property
     def unmapped(self) -> int:
-        """Number of labelled pixels on which the prediction says nothing."""
+        """Number of labelled pixels without a class in the prediction."""
         return sum(row.unmapped for row in self.classes)
 
     @property
     def present(self) -> list[ClassScore]:
-        """The classes in the truth: those that the means run over."""
+        """The classes in the reference, over which the means are taken."""
         return [row for row in self.classes if row.pixels]
 
     def to_json(self) -> dict[str, Any]:
-        """Give the score object that `--json` prints and `report.json` holds."""
-        found: dict[str, Any] = {
+        """Return the scores as `--json` prints them and `report.json` holds them."""
+        document: dict[str, Any] = {
             "miou": self.miou,
             "macc": self.macc,
             "accuracy": self.accuracy,
@@ -111,30 +113,31 @@ class Scores:
             "confusion": self.confusion,
         }
         if self.boundary_px is not None:
-            found |= {"boundary_miou": self.boundary_miou, "boundary_px": self.boundary_px}
+            document |= {"boundary_miou": self.boundary_miou, "boundary_px": self.boundary_px}
         if self.saliency is not None:
-            found["saliency"] = self.saliency
+            document["saliency"] = self.saliency
         for name in _PARTS:
             part = getattr(self, name)
             if part is not None:
-                found[name] = asdict(part)
-        found["groups"] = {key: part.to_json() for key, part in self.groups.items()}
+                document[name] = asdict(part)
+        document["groups"] = {key: part.to_json() for key, part in self.groups.items()}
         if self.scenes:
-            found["scenes"] = {key: part.to_json() for key, part in self.scenes.items()}
-        return found
+            document["scenes"] = {key: part.to_json() for key, part in self.scenes.items()}
+        return document
 
     @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> Scores:
-        """Read a score object back; keys that it lacks were not measured."""
-        known: dict[str, Any] = {name: found.get(name) for name in _NUMBERS}
-        known["classes"] = [
-            ClassScore(**row | {"color": tuple(row["color"])}) for row in found["classes"]
+    def from_json(cls, document: Mapping[str, Any]) -> Scores:
+        """Build scores from the output of `to_json`; missing keys become None."""
+        values: dict[str, Any] = {name: document.get(name) for name in _NUMBERS}
+        values["classes"] = [
+            ClassScore(**row | {"color": tuple(row["color"])}) for row in document["classes"]
         ]
         for name in ("groups", "scenes"):
-            known[name] = {key: cls.from_json(part) for key, part in found.get(name, {}).items()}
+            parts = document.get(name, {})
+            values[name] = {key: cls.from_json(part) for key, part in parts.items()}
         for name, kind in _PARTS.items():
-            known[name] = kind.from_json(found[name]) if name in found else None
-        return cls(confusion=found["confusion"], **known)
+            values[name] = kind.from_json(document[name]) if name in document else None
+        return cls(confusion=document["confusion"], **values)
 
 
 _NUMBERS = (

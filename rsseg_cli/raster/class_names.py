@@ -14,10 +14,10 @@ from rasterio.errors import RasterioError
 
 from rsseg_cli.classes import IGNORE, Class, default_color
 from rsseg_cli.errors import RssegError, UnreadableError
+from rsseg_cli.number_format import counted
 from rsseg_cli.raster.grid import blocks
 from rsseg_cli.raster.labels import color_entries
 from rsseg_cli.raster.scene import Scene
-from rsseg_cli.words import counted
 
 # What a column of an attribute table is for (GDAL's GFU_* codes).
 _NAME, _MIN, _VALUE, _RED, _GREEN, _BLUE = "2", "3", "5", "6", "7", "8"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rsseg_cli.classes import IGNORE, Class
 from rsseg_cli.errors import RssegError
-from rsseg_cli.words import counted
+from rsseg_cli.number_format import counted, listed
 
 Color: TypeAlias = tuple[int, int, int]
 Value: TypeAlias = int | float | str | Color
@@ -137,9 +137,16 @@ def _id_table(code: LabelCode) -> NDArray[np.int16]:
     return table
 
 
-def _decode_ids(
-    values: NDArray[Any], valid: NDArray[np.bool_], code: LabelCode, where: str
-) -> Labels:
+def decode_ids(values: NDArray[Any], code: LabelCode) -> tuple[Labels, NDArray[np.bool_]]:
+    """Convert ids to class indices.
+
+    Args:
+        values: (h, w) ids.
+        code: The classes, ignored and remapped ids.
+
+    Returns:
+        (h, w) class indices, `IGNORE` for ignored ids; (h, w) True where an id is unknown.
+    """
     table = _id_table(code)
     if values.dtype in (np.uint8, np.uint16):
         indices = table[values]
@@ -149,15 +156,20 @@ def _decode_ids(
         indices = np.where(known, table[np.where(known, whole, 0)], _UNKNOWN)
         for value in (each for each in code.ids() if not 0 <= each < len(table)):
             indices[values == value] = code.ids()[value]
-    unknown = (indices == _UNKNOWN) & valid
-    if unknown.any():
-        _refuse(np.unique(values[unknown]), code, where)
-    labels: Labels = indices.astype(np.uint8)
+    return indices.astype(np.uint8), indices == _UNKNOWN
+
+
+def _decode_ids(
+    values: NDArray[Any], valid: NDArray[np.bool_], code: LabelCode, where: str
+) -> Labels:
+    labels, unknown = decode_ids(values, code)
+    if (unknown & valid).any():
+        _refuse(np.unique(values[unknown & valid]), code, where)
     return labels
 
 
 def _refuse(found: NDArray[Any], code: LabelCode, where: str) -> None:
-    shown = ", ".join(as_text(value) for value in found[:10]) + (", ..." if len(found) > 10 else "")
+    shown = listed([as_text(value) for value in found], 10)
     known = ", ".join(f"{cls.id} {cls.name}" for cls in code.classes)
     raise RssegError(
         f"the raster holds ids that are not classes: {shown}",

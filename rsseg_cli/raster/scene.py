@@ -60,6 +60,8 @@ class Scene:
     _fill: NDArray[Any] | None
     _mask: int | None
     """File band that is the mask, 0 for the mask of the dataset, None when there is none."""
+    _scale: tuple[float, float] = (1.0, 1.0)
+    """Pixels of the file per pixel of the scene, along columns and rows."""
 
     @classmethod
     def open(
@@ -162,6 +164,23 @@ class Scene:
         with readable(self.path):
             return replace(self, _file=rasterio.open(self._file.name))
 
+    def shrunk(self, side: int) -> Scene:
+        """Return the scene with its longer side at most `side` pixels, on the same file handle.
+
+        Windows of it are read by nearest neighbour, from overviews where the file has some.
+        """
+        factor = max(1.0, max(self.width, self.height) / side)
+        width, height = (max(1, round(pixels / factor)) for pixels in (self.width, self.height))
+        scale = (self.width / width, self.height / height)
+        return replace(
+            self,
+            width=width,
+            height=height,
+            transform=self.transform @ rasterio.Affine.scale(*scale),
+            control=None,
+            _scale=scale,
+        )
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()
@@ -194,15 +213,20 @@ class Scene:
         return samples, valid
 
     def _read(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        (across, down), (x, y) = self._scale, self.corner
         place = FileWindow(
-            window.x + self.corner[0], window.y + self.corner[1], window.width, window.height
+            window.x * across + x, window.y * down + y, window.width * across, window.height * down
         )
+        shape = (window.height, window.width)
         with readable(self.path):
-            samples: NDArray[Any] = self._file.read(list(self.bands), window=place)
+            samples: NDArray[Any] = self._file.read(
+                list(self.bands), window=place, out_shape=(self.count, *shape)
+            )
             mask = None
-            if self._mask is not None:
-                flags = self._file.read_masks(1, window=place) if self._mask == 0 else None
-                mask = self._file.read(self._mask, window=place) if flags is None else flags
+            if self._mask == 0:
+                mask = self._file.read_masks(1, window=place, out_shape=shape)
+            elif self._mask is not None:
+                mask = self._file.read(self._mask, window=place, out_shape=shape)
         valid = self._valid(samples)
         if mask is not None:
             valid &= mask != 0

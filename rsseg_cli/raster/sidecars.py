@@ -98,8 +98,14 @@ def qgis_style(classes: Sequence[Class]) -> str:
     )
     palette = child(renderer, "colorPalette")
     for one in classes:
-        color = "#{:02x}{:02x}{:02x}".format(*one.color)
-        child(palette, "paletteEntry", value=one.id, label=one.name, color=color, alpha=255)
+        child(
+            palette,
+            "paletteEntry",
+            value=one.id,
+            label=one.name,
+            color=one.hex_color,
+            alpha=255,
+        )
     return "<!DOCTYPE qgis>\n" + ET.tostring(root, encoding="unicode")
 
 

@@ -1,158 +1,219 @@
-"""Draws line charts as SVG that takes the colours of the page around it."""
+"""Charts by matplotlib: PNG files, and SVG that takes the colours of the page around it."""
 
 from __future__ import annotations
 
+import io
 import math
+import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
+from xml.etree import ElementTree
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
+from matplotlib.text import Text
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-WIDTH, HEIGHT = 460, 240
-LEFT, RIGHT, TOP, BOTTOM = 52, 22, 12, 30
-DASHES = ("", "6 3", "2 3", "9 3 2 3", "1 3", "12 4")
+from rsseg_cli.report.palette import INK, PAPER, RULE, SERIES_LIGHT, SOFT
+
+DASHES = ("-", (0, (4, 2)), (0, (1.5, 2)), (0, (6, 2, 1.5, 2)), (0, (1, 3)), (0, (8, 3)))
 """Lines differ by dash as well as by colour."""
+STYLE: Any = {
+    "font.size": 10.5,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": RULE,
+    "axes.titlesize": 10.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.prop_cycle": cycler(color=SERIES_LIGHT, linestyle=DASHES),
+    "grid.color": RULE,
+    "legend.frameon": False,
+    "legend.fontsize": 10.5,
+    "legend.handlelength": 2.6,
+    "xtick.color": RULE,
+    "xtick.labelcolor": SOFT,
+    "ytick.color": RULE,
+    "ytick.labelcolor": SOFT,
+    "svg.fonttype": "none",
+}
+_VARIABLES = {INK: "--ink", SOFT: "--soft", RULE: "--rule", PAPER: "--paper"} | {
+    color: f"--l{index}" for index, color in enumerate(SERIES_LIGHT)
+}
+"""CSS variables of the page by the colour that stands for them in a figure."""
+MOST_MARKERS = 40
 
 
 @dataclass(frozen=True)
-class Line:
-    """One line of a chart; points whose value is None or not finite are left out."""
+class Series:
+    """One line of a chart, with a gap where a value is None or not finite.
+
+    Attributes:
+        name: Name in the legend.
+        x: Positions.
+        y: Values, as many.
+        color: Colour; the next one of the palette when None.
+    """
 
     name: str
     x: Sequence[float]
     y: Sequence[float | None]
+    color: str | None = None
 
-    def points(self) -> list[tuple[float, float]]:
-        """List the points that can be drawn."""
-        pairs = zip(self.x, self.y, strict=True)
-        return [(x, y) for x, y in pairs if y is not None and math.isfinite(y)]
+    def finite(self) -> list[float]:
+        """Return the values that can be drawn."""
+        return [y for y in self.y if y is not None and math.isfinite(y)]
 
 
-def line_chart(title: str, lines: Sequence[Line], *, log: bool = False) -> Markup:
-    """Draw lines over steps; nothing when no line has a point.
+def new_figure(
+    rows: int = 1, columns: int = 1, *, size: tuple[float, float], **options: Any
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure of `size` inches and its axes, row by row, in the style of the reports.
 
     Args:
-        title: What the values are.
-        lines: Drawn in order, each with its own colour and dash.
-        log: Logarithmic values; taken only when all are positive.
+        rows: Rows of axes.
+        columns: Columns of axes.
+        size: Width and height in inches.
+        **options: As `Figure.subplots` takes them.
     """
-    drawn = [(line.name, line.points()) for line in lines]
-    drawn = [(name, points) for name, points in drawn if points]
+    with rc_context(STYLE):
+        figure = Figure(figsize=size, dpi=130, layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False, **options)
+    return figure, list(axes.ravel())
+
+
+def line_chart(
+    series: Sequence[Series],
+    *,
+    label: str = "",
+    log: bool = False,
+    zero: bool = False,
+    legend: Literal["outside lower left", "outside right upper"] = "outside lower left",
+) -> Figure | None:
+    """Draw lines over steps; lines without a point are left out, and None is returned without any.
+
+    Args:
+        series: Drawn in this order.
+        label: Label of the vertical axis.
+        log: Logarithmic values, if all are positive.
+        zero: Start the vertical axis at 0.
+        legend: Position of the legend; there is none for a single line.
+    """
+    drawn = [line for line in series if line.finite()]
     if not drawn:
-        return Markup()
-    values = [y for _, points in drawn for _, y in points]
-    log = log and min(values) > 0
-    across = _Axis.over(
-        [x for _, points in drawn for x, _ in points], LEFT, WIDTH - RIGHT, tight=True
-    )
-    up = _Axis.over(values, HEIGHT - BOTTOM, TOP, log=log)
-    parts = [_grid(across, up)]
-    for index, (name, points) in enumerate(drawn):
-        parts.append(_path(index, name, [(across.place(x), up.place(y)) for x, y in points]))
-    legend = Markup().join(
-        Markup(
-            '<span><svg width="26" height="8"><path class="line l{0}" stroke-dasharray="{1}" '
-            'd="M1 4H25"/></svg>{2}</span>'
-        ).format(index % len(DASHES), DASHES[index % len(DASHES)], name)
-        for index, (name, _) in enumerate(drawn)
-    )
-    return Markup(
-        '<figure class="chart"><figcaption>{}</figcaption><svg viewBox="0 0 {} {}" role="img" '
-        'aria-label="{}">{}</svg><div class="legend">{}</div></figure>'
-    ).format(title, WIDTH, HEIGHT, title, Markup().join(parts), legend)
+        return None
+    figure, (axes,) = new_figure(size=(6.4, 3.4))
+    for line in drawn:
+        axes.plot(
+            line.x, [math.nan if y is None else y for y in line.y], gid=line.name, label=line.name,
+            color=line.color, linestyle=None if line.color is None else "-", linewidth=1.6,
+            marker="o" if len(line.x) <= MOST_MARKERS else None, markersize=4,
+            markerfacecolor=PAPER, clip_on=False,
+        )  # fmt: skip
+    values = [y for line in drawn for y in line.finite()]
+    _scale(axes, values, log=log and min(values) > 0, zero=zero)
+    positions = [x for line in drawn for x in line.x]
+    if min(positions) < max(positions):
+        axes.set_xlim(min(positions), max(positions))
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(FuncFormatter(_tick))
+    axes.yaxis.set_major_formatter(FuncFormatter(_tick))
+    axes.tick_params(length=0)
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
+    axes.spines[["left", "bottom"]].set_visible(False)
+    axes.set_ylabel(label)
+    if len(drawn) > 1:
+        with rc_context(STYLE):
+            figure.legend(loc=legend, ncols=4 if "lower" in legend else 1, labelcolor=SOFT)
+    return figure
 
 
-@dataclass(frozen=True)
-class _Axis:
-    """Where values lie on a chart, and which of them get a tick."""
-
-    low: float
-    high: float
-    start: float
-    stop: float
-    ticks: tuple[float, ...]
-    log: bool
-
-    @classmethod
-    def over(
-        cls,
-        values: Sequence[float],
-        start: float,
-        stop: float,
-        *,
-        log: bool = False,
-        tight: bool = False,
-    ) -> _Axis:
-        """Lay an axis; a tight one ends at the values, another one at the ticks around them."""
-        low, high = min(values), max(values)
-        if log:
-            decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-            ticks = tuple(10.0**power for power in decades)
-            low, high = min(low, ticks[0]), max(high, ticks[-1])
-            return cls(low, max(high, low * 10), start, stop, ticks, log)
-        if low == high:
-            low, high = low - (abs(low) or 1) / 10, high + (abs(high) or 1) / 10
-        step = _nice((high - low) / 4)
-        below, above = low / step, high / step
-        if tight:
-            first, last = math.ceil(below - 1e-9), math.floor(above + 1e-9)
-        else:
-            first, last = math.floor(below + 1e-9), math.ceil(above - 1e-9)
-        ticks = tuple(number * step for number in range(first, last + 1))
-        return cls(min(low, ticks[0]), max(high, ticks[-1]), start, stop, ticks, log)
-
-    def place(self, value: float) -> float:
-        low, high = self.low, self.high
-        if self.log:
-            value, low, high = math.log10(value), math.log10(low), math.log10(high)
-        return self.start + (value - low) / (high - low) * (self.stop - self.start)
+def _scale(axes: Axes, values: Sequence[float], *, log: bool, zero: bool) -> None:
+    """Let the vertical axis begin and end at a tick."""
+    low, high = min(values), max(values)
+    if log:
+        axes.set_yscale("log")
+        powers = math.floor(math.log10(low)), math.ceil(math.log10(high))
+        axes.set_ylim(10.0 ** powers[0], 10.0 ** max(powers[1], powers[0] + 1))
+        axes.yaxis.set_major_locator(LogLocator(numticks=6))
+        axes.yaxis.set_minor_locator(NullLocator())
+        return
+    if low == high:
+        low, high = low - (abs(low) or 1) / 10, high + (abs(high) or 1) / 10
+    locator = MaxNLocator(5, steps=[1, 2, 5, 10])
+    ticks = locator.tick_values(min(low, 0) if zero else low, high)
+    axes.set_ylim(ticks[0], ticks[-1])
+    axes.set_yticks(ticks)
 
 
-def _nice(step: float) -> float:
-    """Round a step up to 1, 2 or 5 times a power of ten."""
-    power = 10.0 ** math.floor(math.log10(step))
-    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= step * (1 - 1e-9))
+def _tick(value: float, _: int | None = None) -> str:
+    digits = ".0e" if 0 < abs(value) < 1e-3 else ",.6g"
+    return f"{value:{digits}}".replace("e-0", "e-")
 
 
-def _grid(across: _Axis, up: _Axis) -> Markup:
-    rows = [
-        Markup('<path class="grid" d="M{} {:.1f}H{}"/><text x="{}" y="{:.1f}">{}</text>').format(
-            LEFT, y, WIDTH - RIGHT, LEFT - 6, y + 4, _short(tick)
-        )
-        for tick in up.ticks
-        if TOP - 1 <= (y := up.place(tick)) <= HEIGHT - BOTTOM + 1
-    ]
-    columns = [
-        Markup('<text class="x" x="{:.1f}" y="{}">{}</text>').format(
-            across.place(tick), HEIGHT - BOTTOM + 18, _short(tick)
-        )
-        for tick in across.ticks
-    ]
-    return Markup().join([*rows, *columns])
+def to_png(figure: Figure) -> bytes:
+    """Return a figure as PNG, drawn without a display or fonts of the system.
+
+    Dollar signs are not read as formulas. Characters that matplotlib's own font lacks become
+    boxes; the ids beside the names still tell classes apart.
+    """
+    return _save(figure, format="png", metadata={"Software": "rsseg"})
 
 
-def _path(index: int, name: str, points: Sequence[tuple[float, float]]) -> Markup:
-    steps = " ".join(f"{x:.1f} {y:.1f}" for x, y in points)
-    dash = DASHES[index % len(DASHES)]
-    line = Markup('<path class="line l{}" stroke-dasharray="{}" d="M{}"><title>{}</title></path>')
-    drawn = line.format(index % len(DASHES), dash, steps, escape(name))
-    if len(points) > 40:
-        return drawn
-    dots = Markup().join(
-        Markup('<circle class="dot l{}" cx="{:.1f}" cy="{:.1f}" r="2.4"/>').format(
-            index % len(DASHES), x, y
-        )
-        for x, y in points
-    )
-    return drawn + dots
+def to_svg(figure: Figure, title: str) -> Markup:
+    """Return a figure as inline SVG with a caption, in the light or dark colours of the page.
+
+    Text stays text in the font of the page, lines have their names as tooltips, and equal figures
+    give equal SVG.
+    """
+    empty = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    with rc_context({"svg.hashsalt": title}):  # ids are unique in a page with several charts
+        svg = _save(figure, format="svg", transparent=True, metadata=empty)
+    root = ElementTree.fromstring(svg)
+    names = {line.get_gid() for axes in figure.axes for line in axes.lines}
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag.endswith("}style"):
+                parent.remove(child)
+        _make_inline(parent, names)
+    root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": title}
+    inline = Markup(ElementTree.tostring(root, encoding="unicode"))
+    caption = Markup('<figure class="chart"><figcaption>{}</figcaption>{}</figure>')
+    return caption.format(title, inline)
 
 
-def _short(value: float) -> str:
-    """Write a tick in few characters."""
-    if value == 0:
-        return "0"
-    if abs(value) < 1e-3:
-        return f"{value:.0e}".replace("e-0", "e-")
-    if abs(value) >= 10_000:
-        return f"{value / 1000:,.6g}k"
-    return f"{value:.6g}"
+def _make_inline(element: ElementTree.Element, names: set[str | None]) -> None:
+    """Make an SVG element fit for HTML: no namespaces, no clipping, the page's colours and font."""
+    attributes = {name.rpartition("}")[2]: text for name, text in element.attrib.items()}
+    attributes.pop("clip-path", None)
+    element.tag = element.tag.rpartition("}")[2]
+    if element.tag == "g":
+        name = attributes.pop("id", None)
+        if name in names:
+            tooltip = ElementTree.Element("title")
+            tooltip.text = name
+            element.insert(0, tooltip)
+    style = attributes.get("style", "")
+    for color, variable in _VARIABLES.items():
+        style = style.replace(color, f"var({variable})")
+    style = re.sub(r"font-family: [^;]*;? ?", "", style)  # as matplotlib 3.11 writes fonts
+    style = re.sub(r"font: [^;]*?(\S+px)[^;]*", r"font-size: \1", style)  # as earlier ones do
+    if style:
+        attributes["style"] = style
+    element.attrib = attributes
+
+
+def _save(figure: Figure, **options: Any) -> bytes:
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    out = io.BytesIO()
+    with rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure.savefig(out, **options)
+    return out.getvalue()

@@ -1,4 +1,4 @@
-"""Numbers on the patches of a class map, for eyes that do not tell its colours apart."""
+"""Class ids on the patches of a map, for readers who cannot tell its colours apart."""
 
 from __future__ import annotations
 
@@ -11,34 +11,33 @@ from rsseg_cli.classes import Class
 from rsseg_cli.raster.decode import Labels
 
 LEAST = 0.012
-"""Share of a picture that a patch has at least to get a number."""
+"""Smallest fraction of a picture that a labelled patch covers."""
 MOST = 24
-"""Numbers in one picture."""
+"""Labels in one picture."""
 
-Mark = tuple[float, float, str]
+IdLabel = tuple[float, float, str]
 """Column, row and text."""
 
 
-def marks(labels: Labels, classes: Sequence[Class]) -> tuple[Mark, ...]:
-    """Put the id of its class on every large patch, where it is widest.
+def class_id_labels(labels: Labels, classes: Sequence[Class]) -> tuple[IdLabel, ...]:
+    """Return the class id of every large patch, at the patch's widest point.
 
     Args:
         labels: (h, w) class indices.
-        classes: What they mean.
+        classes: The classes of the indices.
     """
-    found: list[tuple[int, Mark]] = []
-    for index, one in enumerate(classes):
-        own = labels == index
-        if own.sum() < LEAST * labels.size:
+    sized: list[tuple[int, IdLabel]] = []
+    for index, cls in enumerate(classes):
+        mask = labels == index
+        if mask.sum() < LEAST * labels.size:
             continue
-        patches, _ = label(own)
+        patches, _ = label(mask)
         sizes = np.bincount(patches.ravel())
         for number, box in enumerate(find_objects(patches), start=1):
             if sizes[number] < LEAST * labels.size:
                 continue
-            inside = np.pad(patches[box] == number, 1)
-            depth = distance_transform_cdt(inside)
+            depth = distance_transform_cdt(np.pad(patches[box] == number, 1))
             row, column = np.unravel_index(depth.argmax(), depth.shape)
-            place = (box[1].start + int(column) - 1, box[0].start + int(row) - 1)
-            found.append((int(sizes[number]), (float(place[0]), float(place[1]), str(one.id))))
-    return tuple(mark for _, mark in sorted(found, key=lambda each: -each[0])[:MOST])
+            x, y = box[1].start + int(column) - 1, box[0].start + int(row) - 1
+            sized.append((int(sizes[number]), (float(x), float(y), str(cls.id))))
+    return tuple(text for _, text in sorted(sized, key=lambda each: -each[0])[:MOST])

@@ -1,65 +1,34 @@
-"""Writes scores as CSV and Markdown."""
+"""Scores as CSV and Markdown files."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from rsseg_cli.metrics.interval import Estimate
 from rsseg_cli.metrics.scores import Scores
-from rsseg_cli.report import score_text as text
-
-COLUMNS = (
-    *("part", "id", "name", "iou", "f1", "precision", "recall", "boundary_iou"),
-    *("pixels", "predicted", "unmapped"),
+from rsseg_cli.number_format import percent
+from rsseg_cli.report.score_tables import (
+    area_table,
+    class_table,
+    confusion_table,
+    csv_table,
+    group_table,
+    saliency_table,
 )
-SPAN = ("iou_low", "iou_high")
-MATRIX_MOST = 16
-"""More classes than this make a Markdown table that no page shows well."""
+from rsseg_cli.report.score_text import FEW, WORST, area_notes, headline, notes, worst_first
+from rsseg_cli.report.table import ReportTable
+
+MOST_CLASSES = 16
+"""A confusion matrix of more classes is not readable as a Markdown table."""
 
 
 def to_csv(scores: Scores) -> str:
-    """Write one row per class for everything and for each group and scene.
-
-    `part` is "all", "group:<name>" or "scene:<name>". Rows without an id hold the means; a score
-    that nothing defines is an empty cell.
-    """
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*COLUMNS, *SPAN])
-    for part, one in _parts(scores):
-        for index, row in enumerate(one.classes):
-            span = _span(one.intervals.iou[index] if one.intervals else None)
-            writer.writerow([part, *(getattr(row, name) for name in COLUMNS[1:]), *span])
-        means = (one.miou, one.f1, None, one.macc, one.boundary_miou)
-        predicted = sum(row.predicted for row in one.classes)
-        span = _span(one.intervals.scores.get("miou") if one.intervals else None)
-        writer.writerow([part, "", "mean", *means, one.pixels, predicted, one.unmapped, *span])
-    return out.getvalue()
-
-
-def _span(estimate: Estimate | None) -> tuple[float | None, float | None]:
-    return (None, None) if estimate is None else (estimate.low, estimate.high)
-
-
-def _parts(scores: Scores) -> Iterator[tuple[str, Scores]]:
-    yield "all", scores
-    for name, part in scores.groups.items():
-        yield f"group:{name}", part
-    for name, part in scores.scenes.items():
-        if name not in scores.groups:
-            yield f"scene:{name}", part
+    """Return one row per class for everything and for each group and scene."""
+    return csv_table(scores).to_csv()
 
 
 def confusion_csv(scores: Scores) -> str:
-    """Write the confusion matrix in pixels: truth in rows, map in columns."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["truth", *(row.name for row in scores.classes), "unmapped"])
-    for row, counts in zip(scores.classes, scores.confusion, strict=True):
-        writer.writerow([row.name, *counts, row.unmapped])
-    return out.getvalue()
+    """Return the confusion matrix in pixels: true classes in rows, mapped ones in columns."""
+    return confusion_table(scores, "pixels", unmapped=True).to_csv()
 
 
 def to_markdown(
@@ -71,11 +40,11 @@ def to_markdown(
     config: str = "",
     pictures: Mapping[str, str] | None = None,
 ) -> str:
-    """Write a report that reads well as text.
+    """Return a report as Markdown.
 
     Args:
-        title: Its heading.
-        scores: What was measured; None for a run that was not validated.
+        title: Heading.
+        scores: Scores of the run; None for a run without validation.
         remarks: What a reader should know about this comparison.
         about: Versions, hardware, speed.
         config: Settings of the run as YAML.
@@ -90,69 +59,48 @@ def to_markdown(
         parts.append("\n".join(f"> {remark}" for remark in remarks))
     parts += [f"![{name}]({path})" for name, path in (pictures or {}).items()]
     if about:
-        parts += ["## Run", text.table(["what", "value"], list(about.items()))]
+        rows = list(about.items())
+        parts += ["## Run", ReportTable.of_text(("Property", "Value"), rows).to_markdown()]
     if config:
         parts += ["## Settings", f"```yaml\n{config.rstrip()}\n```"]
     return "\n\n".join(parts) + "\n"
 
 
 def _scored(scores: Scores) -> list[str]:
-    spans = text.headline_spans(scores)
-    shown = [
-        f"{name} **{value}**" + (f" ({span})" if span != text.NOTHING else "")
-        for (name, value), span in zip(text.headline(scores), spans, strict=False)
+    summary = [
+        f"{score.name} **{score.text}**" + (f" ({score.interval})" if score.interval else "")
+        for score in headline(scores)
     ]
-    parts = [" · ".join(shown)]
-    parts += ["## Classes", _classes(scores)]
-    parts.append("\n".join(f"- {note}" for note in text.notes(scores)))
+    parts = [" · ".join(summary), *section(class_table(scores)), _bullets(notes(scores))]
     if scores.groups:
-        parts += ["## Groups", _groups(scores.groups)]
+        parts += _groups("Groups", scores.groups)
     if len(scores.scenes) > 1 and scores.scenes.keys() != scores.groups.keys():
-        parts += ["## Scenes", _groups(scores.scenes)]
+        parts += _groups("Scenes", scores.scenes)
     if scores.area:
-        parts += ["## Area", text.table(text.area_header(scores.area), text.area_rows(scores.area))]
-        parts.append("\n".join(f"- {note}" for note in text.area_notes(scores.area)))
+        parts += [*section(area_table(scores.area)), _bullets(area_notes(scores.area))]
     if scores.calibration:
-        error = text.percent(scores.calibration.ece)
+        error = percent(scores.calibration.ece)
         parts.append(f"Expected calibration error **{error}** % (Guo et al. 2017).")
     if scores.saliency:
-        parts += ["## Soft map", text.table(["score", ""], text.saliency_rows(scores))]
-    if 1 < len(scores.classes) <= MATRIX_MOST:
-        parts += ["## Confusion", "Truth in rows, map in columns, percent of the true class."]
-        parts.append(_confusion(scores))
+        parts += section(saliency_table(scores))
+    if 1 < len(scores.classes) <= MOST_CLASSES:
+        table = confusion_table(scores)
+        parts += ["## Confusion", f"{table.title}.", table.to_markdown()]
     return parts
 
 
-def _classes(scores: Scores) -> str:
-    bounded = scores.boundary_px is not None
-    header = ["class", "IoU", "F1", "precision", "recall"]
-    header += [*(["boundary IoU"] if bounded else []), "% of truth", "% of map"]
-    rows = []
-    for row in text.class_rows(scores):
-        one = row.score
-        values = [one.iou, one.f1, one.precision, one.recall]
-        values += [one.boundary_iou] if bounded else []
-        name = f"{one.name} ({row.mark})" if row.mark else one.name
-        cells = map(text.percent, (*values, row.truth_share, row.map_share))
-        rows.append([name, *cells])
-    return text.table(header, rows)
+def section(table: ReportTable) -> list[str]:
+    """Return a table below its title."""
+    return [f"## {table.title}", table.to_markdown()]
 
 
-def _groups(parts: Mapping[str, Scores]) -> str:
-    shown, note = list(parts.items()), ""
-    if len(parts) > text.FEW:
-        shown = list(text.worst_first(parts).items())[: text.WORST]
-        note = f"\n\nThe {text.WORST} worst of {len(parts)}; all are in report.json."
-    rows = [
-        [name, *map(text.percent, (p.miou, p.macc, p.accuracy, p.f1)), text.count(p.pixels)]
-        for name, p in shown
-    ]
-    return text.table(["", "mIoU", "mAcc", "accuracy", "F1", "pixels"], rows) + note
+def _bullets(sentences: Sequence[str]) -> str:
+    return "\n".join(f"- {sentence}" for sentence in sentences)
 
 
-def _confusion(scores: Scores) -> str:
-    rows = [
-        [row.name, *(text.percent(text.share(n, row.pixels)) for n in (*counts, row.unmapped))]
-        for row, counts in zip(scores.classes, scores.confusion, strict=True)
-    ]
-    return text.table(["", *(row.name for row in scores.classes), "unmapped"], rows)
+def _groups(title: str, groups: Mapping[str, Scores]) -> list[str]:
+    if len(groups) <= FEW:
+        return section(group_table(title, groups))
+    worst = dict(list(worst_first(groups).items())[:WORST])
+    note = f"The {WORST} worst of {len(groups)}; all are in report.json."
+    return [*section(group_table(title, worst)), note]

@@ -1,8 +1,7 @@
-"""Makes the one self-contained HTML page: no request leaves it, so it opens from a mail."""
+"""The self-contained HTML page: it loads nothing, so that it opens from a mail."""
 
 from __future__ import annotations
 
-import re
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,17 +10,33 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
-from markupsafe import Markup
 
 from rsseg_cli import __version__
 from rsseg_cli.metrics.scores import Scores
-from rsseg_cli.report import score_text as text
-from rsseg_cli.report.charts import Line, line_chart
-from rsseg_cli.report.curves import curves
+from rsseg_cli.number_format import percent
+from rsseg_cli.report.palette import SERIES_DARK, SERIES_LIGHT
+from rsseg_cli.report.score_tables import (
+    area_table,
+    class_table,
+    confusion_table,
+    fraction,
+    group_table,
+    saliency_table,
+)
+from rsseg_cli.report.score_text import (
+    FEW,
+    WORST,
+    area_notes,
+    headline,
+    mistakes,
+    notes,
+    worst_first,
+)
+from rsseg_cli.report.table import ReportTable
 
 _FOLDER = Path(__file__).parent
 MOST_ROWS = 1000
-"""Scenes in a table of the page; a browser sorts no more with ease."""
+"""Scenes in a table of the page; sorting more is slow in a browser."""
 
 
 def to_html(
@@ -36,19 +51,21 @@ def to_html(
     config: str = "",
     when: datetime | None = None,
 ) -> str:
-    """Write the page.
+    """Return the page.
 
     Args:
-        title: Its heading.
-        scores: What was measured; None for a run that was not validated.
+        title: Heading.
+        scores: Scores of the run; None for a run without validation.
         subtitle: What was compared with what.
         remarks: What a reader should know about this comparison.
         records: Lines of `metrics.jsonl`.
         pictures: Caption to PNG.
         about: Versions, hardware, speed.
         config: Settings of the run as YAML.
-        when: When it was made; now when None.
+        when: Time of writing; now when None.
     """
+    from rsseg_cli.report.training_charts import training_charts  # matplotlib takes half a second
+
     return render(
         "report.html.j2",
         when=when,
@@ -56,7 +73,7 @@ def to_html(
         subtitle=subtitle,
         scores=scores,
         **(_scored(scores) if scores else {}),
-        charts=curves(records),
+        charts=training_charts(records),
         pictures={name: _data_uri(png) for name, png in (pictures or {}).items()},
         remarks=remarks,
         about=about or {},
@@ -73,62 +90,37 @@ def render(template: str, *, when: datetime | None = None, **values: Any) -> str
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "percent": text.percent,
-        "count": text.count,
-        "share": text.share,
-        "span": text.span,
-        "score_span": text.score_span,
-        "number": _number,
-    }
+    environment.filters["percent"] = percent
     return environment.get_template(template).render(
         **values,
+        series_light=SERIES_LIGHT,
+        series_dark=SERIES_DARK,
         version=__version__,
         when=(when or datetime.now().astimezone()).strftime("%Y-%m-%d %H:%M %Z"),
     )
 
 
 def _scored(scores: Scores) -> dict[str, Any]:
-    """Collect what the page says about scores."""
-    rows = text.class_rows(scores)
-    shares = [share or 0.0 for row in rows for share in (row.truth_share, row.map_share)]
-    area = scores.area
+    """Return what the page shows of scores."""
+    from rsseg_cli.report.training_charts import calibration_chart
+
+    matrices = {"truth": "% of the true class", "map": "% of the mapped class", "pixels": "pixels"}
+    area, calibration = scores.area, scores.calibration
     return {
-        "headline": text.headline(scores),
-        "spans": text.headline_spans(scores),
-        "rows": rows,
-        "widest": max(shares) or 1.0,
-        "notes": text.notes(scores),
-        "mistakes": text.mistakes(scores),
-        "soft": text.saliency_rows(scores),
-        "matrices": _matrices(scores) if len(scores.classes) > 1 else [],
-        "tables": _tables(scores),
-        "calibration": _calibration(scores),
-        "area_header": text.area_header(area) if area else [],
-        "area_rows": text.area_rows(area) if area else [],
-        "area_notes": text.area_notes(area) if area else [],
+        "headline": headline(scores),
+        "class_table": class_table(scores),
+        "notes": notes(scores),
+        "mistakes": mistakes(scores),
+        "matrices": [(kind, name, confusion_table(scores, kind)) for kind, name in matrices.items()]
+        if len(scores.classes) > 1
+        else [],
+        "shares": _shares(scores),
+        "folded_tables": _folded_tables(scores),
+        "calibration": calibration_chart(calibration) if calibration else "",
+        "area": area_table(area) if area else None,
+        "area_notes": area_notes(area) if area else [],
+        "soft_map": saliency_table(scores) if scores.saliency else None,
     }
-
-
-def _calibration(scores: Scores) -> Markup:
-    """Chart how often the model is right against how sure it is."""
-    if scores.calibration is None:
-        return Markup()
-    bins = scores.calibration.bins
-    sure = [100 * one.confidence for one in bins]
-    return line_chart(
-        "Right, %, by how sure the model is, %",
-        [
-            Line("model", sure, [100 * one.accuracy for one in bins]),
-            Line("as it should be", [min(sure), 100.0], [min(sure), 100.0]),
-        ],
-    )
-
-
-def _number(cell: str) -> str:
-    """Find the number that a cell begins with, for sorting."""
-    found = re.match(r"[\d.,]+", cell)
-    return found[0].replace(",", "") if found else "-1"
 
 
 def _data_uri(png: bytes) -> str:
@@ -136,73 +128,56 @@ def _data_uri(png: bytes) -> str:
 
 
 @dataclass(frozen=True)
-class _Matrix:
-    """A confusion matrix as shown: what a cell says, and how strong its colour is (0..1)."""
+class ClassShare:
+    """Fractions of the labelled pixels that are a class, and widths of their bars in percent."""
 
-    key: str
-    title: str
-    cells: list[list[tuple[str, float]]]
+    name: str
+    color: tuple[int, int, int]
+    bars: tuple[tuple[float, float], tuple[float, float]]
+    """(fraction, width) in the reference and in the map."""
 
 
-def _matrices(scores: Scores) -> list[_Matrix]:
-    """Lay the confusion out by true class, by mapped class and in pixels; unmapped comes last."""
-    empty = bool(scores.unmapped)
-    counts = [
-        [*row, one.unmapped] if empty else row
-        for row, one in zip(scores.confusion, scores.classes, strict=True)
+def _shares(scores: Scores) -> list[ClassShare]:
+    pairs = [
+        (row, [fraction(pixels, scores.pixels) or 0.0 for pixels in (row.pixels, row.predicted)])
+        for row in scores.classes
+        if not row.absent
     ]
-    columns = [sum(column) for column in zip(*counts, strict=True)]
-    most = max(max(row) for row in counts) or 1
-    of_truth = [
-        [text.share(n, one.pixels) for n in row]
-        for row, one in zip(counts, scores.classes, strict=True)
-    ]
-    of_map = [
-        [text.share(n, whole) for n, whole in zip(row, columns, strict=True)] for row in counts
-    ]
+    widest = max((max(shares) for _, shares in pairs), default=0.0) or 1.0
     return [
-        _Matrix("truth", "% of the true class", _shares(of_truth)),
-        _Matrix("map", "% of the mapped class", _shares(of_map)),
-        _Matrix("pixels", "pixels", [[(text.count(n), n / most) for n in row] for row in counts]),
+        ClassShare(
+            row.name, row.color, ((true, 100 * true / widest), (mapped, 100 * mapped / widest))
+        )
+        for row, (true, mapped) in pairs
     ]
-
-
-def _shares(rows: list[list[float | None]]) -> list[list[tuple[str, float]]]:
-    return [[(text.percent(value), value or 0.0) for value in row] for row in rows]
 
 
 @dataclass(frozen=True)
-class _Parts:
+class FoldedTable:
     """A table of domains or scenes.
 
     Attributes:
-        title: Heading.
-        first: Rows that are always seen; of many only the worst.
-        rest: All rows, behind a fold, where `first` are not all.
-        spanned: Whether there are intervals.
-        left_out: Rows that are in the other files only.
+        first: Rows that are always visible; of many scenes only the worst.
+        rest: All rows, behind a fold; None where `first` has them all.
+        total: Number of domains or scenes, some of which are in the other files only.
     """
 
-    title: str
-    first: Mapping[str, Scores]
-    rest: Mapping[str, Scores]
-    spanned: bool
-    left_out: int
+    first: ReportTable
+    rest: ReportTable | None
+    total: int
 
 
-def _tables(scores: Scores) -> list[_Parts]:
-    """List the tables of parts: groups, and scenes where they are not the same."""
-    found = [("Domains" if scores.scenes != scores.groups else "Scenes", scores.groups)]
+def _folded_tables(scores: Scores) -> list[FoldedTable]:
+    """Return the tables of the groups, and of the scenes where these are not the groups."""
+    parts = [("Domains" if scores.scenes != scores.groups else "Scenes", scores.groups)]
     if len(scores.scenes) > 1 and scores.scenes.keys() != scores.groups.keys():
-        found.append(("Scenes", scores.scenes))
-    return [_folded(title, parts) for title, parts in found if parts]
+        parts.append(("Scenes", scores.scenes))
+    return [_folded(title, groups) for title, groups in parts if groups]
 
 
-def _folded(title: str, parts: Mapping[str, Scores]) -> _Parts:
-    """Show a long table's worst rows, and all up to a bound behind a fold, worst first."""
-    spanned = any(part.intervals for part in parts.values())
-    if len(parts) <= text.FEW:
-        return _Parts(title, parts, {}, spanned, 0)
-    ordered = list(text.worst_first(parts).items())
-    first, rest = dict(ordered[: text.WORST]), dict(ordered[:MOST_ROWS])
-    return _Parts(title, first, rest, spanned, len(parts) - len(rest))
+def _folded(title: str, groups: Mapping[str, Scores]) -> FoldedTable:
+    if len(groups) <= FEW:
+        return FoldedTable(group_table(title, groups), None, len(groups))
+    ordered = list(worst_first(groups).items())
+    first, rest = dict(ordered[:WORST]), dict(ordered[:MOST_ROWS])
+    return FoldedTable(group_table(title, first), group_table(title, rest), len(groups))

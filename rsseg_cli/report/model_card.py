@@ -1,4 +1,4 @@
-"""What a model file says about itself, as a model card and as a STAC item."""
+"""Description of a fitted model as a model card and as a STAC item."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any
 from rsseg_cli.bands import Bands
 from rsseg_cli.classes import Class
 from rsseg_cli.metrics.scores import Scores
-from rsseg_cli.report import score_text as text
-from rsseg_cli.words import counted
+from rsseg_cli.number_format import counted
+from rsseg_cli.report.score_text import headline
+from rsseg_cli.report.table import ReportTable, count_cell, percent_cell, text_cell
 
 STAC = "1.1.0"
 EXTENSIONS = (
@@ -22,31 +23,31 @@ EXTENSIONS = (
     "https://stac-extensions.github.io/file/v2.1.0/schema.json",
 )
 WEAK = 0.4
-"""Classes with a lower IoU are named among the limits."""
+"""The limitations list the classes with a lower IoU."""
 
 
 @dataclass(frozen=True)
 class Licence:
-    """Terms that come with something, and where they are written."""
+    """Licence of a component."""
 
-    what: str
+    component: str
     terms: str
-    where: str
+    source: str
 
 
 @dataclass(frozen=True)
-class Card:
-    """All that there is to say about a model.
+class ModelCard:
+    """Description of a fitted model.
 
     Attributes:
-        name: What it is called.
+        name: Name of the model.
         config: Settings of its run.
         classes: Its classes.
-        bands: What it reads.
-        sources: The data it was fitted on, as the model file says.
-        scores: Scores on the held-back ground, if there was any.
-        licences: Of the backbone and of the data.
-        versions: Of rsseg and torch.
+        bands: Its input bands.
+        sources: Training data as recorded in the model file.
+        scores: Scores on the validation set; None without one.
+        licences: Licences of the backbone and of the data.
+        versions: Versions of rsseg and torch.
         parameters: Number of values in the model file.
         size: Bytes of the model file.
     """
@@ -68,85 +69,94 @@ class Card:
         return " + ".join(self.config[part]["name"] for part in ("backbone", "method", "head"))
 
     def to_markdown(self) -> str:
-        """Write the model card."""
+        """Return the model card."""
         bands, tile = self.bands, self.config["data"]["tile"]
         size = f" at {bands.gsd_m:g} m" if bands.gsd_m else ""
         use = "rsseg predict scene.tif --model ."
         if self.config["backbone"].get("pretrained") and not self.config["backbone"].get("weights"):
-            use += "\n# the backbone's weights come from the hub's cache; --weights FILE otherwise"
+            use += "\n# backbone weights: the Hugging Face cache, or --weights FILE"
         parts = [
             f"# {self.name}",
             f"{self.parts}: maps {counted(len(self.classes), 'class')} from "
             f"{counted(len(bands), 'band')}{size}, in tiles of {tile} pixels. "
-            f"Fitted with rsseg {self.versions['rsseg']} (torch {self.versions['torch']}); the "
-            f"file holds {self.parameters:,} values.",
+            f"Trained with rsseg {self.versions['rsseg']} (torch {self.versions['torch']}); the "
+            f"file holds {self.parameters:,} parameters.",
             f"```bash\n{use}\n```",
             "## Data",
-            text.table(
-                ["dataset", "training scenes", "fingerprint"],
-                [[one["name"], str(one["train"]), one["fingerprint"]] for one in self.sources],
-            ),
+            ReportTable.of_text(
+                ["Dataset", "Training scenes", "Fingerprint"],
+                [[data["name"], str(data["train"]), data["fingerprint"]] for data in self.sources],
+            ).to_markdown(),
             "## Bands",
-            text.table(
-                ["band", "wavelength, nm", "mean", "std"],
+            ReportTable.of_text(
+                ["Band", "Wavelength, nm", "Mean", "Std"],
                 [
                     [name, "-" if nm is None else f"{nm:g}", f"{mean:.4g}", f"{std:.4g}"]
                     for name, nm, mean, std in zip(
                         bands.names, bands.wavelengths_nm, bands.mean, bands.std, strict=True
                     )
                 ],
-            ),
+            ).to_markdown(),
             "## Scores",
             *self._scores(),
-            "## Limits",
-            "\n".join(f"- {limit}" for limit in self.limits()),
+            "## Limitations",
+            "\n".join(f"- {sentence}" for sentence in self.limitations()),
             "## Licences",
-            text.table(
-                ["what", "terms", "where"],
-                [[one.what, one.terms, one.where] for one in self.licences],
-            ),
+            ReportTable.of_text(
+                ["Component", "Licence", "Source"],
+                [[licence.component, licence.terms, licence.source] for licence in self.licences],
+            ).to_markdown(),
         ]
         return "\n\n".join(parts) + "\n"
 
     def _scores(self) -> list[str]:
         if self.scores is None:
-            return ["Nothing was validated: how good it is is not known."]
-        line = ", ".join(f"{name} {value}" for name, value in text.headline(self.scores))
+            return ["The model was not validated; its accuracy is unknown."]
+        line = ", ".join(f"{score.name} {score.text}" for score in headline(self.scores))
         rows = [
-            [str(row.id), row.name, text.percent(row.iou), text.count(row.pixels)]
+            (
+                text_cell(str(row.id)),
+                text_cell(row.name),
+                percent_cell(row.iou),
+                count_cell(row.pixels),
+            )
             for row in self.scores.classes
         ]
         return [
-            f"On held-back ground of the same data, in percent: {line}.",
-            text.table(["id", "class", "IoU", "pixels"], rows),
+            f"On the validation set of the same data, in percent: {line}.",
+            ReportTable("", ("Id", "Class", "IoU", "Pixels"), tuple(rows)).to_markdown(),
         ]
 
-    def limits(self) -> list[str]:
-        """Say what it must not be trusted with, as far as that can be known."""
+    def limitations(self) -> list[str]:
+        """Return the known limitations, a sentence each."""
         bands = self.bands
         unit = f" times {bands.scale:g} is reflectance" if bands.scale else ", no known scale"
-        found = [
+        sentences = [
             f"It reads {' '.join(bands.names)}, in this order, as {bands.dtype} "
             f"(stored value{unit}).",
-            "It was validated on ground of the data it was fitted on. Other regions, seasons and "
-            "sensors are another matter: evaluate it there first (`rsseg evaluate --on`).",
+            "It was validated on scenes of the datasets it was trained on. Evaluate it on labelled "
+            "scenes of other regions, seasons or sensors before use there (`rsseg evaluate --on`).",
         ]
         if bands.gsd_m:
-            found.append(f"It knows pixels of {bands.gsd_m:g} m; much finer or coarser ones not.")
+            sentences.append(
+                f"It was trained on pixels of {bands.gsd_m:g} m, not on much finer or coarser ones."
+            )
         if not self.config["backbone"].get("pretrained", True):
-            found.append("Its backbone started at random, without pretraining.")
+            sentences.append("Its backbone was not pretrained.")
         if self.scores is None:
-            return found
+            return sentences
         weak = [row.name for row in self.scores.present if (row.iou or 0.0) < WEAK]
         absent = [row.name for row in self.scores.classes if not row.pixels]
         if weak:
-            found.append(f"IoU below {100 * WEAK:.0f} %: {', '.join(weak)}.")
+            sentences.append(f"IoU below {100 * WEAK:.0f} %: {', '.join(weak)}.")
         if absent:
-            found.append(f"Never validated, as the held-back ground has none: {', '.join(absent)}.")
-        return found
+            sentences.append(
+                f"Absent from the validation set, so not validated: {', '.join(absent)}."
+            )
+        return sentences
 
     def to_stac(self) -> dict[str, Any]:
-        """Write a STAC item with the machine-learning-model extension; it has no footprint."""
+        """Return a STAC item with the machine-learning-model extension, without a footprint."""
         now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
         pretrained = bool(self.config["backbone"].get("pretrained", True))
         backbone = self.config["backbone"]["name"]
@@ -155,7 +165,7 @@ class Card:
             "title": self.name,
             "description": f"{self.parts}, {counted(len(self.classes), 'class')}",
             "license": "other",
-            "bands": self._described(),  # mlm:input names them, so the item must describe them
+            "bands": self._band_objects(),  # mlm:input names them, so the item must describe them
             "mlm:name": _identifier(self.name),
             "mlm:architecture": self.parts,
             "mlm:tasks": ["semantic-segmentation"],
@@ -186,7 +196,7 @@ class Card:
                 "model": {
                     "href": "./model.safetensors",
                     "type": "application/vnd.safetensors",
-                    "title": "adapter, head and what else was tuned",
+                    "title": "adapter, head and other trained parameters",
                     "roles": ["mlm:model", "mlm:weights"],
                     "mlm:artifact_type": "safetensors",
                     "file:size": self.size,
@@ -200,8 +210,8 @@ class Card:
             },
         }
 
-    def _described(self) -> list[dict[str, Any]]:
-        """Describe the bands: wavelengths in micrometres, as STAC has them."""
+    def _band_objects(self) -> list[dict[str, Any]]:
+        """Return STAC's band objects, with wavelengths in micrometres."""
         pairs = zip(self.bands.names, self.bands.wavelengths_nm, strict=True)
         return [
             {"name": name} | ({} if nm is None else {"eo:center_wavelength": nm / 1000})
@@ -238,18 +248,18 @@ class Card:
             },
             "classification:classes": [
                 {
-                    "value": one.id,
-                    "name": _identifier(one.name),
-                    "description": one.name,
-                    "color_hint": "{:02X}{:02X}{:02X}".format(*one.color),
+                    "value": cls.id,
+                    "name": _identifier(cls.name),
+                    "description": cls.name,
+                    "color_hint": cls.hex_color.removeprefix("#").upper(),
                 }
-                for one in self.classes
+                for cls in self.classes
             ],
             "post_processing_function": None,
         }
 
 
 def _identifier(name: str) -> str:
-    """Write a name with the characters that identifiers may have."""
+    """Return a name reduced to the characters of identifiers."""
     plain = re.sub(r"[^0-9A-Za-z_.-]+", "-", name).strip("-_.")
     return plain if re.match(r"[A-Za-z].{2}", plain) else f"model-{plain}".rstrip("-")

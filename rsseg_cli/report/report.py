@@ -1,4 +1,4 @@
-"""A report: one object that shows itself in a terminal and writes itself as files."""
+"""A report of scores: printed to a terminal, or written as HTML, Markdown, JSON and CSV."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 
 @dataclass
 class Report:
-    """What there is to say about a map or a run.
+    """A report of a map or a run.
 
     Attributes:
-        title: Its heading.
-        scores: What was measured; None for a run that was not validated.
+        title: Heading.
+        scores: Scores; None for a run without validation.
         subtitle: What was compared with what.
         remarks: What a reader should know about this comparison.
-        records: Lines of `metrics.jsonl`, for the curves.
+        records: Lines of `metrics.jsonl`, for the charts.
         pictures: Caption to PNG bytes or a matplotlib figure.
         config: Settings of the run.
-        about: Versions, hardware, speed: what to value.
+        about: Versions, hardware, speed: name to value.
     """
 
     title: str
@@ -46,9 +46,9 @@ class Report:
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Give what `--json` prints: the score object, with the title and the remarks."""
-        scored = self.scores.to_json() if self.scores else {}
-        return {"title": self.title, **scored, "remarks": list(self.remarks)}
+        """Return what `--json` prints: the scores, with the title and the remarks."""
+        scores = self.scores.to_json() if self.scores else {}
+        return {"title": self.title, **scores, "remarks": list(self.remarks)}
 
     def show(self, console: Console | None = None) -> None:
         """Print the report to a terminal, stdout by default."""
@@ -56,7 +56,7 @@ class Report:
         if self.scores is None:
             console.print(f"{self.title}: nothing was validated, there are no scores", markup=False)
             return
-        terminal.show(console, self.title, self.scores, remarks=list(self.remarks))
+        terminal.show(console, self.title, self.scores, remarks=self.remarks)
 
     def write(self, folder: str | Path) -> list[Path]:
         """Write report.html, .md, .json and .csv, confusion.csv, and the pictures.
@@ -64,18 +64,19 @@ class Report:
         Files of an earlier report in the folder are replaced.
 
         Returns:
-            What was written, the page first.
+            Paths of the files, the page first.
 
         Raises:
-            RssegError: The folder cannot be written.
+            RssegError: The folder is not writable.
         """
-        from rsseg_cli.report.html import to_html  # jinja2 only where a page is made
-        from rsseg_cli.report.map_figure import to_png
+        # Printing a report needs neither jinja2 nor matplotlib.
+        from rsseg_cli.report.charts import to_png
+        from rsseg_cli.report.html import to_html
 
         folder = Path(folder)
         pngs = {
-            name: one if isinstance(one, bytes) else to_png(one)
-            for name, one in self.pictures.items()
+            caption: picture if isinstance(picture, bytes) else to_png(picture)
+            for caption, picture in self.pictures.items()
         }
         files = _file_names(pngs)
         config = to_yaml(dict(self.config)) if self.config else ""
@@ -99,7 +100,7 @@ class Report:
                 config=config,
                 pictures=files,
             ),
-            "report.json": _json(self._document()),
+            "report.json": json.dumps(self._full_json(), indent=1, ensure_ascii=False) + "\n",
         }
         if self.scores:
             texts |= {
@@ -114,8 +115,8 @@ class Report:
                 write_bytes(folder / name, content)
         return [folder / name for name in contents]
 
-    def _document(self) -> dict[str, Any]:
-        """Collect all that report.json holds: the score object and the run around it."""
+    def _full_json(self) -> dict[str, Any]:
+        """Return the content of report.json: the scores and the run around them."""
         return self.to_json() | {
             "subtitle": self.subtitle,
             "about": dict(self.about),
@@ -125,7 +126,7 @@ class Report:
 
 
 def _file_names(pictures: Mapping[str, bytes]) -> dict[str, str]:
-    """Give each caption a file name of its own."""
+    """Return a unique file name for each caption."""
     names: dict[str, str] = {}
     for caption in pictures:
         stem = re.sub(r"[^a-z0-9]+", "-", caption.lower()).strip("-")[:60] or "picture"
@@ -134,10 +135,6 @@ def _file_names(pictures: Mapping[str, bytes]) -> dict[str, str]:
             number, name = number + 1, f"pictures/{stem}-{number + 1}.png"
         names[caption] = name
     return names
-
-
-def _json(document: Mapping[str, Any]) -> str:
-    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
 
 
 def _text(value: Any) -> str:

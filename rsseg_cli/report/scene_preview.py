@@ -1,4 +1,4 @@
-"""Draws what a model will see of a scene: bands, stretch, missing pixels, tiles."""
+"""Figure of a scene as a model reads it: bands, value ranges, missing pixels and tiles."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from rsseg_cli.report.map_figure import EDGE, INK, stretch
-from rsseg_cli.words import counted
+from rsseg_cli.number_format import counted
+from rsseg_cli.report.map_figure import stretch
+from rsseg_cli.report.palette import EDGE, INK
 
 COLUMNS = 4
-"""Bands side by side."""
+"""Bands in a row."""
 MISSING = "///"
 """Hatch of missing pixels."""
 FAR = 3.0
-"""Standard deviations around the mean that a band's picture spans, dark to bright."""
+"""Range of a band's picture from dark to bright, in standard deviations around the mean."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,9 @@ class BandView:
 
     Attributes:
         name: Its name.
-        values: (N,) stored values that are there, some of them.
-        mean: Mean that the model takes off.
-        std: Standard deviation that it divides by.
+        values: (N,) a sample of its valid stored values.
+        mean: Mean of the model's normalisation.
+        std: Standard deviation of the model's normalisation.
     """
 
     name: str
@@ -45,9 +46,9 @@ class SceneView:
     """A scene at the size it is shown at.
 
     Attributes:
-        title: What it is.
+        title: Heading.
         samples: (C, h, w) stored values.
-        valid: (h, w) pixels that are there.
+        valid: (h, w) False for missing pixels.
         rgb: Bands shown in colour, from 0.
         step: Pixels of the scene per pixel shown.
         columns: First column of every tile, in pixels of the scene.
@@ -97,20 +98,20 @@ def _scene(axes: Axes, view: SceneView) -> None:
         axes.axvline(x / view.step - 0.5, color="white", linewidth=0.5, alpha=0.7)
     for y in view.rows:
         axes.axhline(y / view.step - 0.5, color="white", linewidth=0.5, alpha=0.7)
-    share = 100 * (1 - view.valid.mean())
+    missing_percent = 100 * (1 - view.valid.mean())
     names = " ".join(view.bands[index].name for index in view.rgb)
     axes.set_title(
         f"{names}; {counted(len(view.columns) * len(view.rows), 'tile')} of {view.tile} px; "
-        f"hatched: missing, {share:.1f} %",
+        f"hatched: missing, {missing_percent:.1f} %",
         fontsize=9, color=INK,
     )  # fmt: skip
     _bare(axes)
 
 
 def _band(axes: Axes, band: BandView, samples: NDArray[Any], valid: NDArray[np.bool_]) -> None:
-    seen = (samples.astype(np.float64) - band.mean) / (band.std or 1.0)
+    normalised = (samples.astype(np.float64) - band.mean) / (band.std or 1.0)
     axes.set_axis_on()
-    axes.imshow(np.where(valid, seen, np.nan), cmap="gray", vmin=-FAR, vmax=FAR)
+    axes.imshow(np.where(valid, normalised, np.nan), cmap="gray", vmin=-FAR, vmax=FAR)
     axes.set_facecolor("white")
     axes.set_title(band.name, fontsize=9, color=INK)
     _bare(axes)

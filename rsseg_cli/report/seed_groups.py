@@ -1,9 +1,9 @@
-"""Several scored runs beside each other: seeds in groups, means, spreads and paired differences."""
+"""Comparison of scored runs: groups of seeds, means, deviations and paired differences."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import takewhile
 from typing import Any
 
@@ -13,20 +13,23 @@ from scipy.stats import t
 from rsseg_cli.errors import RssegError
 from rsseg_cli.metrics.bootstrap import LEVEL
 from rsseg_cli.metrics.scores import Scores
+from rsseg_cli.number_format import UNDEFINED, percent, signed_percent
+from rsseg_cli.report.table import Cell, ReportTable, text_cell
 
 MEANS = {"miou": "mIoU", "macc": "mAcc", "accuracy": "accuracy", "f1": "F1"}
 Pick = Callable[[Scores], "float | None"]
+"""Returns one score of a run."""
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One scored run.
+class ScoredRun:
+    """A run with its scores.
 
     Attributes:
-        name: What the user called it.
+        name: Path by which the user named it.
         scores: Its scores.
-        kind: Runs that differ by their seed alone have the same kind.
-        seed: Its seed, where it is known.
+        kind: Equal for runs that differ by their seed alone.
+        seed: Its seed; None if unknown.
     """
 
     name: str
@@ -37,11 +40,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Spread:
-    """A score over the runs of a group: shares 0..1.
+    """A score over the runs of a group, as fractions 0..1.
 
     Attributes:
         mean: Mean.
-        deviation: Standard deviation (n - 1); None of a single run.
+        deviation: Standard deviation (n - 1); None for a single run.
         values: The score of each run.
     """
 
@@ -51,23 +54,29 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float | None]) -> Spread | None:
-        """Sum up; None where no run has the score."""
+        """Return the spread of the defined values; None without any."""
         known = tuple(value for value in values if value is not None)
         if not known:
             return None
         deviation = float(np.std(known, ddof=1)) if len(known) > 1 else None
         return cls(float(np.mean(known)), deviation, known)
 
+    @property
+    def cell(self) -> Cell:
+        """Mean and deviation in percent."""
+        deviation = "" if self.deviation is None else f" \u00b1 {percent(self.deviation)}"
+        return Cell(percent(self.mean) + deviation, self.mean)
+
 
 @dataclass(frozen=True)
 class Difference:
-    """How much a group is better than the first one, in shares 0..1.
+    """How much higher a score is than that of the first group, as fractions 0..1.
 
     Attributes:
-        mean: Mean of the differences seed by seed; of the means where no seed is shared.
-        low: End of the 95 % interval (Student's t); None with fewer than two pairs.
-        high: The other end.
-        pairs: Seeds that both have.
+        mean: Mean difference over common seeds; difference of the means if there are none.
+        low: Lower end of the 95 % interval (Student's t); None with fewer than two pairs.
+        high: Upper end.
+        pairs: Number of common seeds.
     """
 
     mean: float
@@ -75,81 +84,91 @@ class Difference:
     high: float | None
     pairs: int
 
+    @property
+    def cell(self) -> Cell:
+        """Difference in percentage points, with its interval."""
+        text = signed_percent(self.mean)
+        if self.low is not None and self.high is not None:
+            text += f" ({signed_percent(self.low)} to {signed_percent(self.high)})"
+        elif not self.pairs:
+            text += " (not paired)"
+        return Cell(text, self.mean)
+
 
 @dataclass(frozen=True)
-class Group:
+class SeedGroup:
     """Runs that differ by their seed alone."""
 
     name: str
-    entries: tuple[Entry, ...]
+    runs: tuple[ScoredRun, ...]
 
     @property
     def seeds(self) -> list[int]:
         """The known seeds."""
-        return [one.seed for one in self.entries if one.seed is not None]
+        return [run.seed for run in self.runs if run.seed is not None]
 
     def spread(self, pick: Pick) -> Spread | None:
-        """Sum one score up."""
-        return Spread.of([pick(one.scores) for one in self.entries])
+        """Return mean and deviation of one score."""
+        return Spread.of([pick(run.scores) for run in self.runs])
 
-    def minus(self, other: Group, pick: Pick) -> Difference | None:
-        """Compare one score with another group, seed by seed where both have the seed."""
+    def minus(self, other: SeedGroup, pick: Pick) -> Difference | None:
+        """Return the difference of one score to another group, paired by seed if possible."""
         ours, theirs = (
-            {one.seed: pick(one.scores) for one in group.entries if one.seed is not None}
+            {run.seed: pick(run.scores) for run in group.runs if run.seed is not None}
             for group in (self, other)
         )
-        pairs = [
+        differences = [
             mine - yours
             for seed, mine in ours.items()
             if mine is not None and (yours := theirs.get(seed)) is not None
         ]
-        if not pairs:
+        if not differences:
             own, first = self.spread(pick), other.spread(pick)
             if own is None or first is None:
                 return None
             return Difference(own.mean - first.mean, None, None, 0)
-        mean = float(np.mean(pairs))
-        if len(pairs) < 2:
+        mean = float(np.mean(differences))
+        if len(differences) < 2:
             return Difference(mean, None, None, 1)
-        error = float(np.std(pairs, ddof=1)) / len(pairs) ** 0.5
-        half = float(t.ppf((1 + LEVEL) / 2, len(pairs) - 1)) * error
-        return Difference(mean, mean - half, mean + half, len(pairs))
+        error = float(np.std(differences, ddof=1)) / len(differences) ** 0.5
+        half = float(t.ppf((1 + LEVEL) / 2, len(differences) - 1)) * error
+        return Difference(mean, mean - half, mean + half, len(differences))
 
 
-def group(entries: Sequence[Entry]) -> list[Group]:
-    """Put runs of one kind together, in the order in which kinds first appear.
+def group_runs(runs: Sequence[ScoredRun]) -> list[SeedGroup]:
+    """Return runs of one kind together, in the order in which kinds first appear.
 
     Raises:
-        RssegError: The runs do not have the same classes; it says which differ.
+        RssegError: The runs have different classes.
     """
-    for other in entries[1:]:
-        _require_same_classes(entries[0], other)
-    kinds: dict[str, list[Entry]] = {}
-    for one in entries:
-        kinds.setdefault(one.kind, []).append(one)
-    found: list[Group] = []
-    for own in kinds.values():
-        name = _common_name([one.name for one in own])
-        taken = {each.name for each in found}
-        found.append(Group(own[0].name if name in taken else name, tuple(own)))
-    return found
+    for other in runs[1:]:
+        _require_same_classes(runs[0], other)
+    kinds: dict[str, list[ScoredRun]] = {}
+    for run in runs:
+        kinds.setdefault(run.kind, []).append(run)
+    groups: list[SeedGroup] = []
+    for members in kinds.values():
+        name = _common_name([run.name for run in members])
+        taken = {group.name for group in groups}
+        groups.append(SeedGroup(members[0].name if name in taken else name, tuple(members)))
+    return groups
 
 
-def _require_same_classes(first: Entry, other: Entry) -> None:
+def _require_same_classes(first: ScoredRun, other: ScoredRun) -> None:
     ours, theirs = (
-        {f"{row.id} {row.name}" for row in one.scores.classes} for one in (first, other)
+        {f"{row.id} {row.name}" for row in run.scores.classes} for run in (first, other)
     )
     if ours == theirs:
         return
     only = [
-        f"only in {one.name}: {', '.join(sorted(names))}"
-        for one, names in ((first, ours - theirs), (other, theirs - ours))
+        f"only in {run.name}: {', '.join(sorted(names))}"
+        for run, names in ((first, ours - theirs), (other, theirs - ours))
         if names
     ]
     raise RssegError(
         "the runs have different classes; " + "; ".join(only),
         where=f"{first.name}, {other.name}",
-        fix="compare runs of one class list",
+        fix="compare runs with the same class list",
     )
 
 
@@ -161,22 +180,22 @@ def _common_name(names: Sequence[str]) -> str:
     return shared or f"{names[0]} and {len(names) - 1} more"
 
 
-def remarks(entries: Sequence[Entry]) -> list[str]:
-    """Say what makes the runs hard to compare."""
-    grounds: dict[tuple[int, ...], list[str]] = {}
-    for one in entries:
-        truth = tuple(row.pixels for row in one.scores.classes)
-        grounds.setdefault(truth, []).append(one.name)
-    if len(grounds) < 2:
+def remarks(runs: Sequence[ScoredRun]) -> list[str]:
+    """Return reasons why the runs are hard to compare."""
+    references: dict[tuple[int, ...], list[str]] = {}
+    for run in runs:
+        pixels = tuple(row.pixels for row in run.scores.classes)
+        references.setdefault(pixels, []).append(run.name)
+    if len(references) < 2:
         return []
-    parts = [f"{', '.join(names)} ({sum(truth):,} px)" for truth, names in grounds.items()]
-    return ["The runs were scored on different ground: " + " / ".join(parts) + "."]
+    parts = [f"{', '.join(names)} ({sum(pixels):,} px)" for pixels, names in references.items()]
+    return ["The runs were scored on different ground truth: " + " / ".join(parts) + "."]
 
 
-def picks(entries: Sequence[Entry]) -> dict[str, dict[str, Pick]]:
-    """List all that is compared: the section, its rows, and how a score is found."""
-    classes = entries[0].scores.classes
-    domains = list(dict.fromkeys(name for one in entries for name in one.scores.groups))
+def picks(runs: Sequence[ScoredRun]) -> dict[str, dict[str, Pick]]:
+    """Return all scores that are compared: title of the section, name of the row, score."""
+    classes = runs[0].scores.classes
+    domains = list(dict.fromkeys(name for run in runs for name in run.scores.groups))
     return {
         "Scores": {title: _mean(name) for name, title in MEANS.items()},
         "Classes, IoU": {row.name: _class(index) for index, row in enumerate(classes)},
@@ -200,36 +219,66 @@ def _domain(name: str) -> Pick:
     return lambda scores: scores.groups[name].miou if name in scores.groups else None
 
 
-def to_json(groups: Sequence[Group], said: Sequence[str]) -> dict[str, Any]:
-    """Give what `--json` prints."""
-    sections = picks([one for each in groups for one in each.entries])
-    first = groups[0]
+def comparison_tables(groups: Sequence[SeedGroup]) -> list[ReportTable]:
+    """Return a table of the scores with groups in rows, and others with groups in columns."""
+    summary, *others = picks([run for group in groups for run in group.runs]).items()
+    details = [_details(title, groups, rows) for title, rows in others if rows]
+    return [_summary(groups, summary[1]), *details]
+
+
+def _summary(groups: Sequence[SeedGroup], scores: Mapping[str, Pick]) -> ReportTable:
+    first, headline = groups[0], next(iter(scores))
+    rows = []
+    for group in groups:
+        difference = None if group is first else group.minus(first, scores[headline])
+        cells = [_cell(group.spread(pick)) for pick in scores.values()]
+        seeds = Cell(str(len(group.runs)), len(group.runs))
+        rows.append((text_cell(group.name), seeds, *cells, _cell(difference)))
+    header = ("Run", "Seeds", *scores, f"{headline} minus the first")
+    return ReportTable("Scores", header, tuple(rows))
+
+
+def _details(title: str, groups: Sequence[SeedGroup], scores: Mapping[str, Pick]) -> ReportTable:
+    first, *others = groups
+    rows = []
+    for name, pick in scores.items():
+        means = [_cell(group.spread(pick)) for group in groups]
+        differences = [_cell(group.minus(first, pick)) for group in others]
+        rows.append((text_cell(name), *means, *differences))
+    names = [group.name for group in groups]
+    minus = (f"{name} minus the first" for name in names[1:])
+    return ReportTable(title, (title.partition(",")[0], *names, *minus), tuple(rows))
+
+
+def _cell(number: Spread | Difference | None) -> Cell:
+    return Cell(UNDEFINED) if number is None else number.cell
+
+
+def to_json(groups: Sequence[SeedGroup], sentences: Sequence[str]) -> dict[str, Any]:
+    """Return the machine-readable form of a comparison."""
+    sections = picks([run for group in groups for run in group.runs])
+    keys = dict(zip(("scores", "classes", "domains"), sections.values(), strict=True))
     return {
         "groups": [
             {
-                "name": each.name,
-                "runs": [one.name for one in each.entries],
-                "seeds": each.seeds,
-                **{
-                    key: _json(each, first, sections[title])
-                    for key, title in zip(("scores", "classes", "domains"), sections, strict=True)
-                },
+                "name": group.name,
+                "runs": [run.name for run in group.runs],
+                "seeds": group.seeds,
+                **{key: _scores_json(group, groups[0], rows) for key, rows in keys.items()},
             }
-            for each in groups
+            for group in groups
         ],
-        "remarks": list(said),
+        "remarks": list(sentences),
     }
 
 
-def _json(own: Group, first: Group, rows: Mapping[str, Pick]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _scores_json(group: SeedGroup, first: SeedGroup, rows: Mapping[str, Pick]) -> dict[str, Any]:
+    document: dict[str, Any] = {}
     for name, pick in rows.items():
-        spread = own.spread(pick)
-        difference = None if own is first else own.minus(first, pick)
-        found[name] = {
-            "mean": None if spread is None else spread.mean,
-            "deviation": None if spread is None else spread.deviation,
-            "values": [] if spread is None else list(spread.values),
-            "difference": None if difference is None else vars(difference),
-        }
-    return found
+        spread = group.spread(pick)
+        difference = None if group is first else group.minus(first, pick)
+        numbers = (
+            {"mean": None, "deviation": None, "values": []} if spread is None else asdict(spread)
+        )
+        document[name] = numbers | {"difference": difference and asdict(difference)}
+    return document

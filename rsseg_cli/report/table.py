@@ -1,118 +1,141 @@
-"""Tables that show themselves as HTML, Markdown, CSV and in a terminal."""
+"""Tables that are rendered for a terminal, as Markdown, as CSV and as HTML."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from rsseg_cli.report import score_text as text
-from rsseg_cli.report.seed_groups import Difference, Group, Pick, Spread
+from rsseg_cli.number_format import percent
+
+Color = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What a cell shows, and the number that it is sorted by (None: nothing is known)."""
+    """A table cell.
 
-    shown: str
-    value: float | None = None
+    Attributes:
+        text: What is displayed.
+        value: What CSV holds and HTML sorts by; None where a number is not defined.
+        color: (red, green, blue) of the class that the cell is about.
+        note: Remark behind a row's name.
+        bar: Draw the value, a fraction 0..1, as a bar in HTML.
+        shade: Strength of the background in HTML, 0..1.
+        strong: Set in bold.
+    """
+
+    text: str
+    value: float | str | None = None
+    color: Color | None = None
+    note: str = ""
+    bar: bool = False
+    shade: float | None = None
+    strong: bool = False
+
+
+def text_cell(text: str, *, color: Color | None = None, note: str = "") -> Cell:
+    """Return a cell whose value is its text."""
+    return Cell(text, text, color, note)
+
+
+def percent_cell(fraction: float | None, *, color: Color | None = None, bar: bool = False) -> Cell:
+    """Return a cell that shows a fraction 0..1 in percent."""
+    return Cell(percent(fraction), fraction, color, bar=bar)
+
+
+def count_cell(number: int) -> Cell:
+    """Return a cell that shows a whole number with thousands separators."""
+    return Cell(f"{number:,}", number)
 
 
 @dataclass(frozen=True)
-class Table:
-    """A table whose first column holds names.
+class ReportTable:
+    """A table whose first column holds the names of the rows.
 
     Attributes:
         title: Heading.
         header: Names of the columns.
-        rows: The first cell of each is its name.
+        rows: Cells of each row, as many as the header has names.
+        details: Names of columns that a terminal has no room for.
+        faint: Indices of the rows without any score.
+        most_letters: Longest name of a column in a terminal; None: names are wrapped.
     """
 
     title: str
     header: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
+    details: frozenset[str] = frozenset()
+    faint: frozenset[int] = frozenset()
+    most_letters: int | None = None
+
+    @classmethod
+    def of_text(cls, header: Sequence[str], rows: Sequence[Sequence[str]]) -> ReportTable:
+        """Build a table of texts without a title."""
+        return cls("", tuple(header), tuple(tuple(map(text_cell, row)) for row in rows))
 
     def to_markdown(self) -> str:
-        """Write it as Markdown."""
-        rows = [[cell.shown for cell in row] for row in self.rows]
-        return f"## {self.title}\n\n" + text.table(self.header, rows)
+        """Return a Markdown table without the title; all columns but the first are flush right."""
+        lines = [list(self.header)]
+        for row in self.rows:
+            lines.append([f"{cell.text} ({cell.note})" if cell.note else cell.text for cell in row])
+        escaped = [[text.replace("|", "\\|") for text in line] for line in lines]
+        head, *body = ["| " + " | ".join(line) + " |" for line in escaped]
+        return "\n".join([head, "|---|" + "---:|" * (len(self.header) - 1), *body])
 
     def to_rich(self) -> RichTable:
-        """Lay it out for a terminal."""
+        """Return the table as rich prints it, without the `details`."""
         table = RichTable(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title=self.title)
         table.title_justify, table.title_style = "left", "bold"
-        for index, name in enumerate(self.header):
-            table.add_column(Text(name), justify="right" if index else "left")
-        for row in self.rows:
-            table.add_row(*(Text(cell.shown) for cell in row))
+        columns = [index for index, name in enumerate(self.header) if name not in self.details]
+        for index in columns:
+            table.add_column(
+                Text(self.header[index]),
+                justify="right" if index else "left",
+                max_width=self.most_letters if index else None,
+                no_wrap=self.most_letters is not None,
+                overflow="ellipsis",
+            )
+        for number, row in enumerate(self.rows):
+            cells = [_rich_cell(row[index]) for index in columns]
+            table.add_row(*cells, style="dim" if number in self.faint else "")
         return table
 
+    def csv_rows(self) -> list[list[float | str | None]]:
+        """Return the header and the values of all rows."""
+        return [list(self.header), *([cell.value for cell in row] for row in self.rows)]
 
-def to_csv(tables: Sequence[Table]) -> str:
-    """Write tables one below the other, with their title in the first column."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
+    def to_csv(self) -> str:
+        """Return the values of the cells as CSV; what is not defined is an empty cell."""
+        return write_csv(self.csv_rows())
+
+
+def tables_to_csv(tables: Sequence[ReportTable]) -> str:
+    """Return tables as one CSV file, one below the other, with their title in the first column."""
+    lines: list[list[float | str | None]] = []
     for table in tables:
-        writer.writerow(["table", *table.header])
-        for row in table.rows:
-            cells = ["" if cell.value is None else cell.value for cell in row[1:]]
-            writer.writerow([table.title, row[0].shown, *cells])
+        header, *rows = table.csv_rows()
+        lines += [["table", *header], *([table.title, *row] for row in rows)]
+    return write_csv(lines)
+
+
+def write_csv(lines: Sequence[Sequence[float | str | None]]) -> str:
+    """Return lines as CSV."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(lines)
     return out.getvalue()
 
 
-def compared(groups: Sequence[Group], sections: Mapping[str, Mapping[str, Pick]]) -> list[Table]:
-    """Lay groups of runs out: the scores with groups in rows, all else with groups in columns."""
-    titles = list(sections)
-    found = [_summary(groups, sections[titles[0]])]
-    for title in titles[1:]:
-        if sections[title]:
-            found.append(_details(title, groups, sections[title]))
-    return found
-
-
-def _summary(groups: Sequence[Group], picks: Mapping[str, Pick]) -> Table:
-    first, headline = groups[0], next(iter(picks))
-    rows = []
-    for own in groups:
-        difference = None if own is first else own.minus(first, picks[headline])
-        cells = [_spread(own.spread(pick)) for pick in picks.values()]
-        seeds = Cell(str(len(own.entries)), float(len(own.entries)))
-        rows.append((Cell(own.name), seeds, *cells, _difference(difference)))
-    header = ("run", "seeds", *picks, f"{headline} less the first")
-    return Table("Scores", header, tuple(rows))
-
-
-def _details(title: str, groups: Sequence[Group], picks: Mapping[str, Pick]) -> Table:
-    first, others = groups[0], groups[1:]
-    rows = []
-    for name, pick in picks.items():
-        values = [_spread(own.spread(pick)) for own in groups]
-        changes = [_difference(own.minus(first, pick)) for own in others]
-        rows.append((Cell(name), *values, *changes))
-    less = (f"{own.name} less the first" for own in others)
-    return Table(title, (title.partition(",")[0], *(g.name for g in groups), *less), tuple(rows))
-
-
-def _spread(spread: Spread | None) -> Cell:
-    if spread is None:
-        return Cell(text.NOTHING)
-    shown = text.percent(spread.mean)
-    if spread.deviation is not None:
-        shown += f" \u00b1 {text.percent(spread.deviation)}"
-    return Cell(shown, spread.mean)
-
-
-def _difference(difference: Difference | None) -> Cell:
-    if difference is None:
-        return Cell(text.NOTHING)
-    shown = f"{100 * difference.mean:+.1f}"
-    if difference.low is not None and difference.high is not None:
-        shown += f" ({100 * difference.low:+.1f} to {100 * difference.high:+.1f})"
-    elif not difference.pairs:
-        shown += " (not paired)"
-    return Cell(shown, difference.mean)
+def _rich_cell(cell: Cell) -> Text:
+    text = Text(cell.text, style="bold" if cell.strong else "")
+    if cell.color is not None and not cell.bar:
+        red, green, blue = cell.color
+        text = Text.assemble(("■ ", f"rgb({red},{green},{blue})"), cell.text)
+    if cell.note:
+        text.append(f" ({cell.note})", style="dim")
+    return text

@@ -15,6 +15,7 @@ from rsseg_cli import batch_shard, distributed
 from rsseg_cli.choices import Format
 from rsseg_cli.data.tiles.tile_stream import Batch
 from rsseg_cli.errors import Interrupted, RssegError
+from rsseg_cli.number_format import counted
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.settings import Json, Strict
 from rsseg_cli.training import optimizer
@@ -36,7 +37,6 @@ from rsseg_cli.training.run_folder import RunFolder
 from rsseg_cli.training.signals import StopSignal
 from rsseg_cli.training.step import TrainingStep, seed_for
 from rsseg_cli.training.step_log import StepLog, TrainingResult
-from rsseg_cli.words import counted
 
 
 class Training(Strict):

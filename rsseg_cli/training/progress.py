@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from rsseg_cli.number_format import percent
 from rsseg_cli.settings import Json
 
 
@@ -104,4 +105,4 @@ def _number(value: Json) -> float:
 
 
 def _percent(value: Json) -> str:
-    return "-" if value is None else f"{100 * _number(value):.1f}"
+    return percent(None if value is None else _number(value))

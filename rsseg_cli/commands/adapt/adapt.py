@@ -34,7 +34,8 @@ from rsseg_cli.data.tiles.domain_batches import JoinedTiles, ProbeTiles, TargetT
 from rsseg_cli.data.tiles.rare_class_sampling import RareClasses
 from rsseg_cli.data.tiles.tile_stream import Batch, TileStream
 from rsseg_cli.errors import RssegError
-from rsseg_cli.report.adaptation import draw_adaptation
+from rsseg_cli.number_format import counted
+from rsseg_cli.report.training_charts import draw_adaptation
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training.loop import Job
 from rsseg_cli.training.precision import Precision
@@ -42,7 +43,6 @@ from rsseg_cli.training.prefetch import Indexed
 from rsseg_cli.training.run_folder import RunFolder
 from rsseg_cli.training.self_training import SelfTraining
 from rsseg_cli.training.step_log import TrainingResult
-from rsseg_cli.words import counted
 
 
 def prepare_adapt(config: RunConfig, options: RunOptions) -> RunJob:

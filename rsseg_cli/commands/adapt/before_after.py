@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import rasterio
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -18,10 +17,10 @@ from rsseg_cli.data.pair import Opener, Pair, SourcePairs
 from rsseg_cli.predict.engine import predict_scene
 from rsseg_cli.predict.outputs import Outputs
 from rsseg_cli.predict.plan import Tiling
-from rsseg_cli.raster.decode import LabelCode, decode
 from rsseg_cli.raster.grid import Window
+from rsseg_cli.raster.predicted_map import PredictedMap
 from rsseg_cli.raster.scene import Scene
-from rsseg_cli.report.map_figure import Panel, Pixels, draw, paint, stretch
+from rsseg_cli.report.map_figure import Panel, draw, paint, stretch
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training.precision import Precision
 
@@ -115,11 +114,7 @@ class BeforeAfterMap:
         with self._open() as scene:
             samples, valid = scene.read(Window(0, 0, scene.width, scene.height))
         panels = [Panel("image", stretch(samples[list(shown_bands(self.bands))], valid))]
-        panels += [Panel(path.stem, self._paint(path)) for path in (self.before, self.after)]
+        for path in (self.before, self.after):
+            with PredictedMap.open(path, self.classes) as mapped:
+                panels.append(Panel(path.stem, paint(mapped.read(), self.classes)))
         return draw(panels, self.classes, title=self.pair.name)
-
-    def _paint(self, path: Path) -> Pixels:
-        code = LabelCode(tuple(self.classes))
-        with rasterio.open(path) as file:
-            labels = decode(file.read(), file.dataset_mask() != 0, code, where=str(path))
-        return paint(labels, self.classes)

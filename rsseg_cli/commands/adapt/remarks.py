@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rsseg_cli.commands.fit.job import FitReport
-from rsseg_cli.report.adaptation import REPORTED
+from rsseg_cli.report.training_charts import TARGET_LABELS
 from rsseg_cli.settings import Json
 from rsseg_cli.training.step_log import TrainingResult
 
@@ -44,7 +44,7 @@ def remarks(result: TrainingResult, records: Sequence[Mapping[str, Any]]) -> lis
         on_labels = (first, *(score.get("target_labels") or {} for score in (best, last)))
         start, chosen, end = (_number(score.get("miou")) for score in on_labels)
         texts.append(
-            f"{REPORTED} (neither a step nor the choice used them): mIoU {start} at the first "
+            f"{TARGET_LABELS} (neither a step nor the choice used them): mIoU {start} at the first "
             f"validation, {chosen} of the chosen model, {end} of the last"
         )
     reason = stopped(result)

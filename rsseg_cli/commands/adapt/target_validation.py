@@ -12,12 +12,12 @@ from rsseg_cli import distributed
 from rsseg_cli.classes import IGNORE
 from rsseg_cli.commands.fit.validation import Validation, predict_tiles
 from rsseg_cli.data.tiles.validation_tiles import CoveringTiles
+from rsseg_cli.number_format import counted
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.settings import Json
 from rsseg_cli.training.model_selection import TargetStatistics, collapsed, merit, rating
 from rsseg_cli.training.precision import Precision
 from rsseg_cli.training.pseudo_labels import normalised_entropy
-from rsseg_cli.words import counted
 
 COLLAPSED = "the predicted class distribution on the target has collapsed"
 

@@ -26,10 +26,10 @@ from rsseg_cli.data.source import Source
 from rsseg_cli.data.spec.dataset_spec import ClassSpec, DatasetSpec, Reader
 from rsseg_cli.data.tiles.unlabelled import has_image, hold_back, without_labels
 from rsseg_cli.errors import RssegError, RssegWarning
+from rsseg_cli.number_format import counted
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.settings import Json
 from rsseg_cli.training.adaptation import Adaptation
-from rsseg_cli.words import counted
 
 ALIKE = 1.25
 """Largest ratio of two pixel sizes that count as the same."""

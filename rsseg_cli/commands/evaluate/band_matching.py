@@ -9,7 +9,7 @@ from rsseg_cli.data.pair import Opener
 from rsseg_cli.data.source import Source
 from rsseg_cli.data.spec.dataset_spec import BandSpec
 from rsseg_cli.errors import RssegError
-from rsseg_cli.words import counted
+from rsseg_cli.number_format import counted
 
 NEAR_NM = 60.0
 """Largest distance of the centre wavelengths of two bands that count as the same."""

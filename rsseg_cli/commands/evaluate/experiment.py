@@ -16,6 +16,7 @@ from rsseg_cli import presets
 from rsseg_cli.commands.fit.options import FitOptions
 from rsseg_cli.data.source import Source
 from rsseg_cli.errors import UnreadableError, unknown
+from rsseg_cli.number_format import percent, signed_percent
 from rsseg_cli.report.report import Report
 from rsseg_cli.settings import Strict
 
@@ -192,8 +193,8 @@ class ExperimentReport:
         for column in ("mIoU", "published", "difference"):
             table.add_column(column, justify="right")
         for line in self.lines:
-            sign = "" if line.difference is None else f"{100 * line.difference:+.1f}"
-            table.add_row(line.target, line.on, _percent(line.ours), _percent(line.published), sign)
+            sign = "" if line.difference is None else signed_percent(line.difference)
+            table.add_row(line.target, line.on, percent(line.ours), percent(line.published), sign)
         console.print(table)
         if self.chosen.row.source:
             console.print(f"\npublished: {self.chosen.row.source}", markup=False)
@@ -249,7 +250,3 @@ def score(
 
 def _share(percent: float | None) -> float | None:
     return None if percent is None else percent / 100
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f}"

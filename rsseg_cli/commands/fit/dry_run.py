@@ -13,9 +13,9 @@ from rsseg_cli.config import RunConfig
 from rsseg_cli.data.sources import Sources
 from rsseg_cli.data.tiles.class_index import ClassIndex
 from rsseg_cli.distributed import world_size
+from rsseg_cli.number_format import counted
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training.precision import Precision
-from rsseg_cli.words import counted
 
 ACTIVATIONS = {False: 34, True: 4}
 """Floats kept per token, channel and block: the branches of a block, or only its input."""

@@ -16,7 +16,7 @@ from rsseg_cli.data.tiles.validation_tiles import CoveringTiles
 from rsseg_cli.evaluate.evaluation import Evaluation
 from rsseg_cli.metrics.confusion import ConfusionMatrix
 from rsseg_cli.raster.decode import Labels
-from rsseg_cli.report.tile_gallery import Sample, shrink
+from rsseg_cli.report.tile_gallery import TileSample, subsample
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training.precision import Precision
 from rsseg_cli.training.prefetch import Prefetch, pinned
@@ -90,6 +90,6 @@ def _add(
 
 def _sample(
     name: str, score: float, truth: Labels, predicted: Labels, image: NDArray[np.generic]
-) -> Sample:
-    small = (shrink(array, SHOWN).copy() for array in (truth, predicted, image))
-    return Sample(name, score, *small)
+) -> TileSample:
+    small = (subsample(array, SHOWN).copy() for array in (truth, predicted, image))
+    return TileSample(name, score, *small)

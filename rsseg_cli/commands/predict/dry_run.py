@@ -17,6 +17,7 @@ from torch import Tensor
 from rsseg_cli.commands.model import LoadedModel
 from rsseg_cli.errors import RssegError, RssegWarning
 from rsseg_cli.memory import peak_rss_mb
+from rsseg_cli.number_format import counted
 from rsseg_cli.predict.batch import even_batch
 from rsseg_cli.predict.outputs import Outputs
 from rsseg_cli.predict.pipeline import Infer, no_room
@@ -25,7 +26,6 @@ from rsseg_cli.raster.aoi import Area
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.pixel_size import pixel_size_m
 from rsseg_cli.raster.scene import Scene
-from rsseg_cli.words import counted
 
 GSD_FACTOR = 1.5
 """Pixels larger or smaller than those of the training by more than this are worth a word."""

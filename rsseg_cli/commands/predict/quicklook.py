@@ -12,7 +12,8 @@ from rsseg_cli.bands import Bands
 from rsseg_cli.classes import Class
 from rsseg_cli.commands.fit.final_evaluation import shown_bands
 from rsseg_cli.raster.scene import Scene
-from rsseg_cli.report.map_figure import quicklook, to_png
+from rsseg_cli.report.charts import to_png
+from rsseg_cli.report.map_figure import quicklook
 
 READ_WHOLE = 2**26
 """Pixels of a scene without overviews up to which it is read again to be shown beside its map."""

@@ -23,6 +23,7 @@ from rsseg_cli.commands.predict.outputs import read_area, scene_outputs
 from rsseg_cli.commands.predict.progress import Line
 from rsseg_cli.commands.predict.provenance import file_digest, identity, journal_digest, made_before
 from rsseg_cli.errors import RssegError
+from rsseg_cli.number_format import counted
 from rsseg_cli.predict.engine import predict_scene
 from rsseg_cli.predict.outputs import Outputs, SceneResult
 from rsseg_cli.predict.pipeline import Infer
@@ -34,7 +35,6 @@ from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.settings import Json
 from rsseg_cli.training.precision import Precision
-from rsseg_cli.words import counted
 
 TILES_PX = {"cuda": 16 * 512 * 512, "cpu": 2 * 512 * 512}
 """Pixels of a batch where the user asks for none; larger ones fall out of a CPU's caches."""

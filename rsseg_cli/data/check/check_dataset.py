@@ -14,7 +14,7 @@ from rsseg_cli.data.source import Source
 from rsseg_cli.data.spec.dataset_spec import Split
 from rsseg_cli.data.spec.layout import ImageEntry, find_entries, orphans, selects
 from rsseg_cli.errors import RssegError
-from rsseg_cli.words import counted
+from rsseg_cli.number_format import counted
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from rsseg_cli.data.pair import Opener, Pair
 from rsseg_cli.errors import RssegError
+from rsseg_cli.number_format import counted
 from rsseg_cli.raster.decode import Color, LabelCode
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.labels import inexact_colors, is_vector
 from rsseg_cli.raster.scene import Scene
-from rsseg_cli.words import counted
 
 SIDE_PX = 512
 """Side of a window that is looked at."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rsseg_cli.classes import default_color
+from rsseg_cli.classes import default_color, hex_color
 from rsseg_cli.data.spec.dataset_spec import ClassSpec
 from rsseg_cli.errors import RssegError
 from rsseg_cli.raster.decode import Encoding, Value, as_text
@@ -175,7 +175,7 @@ def _colored(paths: Sequence[Path]) -> ClassesFound:
 
 def _of_colors(colors: set[tuple[int, int, int]]) -> tuple[ClassSpec, ...]:
     return tuple(
-        ClassSpec(id=index, name="#{:02x}{:02x}{:02x}".format(*color), color=color)
+        ClassSpec(id=index, name=hex_color(color), color=color)
         for index, color in enumerate(sorted(colors))
     )
 

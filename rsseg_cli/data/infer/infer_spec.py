@@ -8,9 +8,9 @@ from pathlib import Path
 from rsseg_cli.data.infer.infer_classes import find_classes
 from rsseg_cli.data.infer.infer_layout import find_layout
 from rsseg_cli.data.spec.dataset_spec import BandSpec, DatasetSpec, Reader
+from rsseg_cli.number_format import counted
 from rsseg_cli.raster.pixel_size import pixel_size_m
 from rsseg_cli.raster.scene import Scene
-from rsseg_cli.words import counted
 
 LIGHT_NM = {
     "coastal": 443.0, "blue": 485.0, "green": 560.0, "yellow": 605.0, "red": 660.0,

@@ -12,8 +12,8 @@ from rsseg_cli import presets
 from rsseg_cli.classes import IGNORE, Class
 from rsseg_cli.data.spec.dataset_spec import ClassSpec
 from rsseg_cli.errors import RssegError, unknown
+from rsseg_cli.number_format import counted
 from rsseg_cli.settings import Strict
-from rsseg_cli.words import counted
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rsseg_cli.words import counted
+from rsseg_cli.number_format import counted
 
 
 @pytest.mark.parametrize(
