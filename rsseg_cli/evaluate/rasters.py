@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
@@ -213,7 +213,7 @@ def _score_soft_map(
         from rsseg_cli.metrics.saliency import Saliency  # PySODMetrics is slow to import
 
         total.saliency = Saliency()
-    with closing(SoftMap.open(path, total.classes)) as soft:
+    with SoftMap.open(path, total.classes) as soft:
         soft.score(truth, regions, total.saliency)
 
 
