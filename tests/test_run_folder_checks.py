@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
+from rsseg_cli.commands.fit.job import RunOptions
 from rsseg_cli.commands.fit.run_folder_checks import (
     MAY_CHANGE,
     SOURCES,
@@ -47,6 +48,12 @@ def test_every_setting_is_decided_upon(config: RunConfig) -> None:
     free = {name for name in MAY_CHANGE if not name.startswith("backbone.")}
     assert not matters & (free | SOURCES)
     assert settings == matters | free | SOURCES
+
+
+def test_options_beside_the_settings_do_not_matter() -> None:
+    """A new option that changes the model becomes a setting: only settings are compared."""
+    free = {"data_root", "folder", "device", "resume", "overwrite", "deadline", "quiet"}
+    assert {field.name for field in fields(RunOptions)} == free
 
 
 def test_every_section_is_compared(config: RunConfig) -> None:
