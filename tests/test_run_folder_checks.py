@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import fields
+from dataclasses import replace
 from pathlib import Path
-
-import pytest
 from pydantic import BaseModel
-
-from rsseg_cli.commands.fit.run_folder_checks import (
-    MAY_CHANGE,
-    SOURCES,
-    changed_settings,
-    require_same_data,
-)
-from rsseg_cli.config import RunConfig, resolve
+from rsseg_cli.commands.fit.job import RunOptions
+from rsseg_cli.commands.fit.run_folder_checks import MAY_CHANGE
+from rsseg_cli.commands.fit.run_folder_checks import SOURCES
+from rsseg_cli.commands.fit.run_folder_checks import changed_settings
+from rsseg_cli.commands.fit.run_folder_checks import require_same_data
+from rsseg_cli.config import RunConfig
+from rsseg_cli.config import resolve
 from rsseg_cli.errors import RssegError
+import pytest
 
 COMMON = ("data", "augment", "optimizer", "training", "adapt")
 """Sections with the same settings for every method, head and backbone."""
@@ -47,6 +46,12 @@ def test_every_setting_is_decided_upon(config: RunConfig) -> None:
     free = {name for name in MAY_CHANGE if not name.startswith("backbone.")}
     assert not matters & (free | SOURCES)
     assert settings == matters | free | SOURCES
+
+
+def test_options_beside_the_settings_do_not_matter() -> None:
+    """A new option that changes the model becomes a setting: only settings are compared."""
+    free = {"data_root", "folder", "device", "resume", "overwrite", "deadline", "quiet"}
+    assert {field.name for field in fields(RunOptions)} == free
 
 
 def test_every_section_is_compared(config: RunConfig) -> None:
