@@ -16,7 +16,8 @@ from runs import rsseg
 
 import rsseg_cli
 from rsseg_cli import presets
-from rsseg_cli.cli import app
+from rsseg_cli.cli import _warn, app
+from rsseg_cli.errors import RssegWarning
 
 PACKAGE = Path(rsseg_cli.__file__).parent
 
@@ -202,3 +203,14 @@ def test_options_that_messages_name_exist() -> None:
         if option not in known | others
     }
     assert not unknown
+
+
+def test_debugging_shows_the_warnings_of_libraries(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for value, shown in (("", False), ("1", True)):
+        monkeypatch.setenv("RSSEG_DEBUG", value)
+        _warn("careful", UserWarning, "library.py", 7)
+        assert ("library.py:7: UserWarning: careful" in capsys.readouterr().err) == shown
+    _warn("look", RssegWarning, "ours.py", 1)
+    assert capsys.readouterr().err == "warning: look\n"

@@ -5,6 +5,7 @@ Nothing at this level imports torch, timm or rasterio: `--help` and completion s
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from typing import TextIO
@@ -28,10 +29,14 @@ from rsseg_cli.cli import (
 )
 from rsseg_cli.errors import RssegError, RssegWarning
 
+DEBUG = "RSSEG_DEBUG"
+"""Environment variable that shows the warnings of libraries."""
+
 app = typer.Typer(
     name="rsseg",
     help="Fine-tune frozen vision foundation models on satellite and aerial imagery, and map "
     "whole scenes with them.",
+    epilog=f"{DEBUG}=1 shows the warnings of libraries too.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -73,8 +78,11 @@ def _warn(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
+    """Print a warning of rsseg; with `RSSEG_DEBUG` set also those of libraries."""
     if issubclass(category, RssegWarning):
         typer.echo(f"warning: {message}", err=True)
+    elif os.environ.get(DEBUG):
+        typer.echo(warnings.formatwarning(message, category, filename, lineno, line), err=True)
 
 
 def main() -> None:

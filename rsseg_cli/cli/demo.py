@@ -22,8 +22,8 @@ def demo(
 ) -> None:
     """Make a sample, fit a model, map a scene it never saw, and score the map.
 
-    Offline, on a CPU, in less than three minutes. Two regions differ in season, haze and
-    texture: the model learns in the north and maps the south.
+    Offline, on a CPU, in under a minute on two free cores. Two regions differ in season, haze
+    and texture: the model learns in the north and maps the south.
     """
     from rsseg_cli.demo import guide
 
