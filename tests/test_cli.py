@@ -16,7 +16,8 @@ from runs import rsseg
 
 import rsseg_cli
 from rsseg_cli import presets
-from rsseg_cli.cli import app
+from rsseg_cli.cli import _warn, app
+from rsseg_cli.errors import RssegWarning
 
 PACKAGE = Path(rsseg_cli.__file__).parent
 
@@ -218,3 +219,14 @@ def test_warnings_of_libraries_are_shown_on_demand(flag: list[str]) -> None:
     )
     assert "warning: of rsseg" in done.stderr
     assert ("of a library" in done.stderr) == bool(flag)
+
+
+def test_debugging_shows_the_warnings_of_libraries(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for value, shown in (("", False), ("1", True)):
+        monkeypatch.setenv("RSSEG_DEBUG", value)
+        _warn("careful", UserWarning, "library.py", 7)
+        assert ("library.py:7: UserWarning: careful" in capsys.readouterr().err) == shown
+    _warn("look", RssegWarning, "ours.py", 1)
+    assert capsys.readouterr().err == "warning: look\n"

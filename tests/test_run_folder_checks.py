@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
-from pydantic import BaseModel
-from rsseg_cli.commands.fit.job import RunOptions
-from rsseg_cli.commands.fit.run_folder_checks import MAY_CHANGE
-from rsseg_cli.commands.fit.run_folder_checks import SOURCES
-from rsseg_cli.commands.fit.run_folder_checks import changed_settings
-from rsseg_cli.commands.fit.run_folder_checks import require_same_data
-from rsseg_cli.config import RunConfig
-from rsseg_cli.config import resolve
-from rsseg_cli.errors import RssegError
+
 import pytest
+from pydantic import BaseModel
+
+from rsseg_cli.commands.fit.job import RunOptions
+from rsseg_cli.commands.fit.run_folder_checks import (
+    MAY_CHANGE,
+    SOURCES,
+    changed_settings,
+    require_same_data,
+)
+from rsseg_cli.config import RunConfig, resolve
+from rsseg_cli.errors import RssegError
 
 COMMON = ("data", "augment", "optimizer", "training", "adapt")
 """Sections with the same settings for every method, head and backbone."""

@@ -5,6 +5,7 @@ Nothing at this level imports torch, timm or rasterio: `--help` and completion s
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from typing import TextIO
@@ -29,11 +30,15 @@ from rsseg_cli.cli import (
 from rsseg_cli.cli.command import Command, Group
 from rsseg_cli.errors import RssegError, RssegWarning
 
+DEBUG = "RSSEG_DEBUG"
+"""Environment variable that shows the warnings of libraries."""
+
 app = typer.Typer(
     name="rsseg",
     cls=Group,
     help="Fine-tune vision foundation models for semantic segmentation of satellite and aerial "
     "imagery, and map whole scenes with them.",
+    epilog=f"{DEBUG}=1 shows the warnings of libraries too.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -82,10 +87,11 @@ def _warn(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
+    """Print a warning of rsseg; with `RSSEG_DEBUG` set also those of libraries."""
     if issubclass(category, RssegWarning):
         typer.echo(f"warning: {message}", err=True)
-    elif sys.warnoptions:  # -W or PYTHONWARNINGS: somebody is debugging
-        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
+    elif os.environ.get(DEBUG):
+        typer.echo(warnings.formatwarning(message, category, filename, lineno, line), err=True)
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ class DemoOptions(DeviceOption, OverwriteOption, JsonOption, QuietOption):
 def demo(options: DemoOptions) -> None:
     """Generate data, train a model, map a scene it has never seen, and score the map.
 
-    Takes about a minute on two CPU cores, offline. Two regions differ in season, haze and
+    Takes less than a minute on two free CPU cores, offline. Two regions differ in season, haze and
     texture: the model is trained on the northern region and maps the southern one.
     """
     from rsseg_cli.demo import guide
