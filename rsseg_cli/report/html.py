@@ -114,7 +114,7 @@ def _scored(scores: Scores) -> dict[str, Any]:
         "matrices": [(kind, name, confusion_table(scores, kind)) for kind, name in matrices.items()]
         if len(scores.classes) > 1
         else [],
-        "shares": _shares(scores),
+        "proportions": _proportions(scores),
         "folded_tables": _folded_tables(scores),
         "calibration": calibration_chart(calibration) if calibration else "",
         "area": area_table(area) if area else None,
@@ -128,7 +128,7 @@ def _data_uri(png: bytes) -> str:
 
 
 @dataclass(frozen=True)
-class ClassShare:
+class ClassProportions:
     """Fractions of the labelled pixels that are a class, and widths of their bars in percent."""
 
     name: str
@@ -137,15 +137,15 @@ class ClassShare:
     """(fraction, width) in the reference and in the map."""
 
 
-def _shares(scores: Scores) -> list[ClassShare]:
+def _proportions(scores: Scores) -> list[ClassProportions]:
     pairs = [
         (row, [fraction(pixels, scores.pixels) or 0.0 for pixels in (row.pixels, row.predicted)])
         for row in scores.classes
         if not row.absent
     ]
-    widest = max((max(shares) for _, shares in pairs), default=0.0) or 1.0
+    widest = max((max(fractions) for _, fractions in pairs), default=0.0) or 1.0
     return [
-        ClassShare(
+        ClassProportions(
             row.name, row.color, ((true, 100 * true / widest), (mapped, 100 * mapped / widest))
         )
         for row, (true, mapped) in pairs

@@ -21,7 +21,7 @@ GROUP_SCORES = {"mIoU": "miou", "mAcc": "macc", "Accuracy": "accuracy", "F1": "f
 
 
 def class_table(scores: Scores) -> ReportTable:
-    """Return the scores of each class beside its shares of the reference and of the map."""
+    """Return the scores of each class, and its fractions of the reference and of the map."""
     columns = {"IoU": "iou", "F1": "f1", "Precision": "precision", "Recall": "recall"}
     if scores.boundary_px is not None:
         columns["Boundary IoU"] = "boundary_iou"
@@ -116,7 +116,7 @@ def area_table(area: AreaEstimate) -> ReportTable:
     header = (
         "Class",
         "% of map",
-        "% of ground",
+        "% of area",
         *hectares,
         "User's accuracy",
         "Producer's accuracy",
