@@ -169,19 +169,22 @@ def test_labels_that_cannot_be_reported_are_a_mistake(fitted: Path, tmp_path: Pa
         assert "Traceback" not in call.err
 
 
-@pytest.mark.parametrize("scores", [[0.5, None, 0.25], [None, None, None]])
-def test_a_score_that_is_undefined_leaves_a_gap(scores: list[float | None]) -> None:
-    records = [
-        {"step": step, "val": {"target": {"shares": [1.0]}, "target_labels": {"miou": miou}}}
-        for step, miou in enumerate(scores)
-    ]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        figure = draw_adaptation(records, KNOWN[:1])[TARGET_LABELS]
-        figure.canvas.draw()
-    [line] = figure.axes[0].get_lines()
-    wanted = [np.nan if one is None else one for one in scores]
-    np.testing.assert_array_equal(line.get_ydata(), wanted)
+def test_a_score_that_is_undefined_leaves_a_gap() -> None:
+    def drawn(scores: list[float | None]) -> dict[str, Any]:
+        records = [
+            {"step": step, "val": {"target": {"shares": [1.0]}, "target_labels": {"miou": miou}}}
+            for step, miou in enumerate(scores)
+        ]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            figures = draw_adaptation(records, KNOWN[:1])
+            for figure in figures.values():
+                figure.canvas.draw()
+        return figures
+
+    [line] = drawn([0.5, None, 0.25])[TARGET_LABELS].axes[0].get_lines()
+    np.testing.assert_array_equal(line.get_ydata(), [0.5, np.nan, 0.25])
+    assert drawn([None, None, None]).keys() == {"class shares on the target"}
 
 
 # --- pixels of another size ---------------------------------------------------------------------

@@ -35,6 +35,13 @@ from rsseg_cli.report import map_figure
 from rsseg_cli.report.charts import Series, line_chart, to_png, to_svg
 from rsseg_cli.report.report import Report
 from rsseg_cli.report.score_text import mistakes
+from rsseg_cli.report.table import (
+    ReportTable,
+    count_cell,
+    percent_cell,
+    tables_to_csv,
+    text_cell,
+)
 from rsseg_cli.report.training_charts import training_charts
 
 CLASSES = [
@@ -415,3 +422,22 @@ def test_page_works_in_a_browser(report: Report, tmp_path: Path) -> None:
     assert len(set(values)) > 2
     assert found["matrix"] == ["pixels"]
     assert found["requests"] == []
+
+
+def test_a_table_is_the_same_in_every_form() -> None:
+    row = (
+        text_cell("a|b", note="absent"),
+        percent_cell(0.25),
+        percent_cell(None),
+        count_cell(1200),
+    )
+    table = ReportTable("t", ("Name", "IoU", "95 %", "Pixels"), (row,), details=frozenset({"95 %"}))
+    lines = table.to_markdown().splitlines()
+    assert lines[0] == "| Name | IoU | 95 % | Pixels |"
+    assert lines[2] == "| a\\|b (absent) | 25.0 | - | 1,200 |"
+    assert table.to_csv() == "Name,IoU,95 %,Pixels\na|b,0.25,,1200\n"
+    assert tables_to_csv([table]) == "table,Name,IoU,95 %,Pixels\nt,a|b,0.25,,1200\n"
+    out = io.StringIO()
+    Console(file=out, width=80).print(table.to_rich())
+    assert "a|b (absent)" in out.getvalue()
+    assert "95 %" not in out.getvalue()

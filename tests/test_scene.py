@@ -237,3 +237,22 @@ def test_bands_and_boxes_that_are_not_there(write_scene: WriteScene) -> None:
         Scene.open(path, box=(0, 0, 9, 8))
     with pytest.raises(ValueError, match="1 fill values for 2 bands"):
         Scene.open(path, fill=(1,))
+
+
+@pytest.mark.parametrize("nodata", [None, 0])
+def test_shrunk_scene_covers_the_same_ground(write_scene: WriteScene, nodata: int | None) -> None:
+    samples = random_samples(2, 60, 90).clip(1)
+    samples[:, :30] = 0
+    path = write_scene(samples, nodata=nodata)
+    with Scene.open(path, box=(10, 0, 90, 60)) as scene:
+        small = scene.shrunk(40)
+        assert (small.width, small.height) == (40, 30)
+        corners = [scene.transform @ (80, 60), small.transform @ (40, 30)]
+        assert corners[0] == pytest.approx(corners[1])
+        read, valid = small.read(Window(-1, 0, 41, 30))
+        assert not valid[:, 0].any()
+        assert valid[:, 1:].all(1).tolist() == [nodata is None] * 15 + [True] * 15
+        # Nearest neighbour takes one of the four pixels.
+        blocks = samples[:, :, 10:].reshape(2, 30, 2, 40, 2)
+        assert (blocks == read[:, :, None, 1:, None]).any((2, 4)).all()
+        assert scene.shrunk(500).transform == scene.transform

@@ -14,8 +14,8 @@ from rsseg_cli.atomic_write import write_bytes, write_errors
 from rsseg_cli.errors import RssegError, UnreadableError
 from rsseg_cli.metrics.scores import Scores
 from rsseg_cli.report import seed_groups
-from rsseg_cli.report.csv_markdown import section
 from rsseg_cli.report.html import render
+from rsseg_cli.report.markdown import section
 from rsseg_cli.report.seed_groups import ScoredRun, SeedGroup, comparison_tables, group_runs
 from rsseg_cli.report.table import ReportTable, tables_to_csv
 

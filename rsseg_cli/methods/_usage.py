@@ -66,7 +66,7 @@ def _picture(
     busiest = shares.max(2)
     for block in range(blocks):
         shade = (0.1, 0.3, 0.2 + 0.7 * block / max(1, blocks - 1))
-        right.plot(steps, busiest[:, block], color=shade, linewidth=1)
+        right.plot(steps, busiest[:, block], color=shade, linestyle="-", linewidth=1)
     right.axhline(1 / experts, color="grey", linestyle="--", linewidth=1)
     right.set(title="share of the busiest expert, a line per block", xlabel="step", ylim=(0, 1.02))
     return figure

@@ -53,11 +53,11 @@ def stratified(counts: NDArray[Any], mapped: NDArray[Any]) -> Stratified:
         mapped: (K,) pixels of the whole map by class. A mapped class without any labelled pixel
             is left out of the map.
     """
-    share, weights = _strata(counts, mapped)
-    joint = weights[..., None, :] * share  # p_ij, true class first
+    fractions, weights = _strata(counts, mapped)
+    joint = weights[..., None, :] * fractions  # p_ij, true class first
     right = np.diagonal(joint, axis1=-2, axis2=-1)
     area = joint.sum(-1)
-    users = np.where(counts.sum(-2) > 0, np.diagonal(share, axis1=-2, axis2=-1), np.nan)
+    users = np.where(counts.sum(-2) > 0, np.diagonal(fractions, axis1=-2, axis2=-1), np.nan)
     return Stratified(right.sum(-1), users, divide(right, area), area)
 
 
@@ -67,10 +67,10 @@ def standard_errors(counts: NDArray[Any], mapped: NDArray[Any]) -> Stratified:
     They hold for labelled pixels drawn at random within each mapped class. They are NaN for a
     mapped class with one labelled pixel.
     """
-    share, weights = _strata(counts, mapped)
+    fractions, weights = _strata(counts, mapped)
     estimates = stratified(counts, mapped)
     drawn = counts.sum(-2).astype(np.float64)
-    spread = share * (1 - share) / np.where(drawn > 1, drawn - 1, np.nan)[..., None, :]
+    spread = fractions * (1 - fractions) / np.where(drawn > 1, drawn - 1, np.nan)[..., None, :]
     spread = np.where(weights[..., None, :] > 0, spread, 0.0)
     variance = weights[..., None, :] ** 2 * spread  # of p_ij
     own = np.diagonal(variance, axis1=-2, axis2=-1)
@@ -90,10 +90,10 @@ def standard_errors(counts: NDArray[Any], mapped: NDArray[Any]) -> Stratified:
 def _strata(counts: NDArray[Any], mapped: NDArray[Any]) -> tuple[Floats, Floats]:
     """Return the fractions of true classes per stratum (..., K, K) and the weights (..., K)."""
     drawn = counts.sum(-2)
-    share = counts / np.maximum(drawn, 1)[..., None, :]
+    fractions = counts / np.maximum(drawn, 1)[..., None, :]
     weights = np.where(drawn > 0, mapped, 0.0)
     whole = weights.sum(-1, keepdims=True)
-    return share, weights / np.maximum(whole, 1)
+    return fractions, weights / np.maximum(whole, 1)
 
 
 @dataclass(frozen=True)

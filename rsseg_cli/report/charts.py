@@ -91,15 +91,17 @@ def line_chart(
     series: Sequence[Series],
     *,
     label: str = "",
+    x_label: str = "",
     log: bool = False,
     zero: bool = False,
     legend: Literal["outside lower left", "outside right upper"] = "outside lower left",
 ) -> Figure | None:
-    """Draw lines over steps; lines without a point are left out, and None is returned without any.
+    """Draw lines, except those without a point; return None if no line is left.
 
     Args:
         series: Drawn in this order.
         label: Label of the vertical axis.
+        x_label: Label of the horizontal axis.
         log: Logarithmic values, if all are positive.
         zero: Start the vertical axis at 0.
         legend: Position of the legend; there is none for a single line.
@@ -120,14 +122,14 @@ def line_chart(
     positions = [x for line in drawn for x in line.x]
     if min(positions) < max(positions):
         axes.set_xlim(min(positions), max(positions))
-    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(_tick))
     axes.yaxis.set_major_formatter(FuncFormatter(_tick))
     axes.tick_params(length=0)
     axes.grid(axis="y")
     axes.set_axisbelow(True)
     axes.spines[["left", "bottom"]].set_visible(False)
-    axes.set_ylabel(label)
+    axes.set(xlabel=x_label, ylabel=label)
     if len(drawn) > 1:
         with rc_context(STYLE):
             figure.legend(loc=legend, ncols=4 if "lower" in legend else 1, labelcolor=SOFT)
@@ -135,7 +137,7 @@ def line_chart(
 
 
 def _scale(axes: Axes, values: Sequence[float], *, log: bool, zero: bool) -> None:
-    """Let the vertical axis begin and end at a tick."""
+    """Set the limits of the vertical axis to ticks."""
     low, high = min(values), max(values)
     if log:
         axes.set_yscale("log")
@@ -189,7 +191,7 @@ def to_svg(figure: Figure, title: str) -> Markup:
 
 
 def _make_inline(element: ElementTree.Element, names: set[str | None]) -> None:
-    """Make an SVG element fit for HTML: no namespaces, no clipping, the page's colours and font."""
+    """Convert an SVG element for HTML: no namespaces or clipping, the page's colours and font."""
     attributes = {name.rpartition("}")[2]: text for name, text in element.attrib.items()}
     attributes.pop("clip-path", None)
     element.tag = element.tag.rpartition("}")[2]

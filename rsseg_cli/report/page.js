@@ -1,5 +1,5 @@
 "use strict";
-// Sorts a table by a column; a second click turns the order around.
+// Sort a table by a column; a second click reverses the order.
 for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0];
   const key = (row, column) => row.cells[column].dataset.value ?? row.cells[column].textContent.trim();
@@ -11,7 +11,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
     button.addEventListener("click", () => {
       const text = column === 0;
       const up = head.ariaSort ? head.ariaSort === "descending" : text;
-      table.querySelectorAll("thead th").forEach((one) => one.removeAttribute("aria-sort"));
+      table.querySelectorAll("thead th").forEach((other) => other.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", up ? "ascending" : "descending");
       const sign = up ? 1 : -1;
       const order = (a, b) => text ? key(a, 0).localeCompare(key(b, 0)) : key(a, column) - key(b, column);
@@ -19,15 +19,15 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   });
 }
-// Chooses what the confusion matrix shows.
+// Select the form of the confusion matrix.
 const choices = document.querySelectorAll("[data-show]");
 for (const button of choices) {
   button.addEventListener("click", () => {
-    choices.forEach((one) => one.setAttribute("aria-pressed", String(one === button)));
+    choices.forEach((choice) => choice.setAttribute("aria-pressed", String(choice === button)));
     for (const matrix of document.querySelectorAll("[data-matrix]")) {
       matrix.hidden = matrix.dataset.matrix !== button.dataset.show;
     }
   });
 }
-// Paper cannot be clicked.
-addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((one) => (one.open = true)));
+// Print folded tables as well.
+addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((details) => (details.open = true)));

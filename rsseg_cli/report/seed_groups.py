@@ -70,7 +70,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Difference:
-    """How much higher a score is than that of the first group, as fractions 0..1.
+    """Difference of a score to that of the first group, as fractions 0..1.
 
     Attributes:
         mean: Mean difference over common seeds; difference of the means if there are none.

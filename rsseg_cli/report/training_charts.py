@@ -77,7 +77,9 @@ def draw_adaptation(
         TARGET_LABELS: (miou, "mIoU"),
     }
     figures = {
-        title: line_chart(lines, label=label, zero=True, legend="outside right upper")
+        title: line_chart(
+            lines, label=label, x_label="step", zero=True, legend="outside right upper"
+        )
         for title, (lines, label) in charts.items()
     }
     return {title: figure for title, figure in figures.items() if figure is not None}
