@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "rsseg_cli"
 LAYERS: list[set[str]] = [
     {"errors", "classes", "plain", "words"},
     {"distributed"},
-    {"share"},
+    {"batch_shard"},
     {"presets"},
     {"bands", "grid", "pointwise", "projection", "step"},
     {"contract", "raster", "metrics"},
