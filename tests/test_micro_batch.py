@@ -21,7 +21,6 @@ from rsseg_cli.find import names
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.step import Step
 from rsseg_cli.training import checkpoint, loop, optimizer
-from rsseg_cli.training.loop import Trainer
 from rsseg_cli.training.micro_batch import (
     divisor,
     find_micro_batch,
@@ -185,16 +184,14 @@ def test_a_resumed_run_keeps_its_micro_batch_and_does_not_probe(tmp_path: Path) 
     assert same(*(weights(tmp_path / name / "last.safetensors") for name in ("whole", "parts")))
 
 
-def test_a_state_of_other_processes_is_cut_for_these(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    state = Trainer(job(tmp_path, batch=12)).state() | {"micro_batch": 4}
-    for world, expected in ((1, 4), (2, 3), (3, 4), (6, 2), (12, 1)):
-        monkeypatch.setattr(distributed, "world", lambda world=world: world)
-        trainer = Trainer(job(tmp_path, batch=12))
-        trainer.restore(state)
-        assert trainer.micro_batch == expected
-        assert trainer.micro_batch * trainer.micro_batches * world == 12
+@pytest.mark.usefixtures("limited")
+def test_a_run_resumed_with_other_micro_batches_probes_again(tmp_path: Path) -> None:
+    stopped = Tight(fits=4, happens=signalled(signal.SIGTERM), at=3)
+    with pytest.raises(Interrupted):
+        run(job(tmp_path, batch=4, objective=stopped))
+    again = Tight(fits=4)
+    run(job(tmp_path, batch=4, grad_accumulation=2, objective=again), resume=True)
+    assert again.sizes == [2] + [2] * 2 * 2  # a probe, and two steps
 
 
 def test_memory_that_runs_out_in_a_later_step_names_the_setting(
