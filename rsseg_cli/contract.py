@@ -8,6 +8,9 @@ A model is a `Backbone` that walks its blocks, a `Method` that sits between the 
 their branches, and a `Head` that turns the tapped maps into class scores. None of the three knows
 the others' kinds. Images reach this level *standardised* (see `Bands`), with nodata at 0. What
 these three speak of stands beside this file: `bands`, `grid`, `projection` and `step`.
+
+For batch statistics and loss denominators use `batch_shard.mean`, which averages over processes;
+random numbers are seeded by step, process and micro-batch: use `nn.Dropout` or `torch.rand`.
 """
 
 from __future__ import annotations

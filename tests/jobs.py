@@ -86,6 +86,7 @@ def job(folder: Path, method: str = "full", **changes: Any) -> Job:
         "open_batches": lambda size: Tiles(count=size),
         "open_probes": lambda samples: Tiles("probe", 90_000, samples),
         "validate": None,
+        "multiple": 1,
         "optimization": Optimization(lr=3e-3, weight_decay=0.1, clip_grad_norm=1.0, warmup=2),
     }
     parts |= {name: changes.pop(name) for name in list(changes) if name in parts}

@@ -8,10 +8,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -29,6 +32,7 @@ from rsseg_cli.data.tiles.tile_stream import Batch
 from rsseg_cli.errors import Interrupted
 from rsseg_cli.find import names
 from rsseg_cli.heads.mask2former import Mask2Former
+from rsseg_cli.methods import _see
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training.objectives import Supervised
 from rsseg_cli.training.optimizer import Optimization
@@ -43,16 +47,15 @@ STRONG = Augment.Config(noise=0.3, blur=0.5)
 
 @dataclass
 class Uneven:
-    """Tiles of this process; the first ones have fewer labels than the last."""
+    """Micro-batches of this process; the first tiles have fewer labels than the last."""
 
-    passes: int = 1
+    count: int
 
     def __getitem__(self, index: int) -> Batch:
-        count = BATCH // self.passes // distributed.world_size()
-        first = (index * distributed.world_size() + distributed.rank()) * count
-        parts = [_tile(number) for number in range(first, first + count)]
-        image, label = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-        return Batch(image, label.to(torch.uint8))
+        first = (index * distributed.world_size() + distributed.rank()) * self.count
+        numbers = tuple(range(first, first + self.count))
+        image, label = (torch.cat(parts) for parts in zip(*map(_tile, numbers), strict=True))
+        return Batch(image, label.to(torch.uint8), seeds=numbers)
 
 
 def _tile(number: int) -> tuple[Tensor, Tensor]:
@@ -64,19 +67,24 @@ def _tile(number: int) -> tuple[Tensor, Tensor]:
 
 @dataclass
 class Domains:
-    """Two labelled tiles and two of the target, over all processes."""
+    """Labelled tiles and as many of the target."""
 
-    tiles: Uneven = field(default_factory=lambda: Uneven(passes=2))
+    count: int
     sources: bool = True
 
     def __getitem__(self, index: int) -> DomainBatch:
-        target = self.tiles[2 * index + 1]
+        tiles = Uneven(self.count // 2)
+        target = tiles[2 * index + 1]
         target.label.zero_()
         if not self.sources:
-            return DomainBatch(target.image, target.label)
-        source = self.tiles[2 * index]
-        image = torch.cat((source.image, target.image))
-        return DomainBatch(image, torch.cat((source.label, target.label)), sources=source.size)
+            return DomainBatch(target.image, target.label, seeds=target.seeds)
+        source = tiles[2 * index]
+        return DomainBatch(
+            torch.cat((source.image, target.image)),
+            torch.cat((source.label, target.label)),
+            seeds=source.seeds + target.seeds,
+            sources=source.size,
+        )
 
 
 @dataclass
@@ -100,6 +108,7 @@ class Case:
         return model
 
 
+STARTED: dict[str, Any] = {"warmup_fraction": 0.0, "threshold": 0.4}
 RELEASED = {
     "trained_experts": "all", "shares": "softmax", "statistics": "batch", "similarity": "token",
     "drop_path": 0.4,
@@ -109,10 +118,10 @@ CASES = {name: Case(name) for name in names("methods")} | {
     "weft released": Case("weft", RELEASED),
     "gates of two": Case("spectralmoe", {"k": 2, "depth": "random"}),
     "fishertune without a posterior": Case("fishertune", {"posterior": "none"}),
-    "passes": Case("lora", loop={"accumulate": 2}),
-    "self-training": Case(adapt={"start": 0.0, "threshold": 0.4}),
-    "target weighed alike": Case(adapt={"start": 0.0, "threshold": 0.4, "weight": "pixel"}),
-    "source-free": Case(adapt={"start": 0.0, "source": False}),
+    "micro-batches": Case("lora", loop={"grad_accumulation": 2}),
+    "self-training": Case(adapt=STARTED),
+    "target weighed alike": Case(adapt=STARTED | {"weight": "pixel"}),
+    "source-free": Case(adapt={"warmup_fraction": 0.0, "source": False}),
 }
 CUT = ("crossearth_gate", "self-training")
 """Cases that are stopped and resumed."""
@@ -134,31 +143,51 @@ class Stopped:
         return self.objective(model, batch)  # type: ignore[no-any-return]
 
 
+@contextmanager
+def model_without_random_numbers() -> Iterator[None]:
+    """Switch off what a model draws itself; draws that cannot go are the same for all images."""
+    rand = torch.rand
+
+    def same_for_all_images(*size: int, **how: Any) -> Tensor:
+        if "generator" in how:  # of a tile or a selection
+            return rand(*size, **how)
+        return rand(*size[1:], generator=torch.Generator().manual_seed(0)).expand(size)
+
+    with (
+        patch.object(torch, "rand", same_for_all_images),
+        patch.object(torch, "randn_like", torch.zeros_like),
+        patch.object(_see, "drop_path", lambda kept, *how, **more: kept),
+        patch("torch.nn.functional.dropout", lambda x, *how, **more: x),
+    ):
+        yield
+
+
 def train(name: str, folder: Path, *, stop: bool = False, resume: bool = False) -> None:
     """Train a case; the metrics say what it learned from."""
     torch.manual_seed(distributed.rank())  # nothing may depend on it
     case = CASES[name]
     model = case.model()
     objective: Any = Supervised(Augment(STRONG, tile=32))
-    batches: Any = Uneven(case.loop.get("accumulate", 1))
+    open_batches: Any = Uneven
     if case.adapt is not None:
         settings = dict(case.adapt)
-        batches = Domains(sources=settings.pop("source", True))
+        open_batches = partial(Domains, sources=settings.pop("source", True))
         config = SelfTraining.Config(**settings)
         objective = SelfTraining(config, model, STRONG, tile=32, steps=STEPS)
     work = job(
         folder / name,
         model=model,
         objective=Stopped(objective) if stop else objective,
-        batches=batches,
+        open_batches=open_batches,
         optimization=Optimization(lr=case.lr, weight_decay=0.1, clip_grad_norm=1.0),
         **{"batch": BATCH, "steps": STEPS, "log_every": 1} | case.loop,
     )
-    if not stop:
-        run(work, resume=resume)
-        return
-    with pytest.raises(Interrupted, match="after step 2"):
-        run(work)
+    with model_without_random_numbers():
+        if not stop:
+            run(work, resume=resume)
+            return
+        with pytest.raises(Interrupted, match="after step 2"):
+            run(work)
 
 
 def act(folder: Path, kinds: Sequence[str]) -> None:

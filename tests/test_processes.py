@@ -1,4 +1,4 @@
-"""Several processes learn what one learns, whatever the method, and go on where one stopped."""
+"""Several processes learn what one learns but for a model's own random numbers, and resume."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from jobs import Tiles, job, run, weights
+from jobs import job, run, weights
 from processes import CASES, CUT, act, command
 from runs import write_city
 
-from rsseg_cli import batch_shard as share
-from rsseg_cli import distributed
-from rsseg_cli.batch_shard import Share
+from rsseg_cli import batch_shard, distributed
 from rsseg_cli.errors import RssegError
+from rsseg_cli.training.loop import Trainer
 
 HERE = Path(__file__).parent
 CHAINS = {"fishertune"}
@@ -118,48 +117,39 @@ def test_two_processes_fit_adapt_and_evaluate_as_one(tmp_path: Path) -> None:
     assert [list(one["scenes"]) for one in found] == [["a", "b", "c"]] * 2
 
 
-def test_passes_draw_what_one_pass_draws(tmp_path: Path) -> None:
-    whole, cut = (
-        job(tmp_path / str(passes), "lora", batches=Tiles(count=2 // passes), accumulate=passes)
-        for passes in (1, 2)
-    )
-    for work in (whole, cut):
-        run(work)
-    found = [weights(tmp_path / str(passes) / "last.safetensors") for passes in (1, 2)]
+def test_micro_batches_of_a_step_learn_what_it_learns_whole(tmp_path: Path) -> None:
+    found = []
+    for count in (1, 2):
+        run(job(tmp_path / str(count), "lora", grad_accumulation=count))
+        found.append(weights(tmp_path / str(count) / "last.safetensors"))
     for name, tensor in found[0].items():
         assert torch.allclose(tensor, found[1][name], atol=NOISE), name
 
 
-def test_shares_take_their_own_of_what_is_drawn_for_all() -> None:
-    def numbers(images: int) -> torch.Tensor:
-        return torch.rand(2, images, 3)
-
-    torch.manual_seed(0)
-    whole = share.own(numbers, 6, dim=1)
-    parts = []
-    for number in range(3):
-        torch.manual_seed(0)
-        with share.taking(Share(torch.tensor(number), 3)):
-            parts.append(share.own(numbers, 2, dim=1))
-    assert torch.equal(torch.cat(parts, 1), whole)
-    assert torch.equal(share.mean(whole), whole)
+def test_processes_and_micro_batches_draw_other_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds = []
+    for rank in (0, 1):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        trainer = Trainer(job(tmp_path, batch=6, grad_accumulation=3))
+        seeds += [seed for step in (0, 1) for seed in trainer._seeds(step)]
+    assert len(set(seeds)) == 2 * 2 * 3
 
 
-def test_dropout_of_shares_is_that_of_the_whole() -> None:
-    x = torch.randn(4, 8, 3, 3)
-    channels = share.Dropout2d(0.5)
-    kinds = [lambda part: share.dropout(part, 0.5, training=True), channels]
-    for drop in kinds:
-        torch.manual_seed(1)
-        whole = drop(x)
-        assert 0 < (whole == 0).double().mean() < 1
-        parts = []
-        for number in range(2):
-            torch.manual_seed(1)
-            with share.taking(Share(torch.tensor(number), 2)):
-                parts.append(drop(x[2 * number : 2 * number + 2]))
-        assert torch.equal(torch.cat(parts), whole)
-    assert channels.eval()(x) is x
+def test_averages_over_shards_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensor = torch.rand(3)
+    with batch_shard.sharded():  # by one process
+        assert not batch_shard.is_sharded()
+        assert batch_shard.mean(tensor) is tensor
+    monkeypatch.setattr(distributed, "world", lambda: 3)
+    with batch_shard.sharded():
+        assert batch_shard.global_count(4) == 12
+        with batch_shard.independent():
+            assert batch_shard.global_count(4) == 4
+            assert batch_shard.mean(tensor) is tensor
+        assert batch_shard.is_sharded()
+    assert not batch_shard.is_sharded()
 
 
 def test_alone_there_is_no_group() -> None:

@@ -40,7 +40,8 @@ class Both:
     """Item i: source tiles with labels, then target tiles, of which the first rows are nodata."""
 
     def __init__(self, sources: int = 1, targets: int = 1) -> None:
-        self.sources, self.targets = Tiles(0, sources), Tiles(50_000, targets)
+        self.sources = Tiles("source", 0, sources)
+        self.targets = Tiles("target", 50_000, targets)
 
     def __getitem__(self, index: int) -> DomainBatch:
         one, other = self.sources[index], self.targets[index]

@@ -20,6 +20,7 @@ from rsseg_cli.data.pair import Handles, Opener, Pair, SourcePairs
 from rsseg_cli.data.spec.dataset_spec import Reader
 from rsseg_cli.data.tiles import tile_stream as tiles_module
 from rsseg_cli.data.tiles.class_index import ClassIndex
+from rsseg_cli.data.tiles.domain_batches import JoinedTiles, TargetTiles
 from rsseg_cli.data.tiles.tile_stream import Batch, TileStream
 from rsseg_cli.data.tiles.unlabelled import without_labels
 from rsseg_cli.data.tiles.validation_tiles import CoveringTiles
@@ -105,6 +106,29 @@ def test_processes_share_out_what_one_would_read(parts: list[SourcePairs]) -> No
     for step in range(3):
         together = torch.cat([share[step].image for share in shares])
         assert torch.equal(together, whole[step].image)
+
+
+@pytest.mark.parametrize(("world", "count"), [(1, 2), (1, 4), (2, 1), (2, 2)])
+def test_a_step_has_the_same_tiles_however_it_is_cut(
+    parts: list[Part], world: int, count: int
+) -> None:
+    step, scale = 3, (0.5, 2.0)
+    whole = stream(parts, batch=8, scale=scale)[step]
+    size = 8 // world // count
+    streams = [
+        stream(parts, batch=size, scale=scale, rank=rank, world=world, micro_batches=count)
+        for rank in range(world)
+    ]
+    cut = [of[step * count + number] for number in range(count) for of in streams]
+    assert torch.equal(torch.cat([batch.image for batch in cut]), whole.image)
+    assert [seed for batch in cut for seed in batch.seeds] == [*whole.seeds]
+    assert len(set(whole.seeds)) == 8
+
+
+def test_domains_are_augmented_apart(parts: list[Part]) -> None:
+    tiles = stream(parts)
+    joined = JoinedTiles(tiles, TargetTiles(tiles))[0]
+    assert len(set(joined.seeds)) == joined.size == 8
 
 
 def test_scales_read_larger_and_smaller_windows(parts: list[SourcePairs]) -> None:

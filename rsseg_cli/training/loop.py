@@ -22,7 +22,6 @@ from rsseg_cli.training import optimizer
 from rsseg_cli.training.deadline import Deadline, Work
 from rsseg_cli.training.gradient_accumulation import accumulate_gradients
 from rsseg_cli.training.micro_batch import (
-    divisor,
     explaining_out_of_memory,
     find_micro_batch,
     is_out_of_memory,
@@ -117,8 +116,7 @@ def train(job: Job, progress: Progress, resumed: dict[str, Any] | None = None) -
         model.compile()
     trainer = Trainer(job)
     with explaining_out_of_memory():
-        if resumed is None:
-            trainer.probe_memory(progress)
+        trainer.choose_micro_batch(progress, resumed)
         best, start = _begin(job, trainer, progress, resumed)
     per_step = trainer.micro_batches
     batches = pinned(job.open_batches(trainer.micro_batch), job.device)
@@ -255,9 +253,15 @@ class Trainer:
                 ) from error
             yield batch.to(self.job.device)
 
-    def probe_memory(self, progress: Progress) -> None:
-        """Find the micro-batch that fits, where memory is limited."""
+    def choose_micro_batch(self, progress: Progress, resumed: dict[str, Any] | None) -> None:
+        """Take the micro-batch of a resumed run, else find one that fits if memory is limited.
+
+        A run that is resumed by another number of processes starts from another size.
+        """
         job = self.job
+        if resumed is not None and resumed["largest"] == self.largest:
+            self.micro_batch = resumed["micro_batch"]
+            return
         if not memory_is_limited(job.device):
             return
 
@@ -274,17 +278,15 @@ class Trainer:
         return {
             "optimizer": self.adam.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "largest": self.largest,
             "micro_batch": self.micro_batch,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Load what `state` returned, on any device and number of processes."""
+        """Load the optimizer and the scaler of a state, perhaps of another device."""
         optimizer.restore(self.adam, state["optimizer"])
         if state["scaler"]:  # empty where no loss was scaled
             self.scaler.load_state_dict(state["scaler"])
-        if state["micro_batch"] < self.largest:
-            fitting = divisor(self.largest, state["micro_batch"], self.job.multiple)
-            self.micro_batch = fitting or self.largest
 
 
 def _validate(

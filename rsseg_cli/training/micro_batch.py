@@ -1,6 +1,6 @@
 """The micro-batch: the tiles that pass the model at once, as many as fit into memory.
 
-Its size is found once, before the first step, by updates on real tiles that are taken back. The
+Its size is found once, before the first step, by updates on real tiles that are reverted. The
 gradients of several micro-batches add up to one update (see `gradient_accumulation`).
 """
 
@@ -38,8 +38,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 def memory_is_limited(device: torch.device) -> bool:
     """Return True if allocations on a device can fail with an error that a process survives.
 
-    On a CPU only a limit of the address space (`ulimit -v`) makes them fail so; without one the
-    system pages or kills, and a probe would be a step for nothing.
+    On a CPU this needs a limit of the address space (`ulimit -v`). Without one the system swaps or
+    kills the process, and a probe would only cost a step.
     """
     if device.type != "cpu":
         return True
@@ -59,7 +59,7 @@ def find_micro_batch(largest: int, multiple: int, probe: Callable[[int], None]) 
     Args:
         largest: Tiles of a step per process and configured micro-batch; results divide it.
         multiple: Results below `largest` are multiples of it.
-        probe: Takes an update with a number of tiles and takes it back; talks to no other process.
+        probe: Runs and reverts an update with a number of tiles, without communication.
 
     Raises:
         RssegError: Not even the smallest one fits.
@@ -72,7 +72,7 @@ def find_micro_batch(largest: int, multiple: int, probe: Callable[[int], None]) 
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        torch.compiler.reset()  # else graphs of the next size would be made for any size
+        torch.compiler.reset()  # else the next size would be compiled with dynamic shapes
         smaller = divisor(largest, size // 2, multiple)
         if smaller is None:
             raise out_of_memory(failure or "on another process")
@@ -97,7 +97,7 @@ def probe_update(
     optimizer: Optimizer,
     precision: Precision,
 ) -> None:
-    """Take one update at its highest demand of memory, and take it back.
+    """Run one update at its highest demand of memory, and revert it.
 
     Every parameter that may ever train has a gradient and moments, whatever the method chooses
     later. Parameters do not move: the update is one of zero gradients at a learning rate of 0.
@@ -141,7 +141,7 @@ def _reserve(device: torch.device) -> Tensor | None:
 
 @contextmanager
 def _restoring_buffers(model: nn.Module) -> Iterator[None]:
-    """Put buffers back that forward passes change: statistics, counts of what was used."""
+    """Restore the buffers that forward passes change: running statistics and counters."""
     before = [
         (module, name, buffer, buffer.to("cpu", copy=True))
         for module in model.modules()
