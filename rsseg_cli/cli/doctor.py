@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from rsseg_cli.cli.command import command, print_json
-from rsseg_cli.commands.options import OUTPUT, DataRootOption, JsonOption, Option
+from rsseg_cli.commands.options import OUTPUT, DataRootOption, JsonOption, option
 
 MARKS = {"ok": "ok  ", "warn": "note", "fail": "FAIL"}
 
@@ -18,7 +17,7 @@ MARKS = {"ok": "ok  ", "warn": "note", "fail": "FAIL"}
 class DoctorOptions(DataRootOption, JsonOption):
     """Options of `rsseg doctor`."""
 
-    output: Annotated[Path, Option("Folder for runs.", OUTPUT, short="-o")] = Path("runs")
+    output: Path = option(Path("runs"), "Folder for runs.", OUTPUT, "-o")
 
 
 @command

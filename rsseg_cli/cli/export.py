@@ -4,29 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from rsseg_cli.cli.command import command, print_json
-from rsseg_cli.commands.options import (
-    MODEL,
-    OUTPUT,
-    Argument,
-    JsonOption,
-    Option,
-    OverwriteOption,
-)
+from rsseg_cli.commands.options import OUTPUT, JsonOption, OverwriteOption, argument, option
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions(OverwriteOption, JsonOption):
     """Options of `rsseg export`."""
 
-    model: Annotated[Path, Argument("Run folder or model file.", MODEL)]
-    output: Annotated[
-        Path | None, Option("Folder to write.", OUTPUT, short="-o", default="NAME-model")
-    ] = None
+    model: Path = argument("Run folder or model file.")
+    output: Path | None = option(None, "Folder to write.", OUTPUT, "-o", show_default="NAME-model")
 
 
 @command

@@ -4,38 +4,33 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from rsseg_cli.cli.command import command, print_json
 from rsseg_cli.commands.options import (
-    DATA,
     MODEL,
     OUTPUT,
     RUNNING,
-    Argument,
     BandsOptions,
     JsonOption,
-    Option,
     OverlapOption,
     OverwriteOption,
+    argument,
+    option,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreviewOptions(OverlapOption, BandsOptions, OverwriteOption, JsonOption):
+class PreviewOptions(BandsOptions, OverlapOption, OverwriteOption, JsonOption):
     """Options of `rsseg preview`."""
 
-    scene: Annotated[Path, Argument("Scene to show.", DATA)]
-    model: Annotated[Path | None, Option("Run folder or model file to compare with.", MODEL)] = None
-    output: Annotated[
-        Path | None, Option("PNG file.", OUTPUT, short="-o", default="SCENE.preview.png")
-    ] = None
-    tile: Annotated[
-        int | None,
-        Option("Side of a tile in pixels.", RUNNING, default="as in training, or 512", minimum=8),
-    ] = None
+    scene: Path = argument("Scene to show.")
+    model: Path | None = option(None, "Run folder or model file to compare with.", MODEL)
+    output: Path | None = option(None, "PNG file.", OUTPUT, "-o", show_default="SCENE.preview.png")
+    tile: int | None = option(
+        None, "Side of a tile in pixels.", RUNNING, min=8, show_default="as in training, or 512"
+    )
 
 
 @command
