@@ -4,71 +4,55 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
+from rsseg_cli.cli.command import Command
+from rsseg_cli.cli.command import Group
+from rsseg_cli.cli.command import command
+from rsseg_cli.cli.command import print_json
+from rsseg_cli.commands.options import DATA
+from rsseg_cli.commands.options import DeviceOption
+from rsseg_cli.commands.options import MODEL
+from rsseg_cli.commands.options import ProgressOptions
+from rsseg_cli.commands.options import RUNNING
+from rsseg_cli.commands.options import SourcesOption
+from rsseg_cli.commands.options import TilingOptions
+from rsseg_cli.commands.options import complete_backbone
+from rsseg_cli.commands.options import complete_presets
+from rsseg_cli.commands.options import option
 import typer
-
-from rsseg_cli.cli.command import Command, Group, command, print_json
-from rsseg_cli.commands.options import (
-    DATA,
-    MODEL,
-    RUNNING,
-    DeviceOption,
-    JsonOption,
-    Option,
-    QuietOption,
-    SourcesOption,
-    TilingOptions,
-    complete_backbone,
-    complete_presets,
-)
 
 app = typer.Typer(cls=Group, help="Measure speed on this machine.", no_args_is_help=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchPredictOptions(TilingOptions, DeviceOption, JsonOption):
+class BenchPredictOptions(TilingOptions, DeviceOption):
     """Options of `rsseg bench predict`."""
 
-    model: Annotated[
-        Path | None, Option("Run folder or model file.", MODEL, default="a small random model")
-    ] = None
-    size: Annotated[int, Option("Side of the scene in pixels.", DATA, minimum=64)] = 2048
-    rounds: Annotated[int, Option("Repetitions; the fastest is reported.", RUNNING, minimum=1)] = 3
+    model: Path | None = option(
+        None, "Run folder or model file.", MODEL, show_default="a small random model"
+    )
+    size: int = option(2048, "Side of the scene in pixels.", DATA, min=64)
+    rounds: int = option(3, "Repetitions; the fastest is reported.", RUNNING, min=1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchFitOptions(SourcesOption, DeviceOption, JsonOption, QuietOption):
+class BenchFitOptions(SourcesOption, ProgressOptions):
     """Options of `rsseg bench fit`."""
 
-    method: Annotated[
-        tuple[str, ...],
-        Option(
-            "Method preset to measure; repeatable.",
-            MODEL,
-            short="-m",
-            default="all",
-            complete=complete_presets("methods"),
-        ),
-    ] = ()
-    no_methods: Annotated[bool, Option("Measure the training loop only.", MODEL)] = False
-    backbone: Annotated[
-        str | None,
-        Option(
-            "Backbone.",
-            MODEL,
-            default="dinov3_large on a GPU, else dinov3_small",
-            complete=complete_backbone,
-        ),
-    ] = None
-    tile: Annotated[
-        int | None, Option("Side of a tile in pixels.", RUNNING, default="by device", minimum=32)
-    ] = None
-    batch: Annotated[
-        int | None, Option("Tiles per step.", RUNNING, default="by device", minimum=1)
-    ] = None
-    steps: Annotated[int, Option("Steps per repetition.", RUNNING, minimum=2)] = 8
-    rounds: Annotated[int, Option("Repetitions of each loop.", RUNNING, minimum=1)] = 3
+    method: tuple[str, ...] = option(
+        (), "Method preset to measure; repeatable.", MODEL, "--method", "-m",
+        show_default="all", autocompletion=complete_presets("methods"),
+    )  # fmt: skip
+    no_methods: bool = option(False, "Measure the training loop only.", MODEL)
+    backbone: str | None = option(
+        None, "Backbone.", MODEL,
+        show_default="dinov3_large on a GPU, else dinov3_small", autocompletion=complete_backbone,
+    )  # fmt: skip
+    tile: int | None = option(
+        None, "Side of a tile in pixels.", RUNNING, min=32, show_default="by device"
+    )
+    batch: int | None = option(None, "Tiles per step.", RUNNING, min=1, show_default="by device")
+    steps: int = option(8, "Steps per repetition.", RUNNING, min=2)
+    rounds: int = option(3, "Repetitions of each loop.", RUNNING, min=1)
 
 
 @app.command("predict", cls=Command)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, Field, fields
+from inspect import get_annotations
 from pathlib import Path
 from types import GenericAlias, NoneType
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -13,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup
 
-from rsseg_cli.commands.options import PANELS, RUNNING, Argument, Option, declared
+from rsseg_cli.commands.options import PANELS, RUNNING
 
 T = TypeVar("T")
 
@@ -57,14 +58,12 @@ def command(run: Callable[[T], None]) -> Callable[..., None]:
             dataclass of options as described in `rsseg_cli.commands.options`.
     """
     (options,) = (kind for name, kind in get_type_hints(run).items() if name != "return")
-    declarations = declared(options)
-    defaults = {field.name: field.default for field in fields(options)}
-    by_panel = sorted(declarations, key=lambda name: _rank(declarations[name][1]))
-    parameters = [_parameter(name, *declarations[name], defaults[name]) for name in by_panel]
+    types = get_type_hints(options)
+    parameters = [_parameter(field, types[field.name]) for field in _in_order(options)]
 
     def call(**values: Any) -> None:
         for name, value in values.items():
-            if _is_tuple(declarations[name][0]):
+            if get_origin(types[name]) is tuple:
                 values[name] = tuple(value or ())
         run(options(**values))
 
@@ -79,57 +78,44 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2))
 
 
-def _rank(option: Option) -> int:
-    """Return the position of an option in the help: arguments first, then panel by panel."""
-    return -1 if isinstance(option, Argument) else PANELS.index(option.panel)
+def _in_order(options: type) -> list[Field[Any]]:
+    """List the fields panel by panel, a class's own before those that it inherits."""
+    by_name = {field.name: field for field in fields(options)}
+    own_first = dict.fromkeys(name for cls in options.__mro__ for name in get_annotations(cls))
+    return sorted((by_name[name] for name in own_first), key=_panel_number)
 
 
-def _is_tuple(kind: Any) -> bool:
-    return get_origin(kind) is tuple
+def _panel_number(field: Field[Any]) -> int:
+    panel = field.metadata["typer"].get("rich_help_panel")
+    return PANELS.index(panel) if panel else -1
 
 
-def _parameter(name: str, kind: Any, option: Option, default: Any) -> inspect.Parameter:
-    """Build the parameter of a Typer command for one field of an options class."""
-    if _is_tuple(kind):
+def _parameter(field: Field[Any], kind: Any) -> inspect.Parameter:
+    """Build the parameter of a Typer command for one field of a class of options."""
+    is_required, default = field.default is MISSING, field.default
+    if get_origin(kind) is tuple:
         kind = GenericAlias(list, get_args(kind)[:1])
-        kind = kind if default is MISSING else kind | None
-        default = default or None
+        kind, default = (kind if is_required else kind | None), default or None
     return inspect.Parameter(
-        name,
+        field.name,
         inspect.Parameter.KEYWORD_ONLY,
-        default=inspect.Parameter.empty if default is MISSING else default,
-        annotation=Annotated[kind, _description(name, kind, option, default)],
+        default=inspect.Parameter.empty if is_required else default,
+        annotation=Annotated[kind, _description(field, _value_type(kind))],
     )
 
 
-def _description(name: str, kind: Any, option: Option, default: Any) -> Any:
+def _description(field: Field[Any], value_type: Any) -> Any:
     """Build Typer's description of an option or argument."""
-    shared: dict[str, Any] = {
-        "help": option.help,
-        "show_default": option.default or True,
-        "min": option.minimum,
-        "max": option.maximum,
-        "envvar": option.envvar,
-        "autocompletion": option.complete,
-    }
-    if isinstance(option, Argument):
-        return typer.Argument(metavar=option.metavar or name.upper(), **shared)
-    value_type = _value_type(kind)
-    flag = option.name or f"--{name.replace('_', '-')}"
-    if value_type is bool and default is not False:
-        flag = f"{flag}/{flag.replace('--', '--no-')}"
-    return typer.Option(
-        *filter(None, (flag, option.short)),
-        metavar=option.metavar or _placeholder(value_type),
-        rich_help_panel=option.panel,
-        **shared,
-    )
-
-
-def _placeholder(value_type: Any) -> str:
-    if get_origin(value_type) is Literal:
-        return "|".join(get_args(value_type))
-    return METAVARS[value_type]
+    if "flags" not in field.metadata:
+        return typer.Argument(**{"metavar": field.name.upper()} | field.metadata["typer"])
+    flags = field.metadata["flags"]
+    if not any(flag.startswith("--") for flag in flags):
+        flags = (f"--{field.name.replace('_', '-')}", *flags)
+    if value_type is bool and field.default is not False:
+        flags = tuple(f"{flag}/{flag.replace('--', '--no-')}" for flag in flags)
+    choices = get_args(value_type)
+    placeholder = "|".join(choices) if choices else METAVARS[value_type]
+    return typer.Option(*flags, **{"metavar": placeholder} | field.metadata["typer"])
 
 
 def _value_type(kind: Any) -> Any:

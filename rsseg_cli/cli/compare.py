@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-from rsseg_cli.cli.command import command, print_json
-from rsseg_cli.commands.options import DATA, OUTPUT, Argument, JsonOption, Option
+from rsseg_cli.cli.command import command
+from rsseg_cli.cli.command import print_json
+from rsseg_cli.commands.options import JsonOption
+from rsseg_cli.commands.options import OUTPUT
+from rsseg_cli.commands.options import argument
+from rsseg_cli.commands.options import option
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompareOptions(JsonOption):
     """Options of `rsseg compare`."""
 
-    runs: Annotated[
-        tuple[Path, ...], Argument("Run folders, or folders of `evaluate --report`.", DATA)
-    ]
-    report: Annotated[
-        Path | None, Option("Folder for compare.html, .md, .csv and .json.", OUTPUT)
-    ] = None
+    runs: tuple[Path, ...] = argument("Run folders, or folders of `evaluate --report`.")
+    report: Path | None = option(None, "Folder for compare.html, .md, .csv and .json.", OUTPUT)
 
 
 @command

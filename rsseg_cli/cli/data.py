@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
-
+from rsseg_cli.cli.command import Command
+from rsseg_cli.cli.command import Group
+from rsseg_cli.cli.command import command
+from rsseg_cli.cli.command import print_json
+from rsseg_cli.commands.options import ClassMapOption
+from rsseg_cli.commands.options import DATA
+from rsseg_cli.commands.options import DataRootOption
+from rsseg_cli.commands.options import JsonOption
+from rsseg_cli.commands.options import argument
+from rsseg_cli.commands.options import complete_source
+from rsseg_cli.commands.options import option
 import typer
-
-from rsseg_cli.cli.command import Command, Group, command, print_json
-from rsseg_cli.commands.options import (
-    DATA,
-    Argument,
-    ClassMapOption,
-    DataRootOption,
-    JsonOption,
-    Option,
-    complete_source,
-)
 
 app = typer.Typer(cls=Group, help="List, check and measure datasets.", no_args_is_help=True)
 
@@ -25,29 +23,25 @@ app = typer.Typer(cls=Group, help="List, check and measure datasets.", no_args_i
 class DatasetOptions(DataRootOption):
     """One dataset."""
 
-    name: Annotated[
-        str,
-        Argument(
-            "Folder, dataset.yaml or preset; `stats` also takes :split[:domain].",
-            DATA,
-            metavar="DATASET",
-            complete=complete_source,
-        ),
-    ]
+    name: str = argument(
+        "Folder, dataset.yaml or preset; `stats` also takes :split[:domain].",
+        metavar="DATASET",
+        autocompletion=complete_source,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckOptions(DatasetOptions, JsonOption):
     """Options of `rsseg data check`."""
 
-    sample: Annotated[int, Option("Number of images to open.", DATA, minimum=1)] = 24
+    sample: int = option(24, "Number of images to open.", DATA, min=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StatsOptions(DatasetOptions, ClassMapOption, JsonOption):
     """Options of `rsseg data stats`."""
 
-    every: Annotated[bool, Option("Read every pixel, not a sample.", DATA, "--all")] = False
+    every: bool = option(False, "Read every pixel, not a sample.", DATA, "--all")
 
 
 @app.command("list", cls=Command)

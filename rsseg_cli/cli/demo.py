@@ -4,28 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-from rsseg_cli.cli.command import command, print_json
-from rsseg_cli.commands.options import (
-    OUTPUT,
-    RUNNING,
-    DeviceOption,
-    JsonOption,
-    Option,
-    OverwriteOption,
-    QuietOption,
-)
+from rsseg_cli.cli.command import command
+from rsseg_cli.cli.command import print_json
+from rsseg_cli.commands.options import OUTPUT
+from rsseg_cli.commands.options import OverwriteOption
+from rsseg_cli.commands.options import ProgressOptions
+from rsseg_cli.commands.options import RUNNING
+from rsseg_cli.commands.options import option
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoOptions(DeviceOption, OverwriteOption, JsonOption, QuietOption):
+class DemoOptions(OverwriteOption, ProgressOptions):
     """Options of `rsseg demo`."""
 
-    output: Annotated[
-        Path, Option("Folder for the data, the run and the map.", OUTPUT, short="-o")
-    ] = Path("rsseg-demo")
-    seed: Annotated[int, Option("Seed of the data and of the training.", RUNNING)] = 42
+    output: Path = option(
+        Path("rsseg-demo"), "Folder for the data, the run and the map.", OUTPUT, "-o"
+    )
+    seed: int = option(42, "Seed of the data and of the training.", RUNNING)
 
 
 @command

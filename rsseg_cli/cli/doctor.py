@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
+from rsseg_cli.cli.command import command
+from rsseg_cli.cli.command import print_json
+from rsseg_cli.commands.options import DataRootOption
+from rsseg_cli.commands.options import JsonOption
+from rsseg_cli.commands.options import OUTPUT
+from rsseg_cli.commands.options import option
 import typer
-
-from rsseg_cli.cli.command import command, print_json
-from rsseg_cli.commands.options import OUTPUT, DataRootOption, JsonOption, Option
 
 MARKS = {"ok": "ok  ", "warn": "note", "fail": "FAIL"}
 
@@ -18,7 +19,7 @@ MARKS = {"ok": "ok  ", "warn": "note", "fail": "FAIL"}
 class DoctorOptions(DataRootOption, JsonOption):
     """Options of `rsseg doctor`."""
 
-    output: Annotated[Path, Option("Folder for runs.", OUTPUT, short="-o")] = Path("runs")
+    output: Path = option(Path("runs"), "Folder for runs.", OUTPUT, "-o")
 
 
 @command

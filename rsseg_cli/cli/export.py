@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
+from rsseg_cli.cli.command import command
+from rsseg_cli.cli.command import print_json
+from rsseg_cli.commands.options import JsonOption
+from rsseg_cli.commands.options import OUTPUT
+from rsseg_cli.commands.options import OverwriteOption
+from rsseg_cli.commands.options import argument
+from rsseg_cli.commands.options import option
 import typer
-
-from rsseg_cli.cli.command import command, print_json
-from rsseg_cli.commands.options import MODEL, OUTPUT, Argument, JsonOption, Option, OverwriteOption
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions(OverwriteOption, JsonOption):
     """Options of `rsseg export`."""
 
-    model: Annotated[Path, Argument("Run folder or model file.", MODEL)]
-    output: Annotated[
-        Path | None, Option("Folder to write.", OUTPUT, short="-o", default="NAME-model")
-    ] = None
+    model: Path = argument("Run folder or model file.")
+    output: Path | None = option(None, "Folder to write.", OUTPUT, "-o", show_default="NAME-model")
 
 
 @command

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
 
 import typer
 
 from rsseg_cli.cli.command import Command, Group, command, print_json
-from rsseg_cli.commands.options import DATA, Argument, JsonOption
+from rsseg_cli.commands.options import JsonOption, argument
 
 app = typer.Typer(cls=Group, help="List and print presets.", no_args_is_help=True)
 
@@ -17,7 +16,7 @@ app = typer.Typer(cls=Group, help="List and print presets.", no_args_is_help=Tru
 class ShowOptions:
     """Options of `rsseg presets show`."""
 
-    name: Annotated[str, Argument("Name of a preset, e.g. lora or loveda.", DATA)]
+    name: str = argument("Name of a preset, e.g. lora or loveda.")
 
 
 @app.command("list", cls=Command)

@@ -4,38 +4,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
+from rsseg_cli.cli.command import command
+from rsseg_cli.cli.command import print_json
+from rsseg_cli.commands.options import BandsOptions
+from rsseg_cli.commands.options import JsonOption
+from rsseg_cli.commands.options import MODEL
+from rsseg_cli.commands.options import OUTPUT
+from rsseg_cli.commands.options import OverlapOption
+from rsseg_cli.commands.options import OverwriteOption
+from rsseg_cli.commands.options import RUNNING
+from rsseg_cli.commands.options import argument
+from rsseg_cli.commands.options import option
 import typer
-
-from rsseg_cli.cli.command import command, print_json
-from rsseg_cli.commands.options import (
-    DATA,
-    MODEL,
-    OUTPUT,
-    RUNNING,
-    Argument,
-    BandsOptions,
-    JsonOption,
-    Option,
-    OverlapOption,
-    OverwriteOption,
-)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreviewOptions(OverlapOption, BandsOptions, OverwriteOption, JsonOption):
+class PreviewOptions(BandsOptions, OverlapOption, OverwriteOption, JsonOption):
     """Options of `rsseg preview`."""
 
-    scene: Annotated[Path, Argument("Scene to show.", DATA)]
-    model: Annotated[Path | None, Option("Run folder or model file to compare with.", MODEL)] = None
-    output: Annotated[
-        Path | None, Option("PNG file.", OUTPUT, short="-o", default="SCENE.preview.png")
-    ] = None
-    tile: Annotated[
-        int | None,
-        Option("Side of a tile in pixels.", RUNNING, default="as in training, or 512", minimum=8),
-    ] = None
+    scene: Path = argument("Scene to show.")
+    model: Path | None = option(None, "Run folder or model file to compare with.", MODEL)
+    output: Path | None = option(None, "PNG file.", OUTPUT, "-o", show_default="SCENE.preview.png")
+    tile: int | None = option(
+        None, "Side of a tile in pixels.", RUNNING, min=8, show_default="as in training, or 512"
+    )
 
 
 @command

@@ -1,88 +1,71 @@
-"""Options of the command line, declared as annotated fields of dataclasses.
+"""Options of the command line, declared as fields of dataclasses.
 
-A command's options are one frozen dataclass. Each field is annotated with its type and an `Option`,
-and the command line is built from these fields (`rsseg_cli.cli.command`). Options that several
-commands share are declared here, once, in a class that those commands inherit from.
+The options of a command are one frozen dataclass, whose fields are made by `option` or `argument`:
+type, default, help, panel. The command line is built from them by `rsseg_cli.cli.command`.
+Options that several commands share are declared here, in classes that those commands inherit from.
 
 Only light modules are imported here, so that `--help` stays instant.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import MISSING
 from dataclasses import dataclass
-from inspect import get_annotations
+from dataclasses import field
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
-
 from rsseg_cli.choices import Format
 from rsseg_cli.errors import RssegError
+from typing import Any
+from typing import TYPE_CHECKING
+from typing import TypeVar
 
 if TYPE_CHECKING:
     from rsseg_cli.presets import PresetKind
 
-DATA, MODEL, TRAINING, OUTPUT, RUNNING, ADVANCED = PANELS = (
-    "Data",
-    "Model",
-    "Training",
-    "Output",
-    "Running",
-    "Advanced",
-)
+T = TypeVar("T")
+
+PANELS = ("Data", "Model", "Training", "Output", "Running", "Advanced")
 """Panels of the help, in the order in which they are printed."""
+DATA, MODEL, TRAINING, OUTPUT, RUNNING, ADVANCED = PANELS
+CONFIGURED = "as configured"
+"""Shown as the default of options that replace a setting of the preset or the model."""
 
 
-@dataclass(frozen=True)
-class Option:
-    """How a field of an options class appears on the command line.
+def option(default: T, help: str, panel: str, *flags: str, setting: str = "", **more: Any) -> T:
+    """Declare an option of a command as a field of its dataclass.
 
-    Attributes:
+    Args:
+        default: Value if the option is not given.
         help: One short sentence.
         panel: Panel of the help that lists the option.
-        name: Long name with `--`; made from the field's name if empty.
-        short: One-letter name with `-`.
-        metavar: Placeholder of the value; made from the field's type if empty.
-        default: Description of the default, where the default is None.
-        setting: `section.key` of the run's settings that the option changes.
-        minimum: Smallest value.
-        maximum: Largest value.
-        envvar: Environment variable that gives the value.
-        complete: Returns the values that start with the typed text, for shell completion.
+        flags: Names of the option; `--field-name` is added if there is no long one.
+        setting: `section.key` of the run's settings that the option replaces.
+        more: Further arguments of `typer.Option`.
     """
-
-    help: str
-    panel: str
-    name: str = ""
-    short: str = ""
-    metavar: str = ""
-    default: str = ""
-    setting: str = ""
-    minimum: float | None = None
-    maximum: float | None = None
-    envvar: str | None = None
-    complete: Callable[[str], list[str]] | None = None
+    more |= {"help": help, "rich_help_panel": panel}
+    return field(default=default, metadata={"flags": flags, "setting": setting, "typer": more})
 
 
-class Argument(Option):
-    """How a field appears on the command line if it is positional; it has no name and panel."""
+def argument(help: str, default: Any = MISSING, **more: Any) -> Any:
+    """Declare a positional argument of a command as a field of its dataclass.
 
-
-def declared(options: type) -> dict[str, tuple[Any, Option]]:
-    """Return the type and the declaration of every field of an options class, by field name.
-
-    The fields of a class come before those of the classes that it inherits from.
+    Args:
+        help: One short sentence.
+        default: Value if the argument is not given; without one it is required.
+        more: Further arguments of `typer.Argument`.
     """
-    types, annotated = get_type_hints(options), get_type_hints(options, include_extras=True)
-    names = (name for owner in options.__mro__ for name in get_annotations(owner))
-    return {name: (types[name], annotated[name].__metadata__[0]) for name in names}
+    return field(default=default, metadata={"typer": {"help": help, **more}})
 
 
 def setting_changes(options: Any) -> list[str]:
-    """Return `section.key=value` for every option that was given and changes a setting."""
+    """Return `section.key=value` for every option that was given and replaces a setting."""
     values = {
-        option.setting: getattr(options, name)
-        for name, (_, option) in declared(type(options)).items()
-        if option.setting
+        declared.metadata["setting"]: getattr(options, declared.name)
+        for declared in fields(options)
+        if declared.metadata.get("setting")
     }
     return [
         f"{key}={value}"
@@ -171,226 +154,163 @@ def complete_source(incomplete: str) -> list[str]:
 class JsonOption:
     """Machine-readable output."""
 
-    as_json: Annotated[
-        bool, Option("Print one JSON object to stdout and nothing else.", RUNNING, "--json")
-    ] = False
+    as_json: bool = option(False, "Print one JSON object and nothing else.", RUNNING, "--json")
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuietOption:
-    """Progress on stderr."""
+class DeviceOption(JsonOption):
+    """Device of the model, and output of what was computed there."""
 
-    quiet: Annotated[bool, Option("Show no progress.", RUNNING, short="-q")] = False
+    device: str = option("auto", "Device: auto, cpu, cuda or cuda:N.", RUNNING, metavar="DEVICE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgressOptions(DeviceOption):
+    """Options of commands that compute for long."""
+
+    quiet: bool = option(False, "Show no progress.", RUNNING, "-q")
 
 
 @dataclass(frozen=True, kw_only=True)
 class OverwriteOption:
-    """Existing output."""
+    """Replacement of output."""
 
-    overwrite: Annotated[bool, Option("Replace existing output.", RUNNING)] = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class DeviceOption:
-    """Device of the model."""
-
-    device: Annotated[
-        str, Option("Device: auto, cpu, cuda or cuda:N.", RUNNING, metavar="DEVICE")
-    ] = "auto"
+    overwrite: bool = option(False, "Replace existing output.", RUNNING)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataRootOption:
     """Location of the datasets that have a preset."""
 
-    data_root: Annotated[
-        Path | None, Option("Folder that holds the preset datasets.", DATA, envvar="RSSEG_DATA")
-    ] = None
+    data_root: Path | None = option(
+        None, "Folder that holds the preset datasets.", DATA, envvar="RSSEG_DATA"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourcesOption:
     """Labelled data."""
 
-    src: Annotated[
-        tuple[str, ...],
-        Option(
-            "Folder, dataset.yaml or preset[:split[:domain]]; repeatable.",
-            DATA,
-            short="-s",
-            metavar="DATASET",
-            complete=complete_source,
-        ),
-    ] = ()
+    src: tuple[str, ...] = option(
+        (), "Folder, dataset.yaml or preset[:split[:domain]]; repeatable.", DATA,
+        "--src", "-s", metavar="DATASET", autocompletion=complete_source,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassMapOption:
     """Conversion between the classes of datasets."""
 
-    class_map: Annotated[
-        str | None,
-        Option(
-            "Class map: a preset or a YAML file.",
-            DATA,
-            setting="data.class_map",
-            complete=complete_presets("maps"),
-        ),
-    ] = None
+    class_map: str | None = option(
+        None, "Class map: a preset or a YAML file.", DATA,
+        setting="data.class_map", autocompletion=complete_presets("maps"),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentOption:
     """Published experiments."""
 
-    experiment: Annotated[
-        str | None,
-        Option(
-            "Published experiment, e.g. weft/eorssd.",
-            ADVANCED,
-            complete=complete_presets("experiments"),
-        ),
-    ] = None
+    experiment: str | None = option(
+        None, "Published experiment, e.g. weft/eorssd.", ADVANCED,
+        autocompletion=complete_presets("experiments"),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class BandsOptions:
     """Bands and missing pixels of scenes."""
 
-    bands: Annotated[
-        str | None,
-        Option(
-            "File bands in the model's order, e.g. 4,3,2,1.",
-            DATA,
-            metavar="N,N,...",
-        ),
-    ] = None
-    nodata: Annotated[
-        float | None, Option("Nodata value, instead of the value in the file.", DATA)
-    ] = None
+    bands: str | None = option(
+        None, "File bands in the model's order, e.g. 4,3,2,1.", DATA, metavar="N,N,..."
+    )
+    nodata: float | None = option(None, "Nodata value, instead of the value in the file.", DATA)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FittedModelOption:
     """Trained model."""
 
-    model: Annotated[
-        Path | None, Option("Run folder or model file.", MODEL, default="newest run")
-    ] = None
+    model: Path | None = option(None, "Run folder or model file.", MODEL, show_default="newest run")
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsOption:
     """Local weights of the backbone."""
 
-    weights: Annotated[Path | None, Option("Local weights file of the backbone.", ADVANCED)] = None
+    weights: Path | None = option(None, "Local weights file of the backbone.", ADVANCED)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrecisionOption:
     """Number format of the forward pass."""
 
-    precision: Annotated[
-        Format | None,
-        Option(
-            "Number format.",
-            ADVANCED,
-            default="as configured",
-            setting="training.precision",
-        ),
-    ] = None
+    precision: Format | None = option(
+        None, "Number format.", ADVANCED, setting="training.precision", show_default=CONFIGURED
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class OverlapOption:
     """Overlap of the tiles of a scene."""
 
-    overlap: Annotated[
-        float,
-        Option("Fraction of a tile that overlaps the next.", RUNNING, minimum=0.0, maximum=0.5),
-    ] = 0.25
+    overlap: float = option(
+        0.25, "Fraction of a tile that overlaps the next.", RUNNING, min=0.0, max=0.5
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TilingOptions(OverlapOption):
     """Tiles of a scene that is mapped."""
 
-    tile: Annotated[
-        int | None,
-        Option("Side of a tile in pixels.", RUNNING, default="as in training", minimum=8),
-    ] = None
-    batch: Annotated[
-        int | None, Option("Tiles per forward pass.", RUNNING, default="automatic", minimum=1)
-    ] = None
+    tile: int | None = option(
+        None, "Side of a tile in pixels.", RUNNING, min=8, show_default="as in training"
+    )
+    batch: int | None = option(
+        None, "Tiles per forward pass.", RUNNING, min=1, show_default="automatic"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions(
-    SourcesOption,
-    DataRootOption,
-    OverwriteOption,
-    DeviceOption,
-    JsonOption,
-    QuietOption,
-    WeightsOption,
+    SourcesOption, DataRootOption, OverwriteOption, ProgressOptions, WeightsOption
 ):
     """Options that `fit` and `adapt` share."""
 
-    method: Annotated[
-        str | None,
-        Option(
-            "Method preset; see rsseg presets list.",
-            MODEL,
-            short="-m",
-            complete=complete_presets("methods"),
-        ),
-    ] = None
-    backbone: Annotated[
-        str | None,
-        Option(
-            "Backbone, e.g. dinov3_base.",
-            MODEL,
-            default="as configured",
-            complete=complete_backbone,
-        ),
-    ] = None
-    head: Annotated[str | None, Option("Head, e.g. linear.", MODEL, default="as configured")] = None
-    steps: Annotated[
-        int | None,
-        Option("Optimizer steps.", TRAINING, default="as configured", setting="training.steps"),
-    ] = None
-    batch: Annotated[
-        int | None,
-        Option("Tiles per step.", TRAINING, default="as configured", setting="training.batch"),
-    ] = None
-    tile: Annotated[
-        int | None,
-        Option("Side of a tile in pixels.", TRAINING, default="as configured", setting="data.tile"),
-    ] = None
-    seed: Annotated[
-        int | None,
-        Option("Random seed.", TRAINING, default="as configured", setting="training.seed"),
-    ] = None
-    output: Annotated[
-        Path | None,
-        Option("Folder of the run.", RUNNING, short="-o", default="runs/METHOD-DATA"),
-    ] = None
-    resume: Annotated[bool, Option("Continue an interrupted run.", RUNNING)] = False
-    max_time: Annotated[
-        str | None,
-        Option("Stop before this time is over: 90m, 1h30m, [D-]HH:MM:SS.", RUNNING, metavar="TIME"),
-    ] = None
-    dry_run: Annotated[bool, Option("Print the plan without training.", RUNNING)] = False
-    config: Annotated[
-        Path | None, Option("config.yaml of an earlier run, instead of a preset.", ADVANCED)
-    ] = None
-    settings: Annotated[
-        tuple[str, ...],
-        Option(
-            "Change a setting, e.g. method.rank=8; repeatable.",
-            ADVANCED,
-            "--set",
-            metavar="KEY=VALUE",
-        ),
-    ] = ()
-    no_pretrained: Annotated[bool, Option("Initialise the backbone at random.", ADVANCED)] = False
+    method: str | None = option(
+        None, "Method preset; see rsseg presets list.", MODEL, "--method", "-m",
+        autocompletion=complete_presets("methods"),
+    )  # fmt: skip
+    backbone: str | None = option(
+        None, "Backbone, e.g. dinov3_base.", MODEL,
+        show_default=CONFIGURED, autocompletion=complete_backbone,
+    )  # fmt: skip
+    head: str | None = option(None, "Head, e.g. linear.", MODEL, show_default=CONFIGURED)
+    steps: int | None = option(
+        None, "Optimizer steps.", TRAINING, setting="training.steps", show_default=CONFIGURED
+    )
+    batch: int | None = option(
+        None, "Tiles per step.", TRAINING, setting="training.batch", show_default=CONFIGURED
+    )
+    tile: int | None = option(
+        None, "Side of a tile in pixels.", TRAINING, setting="data.tile", show_default=CONFIGURED
+    )
+    seed: int | None = option(
+        None, "Random seed.", TRAINING, setting="training.seed", show_default=CONFIGURED
+    )
+    output: Path | None = option(
+        None, "Folder of the run.", RUNNING, "-o", show_default="runs/METHOD-DATA"
+    )
+    resume: bool = option(False, "Continue an interrupted run.", RUNNING)
+    max_time: str | None = option(
+        None, "Stop before this time is over: 90m, 1h30m, [D-]HH:MM:SS.", RUNNING, metavar="TIME"
+    )
+    dry_run: bool = option(False, "Print the plan without training.", RUNNING)
+    config: Path | None = option(
+        None, "config.yaml of an earlier run, instead of a preset.", ADVANCED
+    )
+    settings: tuple[str, ...] = option(
+        (), "Change a setting, e.g. method.rank=8; repeatable.", ADVANCED,
+        "--set", metavar="KEY=VALUE",
+    )  # fmt: skip
+    no_pretrained: bool = option(False, "Initialise the backbone at random.", ADVANCED)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
 
 from rsseg_cli.commands.options import (
     ADVANCED,
     DATA,
     BandsOptions,
     FittedModelOption,
-    Option,
     TrainingOptions,
+    option,
 )
 
 
@@ -19,33 +18,18 @@ from rsseg_cli.commands.options import (
 class AdaptOptions(FittedModelOption, TrainingOptions, BandsOptions):
     """Options of `rsseg adapt`."""
 
-    tgt: Annotated[
-        tuple[str, ...],
-        Option(
-            "Unlabelled target scenes: file, folder or dataset; repeatable.",
-            DATA,
-            short="-t",
-            metavar="SCENES",
-        ),
-    ] = ()
-    source_free: Annotated[
-        bool,
-        Option("Train on the target alone.", DATA, setting="adapt.source_free"),
-    ] = False
-    gsd: Annotated[
-        float | None,
-        Option(
-            "Resample the target to this pixel size.",
-            DATA,
-            metavar="METRES",
-            setting="adapt.gsd_m",
-        ),
-    ] = None
-    report_labels: Annotated[
-        bool,
-        Option(
-            "Report scores on labels of the target; never train on them.",
-            ADVANCED,
-            setting="adapt.report_labels",
-        ),
-    ] = False
+    tgt: tuple[str, ...] = option(
+        (), "Unlabelled target scenes: file, folder or dataset; repeatable.", DATA,
+        "--tgt", "-t", metavar="SCENES",
+    )  # fmt: skip
+    source_free: bool = option(
+        False, "Train on the target alone.", DATA, setting="adapt.source_free"
+    )
+    gsd: float | None = option(
+        None, "Resample the target to this pixel size.", DATA,
+        setting="adapt.gsd_m", metavar="METRES",
+    )  # fmt: skip
+    report_labels: bool = option(
+        False, "Report scores on labels of the target; never train on them.", ADVANCED,
+        setting="adapt.report_labels",
+    )  # fmt: skip

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 from rsseg_cli.commands.options import (
     ADVANCED,
     DATA,
     MODEL,
     OUTPUT,
-    Argument,
     ClassMapOption,
     DataRootOption,
-    DeviceOption,
     ExperimentOption,
-    JsonOption,
-    Option,
     OverlapOption,
-    QuietOption,
+    ProgressOptions,
     WeightsOption,
+    argument,
+    option,
     require_alone,
     require_unused,
 )
@@ -29,14 +26,7 @@ from rsseg_cli.errors import RssegError
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(
-    ClassMapOption,
-    DataRootOption,
-    OverlapOption,
-    DeviceOption,
-    JsonOption,
-    QuietOption,
-    WeightsOption,
-    ExperimentOption,
+    ClassMapOption, DataRootOption, OverlapOption, ProgressOptions, WeightsOption, ExperimentOption
 ):
     """Options of `rsseg evaluate`: of a map, of a model on datasets, or of an experiment.
 
@@ -44,47 +34,31 @@ class EvaluateOptions(
         RssegError: Nothing is to be evaluated, or an option has no effect on what is.
     """
 
-    prediction: Annotated[
-        Path | None,
-        Argument("Class map or probability map, e.g. scene.seg.tif.", DATA, metavar="MAP"),
-    ] = None
-    truth: Annotated[
-        Path | None,
-        Argument("Ground truth: a raster on the same grid, or polygons.", DATA),
-    ] = None
-    model: Annotated[
-        Path | None, Option("Run folder or model file, with --on.", MODEL, default="newest run")
-    ] = None
-    on: Annotated[
-        tuple[str, ...],
-        Option("Dataset to evaluate the model on; repeatable.", MODEL, metavar="DATASET"),
-    ] = ()
-    field: Annotated[
-        str | None, Option("Attribute of the polygons that holds the class.", DATA)
-    ] = None
-    classes: Annotated[Path | None, Option("dataset.yaml or map that names the classes.", DATA)] = (
-        None
+    prediction: Path | None = argument(
+        "Class map or probability map, e.g. scene.seg.tif.", None, metavar="MAP"
     )
-    ignore: Annotated[
-        tuple[int, ...],
-        Option(
-            "Label id to ignore; repeatable. Pass 255 if it is not the object of a 0/255 mask.",
-            DATA,
-        ),
-    ] = ()
-    align: Annotated[bool, Option("Resample the ground truth to the map's grid.", DATA)] = False
-    soft: Annotated[
-        bool | None,
-        Option("Treat the map as probabilities of one class.", DATA, default="by data type"),
-    ] = None
-    report: Annotated[
-        Path | None, Option("Folder for report.json, .csv, .md and .html.", OUTPUT)
-    ] = None
-    image: Annotated[Path | None, Option("The mapped scene, to show in the report.", OUTPUT)] = None
-    boundary: Annotated[
-        int,
-        Option("Width of class boundaries in pixels; 0 skips their scores.", ADVANCED, minimum=0),
-    ] = 3
+    truth: Path | None = argument("Ground truth: a raster on the same grid, or polygons.", None)
+    model: Path | None = option(
+        None, "Run folder or model file, with --on.", MODEL, show_default="newest run"
+    )
+    on: tuple[str, ...] = option(
+        (), "Dataset to evaluate the model on; repeatable.", MODEL, metavar="DATASET"
+    )
+    field: str | None = option(None, "Attribute of the polygons that holds the class.", DATA)
+    classes: Path | None = option(None, "dataset.yaml or map that names the classes.", DATA)
+    ignore: tuple[int, ...] = option(
+        (), "Label id to ignore; repeatable. Pass 255 if it is not the object of a 0/255 mask.",
+        DATA,
+    )  # fmt: skip
+    align: bool = option(False, "Resample the ground truth to the map's grid.", DATA)
+    soft: bool | None = option(
+        None, "Treat the map as probabilities of one class.", DATA, show_default="by data type"
+    )
+    report: Path | None = option(None, "Folder for report.json, .csv, .md and .html.", OUTPUT)
+    image: Path | None = option(None, "The mapped scene, to show in the report.", OUTPUT)
+    boundary: int = option(
+        3, "Width of class boundaries in pixels; 0 skips their scores.", ADVANCED, min=0
+    )
 
     def __post_init__(self) -> None:
         of_map = {

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
 
 from rsseg_cli.commands.options import (
     ADVANCED,
     ClassMapOption,
     ExperimentOption,
-    Option,
     PrecisionOption,
     TrainingOptions,
+    option,
     require_alone,
 )
 
@@ -24,9 +23,9 @@ class FitOptions(TrainingOptions, ClassMapOption, ExperimentOption, PrecisionOpt
         RssegError: An option was given that `--experiment` sets itself.
     """
 
-    compile: Annotated[
-        bool, Option("Compile the model before training.", ADVANCED, setting="training.compile")
-    ] = False
+    compile: bool = option(
+        False, "Compile the model before training.", ADVANCED, setting="training.compile"
+    )
 
     def __post_init__(self) -> None:
         if self.experiment is not None:

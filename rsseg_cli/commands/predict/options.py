@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 from rsseg_cli.choices import Confidence, RasterFormat, Turns
 from rsseg_cli.commands.options import (
@@ -12,17 +11,15 @@ from rsseg_cli.commands.options import (
     DATA,
     OUTPUT,
     RUNNING,
-    Argument,
     BandsOptions,
-    DeviceOption,
     FittedModelOption,
-    JsonOption,
-    Option,
     OverwriteOption,
     PrecisionOption,
-    QuietOption,
+    ProgressOptions,
     TilingOptions,
     WeightsOption,
+    argument,
+    option,
     require_unused,
 )
 from rsseg_cli.errors import RssegError
@@ -34,9 +31,7 @@ class PredictOptions(
     BandsOptions,
     TilingOptions,
     OverwriteOption,
-    DeviceOption,
-    JsonOption,
-    QuietOption,
+    ProgressOptions,
     WeightsOption,
     PrecisionOption,
 ):
@@ -46,75 +41,47 @@ class PredictOptions(
         RssegError: An option was given that has no effect without another.
     """
 
-    scenes: Annotated[
-        tuple[str, ...], Argument("Files, folders or patterns; - reads a list from stdin.", DATA)
-    ]
-    aoi: Annotated[Path | None, Option("Vector file; only the area inside is mapped.", DATA)] = None
-    bbox: Annotated[
-        str | None,
-        Option("Box; only the area inside is mapped.", DATA, metavar="XMIN,YMIN,XMAX,YMAX"),
-    ] = None
-    bbox_crs: Annotated[
-        str | None, Option("CRS of --bbox.", DATA, metavar="CRS", default="scene's")
-    ] = None
-    output: Annotated[
-        Path | None,
-        Option("File for one scene, or folder.", OUTPUT, short="-o", default="SCENE.seg.tif"),
-    ] = None
-    probabilities: Annotated[bool, Option("Also SCENE.prob.tif, class probabilities.", OUTPUT)] = (
-        False
+    scenes: tuple[str, ...] = argument("Files, folders or patterns; - reads a list from stdin.")
+    aoi: Path | None = option(None, "Vector file; only the area inside is mapped.", DATA)
+    bbox: str | None = option(
+        None, "Box; only the area inside is mapped.", DATA, metavar="XMIN,YMIN,XMAX,YMAX"
     )
-    confidence: Annotated[
-        Confidence | None, Option("Also SCENE.conf.tif, from 0 to 1.", OUTPUT)
-    ] = None
-    soft: Annotated[
-        bool,
-        Option("Of two classes, also SCENE.soft.tif: probability of class 2.", OUTPUT),
-    ] = True
-    quicklook: Annotated[bool, Option("Also a PNG of each map.", OUTPUT)] = True
-    reject: Annotated[
-        float | None,
-        Option(
-            "Write nodata where the class probability is lower.", OUTPUT, minimum=0.0, maximum=1.0
-        ),
-    ] = None
-    polygons: Annotated[Path | None, Option("Also polygons: .gpkg file, or folder.", OUTPUT)] = None
-    sieve: Annotated[
-        int,
-        Option(
-            "Merge polygons of fewer pixels into a neighbour.", OUTPUT, minimum=0, maximum=10_000
-        ),
-    ] = 0
-    simplify: Annotated[
-        float, Option("Tolerance of outlines in map units.", OUTPUT, minimum=0.0)
-    ] = 0.0
-    resume: Annotated[bool, Option("Continue an interrupted run; keep finished maps.", RUNNING)] = (
-        False
+    bbox_crs: str | None = option(
+        None, "CRS of --bbox.", DATA, metavar="CRS", show_default="scene's"
     )
-    dry_run: Annotated[
-        bool, Option("Estimate time, memory and disk; check the scenes.", RUNNING)
-    ] = False
-    tta: Annotated[
-        Turns | None, Option("Test-time augmentation: average 4 or 8 views.", RUNNING)
-    ] = None
-    explain: Annotated[
-        tuple[str, ...],
-        Option("Also SCENE.NAME.tif, e.g. routing; repeatable.", ADVANCED),
-    ] = ()
-    block: Annotated[
-        int | None,
-        Option("Backbone block for --explain, from 0.", ADVANCED, default="last"),
-    ] = None
-    format: Annotated[RasterFormat, Option("Format of maps.", ADVANCED)] = "COG"
-    creation_options: Annotated[
-        tuple[str, ...],
-        Option("GDAL creation option; repeatable.", ADVANCED, "--co", metavar="KEY=VALUE"),
-    ] = ()
-    compile: Annotated[bool, Option("Compile the model for large scenes.", ADVANCED)] = False
-    memory_mb: Annotated[
-        int | None, Option("Limit of the process's memory, in MB.", ADVANCED, minimum=64)
-    ] = None
-    threads: Annotated[int, Option("Threads that read the scene.", ADVANCED, minimum=1)] = 2
+    output: Path | None = option(
+        None, "File for one scene, or folder.", OUTPUT, "-o", show_default="SCENE.seg.tif"
+    )
+    probabilities: bool = option(False, "Also SCENE.prob.tif, class probabilities.", OUTPUT)
+    confidence: Confidence | None = option(None, "Also SCENE.conf.tif, from 0 to 1.", OUTPUT)
+    soft: bool = option(
+        True, "Of two classes, also SCENE.soft.tif: probability of class 2.", OUTPUT
+    )
+    quicklook: bool = option(True, "Also a PNG of each map.", OUTPUT)
+    reject: float | None = option(
+        None, "Write nodata where the class probability is lower.", OUTPUT, min=0.0, max=1.0
+    )
+    polygons: Path | None = option(None, "Also polygons: .gpkg file, or folder.", OUTPUT)
+    sieve: int = option(
+        0, "Merge polygons of fewer pixels into a neighbour.", OUTPUT, min=0, max=10_000
+    )
+    simplify: float = option(0.0, "Tolerance of outlines in map units.", OUTPUT, min=0.0)
+    resume: bool = option(False, "Continue an interrupted run; keep finished maps.", RUNNING)
+    dry_run: bool = option(False, "Estimate time, memory and disk; check the scenes.", RUNNING)
+    tta: Turns | None = option(None, "Test-time augmentation: average 4 or 8 views.", RUNNING)
+    explain: tuple[str, ...] = option(
+        (), "Also SCENE.NAME.tif, e.g. routing; repeatable.", ADVANCED
+    )
+    block: int | None = option(
+        None, "Backbone block for --explain, from 0.", ADVANCED, show_default="last"
+    )
+    format: RasterFormat = option("COG", "Format of maps.", ADVANCED)
+    creation_options: tuple[str, ...] = option(
+        (), "GDAL creation option; repeatable.", ADVANCED, "--co", metavar="KEY=VALUE"
+    )
+    compile: bool = option(False, "Compile the model for large scenes.", ADVANCED)
+    memory_mb: int | None = option(None, "Limit of the process's memory, in MB.", ADVANCED, min=64)
+    threads: int = option(2, "Threads that read the scene.", ADVANCED, min=1)
 
     def __post_init__(self) -> None:
         if self.aoi is not None and self.bbox is not None:
