@@ -110,7 +110,7 @@ def test_processes_share_out_what_one_would_read(parts: list[SourcePairs]) -> No
 
 @pytest.mark.parametrize(("world", "count"), [(1, 2), (1, 4), (2, 1), (2, 2)])
 def test_a_step_has_the_same_tiles_however_it_is_cut(
-    parts: list[Part], world: int, count: int
+    parts: list[SourcePairs], world: int, count: int
 ) -> None:
     step, scale = 3, (0.5, 2.0)
     whole = stream(parts, batch=8, scale=scale)[step]
@@ -125,7 +125,7 @@ def test_a_step_has_the_same_tiles_however_it_is_cut(
     assert len(set(whole.seeds)) == 8
 
 
-def test_domains_are_augmented_apart(parts: list[Part]) -> None:
+def test_domains_are_augmented_apart(parts: list[SourcePairs]) -> None:
     tiles = stream(parts)
     joined = JoinedTiles(tiles, TargetTiles(tiles))[0]
     assert len(set(joined.seeds)) == joined.size == 8

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from rsseg_cli.cli.command import Command
-from rsseg_cli.cli.command import Group
-from rsseg_cli.cli.command import command
-from rsseg_cli.cli.command import print_json
-from rsseg_cli.commands.options import DATA
-from rsseg_cli.commands.options import DeviceOption
-from rsseg_cli.commands.options import MODEL
-from rsseg_cli.commands.options import ProgressOptions
-from rsseg_cli.commands.options import RUNNING
-from rsseg_cli.commands.options import SourcesOption
-from rsseg_cli.commands.options import TilingOptions
-from rsseg_cli.commands.options import complete_backbone
-from rsseg_cli.commands.options import complete_presets
-from rsseg_cli.commands.options import option
+
 import typer
+
+from rsseg_cli.cli.command import Command, Group, command, print_json
+from rsseg_cli.commands.options import (
+    DATA,
+    MODEL,
+    RUNNING,
+    DeviceOption,
+    ProgressOptions,
+    SourcesOption,
+    TilingOptions,
+    complete_backbone,
+    complete_presets,
+    option,
+)
 
 app = typer.Typer(cls=Group, help="Measure speed on this machine.", no_args_is_help=True)
 

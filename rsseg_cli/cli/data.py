@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from rsseg_cli.cli.command import Command
-from rsseg_cli.cli.command import Group
-from rsseg_cli.cli.command import command
-from rsseg_cli.cli.command import print_json
-from rsseg_cli.commands.options import ClassMapOption
-from rsseg_cli.commands.options import DATA
-from rsseg_cli.commands.options import DataRootOption
-from rsseg_cli.commands.options import JsonOption
-from rsseg_cli.commands.options import argument
-from rsseg_cli.commands.options import complete_source
-from rsseg_cli.commands.options import option
+
 import typer
+
+from rsseg_cli.cli.command import Command, Group, command, print_json
+from rsseg_cli.commands.options import (
+    DATA,
+    ClassMapOption,
+    DataRootOption,
+    JsonOption,
+    argument,
+    complete_source,
+    option,
+)
 
 app = typer.Typer(cls=Group, help="List, check and measure datasets.", no_args_is_help=True)
 

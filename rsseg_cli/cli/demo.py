@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from rsseg_cli.cli.command import command
-from rsseg_cli.cli.command import print_json
-from rsseg_cli.commands.options import OUTPUT
-from rsseg_cli.commands.options import OverwriteOption
-from rsseg_cli.commands.options import ProgressOptions
-from rsseg_cli.commands.options import RUNNING
-from rsseg_cli.commands.options import option
+
+from rsseg_cli.cli.command import command, print_json
+from rsseg_cli.commands.options import OUTPUT, RUNNING, OverwriteOption, ProgressOptions, option
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from rsseg_cli.cli.command import command
-from rsseg_cli.cli.command import print_json
-from rsseg_cli.commands.options import DataRootOption
-from rsseg_cli.commands.options import JsonOption
-from rsseg_cli.commands.options import OUTPUT
-from rsseg_cli.commands.options import option
+
 import typer
+
+from rsseg_cli.cli.command import command, print_json
+from rsseg_cli.commands.options import OUTPUT, DataRootOption, JsonOption, option
 
 MARKS = {"ok": "ok  ", "warn": "note", "fail": "FAIL"}
 

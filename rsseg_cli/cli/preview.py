@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from rsseg_cli.cli.command import command
-from rsseg_cli.cli.command import print_json
-from rsseg_cli.commands.options import BandsOptions
-from rsseg_cli.commands.options import JsonOption
-from rsseg_cli.commands.options import MODEL
-from rsseg_cli.commands.options import OUTPUT
-from rsseg_cli.commands.options import OverlapOption
-from rsseg_cli.commands.options import OverwriteOption
-from rsseg_cli.commands.options import RUNNING
-from rsseg_cli.commands.options import argument
-from rsseg_cli.commands.options import option
+
 import typer
+
+from rsseg_cli.cli.command import command, print_json
+from rsseg_cli.commands.options import (
+    MODEL,
+    OUTPUT,
+    RUNNING,
+    BandsOptions,
+    JsonOption,
+    OverlapOption,
+    OverwriteOption,
+    argument,
+    option,
+)
 
 
 @dataclass(frozen=True, kw_only=True)

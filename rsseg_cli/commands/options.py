@@ -9,18 +9,13 @@ Only light modules are imported here, so that `--help` stays instant.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from collections.abc import Mapping
-from dataclasses import MISSING
-from dataclasses import dataclass
-from dataclasses import field
-from dataclasses import fields
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
 from rsseg_cli.choices import Format
 from rsseg_cli.errors import RssegError
-from typing import Any
-from typing import TYPE_CHECKING
-from typing import TypeVar
 
 if TYPE_CHECKING:
     from rsseg_cli.presets import PresetKind

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from rsseg_cli.atomic_write import write_bytes, write_errors
 from rsseg_cli.metrics.scores import Scores
+from rsseg_cli.presets import to_yaml
 from rsseg_cli.report import terminal
 from rsseg_cli.report.markdown import to_markdown
 from rsseg_cli.report.score_tables import confusion_table, csv_table
