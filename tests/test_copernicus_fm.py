@@ -16,7 +16,7 @@ from test_dofa import encoder_layer, go_offline, random_trunk
 from torch import Tensor
 from torch.nn import functional as F
 
-from rsseg_cli.backbones._kernels import KernelMaker
+from rsseg_cli.backbones._dynamic_patch_embed import KernelMaker
 from rsseg_cli.backbones.copernicus_fm import CopernicusFm, Told
 from rsseg_cli.bands import Bands
 from rsseg_cli.config import family

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rsseg_cli.backbones import _weights
-from rsseg_cli.backbones._kernels import KernelMaker
+from rsseg_cli.backbones._dynamic_patch_embed import KernelMaker
 from rsseg_cli.backbones._timm import TimmBackbone
 from rsseg_cli.backbones.dofa import Dofa
 from rsseg_cli.bands import Bands

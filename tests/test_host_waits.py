@@ -27,7 +27,7 @@ KNOWN = {
         "step.backward",
     },
     # Which experts answer for which image: computing all of them costs more than asking.
-    "weft": {"_wavelet_experts.forward"},
+    "weft": {"pyramid.forward"},
 }
 ON_THE_HOST = {"generator_like"}
 """Functions that ask tensors of the host for a number, wherever the model is."""

@@ -9,7 +9,7 @@ from timm.layers.pos_embed_sincos import apply_rot_embed_cat
 from torch import Tensor
 
 from rsseg_cli.backbones import _resize
-from rsseg_cli.backbones._asking import attend, project
+from rsseg_cli.backbones._cross_attention import attend, project
 from rsseg_cli.backbones._timm import TimmBackbone, third, whole
 from rsseg_cli.bands import Bands
 from rsseg_cli.grid import Grid

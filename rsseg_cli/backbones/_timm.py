@@ -14,7 +14,7 @@ import timm
 from pydantic import Field
 from torch import Tensor, nn
 
-from rsseg_cli.backbones import _bands, _resize, _weights
+from rsseg_cli.backbones import _band_adaptation, _resize, _weights
 from rsseg_cli.bands import Bands
 from rsseg_cli.contract import Backbone
 from rsseg_cli.errors import RssegError, unknown
@@ -60,9 +60,9 @@ class TimmBackbone(Backbone):
         """Side of a patch in pixels; None keeps the weights' own, else the kernel is resampled."""
         taps: tuple[int, ...] | None = None
         """Blocks whose output becomes a map; None takes four at equal steps."""
-        adapt: _bands.Adapt = "interpolate"
-        """How the RGB kernel becomes one for all bands, see `_bands.mixing`."""
-        stats: _bands.Stats = "auto"
+        adapt: _band_adaptation.Adapt = "interpolate"
+        """How the RGB kernel becomes one for all bands, see `_band_adaptation.mixing`."""
+        stats: _band_adaptation.Stats = "auto"
         """Statistics of the input: the data's own, or those that the weights were trained with."""
         resize: _resize.Resize | None = None
         """How kernel and positions are fitted to other sizes; None takes the family's own way."""
@@ -88,14 +88,14 @@ class TimmBackbone(Backbone):
         channels = len(bands) if from_random else size.channels
         self.model = self._make(size, config.seed, channels=channels)
         self.positions = self._positions(config.name)
-        mix = _bands.mixing(bands, config.adapt)
+        mix = _band_adaptation.mixing(bands, config.adapt)
         if from_random:
             source = f"random numbers of seed {config.seed}"
             content = _weights.digest_random(self.model)
         else:
             source, content = self._load(config, size)
             self.widen(mix)
-        native = _bands.native(bands, config.stats, pretrained=not from_random)
+        native = _band_adaptation.native(bands, config.stats, pretrained=not from_random)
         self._restate(mix, native=native)
         self.dim = self.model.embed_dim
         self.depth = len(self.model.blocks)
@@ -190,14 +190,16 @@ class TimmBackbone(Backbone):
     def widen(self, mix: Tensor) -> None:
         """Give the loaded patch embedding for RGB a kernel for the bands of `mix` (C, 3)."""
         patches: nn.Conv2d = self.model.patch_embed.proj
-        patches.weight = nn.Parameter(_bands.adapt_kernel(patches.weight.detach(), mix))
+        patches.weight = nn.Parameter(_band_adaptation.adapt_kernel(patches.weight.detach(), mix))
         patches.in_channels = len(mix)
 
     def _restate(self, mix: Tensor, *, native: bool) -> None:
         gain = offset = None
         if native:
             config = self.model.pretrained_cfg
-            gain, offset = _bands.restatement(self.bands, mix, config["mean"], config["std"])
+            gain, offset = _band_adaptation.restatement(
+                self.bands, mix, config["mean"], config["std"]
+            )
         self.gain: Tensor | None
         self.offset: Tensor | None
         self.register_buffer("gain", gain, persistent=False)

@@ -15,7 +15,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from rsseg_cli.backbones._kernels import PLAIN, WIDTH, MadeKernels, below, load_part, require
+from rsseg_cli.backbones._dynamic_patch_embed import (
+    PLAIN,
+    WIDTH,
+    MadeKernels,
+    below,
+    load_part,
+    require,
+)
 from rsseg_cli.backbones._timm import Size, TimmBackbone
 from rsseg_cli.backbones._weights import Home
 from rsseg_cli.bands import Bands

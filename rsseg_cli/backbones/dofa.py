@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rsseg_cli.backbones._kernels import PLAIN, WIDTH, MadeKernels, require
+from rsseg_cli.backbones._dynamic_patch_embed import PLAIN, WIDTH, MadeKernels, require
 from rsseg_cli.backbones._timm import Size
 from rsseg_cli.backbones._weights import Home
 from rsseg_cli.bands import Bands

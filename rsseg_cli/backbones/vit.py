@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from rsseg_cli.backbones import _resize
-from rsseg_cli.backbones._asking import attend, project
+from rsseg_cli.backbones._cross_attention import attend, project
 from rsseg_cli.backbones._timm import Size, TimmBackbone
 from rsseg_cli.grid import Grid
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rsseg_cli.errors import RssegError
-from rsseg_cli.methods._convolution import recomputed
+from rsseg_cli.methods._weft.cascade import recomputed
 
 
 def centres(sizes: Sequence[tuple[int, int]], device: torch.device) -> Tensor:

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from rsseg_cli.contract import Backbone, Method
-from rsseg_cli.methods._domain import Scores
-from rsseg_cli.methods._posterior import mean_squares
-from rsseg_cli.methods._sparse import Sparse
+from rsseg_cli.methods._fisher.domain_fisher import Scores
+from rsseg_cli.methods._fisher.posterior import mean_squares
+from rsseg_cli.methods._fisher.sparse import Sparse
 from rsseg_cli.plain import Json
 from rsseg_cli.step import Step
 

@@ -21,7 +21,13 @@ from torch.nn import Parameter
 from rsseg_cli.contract import Backbone, Method, State
 from rsseg_cli.errors import RssegError
 from rsseg_cli.grid import Grid
-from rsseg_cli.methods._pathways import Normalise, draw_pathways, normalise, squared_gradients, top
+from rsseg_cli.methods._fisher.module_selection import (
+    Normalise,
+    draw_pathways,
+    normalise,
+    squared_gradients,
+    top,
+)
 from rsseg_cli.methods.adaptformer import AdaptFormer
 from rsseg_cli.methods.earth_adapter import Box, EarthAdapter, Spectrum
 from rsseg_cli.methods.lora import Lora

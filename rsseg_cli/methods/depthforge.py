@@ -12,8 +12,14 @@ from torch.nn import functional as F
 
 from rsseg_cli.contract import Backbone, Features, QueryShape
 from rsseg_cli.grid import Grid
-from rsseg_cli.methods._depth import DepthMethod, DepthName, DepthSettings, DepthState, DepthView
-from rsseg_cli.methods._token_adapter import TokenAdapter, TokenSettings, count_tokens
+from rsseg_cli.methods._token.adapter import TokenAdapter, TokenSettings, count_tokens
+from rsseg_cli.methods._token.depth_encoder import (
+    DepthMethod,
+    DepthName,
+    DepthSettings,
+    DepthState,
+    DepthView,
+)
 
 
 class DepthForge(DepthMethod[DepthState]):

@@ -19,9 +19,9 @@ from torch.nn import functional as F
 
 from rsseg_cli.contract import Backbone, Features, Method, QueryShape, State
 from rsseg_cli.grid import Grid
-from rsseg_cli.methods._token_adapter import START_SCALE, TokenBranch, TokenSettings, count_tokens
-from rsseg_cli.methods._wavelets import Haar
-from rsseg_cli.methods._weighing import Weighing
+from rsseg_cli.methods._token.adapter import START_SCALE, TokenBranch, TokenSettings, count_tokens
+from rsseg_cli.methods._token.attention_weights import Weighing
+from rsseg_cli.methods._weft.wavelets import Haar
 
 
 class Fada(Method[State]):

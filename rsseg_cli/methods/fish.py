@@ -8,9 +8,9 @@ from pydantic import Field
 from torch import Tensor
 
 from rsseg_cli.contract import Backbone
-from rsseg_cli.methods._domain import Scores
-from rsseg_cli.methods._posterior import mean_squares
-from rsseg_cli.methods._sparse import Sparse
+from rsseg_cli.methods._fisher.domain_fisher import Scores
+from rsseg_cli.methods._fisher.posterior import mean_squares
+from rsseg_cli.methods._fisher.sparse import Sparse
 from rsseg_cli.step import Step
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from rsseg_cli.contract import Backbone, Features, Method, QueryShape, State
-from rsseg_cli.methods._token_adapter import TokenAdapter, TokenSettings, count_tokens
+from rsseg_cli.methods._token.adapter import TokenAdapter, TokenSettings, count_tokens
 
 
 class Rein(Method[State]):

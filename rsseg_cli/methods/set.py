@@ -17,8 +17,8 @@ from torch.nn import Parameter
 
 from rsseg_cli.contract import Backbone, Features, Method, QueryShape, State
 from rsseg_cli.grid import Grid
-from rsseg_cli.methods._token_adapter import START_SCALE, TokenBranch, TokenSettings, count_tokens
-from rsseg_cli.methods._weighing import Weighing
+from rsseg_cli.methods._token.adapter import START_SCALE, TokenBranch, TokenSettings, count_tokens
+from rsseg_cli.methods._token.attention_weights import Weighing
 
 FLOOR = 1e-6
 """Amplitudes below have no phase: its gradient would grow as they shrink."""

@@ -14,12 +14,18 @@ from torch.nn import Parameter
 from rsseg_cli import share
 from rsseg_cli.contract import Backbone, Features, QueryShape
 from rsseg_cli.grid import Grid
-from rsseg_cli.methods import _usage
-from rsseg_cli.methods._depth import DepthMethod, DepthName, DepthSettings, DepthState, DepthView
-from rsseg_cli.methods._fusion import Fusion, fuse
-from rsseg_cli.methods._gates import Gate, Kind, imbalance
-from rsseg_cli.methods._token_adapter import TokenAdapter, count_tokens
-from rsseg_cli.methods._tokens import Routes
+from rsseg_cli.methods._token import plots
+from rsseg_cli.methods._token.adapter import TokenAdapter, count_tokens
+from rsseg_cli.methods._token.depth_encoder import (
+    DepthMethod,
+    DepthName,
+    DepthSettings,
+    DepthState,
+    DepthView,
+)
+from rsseg_cli.methods._token.fusion import Fusion, fuse
+from rsseg_cli.methods._token.gate import Gate, Kind, imbalance
+from rsseg_cli.methods._token.tokens import Routes
 from rsseg_cli.plain import Json
 
 if TYPE_CHECKING:
@@ -177,7 +183,7 @@ class SpectralMoe(DepthMethod[Routing]):
     @classmethod
     def draw(cls, records: Sequence[dict[str, Json]]) -> Iterator[tuple[str, Figure]]:
         """Draw the experts' use over time, per block and modality."""
-        yield from _usage.draw(records, MODALITIES)
+        yield from plots.draw(records, MODALITIES)
 
     def explanations(self) -> Mapping[str, tuple[str, ...]]:
         """Offer which expert tokens went to, by what they look like and by their depth."""

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from rsseg_cli.contract import Backbone, Method, State
 from rsseg_cli.errors import RssegError
-from rsseg_cli.methods._tokens import spread
+from rsseg_cli.methods._token.tokens import spread
 
 
 class Vpt(Method[State]):

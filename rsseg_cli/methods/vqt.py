@@ -20,8 +20,8 @@ from torch.nn import functional as F
 from rsseg_cli.contract import Backbone, Features, Method, QueryShape, State
 from rsseg_cli.errors import RssegError
 from rsseg_cli.grid import Grid
-from rsseg_cli.methods._token_adapter import START_SCALE, QueryLink, count_tokens
-from rsseg_cli.methods._tokens import FullTokens, TokenExperts, token_set
+from rsseg_cli.methods._token.adapter import START_SCALE, QueryLink, count_tokens
+from rsseg_cli.methods._token.tokens import FullTokens, TokenExperts, token_set
 
 
 @dataclass

@@ -23,11 +23,11 @@ from torch.nn import functional as F
 from rsseg_cli.contract import Backbone, Features, Method, State
 from rsseg_cli.errors import RssegError
 from rsseg_cli.grid import Grid
-from rsseg_cli.methods._convolution import BatchNorm, Cascade, Running, recomputed
 from rsseg_cli.methods._deformable import DeformableAttention
-from rsseg_cli.methods._esto import Similarity, Statistics, TokenOptimizer
-from rsseg_cli.methods._injector import Injector, mean_over_groups
-from rsseg_cli.methods._see import (
+from rsseg_cli.methods._weft.cascade import BatchNorm, Cascade, Running, recomputed
+from rsseg_cli.methods._weft.injector import Injector, mean_over_groups
+from rsseg_cli.methods._weft.pyramid import LEVELS, Experts, Pyramid, Shares, StemNorm, Trained
+from rsseg_cli.methods._weft.spatial_enhancement import (
     Enhancer,
     Laplacian,
     Pool,
@@ -35,7 +35,7 @@ from rsseg_cli.methods._see import (
     join,
     split,
 )
-from rsseg_cli.methods._wavelet_experts import LEVELS, Experts, Pyramid, Shares, StemNorm, Trained
+from rsseg_cli.methods._weft.token_optimizer import Similarity, Statistics, TokenOptimizer
 from rsseg_cli.plain import Json
 
 if TYPE_CHECKING:

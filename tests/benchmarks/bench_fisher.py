@@ -40,7 +40,7 @@ from rsseg_cli.config import family
 from rsseg_cli.contract import Backbone, Head
 from rsseg_cli.errors import RssegWarning
 from rsseg_cli.find import find
-from rsseg_cli.methods import _ranking
+from rsseg_cli.methods._fisher import ranking
 from rsseg_cli.methods.fishertune import FisherTune
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training import optimizer
@@ -140,7 +140,7 @@ def rank(method: FisherTune, centre: list[Tensor]) -> float:
     scores = [tensor.square() for tensor in centre]
     levels = [torch.empty_like(tensor, dtype=torch.uint8) for tensor in centre]
     split, start = method.candidates.split, seconds_since(0)
-    _ranking.levels(list(split(scores)), method.sizes, split(levels))
+    ranking.levels(list(split(scores)), method.sizes, split(levels))
     seconds = seconds_since(start)
     method._choose(levels)
     return seconds

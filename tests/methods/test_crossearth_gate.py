@@ -15,7 +15,7 @@ from test_contract import BANDS
 from torch import Tensor
 
 from rsseg_cli.errors import RssegError
-from rsseg_cli.methods._pathways import normalise, top
+from rsseg_cli.methods._fisher.module_selection import normalise, top
 from rsseg_cli.methods.crossearth_gate import CrossEarthGate
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training import optimizer

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from rsseg_cli.backbones.vit import Vit
 from rsseg_cli.contract import QueryShape, State
 from rsseg_cli.grid import Grid
-from rsseg_cli.methods._wavelets import Haar
+from rsseg_cli.methods._weft.wavelets import Haar
 from rsseg_cli.methods.fada import Fada, join, split
 
 

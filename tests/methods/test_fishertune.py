@@ -29,7 +29,7 @@ from torch import Tensor
 from rsseg_cli.contract import Backbone
 from rsseg_cli.errors import RssegError
 from rsseg_cli.find import find
-from rsseg_cli.methods._candidates import Candidates
+from rsseg_cli.methods._fisher.candidates import Candidates
 from rsseg_cli.methods.fishertune import FisherTune, schedule
 from rsseg_cli.training import optimizer
 from rsseg_cli.training.checkpoint import save_model

@@ -20,8 +20,8 @@ from rsseg_cli.contract import Backbone, QueryShape
 from rsseg_cli.grid import Grid
 from rsseg_cli.heads.linear import Linear
 from rsseg_cli.heads.mask2former import Mask2Former
-from rsseg_cli.methods._gates import affinity, chance_of_choice, imbalance
-from rsseg_cli.methods._tokens import BLOCK, Routes, TokenExperts, dispatch
+from rsseg_cli.methods._token.gate import affinity, chance_of_choice, imbalance
+from rsseg_cli.methods._token.tokens import BLOCK, Routes, TokenExperts, dispatch
 from rsseg_cli.methods.rein import Rein
 from rsseg_cli.methods.spectralmoe import Routing, SpectralMoe
 from rsseg_cli.segmenter import Segmenter

@@ -14,7 +14,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from generalise.runs import Job, Workshop
-from rsseg_cli.methods._sparse import Sparse
+from rsseg_cli.methods._fisher.sparse import Sparse
 from rsseg_cli.methods.fishertune import FisherTune
 from rsseg_cli.run.fit import Fit
 from rsseg_cli.training.step import TrainingStep

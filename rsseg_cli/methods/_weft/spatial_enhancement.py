@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rsseg_cli import share
-from rsseg_cli.methods._convolution import Cascade, Running, Statistics, initialise, recomputed
 from rsseg_cli.methods._deformable import DeformableAttention, centres
+from rsseg_cli.methods._weft.cascade import Cascade, Running, Statistics, initialise, recomputed
 
 Laplacian = Literal["directional", "free"]
 Pool = Literal["adaptive", "identity"]

@@ -15,7 +15,7 @@ from torch.nn import Parameter
 from torch.nn import functional as F
 
 from rsseg_cli import share
-from rsseg_cli.methods._tokens import Routes
+from rsseg_cli.methods._token.tokens import Routes
 
 Kind = Literal["laplace", "softmax"]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rsseg_cli.methods._candidates import Part
+from rsseg_cli.methods._fisher.candidates import Part
 from rsseg_cli.plain import Json
 
 if TYPE_CHECKING:

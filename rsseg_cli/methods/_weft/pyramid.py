@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rsseg_cli import share
-from rsseg_cli.methods._convolution import (
+from rsseg_cli.methods._weft.cascade import (
     BatchNorm,
     Cascade,
     Running,
     initialise,
 )
-from rsseg_cli.methods._wavelets import WaveletConvolution
+from rsseg_cli.methods._weft.wavelets import WaveletConvolution
 from rsseg_cli.pointwise import pointwise
 
 Shares = Literal["proportional", "softmax"]

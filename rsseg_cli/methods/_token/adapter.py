@@ -11,8 +11,8 @@ from torch.nn import Parameter
 
 from rsseg_cli.contract import Method, QueryShape
 from rsseg_cli.errors import RssegError
-from rsseg_cli.methods._tokens import TokenExperts, token_set
-from rsseg_cli.methods._weighing import REIN, Weighing
+from rsseg_cli.methods._token.attention_weights import REIN, Weighing
+from rsseg_cli.methods._token.tokens import TokenExperts, token_set
 
 START_SCALE = 1e-3
 """What the learnable factor of the added features starts from, in Rein and all its relatives."""

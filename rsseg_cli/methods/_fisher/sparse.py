@@ -19,9 +19,9 @@ from torch.nn import Parameter
 
 from rsseg_cli.contract import Backbone, Method, State
 from rsseg_cli.errors import RssegError
-from rsseg_cli.methods import _ranking, _sensitivity
-from rsseg_cli.methods._candidates import Candidates
-from rsseg_cli.methods._domain import Scores
+from rsseg_cli.methods._fisher import plots, ranking
+from rsseg_cli.methods._fisher.candidates import Candidates
+from rsseg_cli.methods._fisher.domain_fisher import Scores
 from rsseg_cli.plain import Json
 from rsseg_cli.projection import Role
 from rsseg_cli.step import Step
@@ -157,7 +157,7 @@ class Sparse(Method[State]):
             )
         levels = [torch.empty_like(weight, dtype=torch.uint8) for weight in weights]
         split = self.candidates.split
-        _ranking.levels(list(split(scores.values)), self.sizes, split(levels))
+        ranking.levels(list(split(scores.values)), self.sizes, split(levels))
         self._choose(levels)
         sizes = torch.tensor(self.candidates.sizes(), dtype=torch.float64)
         overall = totals.sum() / sizes.sum()
@@ -175,7 +175,7 @@ class Sparse(Method[State]):
         """Write the levels of all elements as `index` and `counts`."""
         places: list[Tensor] = []
         for row, part in enumerate(self.candidates.split(levels)):
-            found = (part != _ranking.NEVER).nonzero()[:, 0]
+            found = (part != ranking.NEVER).nonzero()[:, 0]
             level, order = part[found].sort(stable=True)
             places.append(found[order].int())
             self.counts[row] = level.bincount(minlength=len(self.sizes))
@@ -284,9 +284,9 @@ class Sparse(Method[State]):
     def _table(self, values: Tensor) -> dict[str, Json]:
         """Lay values of parts (parts,) out as a number per block for each role."""
         rows = zip(self.candidates.parts, self.candidates.sizes(), values.tolist(), strict=True)
-        return _sensitivity.table(rows)
+        return plots.table(rows)
 
     @classmethod
     def draw(cls, records: Sequence[dict[str, Json]]) -> Iterator[tuple[str, Figure]]:
         """Draw the sensitivity of every block and role, and how much of each was tuned."""
-        yield from _sensitivity.draw(records)
+        yield from plots.draw(records)
