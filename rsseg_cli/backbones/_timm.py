@@ -34,7 +34,7 @@ class Size:
     """Arguments of timm's constructor that differ from those behind the name."""
     published: bool = True
     """Whether there are weights at all; without, the numbers are random by design."""
-    home: _weights.Home | None = None
+    home: _weights.WeightsSource | None = None
     """Where the weights are if they are not those behind timm's name."""
     side: int | None = None
     """Places per side that the weights have positions for; None: as behind timm's name."""
@@ -58,7 +58,7 @@ class TimmBackbone(Backbone):
         """Seed of those random numbers."""
         patch: int | None = Field(default=None, ge=1)
         """Side of a patch in pixels; None keeps the weights' own, else the kernel is resampled."""
-        taps: tuple[int, ...] | None = None
+        out_indices: tuple[int, ...] | None = None
         """Blocks whose output becomes a map; None takes four at equal steps."""
         adapt: _band_adaptation.Adapt = "interpolate"
         """How the RGB kernel becomes one for all bands, see `_band_adaptation.mixing`."""
@@ -70,17 +70,17 @@ class TimmBackbone(Backbone):
     sizes: ClassVar[Mapping[str, Size]]
     resizable: ClassVar[bool] = True
     """Whether timm's class wants to be told that images come in many sizes."""
-    words: ClassVar[int] = 1
+    name_words: ClassVar[int] = 1
     """Words of the family's name, before those of the size."""
-    way: ClassVar[_resize.Resize] = "timm"
+    default_resize: ClassVar[_resize.Resize] = "timm"
     """How the family is resized unless a run says otherwise: by the library that serves it."""
     model: Any
 
     def __init__(self, config: Config, bands: Bands) -> None:
         super().__init__()
-        size = _size_of(config.name, self.sizes, self.words)
+        size = _size_of(config.name, self.sizes, self.name_words)
         self.bands = bands
-        self.resize = config.resize or self.way
+        self.resize = config.resize or self.default_resize
         self.patch = config.patch or size.patch
         from_random = config.weights is None and not (config.pretrained and size.published)
         if config.weights is not None and not config.pretrained:
@@ -99,8 +99,10 @@ class TimmBackbone(Backbone):
         self._restate(mix, native=native)
         self.dim = self.model.embed_dim
         self.depth = len(self.model.blocks)
-        self.prefix = getattr(self.model, "num_prefix_tokens", 0)
-        self.taps = choose_taps(config.taps, self.default_taps(), self.depth)
+        self.num_prefix_tokens = getattr(self.model, "num_prefix_tokens", 0)
+        self.out_indices = choose_out_indices(
+            config.out_indices, self.default_out_indices(), self.depth
+        )
         self.origin = {
             "name": config.name,
             "model": size.model,
@@ -111,7 +113,7 @@ class TimmBackbone(Backbone):
             "adapt": config.adapt,
             "stats": "native" if native else "data",
         }
-        self.published = not from_random
+        self.weights_are_public = not from_random
         self.eval()
 
     def _make(self, size: Size, seed: int, *, channels: int) -> nn.Module:
@@ -174,7 +176,7 @@ class TimmBackbone(Backbone):
             return _resize.TIMM
         if self.resize == "plain":
             return _resize.BARE
-        rule = self.authors()
+        rule = self.authors_resize()
         if rule is None:
             raise RssegError(
                 f"the authors of {name} resize no positions",
@@ -183,7 +185,7 @@ class TimmBackbone(Backbone):
             )
         return rule
 
-    def authors(self) -> _resize.Positions | None:
+    def authors_resize(self) -> _resize.Positions | None:
         """Tell how the authors' own code resizes positions, None where it does not."""
         return None
 
@@ -205,14 +207,14 @@ class TimmBackbone(Backbone):
         self.register_buffer("gain", gain, persistent=False)
         self.register_buffer("offset", offset, persistent=False)
 
-    def restate(self, image: Tensor) -> Tensor:
+    def renormalise(self, image: Tensor) -> Tensor:
         """Put a standardised image (B, C, H, W) into the statistics that the weights want."""
         if self.gain is None or self.offset is None:
             return image
         return image * self.gain + self.offset
 
     @classmethod
-    def terms(cls, size: str) -> tuple[str, str]:
+    def licence(cls, size: str) -> tuple[str, str]:
         """Tell the licence of a size's weights and the page that says it."""
         entry = cls.sizes[size]
         if not entry.published:
@@ -222,9 +224,9 @@ class TimmBackbone(Backbone):
         known = _weights.published_as(entry.model)
         return known.get("license") or "", f"https://huggingface.co/{known['hf_hub_id']}"
 
-    def default_taps(self) -> tuple[int, ...]:
-        """Choose the taps of a run that names none."""
-        return even_taps(self.depth)
+    def default_out_indices(self) -> tuple[int, ...]:
+        """Return the blocks whose output becomes a map, unless the settings name others."""
+        return even_out_indices(self.depth)
 
     def projections(self, index: int, role: Role) -> list[Projection]:
         """List the linear maps of a block that play a role; q, k, v are thirds of one."""
@@ -246,17 +248,17 @@ def _size_of(name: str, sizes: Mapping[str, Size], words: int) -> Size:
     return sizes[size]
 
 
-def even_taps(depth: int) -> tuple[int, ...]:
-    """Choose four taps at equal steps, the last block among them; of 24 blocks those of Rein."""
+def even_out_indices(depth: int) -> tuple[int, ...]:
+    """Return four blocks at equal steps, with the last one; of 24 blocks those of Rein."""
     if depth == 24:
         return 7, 11, 15, 23
     return tuple(sorted({max(depth * part // 4 - 1, 0) for part in (1, 2, 3, 4)}))
 
 
-def choose_taps(
+def choose_out_indices(
     wanted: tuple[int, ...] | None, default: tuple[int, ...], depth: int
 ) -> tuple[int, ...]:
-    """Check the wanted taps against the number of blocks.
+    """Check `out_indices` against the number of blocks.
 
     Raises:
         RssegError: None, not ascending, or beyond the last block.
@@ -265,9 +267,9 @@ def choose_taps(
         return default
     if not wanted or list(wanted) != sorted(set(wanted)) or wanted[0] < 0 or wanted[-1] >= depth:
         raise RssegError(
-            f"taps {list(wanted)} are not ascending block numbers of 0..{depth - 1}",
-            where="backbone.taps",
-            fix=f"backbone.taps {list(default)}",
+            f"out_indices {list(wanted)} are not ascending block numbers of 0..{depth - 1}",
+            where="backbone.out_indices",
+            fix=f"backbone.out_indices: {list(default)}",
         )
     return wanted
 

@@ -23,7 +23,7 @@ SHOWN = 4
 
 
 @dataclass(frozen=True)
-class Home:
+class WeightsSource:
     """Where weights that timm does not list are published, and on which terms."""
 
     page: str
@@ -79,7 +79,7 @@ def read_hub(model: str) -> dict[str, Tensor]:
     return dict(tensors)
 
 
-def fetch(home: Home) -> Path:
+def fetch(home: WeightsSource) -> Path:
     """Find a published file in the hub's cache, or download it there.
 
     Raises:

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from rsseg_cli.backbones._dynamic_patch_embed import (
     PLAIN,
     WIDTH,
-    MadeKernels,
+    DynamicPatchEmbed,
     below,
     load_part,
     require,
 )
 from rsseg_cli.backbones._timm import Size, TimmBackbone
-from rsseg_cli.backbones._weights import Home
+from rsseg_cli.backbones._weights import WeightsSource
 from rsseg_cli.bands import Bands
 from rsseg_cli.errors import RssegError
 from rsseg_cli.plain import Json
@@ -40,7 +40,7 @@ TOLD = ("coord", "scale", "time")
 """What the tokens are told of: place, area of a patch, day."""
 
 
-class CopernicusFm(MadeKernels):
+class CopernicusFm(DynamicPatchEmbed):
     """A band is its centre and its width, both in nanometres; radar has some too.
 
     Products that are no light (elevation, air pollution) are known by name to the full model; they
@@ -55,7 +55,7 @@ class CopernicusFm(MadeKernels):
         gsd_m: float | None = Field(default=None, gt=0)
         """Size of a pixel on the ground, which makes the area of a patch; None: unknown."""
 
-    words = 2
+    name_words = 2
     title = "Copernicus-FM"
     stem = "patch_embed_spectral."
     left_out = (
@@ -67,7 +67,7 @@ class CopernicusFm(MadeKernels):
             "vit_base_patch16_224.mae",
             patch=16,
             changes=PLAIN,
-            home=Home(
+            home=WeightsSource(
                 page="https://huggingface.co/torchgeo/copernicus-fm",
                 file="CopernicusFM_ViT_base_varlang-085350e4.pth",
                 license="CC-BY-4.0",
@@ -99,7 +99,7 @@ class CopernicusFm(MadeKernels):
         translated["pos_embed"] = translated["pos_embed"] + told(self.area)
         return translated
 
-    def default_taps(self) -> tuple[int, ...]:
+    def default_out_indices(self) -> tuple[int, ...]:
         """Choose those of the authors' segmentation."""
         return 3, 5, 7, 11
 

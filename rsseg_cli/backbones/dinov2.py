@@ -22,6 +22,6 @@ class Dinov2(Vit):
         "large_reg": Size("vit_large_patch14_reg4_dinov2.lvd142m", patch=14),
     }
 
-    def authors(self) -> Positions:
+    def authors_resize(self) -> Positions:
         """The authors add 0.1 to each side, and smooth only in models with registers."""
         return Positions(antialias=False, offset=0.1) if self.model.reg_token is None else TIMM

@@ -20,6 +20,6 @@ class Eva02(EvaBackbone):
         "large": Size("eva02_large_patch14_224.mim_m38m", patch=14),
     }
 
-    def authors(self) -> Positions:
+    def authors_resize(self) -> Positions:
         """The authors' code takes bicubic positions as they are."""
         return BARE

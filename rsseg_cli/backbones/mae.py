@@ -19,6 +19,6 @@ class Mae(Vit):
         "huge": Size("vit_huge_patch14_224.mae", patch=14),
     }
 
-    def authors(self) -> Positions:
+    def authors_resize(self) -> Positions:
         """The authors' code takes bicubic positions as they are."""
         return BARE

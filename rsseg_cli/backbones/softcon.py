@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rsseg_cli.backbones._resize import BARE, Positions
 from rsseg_cli.backbones._timm import Size, TimmBackbone
-from rsseg_cli.backbones._weights import Home
+from rsseg_cli.backbones._weights import WeightsSource
 from rsseg_cli.backbones.vit import Vit
 from rsseg_cli.bands import Bands
 from rsseg_cli.errors import RssegError
@@ -31,7 +31,7 @@ SPREAD = 2.0
 
 
 def _size(model: str, file: str, channels: int) -> Size:
-    home = Home(
+    home = WeightsSource(
         page="https://huggingface.co/wangyi111/softcon",
         file=file,
         license="CC-BY-4.0",
@@ -73,15 +73,15 @@ class Softcon(Vit):
         patches.weight = nn.Parameter(chosen)
         patches.in_channels = len(self.slices)
 
-    def restate(self, image: Tensor) -> Tensor:
+    def renormalise(self, image: Tensor) -> Tensor:
         """Put a standardised image (B, C, H, W) between 0 and 1 as in training."""
         return torch.clamp((image + SPREAD) / (2 * SPREAD), 0.0, 1.0)
 
-    def authors(self) -> Positions:
+    def authors_resize(self) -> Positions:
         """The authors use DINOv2's code, which adds 0.1 to each side."""
         return Positions(BARE.antialias, offset=0.1)
 
-    def default_taps(self) -> tuple[int, ...]:
+    def default_out_indices(self) -> tuple[int, ...]:
         """Choose as for Copernicus-FM, whose authors are the same; raw, before the final norm."""
         return 3, 5, 7, 11
 

@@ -46,12 +46,12 @@ TEXT = "token_embed."
 class Uniperceiver(Vit):
     """timm's blocks, with an embedding of its own and no prefix."""
 
-    way = "authors"
+    default_resize = "authors"
     sizes: ClassVar[Mapping[str, Size]] = {
         "large": Size(
             "vit_large_patch16_224.mae",  # as trained: ImageNet's mean and std
             patch=16,
-            home=_weights.Home(page=URL, file=FILE, license="Apache-2.0"),
+            home=_weights.WeightsSource(page=URL, file=FILE, license="Apache-2.0"),
             changes={
                 "class_token": False,
                 "global_pool": "",
@@ -63,7 +63,7 @@ class Uniperceiver(Vit):
         ),
     }
 
-    def authors(self) -> Positions:
+    def authors_resize(self) -> Positions:
         """The authors' code takes bicubic positions as they are."""
         return BARE
 

@@ -251,7 +251,7 @@ class CrossEarthGate(Method[State]):
         return int(torch.tensor(sizes)[modules.cpu()].sum())
 
     # --- files and pictures --------------------------------------------------------------------
-    def record(self) -> dict[str, Json]:
+    def log_entry(self) -> dict[str, Json]:
         """Return sizes, the cost of selecting, and the selections since the last line."""
         selections, self._selections = self._selections, []
         spent = time.perf_counter() - self._started if self._started is not None else 0.0
@@ -266,7 +266,7 @@ class CrossEarthGate(Method[State]):
         }
 
     @classmethod
-    def draw(cls, records: Sequence[dict[str, Json]]) -> Iterator[tuple[str, Figure]]:
+    def figures(cls, records: Sequence[dict[str, Json]]) -> Iterator[tuple[str, Figure]]:
         """Draw which pathways were chosen over time."""
         lines: list[Any] = [line.get("method", {}) for line in records]
         # A resumed run tells once more what it goes on with.

@@ -147,7 +147,11 @@ class EarthAdapter(Method[Spectrum]):
 
     def __init__(self, config: Config, backbone: Backbone) -> None:
         super().__init__(config, backbone)
-        self.rho, self.box, self.prefix = config.rho, config.box, backbone.prefix
+        self.rho, self.box, self.num_prefix_tokens = (
+            config.rho,
+            config.box,
+            backbone.num_prefix_tokens,
+        )
         split = _split_blocks(config.split_blocks, backbone.depth)
         self.blocks = nn.ModuleList(
             (FrequencyExperts if index in split else SpatialExpert)(
@@ -163,7 +167,7 @@ class EarthAdapter(Method[Spectrum]):
 
     def after_block(self, index: int, tokens: Tensor, state: Spectrum) -> Tensor:
         """Add what the experts of this block say to its patch tokens."""
-        skip = self.prefix + state.extra
+        skip = self.num_prefix_tokens + state.extra
         refined: Tensor = tokens + self.blocks[index](tokens, state, skip)
         return refined
 

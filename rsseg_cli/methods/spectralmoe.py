@@ -87,7 +87,7 @@ class SpectralMoe(DepthMethod[Routing]):
         self, config: Config, backbone: Backbone, queries: QueryShape | None = None
     ) -> None:
         super().__init__(config, backbone)
-        self.config, self.prefix = config, backbone.prefix
+        self.config, self.num_prefix_tokens = config, backbone.num_prefix_tokens
         off = config.depth == "off"
         self.view = None if off else DepthView(config.depth, config.depth_weights, backbone)
         self.modalities = 1 if off else 2
@@ -109,9 +109,9 @@ class SpectralMoe(DepthMethod[Routing]):
         shape = (backbone.depth, self.modalities, config.experts)
         self.register_buffer("usage", torch.zeros(shape), persistent=False)
 
-    def undecayed(self) -> Collection[Parameter]:
+    def no_weight_decay(self) -> Collection[Parameter]:
         """Name the tokens and the gates."""
-        return [*self.adapter.undecayed(), *self.gates.parameters()]
+        return [*self.adapter.no_weight_decay(), *self.gates.parameters()]
 
     # --- forward -----------------------------------------------------------------------------
     def begin(self, image: Tensor, grid: Grid) -> Routing:
@@ -123,7 +123,7 @@ class SpectralMoe(DepthMethod[Routing]):
 
     def after_block(self, index: int, tokens: Tensor, state: Routing) -> Tensor:
         """Refine the patch tokens, equations (1) to (7)."""
-        prefix, patches = tokens.tensor_split([self.prefix], 1)
+        prefix, patches = tokens.tensor_split([self.num_prefix_tokens], 1)
         seen = [patches]
         if self.view is not None:
             seen.append(self.view.advance(index, state))
@@ -169,7 +169,7 @@ class SpectralMoe(DepthMethod[Routing]):
             ]
 
     # --- what a user sees ----------------------------------------------------------------------
-    def record(self) -> dict[str, Json]:
+    def log_entry(self) -> dict[str, Json]:
         """Return each expert's share of the tokens since the last record, and the scale."""
         record: dict[str, Json] = {"scale": float(self.adapter.scale.detach())}
         if self.gates and bool(self.usage.any()):
@@ -181,7 +181,7 @@ class SpectralMoe(DepthMethod[Routing]):
         return record
 
     @classmethod
-    def draw(cls, records: Sequence[dict[str, Json]]) -> Iterator[tuple[str, Figure]]:
+    def figures(cls, records: Sequence[dict[str, Json]]) -> Iterator[tuple[str, Figure]]:
         """Draw the experts' use over time, per block and modality."""
         yield from plots.draw(records, MODALITIES)
 

@@ -133,7 +133,7 @@ class Weft(Method[WeftState]):
         _check_widths(config, dim, hidden, depth)
         # Even grids, so that the coarsest level covers exactly the image.
         self.multiple = 2 * backbone.patch
-        self.prefix = backbone.prefix
+        self.num_prefix_tokens = backbone.num_prefix_tokens
         bounds = [stage * depth // STAGES for stage in range(STAGES + 1)]
         self.first = {block: stage for stage, block in enumerate(bounds[:-1])}
         self.last = {block - 1: stage for stage, block in enumerate(bounds[1:])}
@@ -162,11 +162,11 @@ class Weft(Method[WeftState]):
         norm = BatchNorm if config.output_norm == "batch" else LayerNorm2d
         self.norms = nn.ModuleList(norm(dim) for _ in range(LEVELS))
 
-    def maps(self, backbone: Backbone) -> int:
+    def num_feature_maps(self, backbone: Backbone) -> int:
         """Count the maps of the pyramid: 4, 2, 1 and 1/2 times the grid of patches."""
         return LEVELS
 
-    def undecayed(self) -> Collection[Parameter]:
+    def no_weight_decay(self) -> Collection[Parameter]:
         """Name the numbers whose softmax shares out the enhancers' branches."""
         return [m.shares for m in self.modules() if isinstance(m, SpatialExpert)]
 
@@ -184,7 +184,7 @@ class Weft(Method[WeftState]):
         """Inject the pyramid before the first block of a stage."""
         if index not in self.first:
             return tokens
-        prefix, patches = tokens[:, : self.prefix], tokens[:, self.prefix :]
+        prefix, patches = tokens[:, : self.num_prefix_tokens], tokens[:, self.num_prefix_tokens :]
         injector = self.injectors[self.first[index]]
         added = injector(patches, state.grid, state.tokens, state.sizes)
         return torch.cat((prefix, patches + added), dim=1)
@@ -194,7 +194,7 @@ class Weft(Method[WeftState]):
         if index not in self.last:
             return tokens
         stage, grid = self.last[index], state.grid
-        seen = mean_over_groups(tokens[:, self.prefix :], grid)
+        seen = mean_over_groups(tokens[:, self.num_prefix_tokens :], grid)
         final = stage == STAGES - 1
         for enhancer in self.enhancers[stage : None if final else stage + 1]:
             state.tokens = enhancer(state.tokens, state.sizes, seen, (grid.h, grid.w))
@@ -229,7 +229,7 @@ class Weft(Method[WeftState]):
             return norm.normalise(total, 0)
         return norm(total), None
 
-    def record(self) -> dict[str, Json]:
+    def log_entry(self) -> dict[str, Json]:
         """Say which experts the last batch chose, and how strong each injection is."""
         gammas = [injector.get_parameter("gamma").detach() for injector in self.injectors]
         return {
@@ -238,7 +238,7 @@ class Weft(Method[WeftState]):
         }
 
     @classmethod
-    def draw(cls, records: Sequence[dict[str, Json]]) -> Iterator[tuple[str, Figure]]:
+    def figures(cls, records: Sequence[dict[str, Json]]) -> Iterator[tuple[str, Figure]]:
         """Draw how often each expert was chosen, and how the injections grew."""
         from matplotlib.figure import Figure
 

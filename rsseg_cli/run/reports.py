@@ -68,7 +68,7 @@ def write_report(
         pictures={
             **(pictures or {}),
             **(review.gallery.pictures(review.classes) if review else {}),
-            **dict(method.draw(records)),
+            **dict(method.figures(records)),
         },
         config=config.document(),
         about=about | versions(),

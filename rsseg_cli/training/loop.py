@@ -124,7 +124,7 @@ def train(job: Job, progress: Progress, resumed: dict[str, Any] | None = None) -
             if done % settings.log_every == 0 or last:
                 # The only point where the host waits for the device.
                 record = meter.read(done, updates.lr) | job.objective.record()
-                record["method"] = model.method.record()
+                record["method"] = model.method.log_entry()
                 job.folder.add(record)
                 progress.log(record)
             if job.validate and (done % settings.validate_every == 0 or last):
@@ -172,9 +172,11 @@ class Updates:
         self.precision = Precision.choose(job.settings.precision, job.device)
         self.adam = optimizer.build(job.optimization, job.model)
         self.scaler = torch.amp.GradScaler(job.device.type, enabled=self.precision.scaled)
-        self.tuned: list[Parameter] = [parameter for _, parameter in job.model.tuned()]
-        unclipped = {id(parameter) for parameter in job.model.method.unclipped()}
-        self.clipped = [one for one in self.tuned if id(one) not in unclipped]
+        self.tuned: list[Parameter] = [
+            parameter for _, parameter in job.model.trainable_parameters()
+        ]
+        outside = {id(parameter) for parameter in job.model.method.no_grad_clip()}
+        self.clipped = [one for one in self.tuned if id(one) not in outside]
         self.buffers = Buffers(job.model.method, job.model.head)
 
     def take(self, index: int, batches: StepBatches) -> dict[str, Tensor]:

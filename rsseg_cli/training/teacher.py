@@ -23,7 +23,7 @@ class Teacher:
         self.student, self.decay = student, decay
         shared = {id(tensor): tensor for tensor in student.frozen()}
         self.model: Segmenter = copy.deepcopy(student, shared).eval()
-        self._own = dict(self.model.tuned())
+        self._own = dict(self.model.trainable_parameters())
         for parameter in self._own.values():
             parameter.requires_grad_(False)
 
@@ -31,7 +31,7 @@ class Teacher:
     def follow(self, step: int) -> None:
         """Move towards the student after its step `step`."""
         keep = min(1 - 1 / (step + 1), self.decay)
-        for name, parameter in self.student.tuned():
+        for name, parameter in self.student.trainable_parameters():
             self._own[name].lerp_(parameter, 1 - keep)
         self._copy_buffers()
 

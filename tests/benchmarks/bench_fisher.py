@@ -88,7 +88,7 @@ def prepare(arguments: argparse.Namespace) -> tuple[Run, FisherTune]:
         warmup=0, statistics=2, gauge=2, estimation=TIMED, samples=arguments.batch
     )
     method, head_kind = FisherTune(settings, backbone), find("heads", arguments.head, Head)
-    maps = method.maps(backbone)
+    maps = method.num_feature_maps(backbone)
     head = head_kind(head_kind.Config(), dim=backbone.dim, maps=maps, classes=5)
     model = Segmenter(backbone, method, head, BANDS).to(device).train()
     image = torch.randn(arguments.batch, 3, arguments.tile, arguments.tile, device=device)

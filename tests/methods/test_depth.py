@@ -169,9 +169,9 @@ def test_an_encoder_of_another_size_is_refused(depth_network: tuple[Any, Path]) 
 def test_a_model_knows_its_depth_weights() -> None:
     backbone = tiny()
     method = SpectralMoe(SpectralMoe.Config(depth="random", tokens=8, rank=2), backbone)
-    packed = method.pack(backbone)
-    method.unpack(packed, backbone)
+    packed = method.adapter_state(backbone)
+    method.load_adapter_state(packed, backbone)
     assert method.view is not None
     method.view.encoder.origin = {**method.view.encoder.origin, "sha256": "another"}
     with pytest.raises(RssegError, match="not those that the model was trained with"):
-        method.unpack(packed, backbone)
+        method.load_adapter_state(packed, backbone)

@@ -149,7 +149,7 @@ def test_every_variant_selects(settings: dict[str, Any]) -> None:
 
 def test_weights_without_gradient_score_nothing() -> None:
     model, method = fishertune(sites=(-1, 0))
-    model.backbone.taps = (0, 1)  # blocks 2 and 3 lead nowhere
+    model.backbone.out_indices = (0, 1)  # blocks 2 and 3 lead nowhere
     kind = type(model.head)
     model.head = kind(kind.Config(), dim=64, maps=2, classes=3)
     found = method.score(SeededStep(model, 2, 20), weights(model))

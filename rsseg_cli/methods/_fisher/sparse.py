@@ -103,13 +103,13 @@ class Sparse(Method[State]):
         """Score all candidates; weights that it moves it puts back to `centre`."""
         raise NotImplementedError
 
-    def tuned(self, backbone: Backbone) -> Iterator[tuple[str, Parameter]]:
+    def trainable_parameters(self, backbone: Backbone) -> Iterator[tuple[str, Parameter]]:
         """Name the weights that elements are chosen from."""
         pairs = zip(self.candidates.names, self.candidates.weights, strict=True)
         for name, weight in pairs:
             yield f"backbone.{name}", weight
 
-    def unclipped(self) -> list[Parameter]:
+    def no_grad_clip(self) -> list[Parameter]:
         """Keep the candidates out of the shared clip: most of their gradient changes nothing."""
         return self.candidates.weights
 
@@ -235,18 +235,18 @@ class Sparse(Method[State]):
             torch.where(mask, weight, held, out=weight)
 
     # --- files and pictures --------------------------------------------------------------------
-    def pack(self, backbone: Backbone) -> dict[str, Tensor]:
+    def adapter_state(self, backbone: Backbone) -> dict[str, Tensor]:
         """Collect which elements are chosen and their values: eight bytes an element."""
         state = {f"method.{name}": tensor for name, tensor in self.state_dict().items()}
         weights = [weight.detach() for weight in self.candidates.weights]
         return state | {"method.value": self._gather(weights)}
 
-    def unpack(self, tensors: dict[str, Tensor], backbone: Backbone) -> None:
+    def load_adapter_state(self, tensors: dict[str, Tensor], backbone: Backbone) -> None:
         """Restore the choice, and put the values into the backbone."""
         rest = dict(tensors)
         value = rest.pop("method.value")
         self.index = rest["method.index"].to(self.index.device)  # its length was not known
-        super().unpack(rest, backbone)
+        super().load_adapter_state(rest, backbone)
         self._masks, self._held, self._level, self._told = [], [], -1, -1
         weights = [weight.detach() for weight in self.candidates.weights]
         values = torch.split(value.to(weights[0]), self.counts.sum(1).tolist())
@@ -254,7 +254,7 @@ class Sparse(Method[State]):
         for places, values_here, part in parts:
             part[places] = values_here
 
-    def record(self) -> dict[str, Json]:
+    def log_entry(self) -> dict[str, Json]:
         """Return how much trains; what the selection found, once; the parts when they change."""
         if self._level < 0:
             return {"phase": "warmup", "tuned": 0, "tuned_share": 0.0}
@@ -287,6 +287,6 @@ class Sparse(Method[State]):
         return plots.table(rows)
 
     @classmethod
-    def draw(cls, records: Sequence[dict[str, Json]]) -> Iterator[tuple[str, Figure]]:
+    def figures(cls, records: Sequence[dict[str, Json]]) -> Iterator[tuple[str, Figure]]:
         """Draw the sensitivity of every block and role, and how much of each was tuned."""
         yield from plots.draw(records)

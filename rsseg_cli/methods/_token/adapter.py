@@ -131,7 +131,7 @@ class TokenBranch(nn.Module):
         queries: Tensor = self.link([block.mean() for block in self._all()])
         return queries
 
-    def undecayed(self) -> list[Parameter]:
+    def no_weight_decay(self) -> list[Parameter]:
         """List the tokens: they do not decay."""
         return list(self.blocks.parameters())
 
