@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rsseg_cli.backbones._timm import Size, TimmBackbone
+from rsseg_cli.backbones._timm import ModelSize, TimmBackbone
 from rsseg_cli.backbones.clip import Clip
 from rsseg_cli.backbones.dinov2 import Dinov2
 from rsseg_cli.backbones.dinov3 import Dinov3
@@ -28,19 +28,19 @@ SMALL = {"embed_dim": 32, "depth": 3, "num_heads": 2}
 WINDOWS = {**SMALL, "window_size": 3, "global_attn_indexes": (1, 2)}
 ROLES: tuple[Role, ...] = ("q", "k", "v", "fc1", "fc2")
 
-CASES: dict[str, tuple[type[TimmBackbone], Size, int]] = {
-    "vit": (Vit, Size("vit_small_patch16_224.augreg_in21k", 16, SMALL), 1),
-    "mae": (Mae, Size("vit_base_patch16_224.mae", 16, SMALL), 1),
-    "clip": (Clip, Size("vit_base_patch16_clip_quickgelu_224.openai", 16, SMALL), 1),
-    "dinov2": (Dinov2, Size("vit_small_patch14_dinov2.lvd142m", 14, SMALL), 1),
-    "dinov2_reg": (Dinov2, Size("vit_small_patch14_reg4_dinov2.lvd142m", 14, SMALL), 5),
-    "dinov3": (Dinov3, Size("vit_small_patch16_dinov3.lvd1689m", 16, SMALL), 5),
-    "dinov3_gated": (Dinov3, Size("vit_small_plus_patch16_dinov3.lvd1689m", 16, SMALL), 5),
-    "dinov3_biased": (Dinov3, Size("vit_small_patch16_dinov3_qkvb.lvd1689m", 16, SMALL), 5),
-    "eva02": (Eva02, Size("eva02_base_patch14_224.mim_in22k", 14, SMALL), 1),
-    "eva02_fused": (Eva02, Size("eva02_small_patch14_224.mim_in22k", 14, SMALL), 1),
-    "dofa": (Dofa, Size("vit_base_patch16_224.mae", 16, {**SMALL, **PLAIN}), 1),
-    "sam": (Sam, Size("samvit_base_patch16.sa1b", 16, WINDOWS), 0),
+CASES: dict[str, tuple[type[TimmBackbone], ModelSize, int]] = {
+    "vit": (Vit, ModelSize("vit_small_patch16_224.augreg_in21k", 16, SMALL), 1),
+    "mae": (Mae, ModelSize("vit_base_patch16_224.mae", 16, SMALL), 1),
+    "clip": (Clip, ModelSize("vit_base_patch16_clip_quickgelu_224.openai", 16, SMALL), 1),
+    "dinov2": (Dinov2, ModelSize("vit_small_patch14_dinov2.lvd142m", 14, SMALL), 1),
+    "dinov2_reg": (Dinov2, ModelSize("vit_small_patch14_reg4_dinov2.lvd142m", 14, SMALL), 5),
+    "dinov3": (Dinov3, ModelSize("vit_small_patch16_dinov3.lvd1689m", 16, SMALL), 5),
+    "dinov3_gated": (Dinov3, ModelSize("vit_small_plus_patch16_dinov3.lvd1689m", 16, SMALL), 5),
+    "dinov3_biased": (Dinov3, ModelSize("vit_small_patch16_dinov3_qkvb.lvd1689m", 16, SMALL), 5),
+    "eva02": (Eva02, ModelSize("eva02_base_patch14_224.mim_in22k", 14, SMALL), 1),
+    "eva02_fused": (Eva02, ModelSize("eva02_small_patch14_224.mim_in22k", 14, SMALL), 1),
+    "dofa": (Dofa, ModelSize("vit_base_patch16_224.mae", 16, {**SMALL, **PLAIN}), 1),
+    "sam": (Sam, ModelSize("samvit_base_patch16.sa1b", 16, WINDOWS), 0),
 }
 EVERY = pytest.mark.parametrize("case", CASES)
 PROMPTED = pytest.mark.parametrize("case", [case for case in CASES if case != "sam"])

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rsseg_cli.backbones._dynamic_patch_embed import WeightGenerator
-from rsseg_cli.backbones.copernicus_fm import CopernicusFm, Told
+from rsseg_cli.backbones.copernicus_fm import CopernicusFm, MetadataEncoder
 from rsseg_cli.bands import Bands
 from rsseg_cli.config import family
 from rsseg_cli.errors import RssegError, UnreadableError
@@ -98,7 +98,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Tenso
     tensors = random_trunk(trunk)
     for name, tensor in WeightGenerator(DIM, 16).state_dict().items():
         tensors[f"patch_embed_spectral.{name}"] = tensor + torch.randn_like(tensor) * 0.02
-    for name, tensor in Told(DIM).state_dict().items():
+    for name, tensor in MetadataEncoder(DIM).state_dict().items():
         tensors[name] = torch.randn_like(tensor) * 0.1
     tensors["patch_embed_variable.language_proj.weight"] = torch.zeros(128, 2048)
     path = tmp_path_factory.mktemp("copernicus") / "CopernicusFM_ViT_base.pth"
@@ -157,7 +157,7 @@ def test_a_band_is_known_by_centre_and_width(published: tuple[dict[str, Tensor],
 def test_facts(published: tuple[dict[str, Tensor], Path]) -> None:
     """The parts that are here and those that are not make the 139,452,544 of torchgeo's model."""
     with torch.device("meta"):
-        parts = [WeightGenerator(768, 16), WeightGenerator(768, 16), Told(768)]
+        parts = [WeightGenerator(768, 16), WeightGenerator(768, 16), MetadataEncoder(768)]
         trunk = CopernicusFm(
             CopernicusFm.Config(name="copernicus_fm_base", pretrained=False), bands()
         ).model

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rsseg_cli.backbones import uniperceiver
-from rsseg_cli.backbones._timm import Size
+from rsseg_cli.backbones._timm import ModelSize
 from rsseg_cli.backbones.uniperceiver import Uniperceiver
 from rsseg_cli.errors import RssegError
 
@@ -25,7 +25,7 @@ class Small(Uniperceiver):
     """Narrow and short, else the same."""
 
     sizes = {  # noqa: RUF012 - overrides a ClassVar
-        "test": Size(
+        "test": ModelSize(
             LARGE.model,
             LARGE.patch,
             {**LARGE.changes, "embed_dim": DIM, "depth": DEPTH, "num_heads": HEADS},

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rsseg_cli.backbones._timm import Size, TimmBackbone
+from rsseg_cli.backbones._timm import ModelSize, TimmBackbone
 from rsseg_cli.backbones.dinov2 import Dinov2
 from rsseg_cli.backbones.dinov3 import Dinov3
 from rsseg_cli.backbones.eva02 import Eva02
@@ -27,13 +27,13 @@ from rsseg_cli.errors import RssegError, UnreadableError
 
 SMALL: dict[str, Any] = {"embed_dim": 32, "depth": 2, "num_heads": 2}
 WINDOWS = {**SMALL, "window_size": 3, "global_attn_indexes": (1,)}
-FAMILIES: dict[str, tuple[type[TimmBackbone], Size]] = {
-    "vit": (Vit, Size("vit_small_patch16_224.augreg_in21k", 16, SMALL)),
-    "dinov2": (Dinov2, Size("vit_small_patch14_dinov2.lvd142m", 14, SMALL)),
-    "dinov2_reg": (Dinov2, Size("vit_small_patch14_reg4_dinov2.lvd142m", 14, SMALL)),
-    "dinov3": (Dinov3, Size("vit_small_patch16_dinov3.lvd1689m", 16, SMALL)),
-    "eva02": (Eva02, Size("eva02_base_patch14_224.mim_in22k", 14, SMALL)),
-    "sam": (Sam, Size("samvit_base_patch16.sa1b", 16, WINDOWS)),
+FAMILIES: dict[str, tuple[type[TimmBackbone], ModelSize]] = {
+    "vit": (Vit, ModelSize("vit_small_patch16_224.augreg_in21k", 16, SMALL)),
+    "dinov2": (Dinov2, ModelSize("vit_small_patch14_dinov2.lvd142m", 14, SMALL)),
+    "dinov2_reg": (Dinov2, ModelSize("vit_small_patch14_reg4_dinov2.lvd142m", 14, SMALL)),
+    "dinov3": (Dinov3, ModelSize("vit_small_patch16_dinov3.lvd1689m", 16, SMALL)),
+    "eva02": (Eva02, ModelSize("eva02_base_patch14_224.mim_in22k", 14, SMALL)),
+    "sam": (Sam, ModelSize("samvit_base_patch16.sa1b", 16, WINDOWS)),
 }
 RGB = Bands(
     names=("red", "green", "blue"),

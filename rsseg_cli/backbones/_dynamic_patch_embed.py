@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rsseg_cli.backbones import _resize, _weights
-from rsseg_cli.backbones._timm import Size, TimmBackbone
+from rsseg_cli.backbones._timm import ModelSize, TimmBackbone
 from rsseg_cli.backbones.vit import Vit
 from rsseg_cli.bands import Bands
 from rsseg_cli.errors import RssegError
@@ -106,7 +106,7 @@ class DynamicPatchEmbed(Vit):
         """
         raise NotImplementedError
 
-    def _make(self, size: Size, seed: int, *, channels: int) -> nn.Module:
+    def _make(self, size: ModelSize, seed: int, *, channels: int) -> nn.Module:
         model: Any = super()._make(size, seed, channels=len(self.bands))
         model.patch_embed.proj.padding = (MARGIN, MARGIN)
         with _weights.seeded(seed):

@@ -23,7 +23,7 @@ from rsseg_cli.projection import Projection, Role
 
 
 @dataclass(frozen=True)
-class Size:
+class ModelSize:
     """One size of a family."""
 
     model: str
@@ -60,14 +60,14 @@ class TimmBackbone(Backbone):
         """Side of a patch in pixels; None keeps the weights' own, else the kernel is resampled."""
         out_indices: tuple[int, ...] | None = None
         """Blocks whose output becomes a map; None takes four at equal steps."""
-        adapt: _band_adaptation.Adapt = "interpolate"
+        adapt: _band_adaptation.KernelAdaptation = "interpolate"
         """How the RGB kernel becomes one for all bands, see `_band_adaptation.mixing`."""
-        stats: _band_adaptation.Stats = "auto"
+        stats: _band_adaptation.InputStatistics = "auto"
         """Statistics of the input: the data's own, or those that the weights were trained with."""
         resize: _resize.Resize | None = None
         """How kernel and positions are fitted to other sizes; None takes the family's own way."""
 
-    sizes: ClassVar[Mapping[str, Size]]
+    sizes: ClassVar[Mapping[str, ModelSize]]
     resizable: ClassVar[bool] = True
     """Whether timm's class wants to be told that images come in many sizes."""
     name_words: ClassVar[int] = 1
@@ -116,7 +116,7 @@ class TimmBackbone(Backbone):
         self.weights_are_public = not from_random
         self.eval()
 
-    def _make(self, size: Size, seed: int, *, channels: int) -> nn.Module:
+    def _make(self, size: ModelSize, seed: int, *, channels: int) -> nn.Module:
         """Build the network with seeded random numbers, on the CPU or the meta device."""
         side = size.side or _weights.published_as(size.model)["input_size"][-1] // size.patch
         arguments: dict[str, Any] = {
@@ -132,7 +132,7 @@ class TimmBackbone(Backbone):
             model: nn.Module = timm.create_model(size.model, **(arguments | dict(size.changes)))
         return model
 
-    def _load(self, config: Config, size: Size) -> tuple[str, str]:
+    def _load(self, config: Config, size: ModelSize) -> tuple[str, str]:
         """Load the published or the given weights; return their source and their digest."""
         if config.weights is not None:
             tensors, where = _weights.read_file(config.weights), str(config.weights)
@@ -240,7 +240,7 @@ class TimmBackbone(Backbone):
         return Grid(image.shape[2] // self.patch, image.shape[3] // self.patch)
 
 
-def _size_of(name: str, sizes: Mapping[str, Size], words: int) -> Size:
+def _size_of(name: str, sizes: Mapping[str, ModelSize], words: int) -> ModelSize:
     parts = name.split("_")
     family, size = "_".join(parts[:words]), "_".join(parts[words:])
     if size not in sizes:

@@ -23,7 +23,7 @@ from rsseg_cli.backbones._dynamic_patch_embed import (
     load_part,
     require,
 )
-from rsseg_cli.backbones._timm import Size, TimmBackbone
+from rsseg_cli.backbones._timm import ModelSize, TimmBackbone
 from rsseg_cli.backbones._weights import WeightsSource
 from rsseg_cli.bands import Bands
 from rsseg_cli.errors import RssegError
@@ -36,7 +36,7 @@ WIDTHS_NM = (1.0, 1e9)
 """Range of bandwidths."""
 AREAS_KM2 = (1e-3, 5.1e8)
 """Range of a patch's area, up to that of the earth."""
-TOLD = ("coord", "scale", "time")
+METADATA = ("coord", "scale", "time")
 """What the tokens are told of: place, area of a patch, day."""
 
 
@@ -60,10 +60,10 @@ class CopernicusFm(DynamicPatchEmbed):
     stem = "patch_embed_spectral."
     left_out = (
         "patch_embed_variable.", "head.", "fc_norm.", "norm.",
-        *(f"{what}_{part}" for what in TOLD for part in ("fc.", "token")),
+        *(f"{what}_{part}" for what in METADATA for part in ("fc.", "token")),
     )  # fmt: skip
-    sizes: ClassVar[Mapping[str, Size]] = {
-        "base": Size(
+    sizes: ClassVar[Mapping[str, ModelSize]] = {
+        "base": ModelSize(
             "vit_base_patch16_224.mae",
             patch=16,
             changes=PLAIN,
@@ -93,8 +93,8 @@ class CopernicusFm(DynamicPatchEmbed):
 
     def translate(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Add to the positions what is the same for all tokens: resizing leaves it as it is."""
-        told = Told(self.maker.dim)
-        load_part(told, {k: t for what in TOLD for k, t in _named(what, tensors).items()})
+        told = MetadataEncoder(self.maker.dim)
+        load_part(told, {k: t for what in METADATA for k, t in _named(what, tensors).items()})
         translated = super().translate(tensors)
         translated["pos_embed"] = translated["pos_embed"] + told(self.area)
         return translated
@@ -104,12 +104,12 @@ class CopernicusFm(DynamicPatchEmbed):
         return 3, 5, 7, 11
 
 
-class Told(nn.Module):
+class MetadataEncoder(nn.Module):
     """Turns what is known of an image into a summand of all tokens; named as in the files."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        for what in TOLD:
+        for what in METADATA:
             self.add_module(f"{what}_fc", nn.Linear(dim, dim))
             self.register_parameter(f"{what}_token", nn.Parameter(torch.zeros(1, 1, dim)))
 
@@ -117,7 +117,7 @@ class Told(nn.Module):
     def forward(self, area: float | None) -> Tensor:
         """Make the summand (1, 1, D) from the area of a patch in square kilometres."""
         total: Any = 0.0
-        for what in TOLD:
+        for what in METADATA:
             code: Tensor = self.get_parameter(f"{what}_token")
             if what == "scale" and area is not None:
                 code = fourier([area], AREAS_KM2, code.shape[-1])[None]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rsseg_cli.backbones._dynamic_patch_embed import PLAIN, WIDTH, DynamicPatchEmbed, require
-from rsseg_cli.backbones._timm import Size
+from rsseg_cli.backbones._timm import ModelSize
 from rsseg_cli.backbones._weights import WeightsSource
 from rsseg_cli.bands import Bands
 
@@ -33,14 +33,14 @@ class Dofa(DynamicPatchEmbed):
     title = "DOFA"
     stem = "patch_embed."
     left_out = ("head.", "fc_norm.", "norm.")
-    sizes: ClassVar[Mapping[str, Size]] = {
-        "base": Size(
+    sizes: ClassVar[Mapping[str, ModelSize]] = {
+        "base": ModelSize(
             "vit_base_patch16_224.mae",
             patch=16,
             changes=PLAIN,
             home=_home("dofa_base_patch16_224-a0275954.pth"),
         ),
-        "large": Size(
+        "large": ModelSize(
             "vit_large_patch16_224.mae",
             patch=16,
             changes=PLAIN,

@@ -16,7 +16,7 @@ from rsseg_cli.backbones._galileo_blocks import Affine, Block
 from rsseg_cli.backbones._galileo_files import (
     LICENCE,
     REPOSITORY,
-    Shape,
+    EncoderShape,
     locate,
     read_shape,
     read_statistics,
@@ -66,10 +66,10 @@ class Galileo(Backbone):
         gsd_m: float | None = Field(default=None, gt=0)
         """Size of a pixel on the ground; None takes the bands' own, or 10 m if that is unknown."""
 
-    sizes: ClassVar[Mapping[str, Shape]] = {
-        "nano": Shape(dim=128, depth=4, heads=8),
-        "tiny": Shape(dim=192, depth=12, heads=3),
-        "base": Shape(dim=768, depth=12, heads=12),
+    sizes: ClassVar[Mapping[str, EncoderShape]] = {
+        "nano": EncoderShape(dim=128, depth=4, heads=8),
+        "tiny": EncoderShape(dim=192, depth=12, heads=3),
+        "base": EncoderShape(dim=768, depth=12, heads=12),
     }
     supports_queries: ClassVar[bool] = True
     num_prefix_tokens = 0
@@ -152,7 +152,7 @@ class Galileo(Backbone):
         for table in (self.pos_embed, self.month_embed.weight, self.s_t_channel_embed):
             nn.init.normal_(table, std=0.02)
 
-    def _load(self, name: str, shape: Shape, encoder: Path) -> tuple[str, str]:
+    def _load(self, name: str, shape: EncoderShape, encoder: Path) -> tuple[str, str]:
         """Load the published tensors; return their source and their digest."""
         tensors = _weights.read_file(encoder)
         found = read_shape(encoder)

@@ -9,7 +9,7 @@ from timm.models.vision_transformer_sam import window_partition, window_unpartit
 from torch import Tensor, nn
 
 from rsseg_cli.backbones import _resize
-from rsseg_cli.backbones._timm import Size, TimmBackbone
+from rsseg_cli.backbones._timm import ModelSize, TimmBackbone
 from rsseg_cli.grid import Grid
 
 
@@ -22,13 +22,13 @@ class Sam(TimmBackbone):
 
     takes_prompts: ClassVar[bool] = False
     resizable: ClassVar[bool] = False
-    sizes: ClassVar[Mapping[str, Size]] = {
-        "base": Size("samvit_base_patch16.sa1b", patch=16),
-        "large": Size("samvit_large_patch16.sa1b", patch=16),
-        "huge": Size("samvit_huge_patch16.sa1b", patch=16),
+    sizes: ClassVar[Mapping[str, ModelSize]] = {
+        "base": ModelSize("samvit_base_patch16.sa1b", patch=16),
+        "large": ModelSize("samvit_large_patch16.sa1b", patch=16),
+        "huge": ModelSize("samvit_huge_patch16.sa1b", patch=16),
     }
 
-    def _make(self, size: Size, seed: int, *, channels: int) -> Any:
+    def _make(self, size: ModelSize, seed: int, *, channels: int) -> Any:
         model = super()._make(size, seed, channels=channels)
         model.neck = nn.Identity()  # maps are the outputs of blocks
         return model

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rsseg_cli.backbones._resize import BARE, Positions
-from rsseg_cli.backbones._timm import Size, TimmBackbone
+from rsseg_cli.backbones._timm import ModelSize, TimmBackbone
 from rsseg_cli.backbones._weights import WeightsSource
 from rsseg_cli.backbones.vit import Vit
 from rsseg_cli.bands import Bands
@@ -30,7 +30,7 @@ SPREAD = 2.0
 """Values of mean -+ 2 standard deviations become 0..1, as in training; beyond they are cut off."""
 
 
-def _size(model: str, file: str, channels: int) -> Size:
+def _size(model: str, file: str, channels: int) -> ModelSize:
     home = WeightsSource(
         page="https://huggingface.co/wangyi111/softcon",
         file=file,
@@ -38,7 +38,9 @@ def _size(model: str, file: str, channels: int) -> Size:
         repository="wangyi111/softcon",
         revision="bae909781911f8ec034b4b959992fae17b973c0c",
     )
-    return Size(f"vit_{model}_patch14_dinov2.lvd142m", 14, home=home, side=16, channels=channels)
+    return ModelSize(
+        f"vit_{model}_patch14_dinov2.lvd142m", 14, home=home, side=16, channels=channels
+    )
 
 
 class Softcon(Vit):
@@ -47,7 +49,7 @@ class Softcon(Vit):
     Each band takes the slice of the kernel that is nearest in wavelength, radar that of its name.
     """
 
-    sizes: ClassVar[Mapping[str, Size]] = {
+    sizes: ClassVar[Mapping[str, ModelSize]] = {
         "small": _size("small", "B13_vits14_softcon_enc.pth", len(OPTICAL_NM)),
         "base": _size("base", "B13_vitb14_softcon_enc.pth", len(OPTICAL_NM)),
         "sar_small": _size("small", "B2_vits14_softcon_enc.pth", len(RADAR)),

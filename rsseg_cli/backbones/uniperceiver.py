@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from rsseg_cli.backbones import _weights
 from rsseg_cli.backbones._resize import BARE, Positions
-from rsseg_cli.backbones._timm import Size, TimmBackbone
+from rsseg_cli.backbones._timm import ModelSize, TimmBackbone
 from rsseg_cli.backbones.vit import Vit
 from rsseg_cli.errors import RssegError
 
@@ -47,8 +47,8 @@ class Uniperceiver(Vit):
     """timm's blocks, with an embedding of its own and no prefix."""
 
     default_resize = "authors"
-    sizes: ClassVar[Mapping[str, Size]] = {
-        "large": Size(
+    sizes: ClassVar[Mapping[str, ModelSize]] = {
+        "large": ModelSize(
             "vit_large_patch16_224.mae",  # as trained: ImageNet's mean and std
             patch=16,
             home=_weights.WeightsSource(page=URL, file=FILE, license="Apache-2.0"),
@@ -67,7 +67,7 @@ class Uniperceiver(Vit):
         """The authors' code takes bicubic positions as they are."""
         return BARE
 
-    def _load(self, config: TimmBackbone.Config, size: Size) -> tuple[str, str]:
+    def _load(self, config: TimmBackbone.Config, size: ModelSize) -> tuple[str, str]:
         """Load the given file, or the one that ViT-Adapter published."""
         path = config.weights or fetch()
         return super()._load(config.model_copy(update={"weights": path}), size)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rsseg_cli.backbones import _resize
 from rsseg_cli.backbones._cross_attention import attend, project
-from rsseg_cli.backbones._timm import Size, TimmBackbone
+from rsseg_cli.backbones._timm import ModelSize, TimmBackbone
 from rsseg_cli.grid import Grid
 
 
@@ -18,16 +18,16 @@ class Vit(TimmBackbone):
 
     supports_queries: ClassVar[bool] = True
 
-    sizes: ClassVar[Mapping[str, Size]] = {
-        "tiny": Size(
+    sizes: ClassVar[Mapping[str, ModelSize]] = {
+        "tiny": ModelSize(
             "vit_tiny_patch16_224",
             patch=8,
             changes={"embed_dim": 64, "depth": 4, "num_heads": 4, "img_size": 64},
             published=False,
         ),
-        "small": Size("vit_small_patch16_224.augreg_in21k", patch=16),
-        "base": Size("vit_base_patch16_224.augreg_in21k", patch=16),
-        "large": Size("vit_large_patch16_224.augreg_in21k", patch=16),
+        "small": ModelSize("vit_small_patch16_224.augreg_in21k", patch=16),
+        "base": ModelSize("vit_base_patch16_224.augreg_in21k", patch=16),
+        "large": ModelSize("vit_large_patch16_224.augreg_in21k", patch=16),
     }
 
     def embed(self, image: Tensor) -> tuple[Tensor, Grid]:

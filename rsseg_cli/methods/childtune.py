@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from rsseg_cli.contract import Backbone, Method
-from rsseg_cli.methods._fisher.domain_fisher import Scores
+from rsseg_cli.methods._fisher.domain_fisher import SelectionScores
 from rsseg_cli.methods._fisher.posterior import mean_squares
 from rsseg_cli.methods._fisher.sparse import Sparse
 from rsseg_cli.plain import Json
@@ -43,12 +43,12 @@ class ChildTune(Sparse):
     def __init__(self, config: Config, backbone: Backbone) -> None:
         super().__init__(config, backbone, shares=[config.ratio] if config.form == "D" else [0.0])
 
-    def score(self, step: Step, centre: Sequence[Tensor]) -> Scores:
+    def score(self, step: Step, centre: Sequence[Tensor]) -> SelectionScores:
         """Average the squared gradients of batches."""
         config = self.config
         probes = step.probes(-(-config.samples // config.batch), samples=config.batch)
         weights, limit = self.candidates.weights, config.max_norm
-        return Scores(mean_squares(probes, weights, step.average, max_norm=limit))
+        return SelectionScores(mean_squares(probes, weights, step.average, max_norm=limit))
 
     # --- form F ------------------------------------------------------------------------------
     def warmup(self, total: int) -> int:

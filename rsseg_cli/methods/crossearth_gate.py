@@ -29,7 +29,7 @@ from rsseg_cli.methods._fisher.module_selection import (
     top,
 )
 from rsseg_cli.methods.adaptformer import AdaptFormer
-from rsseg_cli.methods.earth_adapter import Box, EarthAdapter, Spectrum
+from rsseg_cli.methods.earth_adapter import EarthAdapter, FrequencyBox, Spectrum
 from rsseg_cli.methods.lora import Lora
 from rsseg_cli.plain import Json
 from rsseg_cli.projection import Projection, Role
@@ -74,7 +74,7 @@ class CrossEarthGate(Method[State]):
         """Width of each expert of the frequency modules."""
         rho: float = Field(0.3, gt=0, le=1)
         """Share of rows and columns of the spectrum that is low."""
-        box: Box = "paper"
+        box: FrequencyBox = "paper"
 
         @field_validator("pathways")
         @classmethod

@@ -24,7 +24,7 @@ from rsseg_cli.methods._token.depth_encoder import (
     DepthView,
 )
 from rsseg_cli.methods._token.fusion import Fusion, fuse
-from rsseg_cli.methods._token.gate import Gate, Kind, imbalance
+from rsseg_cli.methods._token.gate import Gate, GateKind, imbalance
 from rsseg_cli.methods._token.tokens import Routes
 from rsseg_cli.plain import Json
 
@@ -57,7 +57,7 @@ class SpectralMoe(DepthMethod[Routing]):
         tokens: int | None = Field(None, ge=2)
         """Tokens per expert m; null: as many as the queries that the head takes, otherwise 100."""
         rank: int = Field(16, ge=1)
-        gate: Kind | Literal["none"] = "laplace"
+        gate: GateKind | Literal["none"] = "laplace"
         """Distance to the experts' centres in equation (1), or the inner product; `none` gives
         every expert the same weight (k = experts)."""
         gates: Literal["dual", "shared"] = "dual"

@@ -24,18 +24,25 @@ from rsseg_cli.contract import Backbone, Features, Method, State
 from rsseg_cli.errors import RssegError
 from rsseg_cli.grid import Grid
 from rsseg_cli.methods._deformable import DeformableAttention
-from rsseg_cli.methods._weft.cascade import BatchNorm, Cascade, Running, recomputed
+from rsseg_cli.methods._weft.cascade import BatchNorm, Cascade, RunningStatistics, recomputed
 from rsseg_cli.methods._weft.injector import Injector, mean_over_groups
-from rsseg_cli.methods._weft.pyramid import LEVELS, Experts, Pyramid, Shares, StemNorm, Trained
+from rsseg_cli.methods._weft.pyramid import (
+    LEVELS,
+    Experts,
+    ExpertShares,
+    Pyramid,
+    StemNorm,
+    TrainedExperts,
+)
 from rsseg_cli.methods._weft.spatial_enhancement import (
     Enhancer,
     Laplacian,
-    Pool,
+    Pooling,
     SpatialExpert,
     join,
     split,
 )
-from rsseg_cli.methods._weft.token_optimizer import Similarity, Statistics, TokenOptimizer
+from rsseg_cli.methods._weft.token_optimizer import Similarity, TokenOptimizer, VarianceStatistics
 from rsseg_cli.plain import Json
 
 if TYPE_CHECKING:
@@ -81,12 +88,12 @@ class Weft(Method[WeftState]):
         """Side of each expert's kernel: as many experts."""
         active: int = Field(4, ge=1)
         """Experts per image and level; the paper's ablation: 1, 2, 4, 6."""
-        shares: Shares = "proportional"
+        shares: ExpertShares = "proportional"
         """"softmax": a second softmax over the gate's probabilities, as released."""
-        trained_experts: Trained = "chosen"
+        trained_experts: TrainedExperts = "chosen"
         """"all": also those that no image chose are computed in training, as released; their
         batch norms then see every image."""
-        running: Running = "own"
+        running: RunningStatistics = "own"
         """Batch norms that levels and steps of a cascade share keep running statistics for each.
         "shared": one mixture of all, as released, which fits none of them; see `BatchNorm`."""
         heads: int = Field(16, ge=1)
@@ -98,7 +105,7 @@ class Weft(Method[WeftState]):
         """Heads of the token optimiser."""
         similarity: Similarity = "head"
         """"token": nearly uniform logits, as released; see `TokenOptimizer`."""
-        statistics: Statistics = "image"
+        statistics: VarianceStatistics = "image"
         """"batch": boundaries are judged over the whole batch, as released."""
         stem_norm: StemNorm = "batch"
         """Norm of the pyramid's first convolution. "image": over each image by itself, for maps
@@ -111,7 +118,7 @@ class Weft(Method[WeftState]):
         """Width inside an enhancer over D."""
         laplacian: Laplacian = "directional"
         """"free": one trained kernel of one direction, as released; see `Edges`."""
-        pool: Pool = "adaptive"
+        pool: Pooling = "adaptive"
         """"identity": a pooling that does nothing, as released."""
         drop_path: float = Field(0.1, ge=0, lt=1)
         """Share of images that skip an enhancer in training; 0.4 as released."""

@@ -22,7 +22,7 @@ import torch
 from rgb import BANDS
 
 from rsseg_cli import presets
-from rsseg_cli.backbones.vit import Size, Vit
+from rsseg_cli.backbones.vit import ModelSize, Vit
 from rsseg_cli.contract import Backbone, Method, QueryShape
 from rsseg_cli.find import find, names
 from rsseg_cli.heads.linear import Linear
@@ -42,8 +42,8 @@ class Encoder(Vit):
     """Plain transformers of two published sizes, with random weights."""
 
     sizes: ClassVar = {
-        "small": Size("vit_small_patch16_224", patch=16, published=False),
-        "large": Size("vit_large_patch16_224", patch=16, published=False),
+        "small": ModelSize("vit_small_patch16_224", patch=16, published=False),
+        "large": ModelSize("vit_large_patch16_224", patch=16, published=False),
     }
 
 

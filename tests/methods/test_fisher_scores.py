@@ -169,7 +169,7 @@ def spreads() -> dict[int, Tensor]:
 
 
 def test_without_noise_every_bit_stays() -> None:
-    shift = feature_shift.Shift(spreads(), amplitude=(0.0, 0.0))
+    shift = feature_shift.FeatureShift(spreads(), amplitude=(0.0, 0.0))
     shift.start(1, torch.device("cpu"))
     for dtype in (torch.float32, torch.bfloat16):
         tokens = (torch.randn(2, 3 + GRID.tokens, 5) * 10).to(dtype)
@@ -180,7 +180,7 @@ def test_without_noise_every_bit_stays() -> None:
 @pytest.mark.parametrize("batch", [1, 3])
 def test_shift_written_out(batch: int) -> None:
     spread = spreads()
-    shift = feature_shift.Shift(spread, amplitude=(1.0, 1.0))
+    shift = feature_shift.FeatureShift(spread, amplitude=(1.0, 1.0))
     shift.start(4, torch.device("cpu"))
     tokens = torch.randn(batch, 3 + GRID.tokens, 5, requires_grad=True)
     shifted = shift(0, tokens, GRID)
@@ -202,7 +202,7 @@ def test_shift_written_out(batch: int) -> None:
 
 
 def test_spreads_between_images() -> None:
-    watch = feature_shift.Watch()
+    watch = feature_shift.FeatureStatistics()
     images = torch.randn(6, 2 + GRID.tokens, 5) * torch.rand(6, 1, 5) + torch.randn(6, 1, 5)
     for pair in images.split(2):
         assert watch(7, pair, GRID) is pair

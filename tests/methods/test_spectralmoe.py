@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from rsseg_cli.backbones._timm import Size
+from rsseg_cli.backbones._timm import ModelSize
 from rsseg_cli.backbones.dinov3 import Dinov3
 from rsseg_cli.backbones.vit import Vit
 from rsseg_cli.contract import Backbone, QueryShape
@@ -315,7 +315,7 @@ def test_compute_follows_k_and_stays_small_beside_the_encoder() -> None:
         """One block of ViT-L."""
 
         sizes: ClassVar = {
-            "block": Size(
+            "block": ModelSize(
                 "vit_tiny_patch16_224",
                 patch=16,
                 changes={"embed_dim": 1024, "depth": 1, "num_heads": 16},

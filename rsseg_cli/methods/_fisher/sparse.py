@@ -21,7 +21,7 @@ from rsseg_cli.contract import Backbone, Method, State
 from rsseg_cli.errors import RssegError
 from rsseg_cli.methods._fisher import plots, ranking
 from rsseg_cli.methods._fisher.candidates import Candidates
-from rsseg_cli.methods._fisher.domain_fisher import Scores
+from rsseg_cli.methods._fisher.domain_fisher import SelectionScores
 from rsseg_cli.plain import Json
 from rsseg_cli.projection import Role
 from rsseg_cli.step import Step
@@ -63,7 +63,7 @@ class Sparse(Method[State]):
     sensitivity: Tensor
     """(parts,): mean score of a part over the mean score of all."""
     domain_share: Tensor
-    """Part of the chosen elements' scores that is the domain's change; NaN where it has none."""
+    """Fraction of the chosen elements' scores that is the domain's change; NaN without one."""
     draws: Tensor
     """Seed of all that is random here, itself drawn when the method is made."""
 
@@ -99,7 +99,7 @@ class Sparse(Method[State]):
                 fix="a smaller share, or more roles (method.roles)",
             )
 
-    def score(self, step: Step, centre: Sequence[Tensor]) -> Scores:
+    def score(self, step: Step, centre: Sequence[Tensor]) -> SelectionScores:
         """Score all candidates; weights that it moves it puts back to `centre`."""
         raise NotImplementedError
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn import functional as F
 
-from rsseg_cli.backbones._timm import Size
+from rsseg_cli.backbones._timm import ModelSize
 from rsseg_cli.backbones.dinov2 import Dinov2
 from rsseg_cli.bands import Bands
 from rsseg_cli.contract import Backbone, Method, State
@@ -241,7 +241,7 @@ def _random(backbone: Backbone) -> Backbone:
 
     class RandomEncoder(Dinov2):
         sizes: ClassVar = {
-            "random": Size(
+            "random": ModelSize(
                 "vit_small_patch14_dinov2.lvd142m", patch=14, changes=shape, published=False
             )
         }

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from rsseg_cli import share
 from rsseg_cli.methods._token.tokens import Routes
 
-Kind = Literal["laplace", "softmax"]
+GateKind = Literal["laplace", "softmax"]
 
 SMALLEST_NOISE = 1e-2
 
@@ -29,7 +29,7 @@ class Gate(nn.Module):
     before any training; `spread` starts from zero as theirs.
     """
 
-    def __init__(self, dim: int, experts: int, *, k: int, kind: Kind) -> None:
+    def __init__(self, dim: int, experts: int, *, k: int, kind: GateKind) -> None:
         super().__init__()
         self.k, self.kind = k, kind
         self.centres = Parameter(torch.empty(dim, experts))
@@ -61,7 +61,7 @@ def _noise(scores: Tensor, images: int) -> Tensor:
     return torch.randn(images, *scores.shape[1:], device=scores.device)
 
 
-def affinity(features: Tensor, centres: Tensor, kind: Kind) -> Tensor:
+def affinity(features: Tensor, centres: Tensor, kind: GateKind) -> Tensor:
     """Score features (B, N, D) for experts with centres (D, E): (B, N, E).
 
     `laplace` is minus the distance, `softmax` the inner product. The distance is given relative to
