@@ -88,16 +88,16 @@ class Backbone(nn.Module):
     """Number of blocks L."""
     patch: int
     """Side of a patch in pixels; image sides are multiples of it."""
-    prefix: int
+    num_prefix_tokens: int
     """Class and register tokens before the patches: 0, 1 or 5."""
-    taps: tuple[int, ...]
+    out_indices: tuple[int, ...]
     """Blocks whose output becomes a map, in ascending order."""
     bands: Bands
     takes_prompts: ClassVar[bool] = True
     """Whether `run` accepts `extra` tokens; where it does not, a method refuses at start."""
-    answers: ClassVar[bool] = False
+    supports_queries: ClassVar[bool] = False
     """Whether there is `ask`; where there is not, a method refuses at start."""
-    published: bool = False
+    weights_are_public: bool = False
     """Whether the weights can be had again from where they came; else model files hold them."""
     origin: Mapping[str, Json] = MappingProxyType({})
     """Where the weights come from and how they were fitted; `fingerprint` hashes it."""
@@ -109,7 +109,7 @@ class Backbone(nn.Module):
         self._beside: dict[int, list[Listener]] = {}
 
     @classmethod
-    def terms(cls, size: str) -> tuple[str, str]:
+    def licence(cls, size: str) -> tuple[str, str]:
         """Tell the licence of a size's weights, empty where unknown, and the page that says it."""
         raise NotImplementedError
 
@@ -120,12 +120,12 @@ class Backbone(nn.Module):
     def run(self, index: int, tokens: Tensor, grid: Grid, extra: int = 0) -> Tensor:
         """Apply block `index`, its two residual lines spelled out.
 
-        The second line ends with `+ self.beside(index, tokens_between)`. `extra` tokens stand
-        between prefix and patches; rotary embeddings leave them alone.
+        The second line ends with `+ self.parallel_branch(index, tokens_between)`. `extra` tokens
+        stand between prefix and patches; rotary embeddings leave them alone.
         """
         raise NotImplementedError
 
-    def ask(self, index: int, asking: Tensor, tokens: Tensor, grid: Grid) -> Tensor:
+    def cross_attend(self, index: int, asking: Tensor, tokens: Tensor, grid: Grid) -> Tensor:
         """Apply block `index` to rows that attend to its input and that nothing attends to.
 
         Args:
@@ -152,7 +152,7 @@ class Backbone(nn.Module):
         require_partial(listener)
         self._beside.setdefault(index, []).append(listener)
 
-    def beside(self, index: int, tokens: Tensor) -> Tensor | float:
+    def parallel_branch(self, index: int, tokens: Tensor) -> Tensor | float:
         """Sum what listens beside the MLP of block `index`."""
         total: Tensor | float = 0.0
         for listener in self._beside.get(index, ()):
@@ -161,7 +161,7 @@ class Backbone(nn.Module):
 
     def to_map(self, tokens: Tensor, grid: Grid, extra: int = 0) -> Tensor:
         """Lay the patch tokens of (B, P+extra+N, D) out as (B, D, h, w), averaged over groups."""
-        return grid.mean_over_groups(tokens[:, self.prefix + extra :])
+        return grid.mean_over_groups(tokens[:, self.num_prefix_tokens + extra :])
 
     def forward(self, image: Tensor, method: Method[Any]) -> Features:
         """Compute the features of a standardised image (B, C, H, W)."""
@@ -186,7 +186,7 @@ class Backbone(nn.Module):
             tokens = method.before_block(index, tokens, state)
             tokens = self._run(index, tokens, grid, state.extra)
             tokens = method.after_block(index, tokens, state)
-            if index in self.taps:
+            if index in self.out_indices:
                 maps.append(self.to_map(tokens, grid, state.extra))
         return maps, state
 
@@ -258,7 +258,7 @@ class Method(nn.Module, Generic[S]):
             )
         return cls(config, backbone)
 
-    def tuned(self, backbone: Backbone) -> Iterator[tuple[str, Parameter]]:
+    def trainable_parameters(self, backbone: Backbone) -> Iterator[tuple[str, Parameter]]:
         """Name everything the method may ever train: its own and, if so, the backbone's.
 
         Names of the backbone's parameters start with `backbone.`, its own with `method.`.
@@ -267,15 +267,15 @@ class Method(nn.Module, Generic[S]):
         for name, parameter in self.named_parameters():
             yield f"method.{name}", parameter
 
-    def maps(self, backbone: Backbone) -> int:
+    def num_feature_maps(self, backbone: Backbone) -> int:
         """Count the maps that `finish` hands to the head."""
-        return len(backbone.taps)
+        return len(backbone.out_indices)
 
-    def undecayed(self) -> Collection[Parameter]:
+    def no_weight_decay(self) -> Collection[Parameter]:
         """Name own parameters without weight decay besides the biases, norms and scalars."""
         return ()
 
-    def unclipped(self) -> Collection[Parameter]:
+    def no_grad_clip(self) -> Collection[Parameter]:
         """Name parameters whose gradients stay out of the shared clip."""
         return ()
 
@@ -310,30 +310,30 @@ class Method(nn.Module, Generic[S]):
         """Put back what must not have moved."""
 
     # --- files and pictures --------------------------------------------------------------------
-    def pack(self, backbone: Backbone) -> dict[str, Tensor]:
+    def adapter_state(self, backbone: Backbone) -> dict[str, Tensor]:
         """Collect what the model file stores: own state, and the backbone's tuned tensors.
 
         Values are absolute, not differences: unpacking twice changes nothing.
         """
         tensors = {f"method.{name}": tensor for name, tensor in self.state_dict().items()}
-        for name, parameter in self.tuned(backbone):
+        for name, parameter in self.trainable_parameters(backbone):
             if name.startswith("backbone."):
                 tensors[name] = parameter.detach()
         return tensors
 
-    def unpack(self, tensors: dict[str, Tensor], backbone: Backbone) -> None:
+    def load_adapter_state(self, tensors: dict[str, Tensor], backbone: Backbone) -> None:
         """Restore what `pack` collected, into a method and a backbone as first made."""
         own = {
             name.removeprefix("method."): t for name, t in tensors.items() if name[:7] == "method."
         }
         self.load_state_dict(own)
-        tuned = dict(self.tuned(backbone))
+        tuned = dict(self.trainable_parameters(backbone))
         with torch.no_grad():
             for name, tensor in tensors.items():
                 if name.startswith("backbone."):
                     tuned[name].copy_(tensor)
 
-    def record(self) -> dict[str, Json]:
+    def log_entry(self) -> dict[str, Json]:
         """Return what this method adds to a line of `metrics.jsonl`.
 
         A mapping `cost` names shares of the training time, which the progress line shows.
@@ -341,7 +341,7 @@ class Method(nn.Module, Generic[S]):
         return {}
 
     @classmethod
-    def draw(cls, records: Sequence[dict[str, Json]]) -> Iterator[tuple[str, Figure]]:
+    def figures(cls, records: Sequence[dict[str, Json]]) -> Iterator[tuple[str, Figure]]:
         """Draw the method's own pictures for the report from the lines of `metrics.jsonl`."""
         yield from ()
 

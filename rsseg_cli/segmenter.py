@@ -26,7 +26,7 @@ class Segmenter(nn.Module):
         method: Sits between the blocks.
         head: Scores the maps.
         bands: What the channels are; gives mean and std of the standardisation.
-        restorable: The frozen weights can be had again from a published file. Otherwise the
+        weights_are_public: The frozen weights can be had again from a published file. Otherwise the
             model file stores them too.
     """
 
@@ -40,31 +40,31 @@ class Segmenter(nn.Module):
         head: Head[Any],
         bands: Bands,
         *,
-        restorable: bool = False,
+        weights_are_public: bool = False,
     ) -> None:
         super().__init__()
         self.backbone, self.method, self.head = backbone, method, head
-        self.bands, self.restorable = bands, restorable
+        self.bands, self.weights_are_public = bands, weights_are_public
         for name in ("mean", "std"):
             values = torch.tensor(getattr(bands, name), dtype=torch.float32).view(-1, 1, 1)
             self.register_buffer(name, values, persistent=False)
         self.freeze()
 
-    def tuned(self) -> Iterator[tuple[str, Parameter]]:
+    def trainable_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """Name everything that may ever train: the method's choice and the head."""
-        yield from self.method.tuned(self.backbone)
+        yield from self.method.trainable_parameters(self.backbone)
         for name, parameter in self.head.named_parameters():
             yield f"head.{name}", parameter
 
     def freeze(self) -> None:
         """Let nothing require a gradient but what `tuned` names."""
         self.requires_grad_(False)
-        for _, parameter in self.tuned():
+        for _, parameter in self.trainable_parameters():
             parameter.requires_grad_(True)
 
     def frozen(self) -> list[Tensor]:
         """List the tensors that never train; a teacher shares them with its student."""
-        tuned = {id(parameter) for _, parameter in self.tuned()}
+        tuned = {id(parameter) for _, parameter in self.trainable_parameters()}
         return [parameter for parameter in self.parameters() if id(parameter) not in tuned]
 
     @property
@@ -141,8 +141,8 @@ class Segmenter(nn.Module):
     def pack(self) -> dict[str, Tensor]:
         """Collect what a model file stores: the method's share, the head, what is nowhere else."""
         head = {f"head.{name}": tensor for name, tensor in self.head.state_dict().items()}
-        method = self.method.pack(self.backbone)
-        if self.restorable:
+        method = self.method.adapter_state(self.backbone)
+        if self.weights_are_public:
             return method | head
         whole = self.backbone.state_dict().items()
         rest = {f"rest.{n}": t for n, t in whole if f"backbone.{n}" not in method}
@@ -162,7 +162,7 @@ class Segmenter(nn.Module):
         extra = self.backbone.load_state_dict(parts["rest"], strict=False).unexpected_keys
         if extra:
             raise KeyError(f"tensors of another backbone: {', '.join(extra[:4])}")
-        self.method.unpack(parts["method"], self.backbone)
+        self.method.load_adapter_state(parts["method"], self.backbone)
 
 
 def _images(features: Features, start: int, stop: int) -> Features:

@@ -9,7 +9,14 @@ import torch
 from timm.models import adapt_input_conv
 from torch import Tensor
 
-from rsseg_cli.backbones._bands import Adapt, Stats, adapt_kernel, mixing, native, restatement
+from rsseg_cli.backbones._band_adaptation import (
+    Adapt,
+    Stats,
+    adapt_kernel,
+    mixing,
+    native,
+    restatement,
+)
 from rsseg_cli.bands import Bands
 from rsseg_cli.errors import RssegError
 

@@ -24,7 +24,7 @@ FAMILIES = (Vit, Mae, Clip, Dinov2, Dinov3, Eva02, Sam)
 
 
 @pytest.mark.parametrize(
-    ("name", "positions", "count", "taps"),
+    ("name", "positions", "count", "out_indices"),
     [
         ("dinov2_large", 1370, 304_198_656, (7, 11, 15, 23)),
         ("dinov2_large_reg", 1369, 304_201_728, (7, 11, 15, 23)),
@@ -39,7 +39,7 @@ FAMILIES = (Vit, Mae, Clip, Dinov2, Dinov3, Eva02, Sam)
     ],
 )
 def test_counts_at_patch_16(
-    name: str, positions: int | None, count: int, taps: tuple[int, ...]
+    name: str, positions: int | None, count: int, out_indices: tuple[int, ...]
 ) -> None:
     """Counts of Rein's tables at 512 px; we keep the weights' positions, they those of 32 x 32."""
     family = find("backbones", name.partition("_")[0], Backbone)
@@ -51,7 +51,7 @@ def test_counts_at_patch_16(
         of_class = 0 if name.endswith("_reg") else 1
         found += (32 * 32 + of_class - positions) * backbone.dim
     assert found == count
-    assert backbone.taps == taps
+    assert backbone.out_indices == out_indices
     assert all(parameter.is_meta for parameter in backbone.parameters())
 
 
@@ -81,7 +81,7 @@ def test_names_stand_for_these_weights(name: str, model: str, licence: str) -> N
     kind = find("backbones", family, Backbone)
     assert kind.sizes[size].model == model
     page = f"https://huggingface.co/timm/{model.replace('_quickgelu', '')}"  # one file for both
-    assert kind.terms(size) == (licence, page)
+    assert kind.licence(size) == (licence, page)
 
 
 def test_every_published_size_is_known_to_timm() -> None:
@@ -101,10 +101,10 @@ def test_every_published_size_is_known_to_timm() -> None:
     assert satellite.mean == (0.43, 0.411, 0.296)
 
 
-@pytest.mark.parametrize("taps", [(), (0, 0), (2, 1), (-1, 2), (0, 4)])
-def test_taps_that_are_no_blocks(taps: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("out_indices", [(), (0, 0), (2, 1), (-1, 2), (0, 4)])
+def test_taps_that_are_no_blocks(out_indices: tuple[int, ...]) -> None:
     with pytest.raises(RssegError, match=r"ascending block numbers of 0\.\.3"):
-        Vit(Vit.Config(name="vit_tiny", taps=taps), BANDS)
+        Vit(Vit.Config(name="vit_tiny", out_indices=out_indices), BANDS)
 
 
 def test_unknown_size_names_the_nearest() -> None:

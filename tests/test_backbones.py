@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rsseg_cli.backbones._timm import Size, TimmBackbone
+from rsseg_cli.backbones._timm import ModelSize, TimmBackbone
 from rsseg_cli.backbones.clip import Clip
 from rsseg_cli.backbones.dinov2 import Dinov2
 from rsseg_cli.backbones.dinov3 import Dinov3
@@ -28,19 +28,19 @@ SMALL = {"embed_dim": 32, "depth": 3, "num_heads": 2}
 WINDOWS = {**SMALL, "window_size": 3, "global_attn_indexes": (1, 2)}
 ROLES: tuple[Role, ...] = ("q", "k", "v", "fc1", "fc2")
 
-CASES: dict[str, tuple[type[TimmBackbone], Size, int]] = {
-    "vit": (Vit, Size("vit_small_patch16_224.augreg_in21k", 16, SMALL), 1),
-    "mae": (Mae, Size("vit_base_patch16_224.mae", 16, SMALL), 1),
-    "clip": (Clip, Size("vit_base_patch16_clip_quickgelu_224.openai", 16, SMALL), 1),
-    "dinov2": (Dinov2, Size("vit_small_patch14_dinov2.lvd142m", 14, SMALL), 1),
-    "dinov2_reg": (Dinov2, Size("vit_small_patch14_reg4_dinov2.lvd142m", 14, SMALL), 5),
-    "dinov3": (Dinov3, Size("vit_small_patch16_dinov3.lvd1689m", 16, SMALL), 5),
-    "dinov3_gated": (Dinov3, Size("vit_small_plus_patch16_dinov3.lvd1689m", 16, SMALL), 5),
-    "dinov3_biased": (Dinov3, Size("vit_small_patch16_dinov3_qkvb.lvd1689m", 16, SMALL), 5),
-    "eva02": (Eva02, Size("eva02_base_patch14_224.mim_in22k", 14, SMALL), 1),
-    "eva02_fused": (Eva02, Size("eva02_small_patch14_224.mim_in22k", 14, SMALL), 1),
-    "dofa": (Dofa, Size("vit_base_patch16_224.mae", 16, {**SMALL, **PLAIN}), 1),
-    "sam": (Sam, Size("samvit_base_patch16.sa1b", 16, WINDOWS), 0),
+CASES: dict[str, tuple[type[TimmBackbone], ModelSize, int]] = {
+    "vit": (Vit, ModelSize("vit_small_patch16_224.augreg_in21k", 16, SMALL), 1),
+    "mae": (Mae, ModelSize("vit_base_patch16_224.mae", 16, SMALL), 1),
+    "clip": (Clip, ModelSize("vit_base_patch16_clip_quickgelu_224.openai", 16, SMALL), 1),
+    "dinov2": (Dinov2, ModelSize("vit_small_patch14_dinov2.lvd142m", 14, SMALL), 1),
+    "dinov2_reg": (Dinov2, ModelSize("vit_small_patch14_reg4_dinov2.lvd142m", 14, SMALL), 5),
+    "dinov3": (Dinov3, ModelSize("vit_small_patch16_dinov3.lvd1689m", 16, SMALL), 5),
+    "dinov3_gated": (Dinov3, ModelSize("vit_small_plus_patch16_dinov3.lvd1689m", 16, SMALL), 5),
+    "dinov3_biased": (Dinov3, ModelSize("vit_small_patch16_dinov3_qkvb.lvd1689m", 16, SMALL), 5),
+    "eva02": (Eva02, ModelSize("eva02_base_patch14_224.mim_in22k", 14, SMALL), 1),
+    "eva02_fused": (Eva02, ModelSize("eva02_small_patch14_224.mim_in22k", 14, SMALL), 1),
+    "dofa": (Dofa, ModelSize("vit_base_patch16_224.mae", 16, {**SMALL, **PLAIN}), 1),
+    "sam": (Sam, ModelSize("samvit_base_patch16.sa1b", 16, WINDOWS), 0),
 }
 EVERY = pytest.mark.parametrize("case", CASES)
 PROMPTED = pytest.mark.parametrize("case", [case for case in CASES if case != "sam"])
@@ -88,7 +88,7 @@ def maps(backbone: Backbone, image: Tensor) -> list[Tensor]:
 @EVERY
 @pytest.mark.parametrize("grid", [(4, 4), (3, 5), (5, 2)])
 def test_our_walk_equals_timms_intermediates(case: str, grid: tuple[int, int]) -> None:
-    backbone = make(case, taps=(0, 1, 2))
+    backbone = make(case, out_indices=(0, 1, 2))
     image = picture(backbone, *grid)
     with torch.no_grad():
         expected = backbone.model.forward_intermediates(
@@ -105,10 +105,10 @@ def test_our_walk_equals_timms_intermediates(case: str, grid: tuple[int, int]) -
 def test_facts_that_methods_rely_on(case: str) -> None:
     backbone = make(case)
     tokens, grid = backbone.embed(picture(backbone, 2, 3))
-    assert (backbone.dim, backbone.depth, backbone.prefix) == (32, 3, CASES[case][2])
-    assert tokens.shape == (2, backbone.prefix + 6, 32)
+    assert (backbone.dim, backbone.depth, backbone.num_prefix_tokens) == (32, 3, CASES[case][2])
+    assert tokens.shape == (2, backbone.num_prefix_tokens + 6, 32)
     assert grid == Grid(2, 3)
-    assert backbone.taps == ((1, 2) if case == "sam" else (0, 1, 2))
+    assert backbone.out_indices == ((1, 2) if case == "sam" else (0, 1, 2))
     assert backbone.takes_prompts == (case != "sam")
     assert not any(module.training for module in backbone.train().modules())
 
@@ -164,7 +164,10 @@ def test_extra_tokens_have_no_place(case: str) -> None:
     backbone = make(case)
     tokens, grid = backbone.embed(picture(backbone, 2, 3))
     prompts = torch.randn(2, 4, 32, generator=torch.Generator().manual_seed(3))
-    joined = torch.cat([tokens[:, : backbone.prefix], prompts, tokens[:, backbone.prefix :]], 1)
+    joined = torch.cat(
+        [tokens[:, : backbone.num_prefix_tokens], prompts, tokens[:, backbone.num_prefix_tokens :]],
+        1,
+    )
     with torch.no_grad():
         found = backbone.run(1, joined, grid, extra=4)
         block = backbone.model.blocks[1]
@@ -177,7 +180,9 @@ def test_extra_tokens_have_no_place(case: str) -> None:
     assert backbone.to_map(found, grid, extra=4).shape == (2, 32, 2, 3)
     torch.testing.assert_close(
         backbone.to_map(found, grid, extra=4),
-        backbone.to_map(torch.cat([found[:, : backbone.prefix], found[:, -6:]], 1), grid),
+        backbone.to_map(
+            torch.cat([found[:, : backbone.num_prefix_tokens], found[:, -6:]], 1), grid
+        ),
     )
 
 
@@ -194,7 +199,14 @@ def test_extra_tokens_that_nobody_looks_at_change_nothing(case: str) -> None:
             if getattr(block.attn, "v_bias", None) is not None:
                 block.attn.v_bias.zero_()
         prompts = torch.randn(2, 4, 32, generator=torch.Generator().manual_seed(3))
-        joined = torch.cat([tokens[:, : backbone.prefix], prompts, tokens[:, backbone.prefix :]], 1)
+        joined = torch.cat(
+            [
+                tokens[:, : backbone.num_prefix_tokens],
+                prompts,
+                tokens[:, backbone.num_prefix_tokens :],
+            ],
+            1,
+        )
         with_prompts = backbone.run(0, joined, grid, extra=4)
         without = backbone.run(0, tokens, grid)
     torch.testing.assert_close(

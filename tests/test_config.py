@@ -157,7 +157,7 @@ def test_another_backbone_starts_from_its_own_defaults() -> None:
     plain = resolve(method="lora", file=None).to_json()["backbone"]
     other = resolve(method="lora", file=None, backbone="dinov2_base").to_json()["backbone"]
     assert (plain["name"], plain["patch"]) == ("dinov3_large", 16)
-    assert (other["name"], other["patch"], other["taps"]) == ("dinov2_base", None, None)
+    assert (other["name"], other["patch"], other["out_indices"]) == ("dinov2_base", None, None)
 
 
 def test_weights_become_an_absolute_path() -> None:

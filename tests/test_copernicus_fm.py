@@ -16,8 +16,8 @@ from test_dofa import encoder_layer, go_offline, random_trunk
 from torch import Tensor
 from torch.nn import functional as F
 
-from rsseg_cli.backbones._kernels import KernelMaker
-from rsseg_cli.backbones.copernicus_fm import CopernicusFm, Told
+from rsseg_cli.backbones._dynamic_patch_embed import WeightGenerator
+from rsseg_cli.backbones.copernicus_fm import CopernicusFm, MetadataEncoder
 from rsseg_cli.bands import Bands
 from rsseg_cli.config import family
 from rsseg_cli.errors import RssegError, UnreadableError
@@ -96,9 +96,9 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Tenso
     with torch.device("meta"):
         trunk = Small(Small.Config(name="copernicus_fm_base", pretrained=False), bands())
     tensors = random_trunk(trunk)
-    for name, tensor in KernelMaker(DIM, 16).state_dict().items():
+    for name, tensor in WeightGenerator(DIM, 16).state_dict().items():
         tensors[f"patch_embed_spectral.{name}"] = tensor + torch.randn_like(tensor) * 0.02
-    for name, tensor in Told(DIM).state_dict().items():
+    for name, tensor in MetadataEncoder(DIM).state_dict().items():
         tensors[name] = torch.randn_like(tensor) * 0.1
     tensors["patch_embed_variable.language_proj.weight"] = torch.zeros(128, 2048)
     path = tmp_path_factory.mktemp("copernicus") / "CopernicusFM_ViT_base.pth"
@@ -130,13 +130,13 @@ def test_embeds_as_the_recipe_says(
     cls = (tensors["cls_token"] + places[:, :1]).expand(2, -1, -1)
     expected = torch.cat([cls, patches + places[:, 1:]], 1)
     tokens, grid = backbone.embed(image)
-    assert (grid.h, grid.w, backbone.prefix) == (14, 14, 1)
+    assert (grid.h, grid.w, backbone.num_prefix_tokens) == (14, 14, 1)
     torch.testing.assert_close(tokens, expected, rtol=1e-4, atol=1e-4)
     assert not hasattr(backbone, "maker")
 
 
 def test_any_size_and_patch(published: tuple[dict[str, Tensor], Path]) -> None:
-    backbone = load(published[1], patch=8, taps=(0,))
+    backbone = load(published[1], patch=8, out_indices=(0,))
     backbone.depth = 1
     maps = backbone(torch.randn(1, 4, 24, 40), Frozen(Frozen.Config(), backbone)).maps
     assert maps[0].shape == (1, DIM, 3, 5)
@@ -157,7 +157,7 @@ def test_a_band_is_known_by_centre_and_width(published: tuple[dict[str, Tensor],
 def test_facts(published: tuple[dict[str, Tensor], Path]) -> None:
     """The parts that are here and those that are not make the 139,452,544 of torchgeo's model."""
     with torch.device("meta"):
-        parts = [KernelMaker(768, 16), KernelMaker(768, 16), Told(768)]
+        parts = [WeightGenerator(768, 16), WeightGenerator(768, 16), MetadataEncoder(768)]
         trunk = CopernicusFm(
             CopernicusFm.Config(name="copernicus_fm_base", pretrained=False), bands()
         ).model
@@ -166,7 +166,7 @@ def test_facts(published: tuple[dict[str, Tensor], Path]) -> None:
     language, pooled = 2048 * 128 + 128, 2 * 768
     assert sum(counts) - made.weight.numel() - made.bias.numel() + language + pooled == 139_452_544
     backbone = load(published[1])
-    assert backbone.taps == (3, 5, 7, 11)
+    assert backbone.out_indices == (3, 5, 7, 11)
     assert family("copernicus_fm_base") == "copernicus_fm"
     assert {block.norm1.eps for block in backbone.model.blocks} == {1e-6}
 

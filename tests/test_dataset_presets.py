@@ -160,7 +160,7 @@ def test_a_model_takes_a_step(name: str, roots: dict[str, Path]) -> None:
     total = torch.stack(list(losses.values())).sum()
     total.backward()
     assert torch.isfinite(total)
-    assert any(p.grad is not None and p.grad.any() for _, p in model.tuned())
+    assert any(p.grad is not None and p.grad.any() for _, p in model.trainable_parameters())
 
 
 def test_the_command_line_fits_a_preset(tmp_path: Path, roots: dict[str, Path]) -> None:

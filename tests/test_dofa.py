@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rsseg_cli.backbones import _weights
-from rsseg_cli.backbones._kernels import KernelMaker
+from rsseg_cli.backbones._dynamic_patch_embed import WeightGenerator
 from rsseg_cli.backbones._timm import TimmBackbone
 from rsseg_cli.backbones.dofa import Dofa
 from rsseg_cli.bands import Bands
@@ -98,7 +98,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Tenso
     with torch.device("meta"):
         trunk = Dofa(Dofa.Config(name="dofa_base", pretrained=False), bands())
     tensors = random_trunk(trunk)
-    for name, tensor in KernelMaker(768, 16).state_dict().items():
+    for name, tensor in WeightGenerator(768, 16).state_dict().items():
         tensors[f"patch_embed.{name}"] = tensor + torch.randn_like(tensor) * 0.02
     tensors["fc_norm.weight"] = torch.ones(768)
     path = tmp_path_factory.mktemp("dofa") / "dofa.pth"
@@ -124,7 +124,7 @@ def test_embeds_as_the_recipe_says(published: tuple[dict[str, Tensor], Path]) ->
     cls = (tensors["cls_token"] + places[:, :1]).expand(2, -1, -1)
     expected = torch.cat([cls, patches + places[:, 1:]], 1)
     tokens, grid = backbone.embed(image)
-    assert (grid.h, grid.w, backbone.prefix) == (14, 14, 1)
+    assert (grid.h, grid.w, backbone.num_prefix_tokens) == (14, 14, 1)
     assert torch.allclose(tokens, expected, atol=1e-5)
     assert not hasattr(backbone, "maker")
 
@@ -142,7 +142,7 @@ def test_a_band_is_known_by_its_wavelength_not_by_its_place(
 
 def test_thirty_two_bands_and_any_size() -> None:
     waves = tuple(466.0 + 15 * number for number in range(32))
-    backbone = Dofa(Dofa.Config(name="dofa_base", pretrained=False, taps=(0,)), bands(waves))
+    backbone = Dofa(Dofa.Config(name="dofa_base", pretrained=False, out_indices=(0,)), bands(waves))
     backbone.depth = 1
     method = Frozen(Frozen.Config(), backbone)
     assert backbone(torch.randn(1, 32, 48, 80), method).maps[0].shape == (1, 768, 3, 5)
@@ -157,8 +157,8 @@ def test_another_patch_resamples_the_kernels(published: tuple[dict[str, Tensor],
 def test_parameters_at_large() -> None:
     with torch.device("meta"):
         backbone = Dofa(Dofa.Config(name="dofa_large", pretrained=False), bands())
-        maker = KernelMaker(1024, 16)
-    assert backbone.taps == (7, 11, 15, 23)
+        maker = WeightGenerator(1024, 16)
+    assert backbone.out_indices == (7, 11, 15, 23)
     assert sum(p.numel() for p in maker.parameters()) == 34_591_232
     assert backbone.model.patch_embed.proj.weight.shape == (1024, 4, 16, 16)
 

@@ -370,7 +370,7 @@ def test_pretrained_weights_without_a_network(city: Path, tmp_path: Path) -> Non
     ("options", "what"),
     [
         (["--set", "training.grad_accumulation=3"], "batch of 2 cannot be cut into 3"),
-        (["--set", "backbone.taps=[9]"], "taps [9]"),
+        (["--set", "backbone.out_indices=[9]"], "out_indices [9]"),
         (["--backbone", "vit_tny"], "vit_tny is not a known backbone"),
         (["--steps", "0"], "training.steps"),
         (["--set", "data.val_fraction=1.5"], "data.val_fraction"),

@@ -202,5 +202,5 @@ def test_random_numbers_on_the_meta_device_too() -> None:
     config = Galileo.Config(name="galileo_base", pretrained=False)
     with torch.device("meta"):
         base = Galileo(config, bands(SENTINEL))
-    assert (base.dim, base.depth, base.taps) == (768, 12, (2, 5, 8, 11))
+    assert (base.dim, base.depth, base.out_indices) == (768, 12, (2, 5, 8, 11))
     assert all(parameter.is_meta for parameter in base.parameters())

@@ -28,7 +28,7 @@ KNOWN = {
         "step.backward",
     },
     # Which experts answer for which image: computing all of them costs more than asking.
-    "weft": {"_wavelet_experts.forward"},
+    "weft": {"pyramid.forward"},
 }
 
 

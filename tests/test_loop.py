@@ -153,7 +153,7 @@ def gradients(folder: Path, size: int, **changes: Any) -> list[list[Tensor]]:
 
     model = build("full")
     model.method = method = Watched(Full.Config(), model.backbone)
-    method.seen, method.watched = [], [parameter for _, parameter in model.tuned()]
+    method.seen, method.watched = [], [parameter for _, parameter in model.trainable_parameters()]
     run(job(folder, model=model, objective=Plain(), batch=4, steps=3,
             optimization=Optimization(lr=1e-5), log_every=1, **changes))  # fmt: skip
     return method.seen

@@ -187,4 +187,4 @@ def test_the_example_of_a_method_is_one() -> None:
     plain = backbone(image, find("methods", "frozen", Method)(Method.Config(), backbone)).maps
     assert all(map(torch.equal, backbone(image, still).maps, plain))
     assert not any(map(torch.equal, backbone(image, moved).maps, plain))
-    assert [name for name, _ in moved.tuned(backbone)] == ["method.shift"]
+    assert [name for name, _ in moved.trainable_parameters(backbone)] == ["method.shift"]

@@ -68,7 +68,7 @@ def learn(made: SelfTraining, model: Segmenter, step: int, batch: Batch | None =
     loss = torch.stack(list(terms.values())).sum()
     torch.autograd.backward(loss)
     with torch.no_grad():
-        for _, parameter in model.tuned():
+        for _, parameter in model.trainable_parameters():
             if parameter.grad is not None:
                 parameter -= 0.01 * parameter.grad
     model.zero_grad()
@@ -97,7 +97,7 @@ def test_the_teacher_owns_what_is_tuned_and_nothing_else(method: str) -> None:
     teacher = EMATeacher(student, 0.99)
     ours = {id(parameter) for parameter in student.parameters()}
     own = [p for p in teacher.model.parameters() if id(p) not in ours]
-    assert sum(p.numel() for p in own) == sum(p.numel() for _, p in student.tuned())
+    assert sum(p.numel() for p in own) == sum(p.numel() for _, p in student.trainable_parameters())
     assert not any(p.requires_grad for p in teacher.model.parameters())
     image, _ = sample(3)
     before = teacher.probabilities(image)
@@ -124,7 +124,7 @@ def test_a_state_is_restored_to_the_bit(method: str) -> None:
 def test_the_average_follows_the_published_schedule() -> None:
     student = build("lora", rank=2)
     teacher = EMATeacher(student, 0.75)
-    name, parameter = next(iter(student.tuned()))
+    name, parameter = next(iter(student.trainable_parameters()))
     expected = torch.zeros_like(parameter)
     for step in range(8):
         with torch.no_grad():
@@ -132,7 +132,7 @@ def test_the_average_follows_the_published_schedule() -> None:
         teacher.update(step)
         keep = min(1 - 1 / (step + 1), 0.75)
         expected = keep * expected + (1 - keep) * parameter
-    assert torch.allclose(dict(teacher.model.tuned())[name], expected, atol=1e-6)
+    assert torch.allclose(dict(teacher.model.trainable_parameters())[name], expected, atol=1e-6)
 
 
 def test_open_modules_are_the_students() -> None:

@@ -42,7 +42,7 @@ def made(method: str, **settings: Any) -> tuple[Segmenter, SelfTraining]:
     torch.manual_seed(0)
     model = build(method, **SMALL.get(method, {})).train()
     with torch.no_grad():
-        for _, parameter in model.tuned():
+        for _, parameter in model.trainable_parameters():
             parameter += 0.05 * torch.randn_like(parameter)
     chosen = {"warmup_fraction": 0.0, "jitter": 0.0, "blur": 0.0} | settings
     config = SelfTraining.Config.model_validate(chosen)
@@ -88,7 +88,7 @@ def test_the_gate_measures_what_the_teacher_says_of_the_target() -> None:
     assert not torch.allclose(mixed, of_source, rtol=0.05)
     # Another teacher says something else of the target, and nothing of the source.
     with torch.no_grad():
-        for name, parameter in said.teacher.model.tuned():
+        for name, parameter in said.teacher.model.trainable_parameters():
             if name.startswith("head."):
                 parameter += torch.randn_like(parameter)
     assert torch.equal(fisher(model, said, source), of_source)
@@ -129,7 +129,7 @@ def test_what_is_said_of_probes_is_not_counted_as_training() -> None:
 def test_the_teacher_follows_the_mask_and_nothing_else(tmp_path: Path) -> None:
     model = build("fishertune", **SMALL["fishertune"])
     said = objective(model)
-    before = {name: parameter.detach().clone() for name, parameter in model.tuned()}
+    before = {name: parameter.detach().clone() for name, parameter in model.trainable_parameters()}
     target: Any = ProbeTiles(One("source"), One("target"), lambda: True)  # type: ignore[arg-type]
     run(
         job(
@@ -143,7 +143,7 @@ def test_the_teacher_follows_the_mask_and_nothing_else(tmp_path: Path) -> None:
     method: Any = model.method
     masks = dict(zip(method.candidates.names, method.masks(len(method.sizes) - 1), strict=True))
     moved = 0
-    for name, parameter in said.teacher.model.tuned():
+    for name, parameter in said.teacher.model.trainable_parameters():
         if name.startswith("backbone."):
             mask = masks[name.removeprefix("backbone.")]
             assert torch.equal(parameter[~mask], before[name][~mask])

@@ -84,8 +84,8 @@ def test_equals_timms_dinov2_on_scaled_sentinel2(
         found = backbone(image, Frozen(Frozen.Config(), backbone)).maps
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-    assert backbone.published
-    assert backbone.taps == (3, 5, 7, 11)
+    assert backbone.weights_are_public
+    assert backbone.out_indices == (3, 5, 7, 11)
 
 
 def test_fewer_bands_take_the_nearest_slices(published: tuple[dict[str, Tensor], Path]) -> None:

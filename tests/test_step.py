@@ -53,7 +53,7 @@ def step(
 
 
 def gradients(model: Segmenter) -> list[Tensor]:
-    return [p.grad.clone() for _, p in model.tuned() if p.grad is not None]
+    return [p.grad.clone() for _, p in model.trainable_parameters() if p.grad is not None]
 
 
 def test_a_probe_repeats_itself() -> None:
@@ -150,7 +150,7 @@ def test_what_decays_and_how_fast_it_learns() -> None:
     settings = Optimization(lr=1e-3, backbone_lr=1e-4, weight_decay=0.1)
     adam = optimizer.build(settings, model)
     groups = {id(p): (g["lr"], g["weight_decay"]) for g in adam.param_groups for p in g["params"]}
-    tuned = dict(model.tuned())
+    tuned = dict(model.trainable_parameters())
     assert set(groups) == {id(parameter) for parameter in tuned.values()}
     for name, parameter in tuned.items():
         lr = 1e-4 if name.startswith("backbone.") else 1e-3
@@ -186,7 +186,7 @@ def test_the_progress_line_shows_no_share_of_parameters_as_a_cost(
     model.method.before_step(FakeStep(model))
     record: dict[str, Any] = {
         "loss": 1.0, "losses": {"seg": 1.0}, "lr": 1e-3, "images_per_s": 2.0, "wait": 0.0,
-        "method": model.method.record(),
+        "method": model.method.log_entry(),
     }  # fmt: skip
     assert record["method"]["tuned_share"] > 0
     progress.log(record)

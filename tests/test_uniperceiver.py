@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rsseg_cli.backbones import uniperceiver
-from rsseg_cli.backbones._timm import Size
+from rsseg_cli.backbones._timm import ModelSize
 from rsseg_cli.backbones.uniperceiver import Uniperceiver
 from rsseg_cli.errors import RssegError
 
@@ -25,7 +25,7 @@ class Small(Uniperceiver):
     """Narrow and short, else the same."""
 
     sizes = {  # noqa: RUF012 - overrides a ClassVar
-        "test": Size(
+        "test": ModelSize(
             LARGE.model,
             LARGE.patch,
             {**LARGE.changes, "embed_dim": DIM, "depth": DEPTH, "num_heads": HEADS},
@@ -112,7 +112,7 @@ def test_it_is_the_published_encoder(tmp_path: Path, scales: bool, size: tuple[i
     backbone = load(tmp_path, tensors, stats="data")
     image = torch.randn(1, 3, *size)
     tokens, grid = backbone.embed(image)
-    assert (grid.h, grid.w, backbone.prefix) == (size[0] // 16, size[1] // 16, 0)
+    assert (grid.h, grid.w, backbone.num_prefix_tokens) == (size[0] // 16, size[1] // 16, 0)
     expected = encode(tensors, image)
     assert torch.allclose(tokens, expected[0], atol=1e-4)
     for block in range(DEPTH):
@@ -132,7 +132,7 @@ def test_the_weights_want_the_statistics_of_imagenet(tmp_path: Path) -> None:
     )
     mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
     std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
-    assert torch.allclose(backbone.restate(standard), (stored / 255 - mean) / std, atol=1e-4)
+    assert torch.allclose(backbone.renormalise(standard), (stored / 255 - mean) / std, atol=1e-4)
 
 
 @pytest.mark.parametrize("case", ["other", "missing", "surplus", "shape"])
@@ -162,7 +162,7 @@ def test_without_a_file_it_is_fetched_once(tmp_path: Path, monkeypatch: pytest.M
     first = Small(Small.Config(name="small_test"), BANDS)
     again = Small(Small.Config(name="small_test"), BANDS)
     assert asked == [uniperceiver.URL]
-    assert first.published
+    assert first.weights_are_public
     assert first.origin == again.origin
     assert first.origin["source"] == uniperceiver.FILE
 
@@ -187,4 +187,4 @@ def test_random_numbers_on_purpose() -> None:
     image = torch.randn(1, 3, 32, 32)
     tokens, grid = backbone.embed(image)
     assert not torch.allclose(backbone.run(0, tokens, grid), tokens, atol=0.01)
-    assert not backbone.published
+    assert not backbone.weights_are_public

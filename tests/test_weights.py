@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rsseg_cli.backbones._timm import Size, TimmBackbone
+from rsseg_cli.backbones._timm import ModelSize, TimmBackbone
 from rsseg_cli.backbones.dinov2 import Dinov2
 from rsseg_cli.backbones.dinov3 import Dinov3
 from rsseg_cli.backbones.eva02 import Eva02
@@ -27,13 +27,13 @@ from rsseg_cli.errors import RssegError, UnreadableError
 
 SMALL: dict[str, Any] = {"embed_dim": 32, "depth": 2, "num_heads": 2}
 WINDOWS = {**SMALL, "window_size": 3, "global_attn_indexes": (1,)}
-FAMILIES: dict[str, tuple[type[TimmBackbone], Size]] = {
-    "vit": (Vit, Size("vit_small_patch16_224.augreg_in21k", 16, SMALL)),
-    "dinov2": (Dinov2, Size("vit_small_patch14_dinov2.lvd142m", 14, SMALL)),
-    "dinov2_reg": (Dinov2, Size("vit_small_patch14_reg4_dinov2.lvd142m", 14, SMALL)),
-    "dinov3": (Dinov3, Size("vit_small_patch16_dinov3.lvd1689m", 16, SMALL)),
-    "eva02": (Eva02, Size("eva02_base_patch14_224.mim_in22k", 14, SMALL)),
-    "sam": (Sam, Size("samvit_base_patch16.sa1b", 16, WINDOWS)),
+FAMILIES: dict[str, tuple[type[TimmBackbone], ModelSize]] = {
+    "vit": (Vit, ModelSize("vit_small_patch16_224.augreg_in21k", 16, SMALL)),
+    "dinov2": (Dinov2, ModelSize("vit_small_patch14_dinov2.lvd142m", 14, SMALL)),
+    "dinov2_reg": (Dinov2, ModelSize("vit_small_patch14_reg4_dinov2.lvd142m", 14, SMALL)),
+    "dinov3": (Dinov3, ModelSize("vit_small_patch16_dinov3.lvd1689m", 16, SMALL)),
+    "eva02": (Eva02, ModelSize("eva02_base_patch14_224.mim_in22k", 14, SMALL)),
+    "sam": (Sam, ModelSize("samvit_base_patch16.sa1b", 16, WINDOWS)),
 }
 RGB = Bands(
     names=("red", "green", "blue"),
@@ -79,7 +79,7 @@ def test_the_published_tensors_arrive_unchanged(case: str, tmp_path: Path) -> No
         assert torch.equal(tensor, tensors[name]), name
         assert torch.equal(tensor, pth.model.state_dict()[name])
     assert fingerprint(pth) == fingerprint(safe)
-    assert safe.published
+    assert safe.weights_are_public
 
 
 @pytest.mark.parametrize("case", ["vit", "dinov2", "dinov2_reg", "dinov3", "eva02"])
@@ -157,10 +157,10 @@ def test_native_statistics_reach_the_patches(vit_file: Path) -> None:
     mean, std = torch.tensor(RGB.mean), torch.tensor(RGB.std)
     image = ((128 - mean) / std)[None, :, None, None].expand(1, 3, 16, 16)
     own = (128 / 255 - 0.5) / 0.5  # this family was trained with mean and std of 0.5
-    torch.testing.assert_close(backbone.restate(image), torch.full((1, 3, 16, 16), own))
+    torch.testing.assert_close(backbone.renormalise(image), torch.full((1, 3, 16, 16), own))
     assert backbone.origin["stats"] == "native"
     data = load("vit", vit_file, stats="data")
-    assert torch.equal(data.restate(image), image)
+    assert torch.equal(data.renormalise(image), image)
     seen, expected = backbone.embed(image)[0], data.embed(torch.full_like(image, own))[0]
     torch.testing.assert_close(seen, expected)
 
@@ -305,4 +305,4 @@ def test_random_weights_have_one_fingerprint_on_every_processor() -> None:
     here, other = (Vit(Vit.Config(name="vit_tiny", seed=seed), bands) for seed in (4, 5))
     assert fingerprint(here) == plain
     assert fingerprint(other) != plain
-    assert not here.published
+    assert not here.weights_are_public

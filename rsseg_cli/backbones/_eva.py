@@ -9,7 +9,7 @@ from timm.layers.pos_embed_sincos import apply_rot_embed_cat
 from torch import Tensor
 
 from rsseg_cli.backbones import _resize
-from rsseg_cli.backbones._asking import attend, project
+from rsseg_cli.backbones._cross_attention import attend, project
 from rsseg_cli.backbones._timm import TimmBackbone, third, whole
 from rsseg_cli.bands import Bands
 from rsseg_cli.grid import Grid
@@ -19,7 +19,7 @@ from rsseg_cli.projection import Projection, Role
 class EvaBackbone(TimmBackbone):
     """What DINOv3 and EVA02 share."""
 
-    answers: ClassVar[bool] = True
+    supports_queries: ClassVar[bool] = True
 
     def __init__(self, config: TimmBackbone.Config, bands: Bands) -> None:
         super().__init__(config, bands)
@@ -30,7 +30,7 @@ class EvaBackbone(TimmBackbone):
 
     def embed(self, image: Tensor) -> tuple[Tensor, Grid]:
         """Embed patches, add absolute positions if there are any, put the prefix in front."""
-        patches = self.model.patch_embed(self.restate(image))
+        patches = self.model.patch_embed(self.renormalise(image))
         tokens: Tensor = self.model.norm_pre(_resize.place(self.model, patches, self.positions))
         return tokens, self.grid_of(image)
 
@@ -40,11 +40,11 @@ class EvaBackbone(TimmBackbone):
         turn = self.rotation(grid, extra, tokens.device)
         return self._add(index, tokens, block.attn(block.norm1(tokens), rope=turn))
 
-    def ask(self, index: int, asking: Tensor, tokens: Tensor, grid: Grid) -> Tensor:
+    def cross_attend(self, index: int, asking: Tensor, tokens: Tensor, grid: Grid) -> Tensor:
         """Apply a block to rows that attend to its input and that nothing attends to."""
         block = self.model.blocks[index]
         queries, keys, values = project(self, index, block, asking, tokens)
-        still, placed = keys.tensor_split([self.prefix], 2)
+        still, placed = keys.tensor_split([self.num_prefix_tokens], 2)
         turn = self.rotation(grid, 0, tokens.device)
         placed = apply_rot_embed_cat(placed, turn, half=block.attn.rotate_half)
         keys = torch.cat([still, placed], 2).type_as(values)
@@ -55,7 +55,7 @@ class EvaBackbone(TimmBackbone):
         block = self.model.blocks[index]
         between = tokens + _scaled(attended, block.gamma_1)
         answer = _scaled(block.mlp(block.norm2(between)), block.gamma_2)
-        return between + answer + self.beside(index, between)
+        return between + answer + self.parallel_branch(index, between)
 
     def rotation(self, grid: Grid, extra: int, device: torch.device) -> Tensor:
         """Find sine and cosine of all tokens after the prefix, (extra + N, 2 * head width).

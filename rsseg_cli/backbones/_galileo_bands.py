@@ -13,14 +13,14 @@ from torch import Tensor
 from rsseg_cli.bands import Bands
 from rsseg_cli.errors import RssegError, RssegWarning
 
-Statistics: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
+ChannelStatistics: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of the 13 pretraining channels."""
 
 CHANNELS = (
     "VV", "VH", "B2", "B3", "B4", "B5", "B6", "B7", "B8", "B8A", "B11", "B12", "NDVI",
 )  # fmt: skip
 """Order of the published statistics."""
-PUBLISHED: Statistics = ((
+PUBLISHED: ChannelStatistics = ((
     -11.7287, -18.8556, 1395.3409, 1338.4027, 1343.0988, 1543.8608, 2186.2022, 2525.0933,
     2410.3377, 2750.2855, 2234.9111, 1474.5311, 0.2892,
 ), (
@@ -174,7 +174,9 @@ def reflectance(bands: Bands) -> tuple[Tensor, Tensor]:
     return gain[:, None, None], offset[:, None, None]
 
 
-def normalisation(recipe: Recipe, bands: Bands, statistics: Statistics) -> tuple[Tensor, Tensor]:
+def normalisation(
+    recipe: Recipe, bands: Bands, statistics: ChannelStatistics
+) -> tuple[Tensor, Tensor]:
     """Find gain and offset, each (C, 1, 1), from reflectance to what the authors fed.
 
     That is (x - (mean - 2 std)) / (4 std) of x = reflectance * 10000; bands without use get 0.

@@ -17,7 +17,7 @@ LICENCE = "MIT"
 
 
 @dataclass(frozen=True)
-class Shape:
+class EncoderShape:
     """The numbers of `config.json` that matter here."""
 
     dim: int
@@ -40,7 +40,7 @@ def locate(weights: Path | None, size: str) -> Path:
         raise _weights.unavailable(REPOSITORY, LICENCE, error) from error
 
 
-def read_shape(encoder: Path) -> Shape:
+def read_shape(encoder: Path) -> EncoderShape:
     """Read the network's numbers from the `config.json` beside `encoder.pt`.
 
     Raises:
@@ -50,7 +50,9 @@ def read_shape(encoder: Path) -> Shape:
     content = _read_json(path)
     try:
         model = content["model"]["encoder"]
-        return Shape(dim=model["embedding_size"], depth=model["depth"], heads=model["num_heads"])
+        return EncoderShape(
+            dim=model["embedding_size"], depth=model["depth"], heads=model["num_heads"]
+        )
     except (KeyError, TypeError) as error:
         raise UnreadableError(
             f"config.json is not Galileo's: {error} is missing",
@@ -59,7 +61,7 @@ def read_shape(encoder: Path) -> Shape:
         ) from error
 
 
-def read_statistics(encoder: Path) -> _galileo_bands.Statistics:
+def read_statistics(encoder: Path) -> _galileo_bands.ChannelStatistics:
     """Read mean and std of the 13 pretraining channels from the `normalization.json` beside.
 
     The hub keeps none beside its weights, as all sizes share one: then it is the published one.

@@ -14,7 +14,7 @@ import timm
 from pydantic import Field
 from torch import Tensor, nn
 
-from rsseg_cli.backbones import _bands, _resize, _weights
+from rsseg_cli.backbones import _band_adaptation, _resize, _weights
 from rsseg_cli.bands import Bands
 from rsseg_cli.contract import Backbone
 from rsseg_cli.errors import RssegError, unknown
@@ -23,7 +23,7 @@ from rsseg_cli.projection import Projection, Role
 
 
 @dataclass(frozen=True)
-class Size:
+class ModelSize:
     """One size of a family."""
 
     model: str
@@ -34,7 +34,7 @@ class Size:
     """Arguments of timm's constructor that differ from those behind the name."""
     published: bool = True
     """Whether there are weights at all; without, the numbers are random by design."""
-    home: _weights.Home | None = None
+    home: _weights.WeightsSource | None = None
     """Where the weights are if they are not those behind timm's name."""
     side: int | None = None
     """Places per side that the weights have positions for; None: as behind timm's name."""
@@ -58,29 +58,29 @@ class TimmBackbone(Backbone):
         """Seed of those random numbers."""
         patch: int | None = Field(default=None, ge=1)
         """Side of a patch in pixels; None keeps the weights' own, else the kernel is resampled."""
-        taps: tuple[int, ...] | None = None
+        out_indices: tuple[int, ...] | None = None
         """Blocks whose output becomes a map; None takes four at equal steps."""
-        adapt: _bands.Adapt = "interpolate"
-        """How the RGB kernel becomes one for all bands, see `_bands.mixing`."""
-        stats: _bands.Stats = "auto"
+        adapt: _band_adaptation.KernelAdaptation = "interpolate"
+        """How the RGB kernel becomes one for all bands, see `_band_adaptation.mixing`."""
+        stats: _band_adaptation.InputStatistics = "auto"
         """Statistics of the input: the data's own, or those that the weights were trained with."""
         resize: _resize.Resize | None = None
         """How kernel and positions are fitted to other sizes; None takes the family's own way."""
 
-    sizes: ClassVar[Mapping[str, Size]]
+    sizes: ClassVar[Mapping[str, ModelSize]]
     resizable: ClassVar[bool] = True
     """Whether timm's class wants to be told that images come in many sizes."""
-    words: ClassVar[int] = 1
+    name_words: ClassVar[int] = 1
     """Words of the family's name, before those of the size."""
-    way: ClassVar[_resize.Resize] = "timm"
+    default_resize: ClassVar[_resize.Resize] = "timm"
     """How the family is resized unless a run says otherwise: by the library that serves it."""
     model: Any
 
     def __init__(self, config: Config, bands: Bands) -> None:
         super().__init__()
-        size = _size_of(config.name, self.sizes, self.words)
+        size = _size_of(config.name, self.sizes, self.name_words)
         self.bands = bands
-        self.resize = config.resize or self.way
+        self.resize = config.resize or self.default_resize
         self.patch = config.patch or size.patch
         from_random = config.weights is None and not (config.pretrained and size.published)
         if config.weights is not None and not config.pretrained:
@@ -88,19 +88,21 @@ class TimmBackbone(Backbone):
         channels = len(bands) if from_random else size.channels
         self.model = self._make(size, config.seed, channels=channels)
         self.positions = self._positions(config.name)
-        mix = _bands.mixing(bands, config.adapt)
+        mix = _band_adaptation.mixing(bands, config.adapt)
         if from_random:
             source = f"random numbers of seed {config.seed}"
             content = _weights.digest_random(self.model)
         else:
             source, content = self._load(config, size)
             self.widen(mix)
-        native = _bands.native(bands, config.stats, pretrained=not from_random)
+        native = _band_adaptation.native(bands, config.stats, pretrained=not from_random)
         self._restate(mix, native=native)
         self.dim = self.model.embed_dim
         self.depth = len(self.model.blocks)
-        self.prefix = getattr(self.model, "num_prefix_tokens", 0)
-        self.taps = choose_taps(config.taps, self.default_taps(), self.depth)
+        self.num_prefix_tokens = getattr(self.model, "num_prefix_tokens", 0)
+        self.out_indices = choose_out_indices(
+            config.out_indices, self.default_out_indices(), self.depth
+        )
         self.origin = {
             "name": config.name,
             "model": size.model,
@@ -111,10 +113,10 @@ class TimmBackbone(Backbone):
             "adapt": config.adapt,
             "stats": "native" if native else "data",
         }
-        self.published = not from_random
+        self.weights_are_public = not from_random
         self.eval()
 
-    def _make(self, size: Size, seed: int, *, channels: int) -> nn.Module:
+    def _make(self, size: ModelSize, seed: int, *, channels: int) -> nn.Module:
         """Build the network with seeded random numbers, on the CPU or the meta device."""
         side = size.side or _weights.published_as(size.model)["input_size"][-1] // size.patch
         arguments: dict[str, Any] = {
@@ -130,7 +132,7 @@ class TimmBackbone(Backbone):
             model: nn.Module = timm.create_model(size.model, **(arguments | dict(size.changes)))
         return model
 
-    def _load(self, config: Config, size: Size) -> tuple[str, str]:
+    def _load(self, config: Config, size: ModelSize) -> tuple[str, str]:
         """Load the published or the given weights; return their source and their digest."""
         if config.weights is not None:
             tensors, where = _weights.read_file(config.weights), str(config.weights)
@@ -174,7 +176,7 @@ class TimmBackbone(Backbone):
             return _resize.TIMM
         if self.resize == "plain":
             return _resize.BARE
-        rule = self.authors()
+        rule = self.authors_resize()
         if rule is None:
             raise RssegError(
                 f"the authors of {name} resize no positions",
@@ -183,34 +185,36 @@ class TimmBackbone(Backbone):
             )
         return rule
 
-    def authors(self) -> _resize.Positions | None:
+    def authors_resize(self) -> _resize.Positions | None:
         """Tell how the authors' own code resizes positions, None where it does not."""
         return None
 
     def widen(self, mix: Tensor) -> None:
         """Give the loaded patch embedding for RGB a kernel for the bands of `mix` (C, 3)."""
         patches: nn.Conv2d = self.model.patch_embed.proj
-        patches.weight = nn.Parameter(_bands.adapt_kernel(patches.weight.detach(), mix))
+        patches.weight = nn.Parameter(_band_adaptation.adapt_kernel(patches.weight.detach(), mix))
         patches.in_channels = len(mix)
 
     def _restate(self, mix: Tensor, *, native: bool) -> None:
         gain = offset = None
         if native:
             config = self.model.pretrained_cfg
-            gain, offset = _bands.restatement(self.bands, mix, config["mean"], config["std"])
+            gain, offset = _band_adaptation.restatement(
+                self.bands, mix, config["mean"], config["std"]
+            )
         self.gain: Tensor | None
         self.offset: Tensor | None
         self.register_buffer("gain", gain, persistent=False)
         self.register_buffer("offset", offset, persistent=False)
 
-    def restate(self, image: Tensor) -> Tensor:
+    def renormalise(self, image: Tensor) -> Tensor:
         """Put a standardised image (B, C, H, W) into the statistics that the weights want."""
         if self.gain is None or self.offset is None:
             return image
         return image * self.gain + self.offset
 
     @classmethod
-    def terms(cls, size: str) -> tuple[str, str]:
+    def licence(cls, size: str) -> tuple[str, str]:
         """Tell the licence of a size's weights and the page that says it."""
         entry = cls.sizes[size]
         if not entry.published:
@@ -220,9 +224,9 @@ class TimmBackbone(Backbone):
         known = _weights.published_as(entry.model)
         return known.get("license") or "", f"https://huggingface.co/{known['hf_hub_id']}"
 
-    def default_taps(self) -> tuple[int, ...]:
-        """Choose the taps of a run that names none."""
-        return even_taps(self.depth)
+    def default_out_indices(self) -> tuple[int, ...]:
+        """Return the blocks whose output becomes a map, unless the settings name others."""
+        return even_out_indices(self.depth)
 
     def projections(self, index: int, role: Role) -> list[Projection]:
         """List the linear maps of a block that play a role; q, k, v are thirds of one."""
@@ -236,7 +240,7 @@ class TimmBackbone(Backbone):
         return Grid(image.shape[2] // self.patch, image.shape[3] // self.patch)
 
 
-def _size_of(name: str, sizes: Mapping[str, Size], words: int) -> Size:
+def _size_of(name: str, sizes: Mapping[str, ModelSize], words: int) -> ModelSize:
     parts = name.split("_")
     family, size = "_".join(parts[:words]), "_".join(parts[words:])
     if size not in sizes:
@@ -244,17 +248,17 @@ def _size_of(name: str, sizes: Mapping[str, Size], words: int) -> Size:
     return sizes[size]
 
 
-def even_taps(depth: int) -> tuple[int, ...]:
-    """Choose four taps at equal steps, the last block among them; of 24 blocks those of Rein."""
+def even_out_indices(depth: int) -> tuple[int, ...]:
+    """Return four blocks at equal steps, with the last one; of 24 blocks those of Rein."""
     if depth == 24:
         return 7, 11, 15, 23
     return tuple(sorted({max(depth * part // 4 - 1, 0) for part in (1, 2, 3, 4)}))
 
 
-def choose_taps(
+def choose_out_indices(
     wanted: tuple[int, ...] | None, default: tuple[int, ...], depth: int
 ) -> tuple[int, ...]:
-    """Check the wanted taps against the number of blocks.
+    """Check `out_indices` against the number of blocks.
 
     Raises:
         RssegError: None, not ascending, or beyond the last block.
@@ -263,9 +267,9 @@ def choose_taps(
         return default
     if not wanted or list(wanted) != sorted(set(wanted)) or wanted[0] < 0 or wanted[-1] >= depth:
         raise RssegError(
-            f"taps {list(wanted)} are not ascending block numbers of 0..{depth - 1}",
-            where="backbone.taps",
-            fix=f"backbone.taps {list(default)}",
+            f"out_indices {list(wanted)} are not ascending block numbers of 0..{depth - 1}",
+            where="backbone.out_indices",
+            fix=f"backbone.out_indices: {list(default)}",
         )
     return wanted
 

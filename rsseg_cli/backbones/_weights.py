@@ -24,7 +24,7 @@ SHOWN = 4
 
 
 @dataclass(frozen=True)
-class Home:
+class WeightsSource:
     """Where weights that timm does not list are published, and on which terms."""
 
     page: str
@@ -80,7 +80,7 @@ def read_hub(model: str) -> dict[str, Tensor]:
     return dict(tensors)
 
 
-def fetch(home: Home) -> Path:
+def fetch(home: WeightsSource) -> Path:
     """Find a published file in the hub's cache, or download it there.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from rsseg_cli.backbones._timm import Size
+from rsseg_cli.backbones._timm import ModelSize
 from rsseg_cli.backbones.vit import Vit
 
 
@@ -16,7 +16,7 @@ class Clip(Vit):
     timm's other names load the same tensors with another one.
     """
 
-    sizes: ClassVar[Mapping[str, Size]] = {
-        "base": Size("vit_base_patch16_clip_quickgelu_224.openai", patch=16),
-        "large": Size("vit_large_patch14_clip_quickgelu_224.openai", patch=14),
+    sizes: ClassVar[Mapping[str, ModelSize]] = {
+        "base": ModelSize("vit_base_patch16_clip_quickgelu_224.openai", patch=16),
+        "large": ModelSize("vit_large_patch14_clip_quickgelu_224.openai", patch=14),
     }

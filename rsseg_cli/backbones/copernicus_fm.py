@@ -15,9 +15,16 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from rsseg_cli.backbones._kernels import PLAIN, WIDTH, MadeKernels, below, load_part, require
-from rsseg_cli.backbones._timm import Size, TimmBackbone
-from rsseg_cli.backbones._weights import Home
+from rsseg_cli.backbones._dynamic_patch_embed import (
+    PLAIN,
+    WIDTH,
+    DynamicPatchEmbed,
+    below,
+    load_part,
+    require,
+)
+from rsseg_cli.backbones._timm import ModelSize, TimmBackbone
+from rsseg_cli.backbones._weights import WeightsSource
 from rsseg_cli.bands import Bands
 from rsseg_cli.errors import RssegError
 from rsseg_cli.number_format import counted
@@ -29,11 +36,11 @@ WIDTHS_NM = (1.0, 1e9)
 """Range of bandwidths."""
 AREAS_KM2 = (1e-3, 5.1e8)
 """Range of a patch's area, up to that of the earth."""
-TOLD = ("coord", "scale", "time")
+METADATA = ("coord", "scale", "time")
 """What the tokens are told of: place, area of a patch, day."""
 
 
-class CopernicusFm(MadeKernels):
+class CopernicusFm(DynamicPatchEmbed):
     """A band is its centre and its width, both in nanometres; radar has some too.
 
     Products that are no light (elevation, air pollution) are known by name to the full model; they
@@ -48,19 +55,19 @@ class CopernicusFm(MadeKernels):
         gsd_m: float | None = Field(default=None, gt=0)
         """Size of a pixel on the ground, which makes the area of a patch; None: unknown."""
 
-    words = 2
+    name_words = 2
     title = "Copernicus-FM"
     stem = "patch_embed_spectral."
     left_out = (
         "patch_embed_variable.", "head.", "fc_norm.", "norm.",
-        *(f"{what}_{part}" for what in TOLD for part in ("fc.", "token")),
+        *(f"{what}_{part}" for what in METADATA for part in ("fc.", "token")),
     )  # fmt: skip
-    sizes: ClassVar[Mapping[str, Size]] = {
-        "base": Size(
+    sizes: ClassVar[Mapping[str, ModelSize]] = {
+        "base": ModelSize(
             "vit_base_patch16_224.mae",
             patch=16,
             changes=PLAIN,
-            home=Home(
+            home=WeightsSource(
                 page="https://huggingface.co/torchgeo/copernicus-fm",
                 file="CopernicusFM_ViT_base_varlang-085350e4.pth",
                 license="CC-BY-4.0",
@@ -86,23 +93,23 @@ class CopernicusFm(MadeKernels):
 
     def translate(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Add to the positions what is the same for all tokens: resizing leaves it as it is."""
-        told = Told(self.maker.dim)
-        load_part(told, {k: t for what in TOLD for k, t in _named(what, tensors).items()})
+        told = MetadataEncoder(self.maker.dim)
+        load_part(told, {k: t for what in METADATA for k, t in _named(what, tensors).items()})
         translated = super().translate(tensors)
         translated["pos_embed"] = translated["pos_embed"] + told(self.area)
         return translated
 
-    def default_taps(self) -> tuple[int, ...]:
+    def default_out_indices(self) -> tuple[int, ...]:
         """Choose those of the authors' segmentation."""
         return 3, 5, 7, 11
 
 
-class Told(nn.Module):
+class MetadataEncoder(nn.Module):
     """Turns what is known of an image into a summand of all tokens; named as in the files."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        for what in TOLD:
+        for what in METADATA:
             self.add_module(f"{what}_fc", nn.Linear(dim, dim))
             self.register_parameter(f"{what}_token", nn.Parameter(torch.zeros(1, 1, dim)))
 
@@ -110,7 +117,7 @@ class Told(nn.Module):
     def forward(self, area: float | None) -> Tensor:
         """Make the summand (1, 1, D) from the area of a patch in square kilometres."""
         total: Any = 0.0
-        for what in TOLD:
+        for what in METADATA:
             code: Tensor = self.get_parameter(f"{what}_token")
             if what == "scale" and area is not None:
                 code = fourier([area], AREAS_KM2, code.shape[-1])[None]

@@ -6,22 +6,22 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from rsseg_cli.backbones._resize import TIMM, Positions
-from rsseg_cli.backbones._timm import Size
+from rsseg_cli.backbones._timm import ModelSize
 from rsseg_cli.backbones.vit import Vit
 
 
 class Dinov2(Vit):
     """Plain blocks with layer scale; `_reg` sizes have four registers besides the class token."""
 
-    sizes: ClassVar[Mapping[str, Size]] = {
-        "small": Size("vit_small_patch14_dinov2.lvd142m", patch=14),
-        "base": Size("vit_base_patch14_dinov2.lvd142m", patch=14),
-        "large": Size("vit_large_patch14_dinov2.lvd142m", patch=14),
-        "small_reg": Size("vit_small_patch14_reg4_dinov2.lvd142m", patch=14),
-        "base_reg": Size("vit_base_patch14_reg4_dinov2.lvd142m", patch=14),
-        "large_reg": Size("vit_large_patch14_reg4_dinov2.lvd142m", patch=14),
+    sizes: ClassVar[Mapping[str, ModelSize]] = {
+        "small": ModelSize("vit_small_patch14_dinov2.lvd142m", patch=14),
+        "base": ModelSize("vit_base_patch14_dinov2.lvd142m", patch=14),
+        "large": ModelSize("vit_large_patch14_dinov2.lvd142m", patch=14),
+        "small_reg": ModelSize("vit_small_patch14_reg4_dinov2.lvd142m", patch=14),
+        "base_reg": ModelSize("vit_base_patch14_reg4_dinov2.lvd142m", patch=14),
+        "large_reg": ModelSize("vit_large_patch14_reg4_dinov2.lvd142m", patch=14),
     }
 
-    def authors(self) -> Positions:
+    def authors_resize(self) -> Positions:
         """The authors add 0.1 to each side, and smooth only in models with registers."""
         return Positions(antialias=False, offset=0.1) if self.model.reg_token is None else TIMM

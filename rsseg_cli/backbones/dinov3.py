@@ -8,21 +8,21 @@ from typing import ClassVar
 from torch import Tensor
 
 from rsseg_cli.backbones._eva import EvaBackbone
-from rsseg_cli.backbones._timm import Size
+from rsseg_cli.backbones._timm import ModelSize
 
 
 class Dinov3(EvaBackbone):
     """Rotary positions only, four registers. Weights are behind the dinov3-license."""
 
-    sizes: ClassVar[Mapping[str, Size]] = {
-        "small": Size("vit_small_patch16_dinov3.lvd1689m", patch=16),
-        "small_plus": Size("vit_small_plus_patch16_dinov3.lvd1689m", patch=16),
-        "base": Size("vit_base_patch16_dinov3.lvd1689m", patch=16),
-        "large": Size("vit_large_patch16_dinov3.lvd1689m", patch=16),
-        "huge_plus": Size("vit_huge_plus_patch16_dinov3.lvd1689m", patch=16),
-        "7b": Size("vit_7b_patch16_dinov3.lvd1689m", patch=16),
-        "sat_large": Size("vit_large_patch16_dinov3.sat493m", patch=16),
-        "sat_7b": Size("vit_7b_patch16_dinov3.sat493m", patch=16),
+    sizes: ClassVar[Mapping[str, ModelSize]] = {
+        "small": ModelSize("vit_small_patch16_dinov3.lvd1689m", patch=16),
+        "small_plus": ModelSize("vit_small_plus_patch16_dinov3.lvd1689m", patch=16),
+        "base": ModelSize("vit_base_patch16_dinov3.lvd1689m", patch=16),
+        "large": ModelSize("vit_large_patch16_dinov3.lvd1689m", patch=16),
+        "huge_plus": ModelSize("vit_huge_plus_patch16_dinov3.lvd1689m", patch=16),
+        "7b": ModelSize("vit_7b_patch16_dinov3.lvd1689m", patch=16),
+        "sat_large": ModelSize("vit_large_patch16_dinov3.sat493m", patch=16),
+        "sat_7b": ModelSize("vit_7b_patch16_dinov3.sat493m", patch=16),
     }
 
     def translate(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

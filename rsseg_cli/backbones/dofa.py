@@ -11,14 +11,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rsseg_cli.backbones._kernels import PLAIN, WIDTH, MadeKernels, require
-from rsseg_cli.backbones._timm import Size
-from rsseg_cli.backbones._weights import Home
+from rsseg_cli.backbones._dynamic_patch_embed import PLAIN, WIDTH, DynamicPatchEmbed, require
+from rsseg_cli.backbones._timm import ModelSize
+from rsseg_cli.backbones._weights import WeightsSource
 from rsseg_cli.bands import Bands
 
 
-def _home(file: str) -> Home:
-    return Home(
+def _home(file: str) -> WeightsSource:
+    return WeightsSource(
         page="https://huggingface.co/torchgeo/dofa",
         file=file,
         license="CC-BY-4.0",
@@ -27,20 +27,20 @@ def _home(file: str) -> Home:
     )
 
 
-class Dofa(MadeKernels):
+class Dofa(DynamicPatchEmbed):
     """A band is its centre wavelength."""
 
     title = "DOFA"
     stem = "patch_embed."
     left_out = ("head.", "fc_norm.", "norm.")
-    sizes: ClassVar[Mapping[str, Size]] = {
-        "base": Size(
+    sizes: ClassVar[Mapping[str, ModelSize]] = {
+        "base": ModelSize(
             "vit_base_patch16_224.mae",
             patch=16,
             changes=PLAIN,
             home=_home("dofa_base_patch16_224-a0275954.pth"),
         ),
-        "large": Size(
+        "large": ModelSize(
             "vit_large_patch16_224.mae",
             patch=16,
             changes=PLAIN,

@@ -7,19 +7,19 @@ from typing import ClassVar
 
 from rsseg_cli.backbones._eva import EvaBackbone
 from rsseg_cli.backbones._resize import BARE, Positions
-from rsseg_cli.backbones._timm import Size
+from rsseg_cli.backbones._timm import ModelSize
 
 
 class Eva02(EvaBackbone):
     """Rotary and absolute positions, separate queries, keys and values, gated MLPs."""
 
-    sizes: ClassVar[Mapping[str, Size]] = {
-        "tiny": Size("eva02_tiny_patch14_224.mim_in22k", patch=14),
-        "small": Size("eva02_small_patch14_224.mim_in22k", patch=14),
-        "base": Size("eva02_base_patch14_224.mim_in22k", patch=14),
-        "large": Size("eva02_large_patch14_224.mim_m38m", patch=14),
+    sizes: ClassVar[Mapping[str, ModelSize]] = {
+        "tiny": ModelSize("eva02_tiny_patch14_224.mim_in22k", patch=14),
+        "small": ModelSize("eva02_small_patch14_224.mim_in22k", patch=14),
+        "base": ModelSize("eva02_base_patch14_224.mim_in22k", patch=14),
+        "large": ModelSize("eva02_large_patch14_224.mim_m38m", patch=14),
     }
 
-    def authors(self) -> Positions:
+    def authors_resize(self) -> Positions:
         """The authors' code takes bicubic positions as they are."""
         return BARE

@@ -16,12 +16,12 @@ from rsseg_cli.backbones._galileo_blocks import Affine, Block
 from rsseg_cli.backbones._galileo_files import (
     LICENCE,
     REPOSITORY,
-    Shape,
+    EncoderShape,
     locate,
     read_shape,
     read_statistics,
 )
-from rsseg_cli.backbones._timm import choose_taps, even_taps, whole
+from rsseg_cli.backbones._timm import choose_out_indices, even_out_indices, whole
 from rsseg_cli.bands import Bands
 from rsseg_cli.contract import Backbone
 from rsseg_cli.errors import RssegError, unknown
@@ -57,7 +57,7 @@ class Galileo(Backbone):
         """Seed of those random numbers: a model file does not store them, it makes them again."""
         patch: int | None = None
         """Side of a patch, 1..8 pixels; None takes 8, the side of the published kernels."""
-        taps: tuple[int, ...] | None = None
+        out_indices: tuple[int, ...] | None = None
         """Blocks whose output becomes a map; None takes four at equal steps."""
         norm_taps: bool = False
         """Put the final norm, made for the last block, on every tap."""
@@ -66,13 +66,13 @@ class Galileo(Backbone):
         gsd_m: float | None = Field(default=None, gt=0)
         """Size of a pixel on the ground; None takes the bands' own, or 10 m if that is unknown."""
 
-    sizes: ClassVar[Mapping[str, Shape]] = {
-        "nano": Shape(dim=128, depth=4, heads=8),
-        "tiny": Shape(dim=192, depth=12, heads=3),
-        "base": Shape(dim=768, depth=12, heads=12),
+    sizes: ClassVar[Mapping[str, EncoderShape]] = {
+        "nano": EncoderShape(dim=128, depth=4, heads=8),
+        "tiny": EncoderShape(dim=192, depth=12, heads=3),
+        "base": EncoderShape(dim=768, depth=12, heads=12),
     }
-    answers: ClassVar[bool] = True
-    prefix = 0
+    supports_queries: ClassVar[bool] = True
+    num_prefix_tokens = 0
 
     def __init__(self, config: Config, bands: Bands) -> None:
         super().__init__()
@@ -101,7 +101,9 @@ class Galileo(Backbone):
             content = _weights.digest_random(self)
         else:
             source, content = self._load(config.name, shape, encoder)
-        self.taps = choose_taps(config.taps, even_taps(self.depth), self.depth)
+        self.out_indices = choose_out_indices(
+            config.out_indices, even_out_indices(self.depth), self.depth
+        )
         self.origin = {
             "name": config.name,
             "source": source,
@@ -113,7 +115,7 @@ class Galileo(Backbone):
             "gsd_m": self.gsd_m,
             "norm_taps": self.norm_taps,
         }
-        self.published = encoder is not None
+        self.weights_are_public = encoder is not None
         self.eval()
 
     @staticmethod
@@ -126,7 +128,7 @@ class Galileo(Backbone):
         return None
 
     @classmethod
-    def terms(cls, size: str) -> tuple[str, str]:
+    def licence(cls, size: str) -> tuple[str, str]:
         """Tell the licence of a size's weights and the page that says it."""
         return LICENCE, f"https://huggingface.co/{REPOSITORY}"
 
@@ -150,7 +152,7 @@ class Galileo(Backbone):
         for table in (self.pos_embed, self.month_embed.weight, self.s_t_channel_embed):
             nn.init.normal_(table, std=0.02)
 
-    def _load(self, name: str, shape: Shape, encoder: Path) -> tuple[str, str]:
+    def _load(self, name: str, shape: EncoderShape, encoder: Path) -> tuple[str, str]:
         """Load the published tensors; return their source and their digest."""
         tensors = _weights.read_file(encoder)
         found = read_shape(encoder)
@@ -225,7 +227,7 @@ class Galileo(Backbone):
         block: Any = self.blocks[index]
         return self._add(index, tokens, block.attn(block.norm1(tokens)))
 
-    def ask(self, index: int, asking: Tensor, tokens: Tensor, grid: Grid) -> Tensor:
+    def cross_attend(self, index: int, asking: Tensor, tokens: Tensor, grid: Grid) -> Tensor:
         """Apply a block to rows that attend to its input and that nothing attends to."""
         block: Any = self.blocks[index]
         attended = block.attn(block.norm1(tokens), asking=block.norm1(asking))
@@ -236,7 +238,7 @@ class Galileo(Backbone):
         block: Any = self.blocks[index]
         between: Tensor = tokens + attended
         after: Tensor = between + block.mlp(block.norm2(between))
-        return after + self.beside(index, between)
+        return after + self.parallel_branch(index, between)
 
     def projections(self, index: int, role: Role) -> list[Projection]:
         """List the linear maps of a block that play a role; each is a module of its own."""

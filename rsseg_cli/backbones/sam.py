@@ -9,7 +9,7 @@ from timm.models.vision_transformer_sam import window_partition, window_unpartit
 from torch import Tensor, nn
 
 from rsseg_cli.backbones import _resize
-from rsseg_cli.backbones._timm import Size, TimmBackbone
+from rsseg_cli.backbones._timm import ModelSize, TimmBackbone
 from rsseg_cli.grid import Grid
 
 
@@ -22,15 +22,15 @@ class Sam(TimmBackbone):
 
     takes_prompts: ClassVar[bool] = False
     resizable: ClassVar[bool] = False
-    sizes: ClassVar[Mapping[str, Size]] = {
-        "base": Size("samvit_base_patch16.sa1b", patch=16),
-        "large": Size("samvit_large_patch16.sa1b", patch=16),
-        "huge": Size("samvit_huge_patch16.sa1b", patch=16),
+    sizes: ClassVar[Mapping[str, ModelSize]] = {
+        "base": ModelSize("samvit_base_patch16.sa1b", patch=16),
+        "large": ModelSize("samvit_large_patch16.sa1b", patch=16),
+        "huge": ModelSize("samvit_huge_patch16.sa1b", patch=16),
     }
 
-    def _make(self, size: Size, seed: int, *, channels: int) -> Any:
+    def _make(self, size: ModelSize, seed: int, *, channels: int) -> Any:
         model = super()._make(size, seed, channels=channels)
-        model.neck = nn.Identity()  # taps are what the blocks put out
+        model.neck = nn.Identity()  # maps are the outputs of blocks
         return model
 
     def translate(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -38,13 +38,13 @@ class Sam(TimmBackbone):
         translated = super().translate(tensors)
         return {key: t for key, t in translated.items() if not key.startswith("neck.")}
 
-    def default_taps(self) -> tuple[int, ...]:
+    def default_out_indices(self) -> tuple[int, ...]:
         """Choose the blocks that attend globally."""
         return tuple(i for i, block in enumerate(self.model.blocks) if block.window_size == 0)
 
     def embed(self, image: Tensor) -> tuple[Tensor, Grid]:
         """Embed patches and add positions resampled to the grid; no prefix."""
-        patches = self.model.patch_embed(self.restate(image))  # (B, h, w, D)
+        patches = self.model.patch_embed(self.renormalise(image))  # (B, h, w, D)
         table, size = self.model.pos_embed, (patches.shape[1], patches.shape[2])
         old = (table.shape[1], table.shape[2])
         places = _resize.resize_positions(table.flatten(1, 2), old, size, self.positions)
@@ -57,7 +57,7 @@ class Sam(TimmBackbone):
         block = self.model.blocks[index]
         between: Tensor = tokens + block.ls1(self._attend(block, block.norm1(tokens), grid))
         after: Tensor = between + block.ls2(block.mlp(block.norm2(between)))
-        return after + self.beside(index, between)
+        return after + self.parallel_branch(index, between)
 
     def _attend(self, block: Any, tokens: Tensor, grid: Grid) -> Tensor:
         size, cells = (grid.h, grid.w), tokens.reshape(len(tokens), grid.h, grid.w, -1)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from rsseg_cli.backbones._resize import BARE, Positions
-from rsseg_cli.backbones._timm import Size, TimmBackbone
-from rsseg_cli.backbones._weights import Home
+from rsseg_cli.backbones._timm import ModelSize, TimmBackbone
+from rsseg_cli.backbones._weights import WeightsSource
 from rsseg_cli.backbones.vit import Vit
 from rsseg_cli.bands import Bands
 from rsseg_cli.errors import RssegError
@@ -30,15 +30,17 @@ SPREAD = 2.0
 """Values of mean -+ 2 standard deviations become 0..1, as in training; beyond they are cut off."""
 
 
-def _size(model: str, file: str, channels: int) -> Size:
-    home = Home(
+def _size(model: str, file: str, channels: int) -> ModelSize:
+    home = WeightsSource(
         page="https://huggingface.co/wangyi111/softcon",
         file=file,
         license="CC-BY-4.0",
         repository="wangyi111/softcon",
         revision="bae909781911f8ec034b4b959992fae17b973c0c",
     )
-    return Size(f"vit_{model}_patch14_dinov2.lvd142m", 14, home=home, side=16, channels=channels)
+    return ModelSize(
+        f"vit_{model}_patch14_dinov2.lvd142m", 14, home=home, side=16, channels=channels
+    )
 
 
 class Softcon(Vit):
@@ -47,7 +49,7 @@ class Softcon(Vit):
     Each band takes the slice of the kernel that is nearest in wavelength, radar that of its name.
     """
 
-    sizes: ClassVar[Mapping[str, Size]] = {
+    sizes: ClassVar[Mapping[str, ModelSize]] = {
         "small": _size("small", "B13_vits14_softcon_enc.pth", len(OPTICAL_NM)),
         "base": _size("base", "B13_vitb14_softcon_enc.pth", len(OPTICAL_NM)),
         "sar_small": _size("small", "B2_vits14_softcon_enc.pth", len(RADAR)),
@@ -73,15 +75,15 @@ class Softcon(Vit):
         patches.weight = nn.Parameter(chosen)
         patches.in_channels = len(self.slices)
 
-    def restate(self, image: Tensor) -> Tensor:
+    def renormalise(self, image: Tensor) -> Tensor:
         """Put a standardised image (B, C, H, W) between 0 and 1 as in training."""
         return torch.clamp((image + SPREAD) / (2 * SPREAD), 0.0, 1.0)
 
-    def authors(self) -> Positions:
+    def authors_resize(self) -> Positions:
         """The authors use DINOv2's code, which adds 0.1 to each side."""
         return Positions(BARE.antialias, offset=0.1)
 
-    def default_taps(self) -> tuple[int, ...]:
+    def default_out_indices(self) -> tuple[int, ...]:
         """Choose as for Copernicus-FM, whose authors are the same; raw, before the final norm."""
         return 3, 5, 7, 11
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from rsseg_cli.backbones import _weights
 from rsseg_cli.backbones._resize import BARE, Positions
-from rsseg_cli.backbones._timm import Size, TimmBackbone
+from rsseg_cli.backbones._timm import ModelSize, TimmBackbone
 from rsseg_cli.backbones.vit import Vit
 from rsseg_cli.errors import RssegError
 
@@ -46,12 +46,12 @@ TEXT = "token_embed."
 class Uniperceiver(Vit):
     """timm's blocks, with an embedding of its own and no prefix."""
 
-    way = "authors"
-    sizes: ClassVar[Mapping[str, Size]] = {
-        "large": Size(
+    default_resize = "authors"
+    sizes: ClassVar[Mapping[str, ModelSize]] = {
+        "large": ModelSize(
             "vit_large_patch16_224.mae",  # as trained: ImageNet's mean and std
             patch=16,
-            home=_weights.Home(page=URL, file=FILE, license="Apache-2.0"),
+            home=_weights.WeightsSource(page=URL, file=FILE, license="Apache-2.0"),
             changes={
                 "class_token": False,
                 "global_pool": "",
@@ -63,11 +63,11 @@ class Uniperceiver(Vit):
         ),
     }
 
-    def authors(self) -> Positions:
+    def authors_resize(self) -> Positions:
         """The authors' code takes bicubic positions as they are."""
         return BARE
 
-    def _load(self, config: TimmBackbone.Config, size: Size) -> tuple[str, str]:
+    def _load(self, config: TimmBackbone.Config, size: ModelSize) -> tuple[str, str]:
         """Load the given file, or the one that ViT-Adapter published."""
         path = config.weights or fetch()
         return super()._load(config.model_copy(update={"weights": path}), size)

@@ -8,31 +8,31 @@ from typing import ClassVar
 from torch import Tensor
 
 from rsseg_cli.backbones import _resize
-from rsseg_cli.backbones._asking import attend, project
-from rsseg_cli.backbones._timm import Size, TimmBackbone
+from rsseg_cli.backbones._cross_attention import attend, project
+from rsseg_cli.backbones._timm import ModelSize, TimmBackbone
 from rsseg_cli.grid import Grid
 
 
 class Vit(TimmBackbone):
     """Blocks of timm's `VisionTransformer`: fused queries, keys and values, two layer scales."""
 
-    answers: ClassVar[bool] = True
+    supports_queries: ClassVar[bool] = True
 
-    sizes: ClassVar[Mapping[str, Size]] = {
-        "tiny": Size(
+    sizes: ClassVar[Mapping[str, ModelSize]] = {
+        "tiny": ModelSize(
             "vit_tiny_patch16_224",
             patch=8,
             changes={"embed_dim": 64, "depth": 4, "num_heads": 4, "img_size": 64},
             published=False,
         ),
-        "small": Size("vit_small_patch16_224.augreg_in21k", patch=16),
-        "base": Size("vit_base_patch16_224.augreg_in21k", patch=16),
-        "large": Size("vit_large_patch16_224.augreg_in21k", patch=16),
+        "small": ModelSize("vit_small_patch16_224.augreg_in21k", patch=16),
+        "base": ModelSize("vit_base_patch16_224.augreg_in21k", patch=16),
+        "large": ModelSize("vit_large_patch16_224.augreg_in21k", patch=16),
     }
 
     def embed(self, image: Tensor) -> tuple[Tensor, Grid]:
         """Embed patches, add positions resampled to the grid, put the prefix in front."""
-        patches = self.model.patch_embed(self.restate(image))
+        patches = self.model.patch_embed(self.renormalise(image))
         tokens: Tensor = self.model.norm_pre(_resize.place(self.model, patches, self.positions))
         return tokens, self.grid_of(image)
 
@@ -41,7 +41,7 @@ class Vit(TimmBackbone):
         block = self.model.blocks[index]
         return self._add(index, tokens, block.attn(block.norm1(tokens)))
 
-    def ask(self, index: int, asking: Tensor, tokens: Tensor, grid: Grid) -> Tensor:
+    def cross_attend(self, index: int, asking: Tensor, tokens: Tensor, grid: Grid) -> Tensor:
         """Apply a block to rows that attend to its input and that nothing attends to."""
         block = self.model.blocks[index]
         queries, keys, values = project(self, index, block, asking, tokens)
@@ -52,4 +52,4 @@ class Vit(TimmBackbone):
         block = self.model.blocks[index]
         between: Tensor = tokens + block.ls1(attended)
         after: Tensor = between + block.ls2(block.mlp(block.norm2(between)))
-        return after + self.beside(index, between)
+        return after + self.parallel_branch(index, between)

@@ -103,7 +103,7 @@ def backbone_licence(settings: dict[str, Any]) -> Licence:
     if not settings.get("pretrained", True):
         return Licence(name, "none: initialised at random", "-")
     kind = family(name)
-    terms, page = find("backbones", kind, Backbone).terms(name.removeprefix(f"{kind}_"))
+    terms, page = find("backbones", kind, Backbone).licence(name.removeprefix(f"{kind}_"))
     return Licence(name, terms or UNKNOWN, page)
 
 

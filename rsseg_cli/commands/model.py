@@ -34,11 +34,11 @@ def build(config: RunConfig, bands: Bands, classes: int) -> Segmenter:
     new_head: Callable[..., Head[Any]] = find("heads", config.head.name, Head)
     backbone = new_backbone(config.backbone, bands)
     method = kind.build(config.method.config, backbone, config.head.config.queries_of_method)
-    maps = method.maps(backbone)
+    maps = method.num_feature_maps(backbone)
     # Again: with one seed, the head starts the same for all methods, whatever these have drawn.
     torch.manual_seed(config.training.seed)
     head = new_head(config.head.config, dim=backbone.dim, maps=maps, classes=classes)
-    return Segmenter(backbone, method, head, bands, restorable=backbone.published)
+    return Segmenter(backbone, method, head, bands, weights_are_public=backbone.weights_are_public)
 
 
 def metadata(
@@ -107,7 +107,7 @@ def open_model(path: Path | None, *, weights: Path | None = None) -> LoadedModel
     classes = [Class.from_json(entry) for entry in about["classes"]]
     model = build(config, Bands.model_validate(about["bands"]), len(classes))
     current = fingerprint(model.backbone)
-    if model.restorable and current != about["fingerprint"]:
+    if model.weights_are_public and current != about["fingerprint"]:
         raise RssegError(
             "the backbone's weights are not those that this model was fitted on",
             where=f"{file} (fingerprint {about['fingerprint'][:12]}, now {current[:12]})",

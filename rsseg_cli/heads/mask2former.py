@@ -104,7 +104,7 @@ class Mask2Former(Head[MaskOutput]):
             raise RssegError(
                 f"the mask2former head takes 1 to {len(STRIDES)} maps, not {maps}",
                 where="head.name",
-                fix="four taps (backbone.taps), or the linear head",
+                fix="four blocks in backbone.out_indices, or the linear head",
             )
         self.config = config
         self.pixel_decoder = PixelDecoder(

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from rsseg_cli.contract import Backbone, Method
-from rsseg_cli.methods._domain import Scores
-from rsseg_cli.methods._posterior import mean_squares
-from rsseg_cli.methods._sparse import Sparse
+from rsseg_cli.methods._fisher.domain_fisher import SelectionScores
+from rsseg_cli.methods._fisher.posterior import mean_squares
+from rsseg_cli.methods._fisher.sparse import Sparse
 from rsseg_cli.settings import Json
 from rsseg_cli.step import Step
 
@@ -43,12 +43,12 @@ class ChildTune(Sparse):
     def __init__(self, config: Config, backbone: Backbone) -> None:
         super().__init__(config, backbone, shares=[config.ratio] if config.form == "D" else [0.0])
 
-    def score(self, step: Step, centre: Sequence[Tensor]) -> Scores:
+    def score(self, step: Step, centre: Sequence[Tensor]) -> SelectionScores:
         """Average the squared gradients of batches."""
         config = self.config
         probes = step.probes(-(-config.samples // config.batch), samples=config.batch)
         weights, limit = self.candidates.weights, config.max_norm
-        return Scores(mean_squares(probes, weights, step.average, max_norm=limit))
+        return SelectionScores(mean_squares(probes, weights, step.average, max_norm=limit))
 
     # --- form F ------------------------------------------------------------------------------
     def warmup(self, total: int) -> int:
@@ -57,9 +57,9 @@ class ChildTune(Sparse):
             return 0
         return super().warmup(total)
 
-    def unclipped(self) -> list[Parameter]:
+    def no_grad_clip(self) -> list[Parameter]:
         """Leave form F's gradients, which all count, in the shared clip."""
-        return super().unclipped() if self.config.form == "D" else []
+        return super().no_grad_clip() if self.config.form == "D" else []
 
     def before_step(self, step: Step) -> None:
         """Warm up; form F then lets everything train."""
@@ -86,20 +86,24 @@ class ChildTune(Sparse):
             if weight.grad is not None:
                 weight.grad.mul_(mask).div_(ratio)
 
-    def pack(self, backbone: Backbone) -> dict[str, Tensor]:
+    def adapter_state(self, backbone: Backbone) -> dict[str, Tensor]:
         """Collect the chosen elements, or all weights: form F moves everything."""
-        return super().pack(backbone) if self.config.form == "D" else Method.pack(self, backbone)
+        return (
+            super().adapter_state(backbone)
+            if self.config.form == "D"
+            else Method.adapter_state(self, backbone)
+        )
 
-    def unpack(self, tensors: dict[str, Tensor], backbone: Backbone) -> None:
+    def load_adapter_state(self, tensors: dict[str, Tensor], backbone: Backbone) -> None:
         """Restore what `pack` collected."""
         if self.config.form == "D":
-            super().unpack(tensors, backbone)
+            super().load_adapter_state(tensors, backbone)
         else:
-            Method.unpack(self, tensors, backbone)
+            Method.load_adapter_state(self, tensors, backbone)
 
-    def record(self) -> dict[str, Json]:
+    def log_entry(self) -> dict[str, Json]:
         """Return how much trains; in form F, how much a mask lets through."""
         if self.config.form == "D":
-            return super().record()
+            return super().log_entry()
         tuned = round(self.config.ratio * self.candidates.size)
         return {"tuned": tuned, "tuned_share": tuned / self.candidates.total}

@@ -21,9 +21,15 @@ from torch.nn import Parameter
 from rsseg_cli.contract import Backbone, Method, State
 from rsseg_cli.errors import RssegError
 from rsseg_cli.grid import Grid
-from rsseg_cli.methods._pathways import Normalise, draw_pathways, normalise, squared_gradients, top
+from rsseg_cli.methods._fisher.module_selection import (
+    Normalise,
+    draw_pathways,
+    normalise,
+    squared_gradients,
+    top,
+)
 from rsseg_cli.methods.adaptformer import AdaptFormer
-from rsseg_cli.methods.earth_adapter import Box, EarthAdapter, Spectrum
+from rsseg_cli.methods.earth_adapter import EarthAdapter, FrequencyBox, Spectrum
 from rsseg_cli.methods.lora import Lora
 from rsseg_cli.projection import Projection, Role
 from rsseg_cli.settings import Json
@@ -68,7 +74,7 @@ class CrossEarthGate(Method[State]):
         """Width of each expert of the frequency modules."""
         rho: float = Field(0.3, gt=0, le=1)
         """Share of rows and columns of the spectrum that is low."""
-        box: Box = "paper"
+        box: FrequencyBox = "paper"
 
         @field_validator("pathways")
         @classmethod
@@ -245,7 +251,7 @@ class CrossEarthGate(Method[State]):
         return int(torch.tensor(sizes)[modules.cpu()].sum())
 
     # --- files and pictures --------------------------------------------------------------------
-    def record(self) -> dict[str, Json]:
+    def log_entry(self) -> dict[str, Json]:
         """Return sizes, the cost of selecting, and the selections since the last line."""
         selections, self._selections = self._selections, []
         spent = time.perf_counter() - self._started if self._started is not None else 0.0
@@ -260,7 +266,7 @@ class CrossEarthGate(Method[State]):
         }
 
     @classmethod
-    def draw(cls, records: Sequence[dict[str, Json]]) -> Iterator[tuple[str, Figure]]:
+    def figures(cls, records: Sequence[dict[str, Json]]) -> Iterator[tuple[str, Figure]]:
         """Draw which pathways were chosen over time."""
         lines: list[Any] = [line.get("method", {}) for line in records]
         # A resumed run tells once more what it goes on with.

@@ -12,8 +12,14 @@ from torch.nn import functional as F
 
 from rsseg_cli.contract import Backbone, Features, QueryShape
 from rsseg_cli.grid import Grid
-from rsseg_cli.methods._depth import DepthMethod, DepthName, DepthSettings, DepthState, DepthView
-from rsseg_cli.methods._token_adapter import TokenAdapter, TokenSettings, count_tokens
+from rsseg_cli.methods._token.adapter import TokenAdapter, TokenSettings, count_tokens
+from rsseg_cli.methods._token.depth_encoder import (
+    DepthMethod,
+    DepthName,
+    DepthSettings,
+    DepthState,
+    DepthView,
+)
 
 
 class DepthForge(DepthMethod[DepthState]):
@@ -33,7 +39,7 @@ class DepthForge(DepthMethod[DepthState]):
         self, config: Config, backbone: Backbone, queries: QueryShape | None = None
     ) -> None:
         super().__init__(config, backbone)
-        self.prefix = backbone.prefix
+        self.num_prefix_tokens = backbone.num_prefix_tokens
         off = config.depth == "off"
         self.view = None if off else DepthView(config.depth, config.depth_weights, backbone)
         self.adapter = TokenAdapter(
@@ -47,11 +53,11 @@ class DepthForge(DepthMethod[DepthState]):
         self.adapter.spread_evenly(backbone.patch)
         self.refinement: Refinement | None = None
         if config.refine:
-            self.refinement = Refinement(backbone.dim, len(backbone.taps))
+            self.refinement = Refinement(backbone.dim, len(backbone.out_indices))
 
-    def undecayed(self) -> Collection[Parameter]:
+    def no_weight_decay(self) -> Collection[Parameter]:
         """Name the tokens."""
-        return self.adapter.undecayed()
+        return self.adapter.no_weight_decay()
 
     def begin(self, image: Tensor, grid: Grid) -> DepthState:
         """Show the image to the depth encoder."""
@@ -62,7 +68,7 @@ class DepthForge(DepthMethod[DepthState]):
 
     def after_block(self, index: int, tokens: Tensor, state: DepthState) -> Tensor:
         """Refine the patch tokens: logits are those of the features plus those of depth."""
-        prefix, patches = tokens.tensor_split([self.prefix], 1)
+        prefix, patches = tokens.tensor_split([self.num_prefix_tokens], 1)
         asking = patches
         if self.view is not None:
             asking = asking + self.view.advance(index, state)

@@ -22,11 +22,13 @@ from rsseg_cli.errors import RssegError
 from rsseg_cli.grid import Grid
 from rsseg_cli.layers.bottleneck import Bottleneck
 
-Box = Literal["paper", "symmetric"]
-Start = Literal["identity", "random"]
+FrequencyBox = Literal["paper", "symmetric"]
+ExpertStart = Literal["identity", "random"]
 
 
-def low_pass(h: int, w: int, *, rho: float, box: Box, device: torch.device | None = None) -> Tensor:
+def low_pass(
+    h: int, w: int, *, rho: float, box: FrequencyBox, device: torch.device | None = None
+) -> Tensor:
     """Say how much of each frequency of a real (h, w) image is low.
 
     The box keeps row and column frequencies of at most c = floor(min(h, w) * rho / 2), at least
@@ -70,10 +72,10 @@ class FrequencyExperts(nn.Module):
         dim: Width D.
         hidden: Width of each expert.
         start: `identity` adds exactly 0 at the start; `random` is as published.
-        scale: Start of the learnable factor.
+        scale: ExpertStart of the learnable factor.
     """
 
-    def __init__(self, dim: int, hidden: int, *, start: Start, scale: float = 0.1) -> None:
+    def __init__(self, dim: int, hidden: int, *, start: ExpertStart, scale: float = 0.1) -> None:
         super().__init__()
         self.hidden = hidden
         self.down = nn.Linear(dim, 3 * hidden + 3)
@@ -101,10 +103,10 @@ class FrequencyExperts(nn.Module):
         return added
 
 
-class SpatialExpert(nn.Module):
+class SingleExpert(nn.Module):
     """The first expert alone, with its factor: what blocks outside `split_blocks` get."""
 
-    def __init__(self, dim: int, hidden: int, *, start: Start, scale: float = 0.1) -> None:
+    def __init__(self, dim: int, hidden: int, *, start: ExpertStart, scale: float = 0.1) -> None:
         super().__init__()
         self.expert = Bottleneck(dim, hidden)
         self.scale = nn.Parameter(torch.tensor(scale))
@@ -141,16 +143,20 @@ class EarthAdapter(Method[Spectrum]):
         """Blocks, from 0, with three experts; the others have the first alone. null: all."""
         rho: float = Field(0.3, gt=0, le=1)
         """Share of rows and columns of the spectrum that is low; published: 0.2 or 0.3."""
-        box: Box = "paper"
-        start: Start = "identity"
+        box: FrequencyBox = "paper"
+        start: ExpertStart = "identity"
         """`identity` starts at the frozen backbone, `random` as published."""
 
     def __init__(self, config: Config, backbone: Backbone) -> None:
         super().__init__(config, backbone)
-        self.rho, self.box, self.prefix = config.rho, config.box, backbone.prefix
+        self.rho, self.box, self.num_prefix_tokens = (
+            config.rho,
+            config.box,
+            backbone.num_prefix_tokens,
+        )
         split = _split_blocks(config.split_blocks, backbone.depth)
         self.blocks = nn.ModuleList(
-            (FrequencyExperts if index in split else SpatialExpert)(
+            (FrequencyExperts if index in split else SingleExpert)(
                 backbone.dim, config.bottleneck, start=config.start
             )
             for index in range(backbone.depth)
@@ -163,7 +169,7 @@ class EarthAdapter(Method[Spectrum]):
 
     def after_block(self, index: int, tokens: Tensor, state: Spectrum) -> Tensor:
         """Add what the experts of this block say to its patch tokens."""
-        skip = self.prefix + state.extra
+        skip = self.num_prefix_tokens + state.extra
         refined: Tensor = tokens + self.blocks[index](tokens, state, skip)
         return refined
 

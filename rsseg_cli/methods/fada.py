@@ -20,8 +20,8 @@ from torch.nn import functional as F
 from rsseg_cli.contract import Backbone, Features, Method, QueryShape, State
 from rsseg_cli.grid import Grid
 from rsseg_cli.layers.haar import Haar
-from rsseg_cli.methods._token_adapter import START_SCALE, TokenBranch, TokenSettings, count_tokens
-from rsseg_cli.methods._weighing import Weighing
+from rsseg_cli.methods._token.adapter import START_SCALE, TokenBranch, TokenSettings, count_tokens
+from rsseg_cli.methods._token.attention_weights import Weighing
 
 
 class Fada(Method[State]):
@@ -39,7 +39,7 @@ class Fada(Method[State]):
         self, config: Config, backbone: Backbone, queries: QueryShape | None = None
     ) -> None:
         super().__init__(config, backbone)
-        self.prefix = backbone.prefix
+        self.num_prefix_tokens = backbone.num_prefix_tokens
         self.haar = Haar()
         branch = partial(TokenBranch, backbone.depth, backbone.dim, rank=config.rank)
         tokens = count_tokens(config.tokens, queries)
@@ -49,13 +49,13 @@ class Fada(Method[State]):
         for one in (self.low, self.high):
             one.spread_evenly(backbone.patch)
 
-    def undecayed(self) -> Collection[Parameter]:
+    def no_weight_decay(self) -> Collection[Parameter]:
         """Name the tokens."""
-        return [*self.low.undecayed(), *self.high.undecayed()]
+        return [*self.low.no_weight_decay(), *self.high.no_weight_decay()]
 
     def after_block(self, index: int, tokens: Tensor, state: State) -> Tensor:
         """Refine the patch tokens."""
-        prefix, patches = tokens.tensor_split([self.prefix], 1)
+        prefix, patches = tokens.tensor_split([self.num_prefix_tokens], 1)
         low, high = split(patches, state.grid, self.haar)
         answers = self.low.answer(index, low), self.high.answer(index, high)
         added = self.scale * join(*answers, state.grid, self.haar)

@@ -8,9 +8,9 @@ from pydantic import Field
 from torch import Tensor
 
 from rsseg_cli.contract import Backbone
-from rsseg_cli.methods._domain import Scores
-from rsseg_cli.methods._posterior import mean_squares
-from rsseg_cli.methods._sparse import Sparse
+from rsseg_cli.methods._fisher.domain_fisher import SelectionScores
+from rsseg_cli.methods._fisher.posterior import mean_squares
+from rsseg_cli.methods._fisher.sparse import Sparse
 from rsseg_cli.step import Step
 
 
@@ -30,7 +30,7 @@ class Fish(Sparse):
     def __init__(self, config: Config, backbone: Backbone) -> None:
         super().__init__(config, backbone, shares=[config.ratio])
 
-    def score(self, step: Step, centre: Sequence[Tensor]) -> Scores:
+    def score(self, step: Step, centre: Sequence[Tensor]) -> SelectionScores:
         """Average the squared gradients; a mean ranks like the sum."""
         probes = step.probes(self.config.samples)
-        return Scores(mean_squares(probes, self.candidates.weights, step.average))
+        return SelectionScores(mean_squares(probes, self.candidates.weights, step.average))

@@ -21,10 +21,15 @@ from torch import Tensor
 from rsseg_cli import distributed
 from rsseg_cli.contract import Backbone, State
 from rsseg_cli.errors import RssegError
-from rsseg_cli.methods import _domain, _posterior, _ranking
-from rsseg_cli.methods._dsu import EMBEDDING, Feature, Shift, Watch
-from rsseg_cli.methods._posterior import Prior
-from rsseg_cli.methods._sparse import Sparse
+from rsseg_cli.methods._fisher import domain_fisher, ranking
+from rsseg_cli.methods._fisher.feature_shift import (
+    EMBEDDING,
+    FeatureHook,
+    FeatureShift,
+    FeatureStatistics,
+)
+from rsseg_cli.methods._fisher.posterior import Natural, PosteriorKind, Prior, mean_squares, sample
+from rsseg_cli.methods._fisher.sparse import Sparse
 from rsseg_cli.number_format import counted
 from rsseg_cli.step import Step
 
@@ -55,7 +60,7 @@ class FisherTune(Sparse):
         """Passes that measure how feature statistics vary between images."""
         gauge: int = Field(50, ge=1)
         """Passes that find the scale of the Fisher information."""
-        posterior: _posterior.Kind = "natural"
+        posterior: PosteriorKind = "natural"
         """How precisions are estimated; `none` leaves the variational step out."""
         tau: float = Field(0.1, gt=0)
         """Width of the prior, as a fraction of each weight tensor's standard deviation."""
@@ -100,7 +105,7 @@ class FisherTune(Sparse):
         shares = schedule(config.schedule, config.share_min, config.share_max, config.steepness)
         super().__init__(config, backbone, shares)
         self.sites = _sites(config, backbone.depth)
-        self._feature: Feature | None = None
+        self._feature: FeatureHook | None = None
 
     # --- forward -----------------------------------------------------------------------------
     def before_block(self, index: int, tokens: Tensor, state: State) -> Tensor:
@@ -136,45 +141,45 @@ class FisherTune(Sparse):
             )
         super().before_step(step)
 
-    def score(self, step: Step, centre: Sequence[Tensor]) -> _domain.Scores:
+    def score(self, step: Step, centre: Sequence[Tensor]) -> domain_fisher.SelectionScores:
         """Score all candidates; the weights are moved meanwhile and put back to `centre`."""
         config, weights = self.config, self.candidates.weights
         if config.score == "random":
             generator = torch.Generator().manual_seed(int(self.draws))
-            return _domain.Scores(
+            return domain_fisher.SelectionScores(
                 [torch.rand(w.shape, generator=generator).to(w.device) for w in weights]
             )
         shift = None if config.score == "fisher" else self._measure_shifts(step)
         prior = self._find_prior(step, centre)
         clean, shifted = self._estimate(step, centre, prior, shift)
         if shifted is None:
-            return _domain.Scores(clean)
+            return domain_fisher.SelectionScores(clean)
         damping = prior.kappa if config.damping == "kappa" else PRINTED_EPSILON
         for fisher, other in zip(clean, shifted, strict=True):
-            _domain.change(fisher, other, damping)
+            domain_fisher.change(fisher, other, damping)
         if config.score == "domain":
-            return _domain.Scores(shifted, shifted)
+            return domain_fisher.SelectionScores(shifted, shifted)
         split = self.candidates.split
-        _domain.combine(list(split(clean)), list(split(shifted)), config.domain_weight)
-        return _domain.Scores(clean, shifted)
+        domain_fisher.combine(list(split(clean)), list(split(shifted)), config.domain_weight)
+        return domain_fisher.SelectionScores(clean, shifted)
 
-    def _measure_shifts(self, step: Step) -> Shift:
+    def _measure_shifts(self, step: Step) -> FeatureShift:
         """Measure how statistics vary; only the head's gradients are computed."""
-        watch = Watch()
+        watch = FeatureStatistics()
         self.candidates.open(False)
         self._feature = watch
         for probe in step.probes(self.config.statistics, samples=self.config.samples):
             probe.backward()
         self._feature = None
         self.candidates.open(True)
-        return Shift(watch.spreads(step.average), amplitude=self.config.amplitude)
+        return FeatureShift(watch.spreads(step.average), amplitude=self.config.amplitude)
 
     def _find_prior(self, step: Step, centre: Sequence[Tensor]) -> Prior:
         """Scale the prior: its width to the weights, its strength to the Fisher information."""
         config, weights = self.config, self.candidates.weights
         probes = step.probes(config.gauge, samples=config.samples)
-        squares = _posterior.mean_squares(probes, weights, step.average)
-        median = _ranking.median_above_zero(list(self.candidates.split(squares)))
+        squares = mean_squares(probes, weights, step.average)
+        median = ranking.median_above_zero(list(self.candidates.split(squares)))
         if not 0 < median < math.inf:
             raise RssegError(
                 f"the gradients of the candidates are zero or not finite at step {step.index:,}",
@@ -208,14 +213,14 @@ class FisherTune(Sparse):
         probes = step.probes(4, samples=self.config.samples)
         for number, probe in zip(distributed.numbers(), probes, strict=False):
             if prior:
-                _posterior.sample(prior, weights, centre, seed + number)
+                sample(prior, weights, centre, seed + number)
             total += probe.backward()
         _restore(weights, centre)
         self.candidates.open(True)
         return step.average(torch.tensor(total, device=centre[0].device)).item()
 
     def _estimate(
-        self, step: Step, centre: Sequence[Tensor], prior: Prior, shift: Shift | None
+        self, step: Step, centre: Sequence[Tensor], prior: Prior, shift: FeatureShift | None
     ) -> tuple[list[Tensor], list[Tensor] | None]:
         """Estimate the Fisher information of clean and of shifted passes.
 
@@ -228,10 +233,9 @@ class FisherTune(Sparse):
         """
         config, weights = self.config, [weight.detach() for weight in self.candidates.weights]
 
-        def posterior() -> _posterior.Natural:
-            return _posterior.Natural(prior, centre, noise=config.posterior == "natural")
-
-        clean, shifted = posterior(), posterior() if shift else None
+        noise = config.posterior == "natural"
+        clean = Natural(prior, centre, noise=noise)
+        shifted = Natural(prior, centre, noise=noise) if shift else None
         seed = int(self.draws)
         probes = step.probes(config.estimation, samples=config.samples)
         for number, probe in zip(distributed.numbers(), probes, strict=False):

@@ -12,7 +12,7 @@ from rsseg_cli.contract import Backbone, Method, State
 class Full(Method[State]):
     """Tunes the whole backbone."""
 
-    def tuned(self, backbone: Backbone) -> Iterator[tuple[str, Parameter]]:
+    def trainable_parameters(self, backbone: Backbone) -> Iterator[tuple[str, Parameter]]:
         """Name all parameters of the backbone."""
         for name, parameter in backbone.named_parameters():
             yield f"backbone.{name}", parameter

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from rsseg_cli.contract import Backbone, Features, Method, QueryShape, State
-from rsseg_cli.methods._token_adapter import TokenAdapter, TokenSettings, count_tokens
+from rsseg_cli.methods._token.adapter import TokenAdapter, TokenSettings, count_tokens
 
 
 class Rein(Method[State]):
@@ -24,7 +24,7 @@ class Rein(Method[State]):
         self, config: Config, backbone: Backbone, queries: QueryShape | None = None
     ) -> None:
         super().__init__(config, backbone)
-        self.prefix = backbone.prefix
+        self.num_prefix_tokens = backbone.num_prefix_tokens
         self.adapter = TokenAdapter(
             backbone.depth,
             backbone.dim,
@@ -35,13 +35,13 @@ class Rein(Method[State]):
         )
         self.adapter.spread_evenly(backbone.patch)
 
-    def undecayed(self) -> Collection[Parameter]:
+    def no_weight_decay(self) -> Collection[Parameter]:
         """Name the tokens."""
-        return self.adapter.undecayed()
+        return self.adapter.no_weight_decay()
 
     def after_block(self, index: int, tokens: Tensor, state: State) -> Tensor:
         """Refine the patch tokens."""
-        prefix, patches = tokens.tensor_split([self.prefix], 1)
+        prefix, patches = tokens.tensor_split([self.num_prefix_tokens], 1)
         return self.adapter.refine(prefix, patches, self.adapter.adjustment(index, patches))
 
     def finish(self, maps: list[Tensor], state: State) -> Features:

@@ -17,8 +17,8 @@ from torch.nn import Parameter
 
 from rsseg_cli.contract import Backbone, Features, Method, QueryShape, State
 from rsseg_cli.grid import Grid
-from rsseg_cli.methods._token_adapter import START_SCALE, TokenBranch, TokenSettings, count_tokens
-from rsseg_cli.methods._weighing import Weighing
+from rsseg_cli.methods._token.adapter import START_SCALE, TokenBranch, TokenSettings, count_tokens
+from rsseg_cli.methods._token.attention_weights import Weighing
 
 FLOOR = 1e-6
 """Amplitudes below have no phase: its gradient would grow as they shrink."""
@@ -39,7 +39,7 @@ class Set(Method[State]):
         self, config: Config, backbone: Backbone, queries: QueryShape | None = None
     ) -> None:
         super().__init__(config, backbone)
-        self.prefix = backbone.prefix
+        self.num_prefix_tokens = backbone.num_prefix_tokens
         tokens = count_tokens(config.tokens, queries)
         branch = partial(TokenBranch, backbone.depth, backbone.dim, tokens=tokens)
         self.phase = branch(rank=config.rank, queries=queries)
@@ -51,13 +51,13 @@ class Set(Method[State]):
         for one in (self.phase, self.amplitude):
             one.spread_evenly(backbone.patch)
 
-    def undecayed(self) -> Collection[Parameter]:
+    def no_weight_decay(self) -> Collection[Parameter]:
         """Name the tokens."""
-        return [*self.phase.undecayed(), *self.amplitude.undecayed()]
+        return [*self.phase.no_weight_decay(), *self.amplitude.no_weight_decay()]
 
     def after_block(self, index: int, tokens: Tensor, state: State) -> Tensor:
         """Refine the patch tokens."""
-        prefix, patches = tokens.tensor_split([self.prefix], 1)
+        prefix, patches = tokens.tensor_split([self.num_prefix_tokens], 1)
         amplitude, phase = split(patches, state.grid)
         # Its mean over the grid would drown all else: as many times larger as there are rows.
         louder = self.amplitude.answer(index, amplitude, amplitude.log1p())

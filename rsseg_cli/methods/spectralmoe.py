@@ -14,12 +14,18 @@ from torch.nn import Parameter
 from rsseg_cli import batch_shard
 from rsseg_cli.contract import Backbone, Features, QueryShape
 from rsseg_cli.grid import Grid
-from rsseg_cli.methods import _usage
-from rsseg_cli.methods._depth import DepthMethod, DepthName, DepthSettings, DepthState, DepthView
-from rsseg_cli.methods._fusion import Fusion, fuse
-from rsseg_cli.methods._gates import Gate, Kind, imbalance
-from rsseg_cli.methods._token_adapter import TokenAdapter, count_tokens
-from rsseg_cli.methods._tokens import Routes
+from rsseg_cli.methods._token import plots
+from rsseg_cli.methods._token.adapter import TokenAdapter, count_tokens
+from rsseg_cli.methods._token.depth_encoder import (
+    DepthMethod,
+    DepthName,
+    DepthSettings,
+    DepthState,
+    DepthView,
+)
+from rsseg_cli.methods._token.fusion import Fusion, fuse
+from rsseg_cli.methods._token.gate import Gate, GateKind, imbalance
+from rsseg_cli.methods._token.tokens import Routes
 from rsseg_cli.settings import Json
 
 if TYPE_CHECKING:
@@ -51,7 +57,7 @@ class SpectralMoe(DepthMethod[Routing]):
         tokens: int | None = Field(None, ge=2)
         """Tokens per expert m; null: as many as the queries that the head takes, otherwise 100."""
         rank: int = Field(16, ge=1)
-        gate: Kind | Literal["none"] = "laplace"
+        gate: GateKind | Literal["none"] = "laplace"
         """Distance to the experts' centres in equation (1), or the inner product; `none` gives
         every expert the same weight (k = experts)."""
         gates: Literal["dual", "shared"] = "dual"
@@ -81,7 +87,7 @@ class SpectralMoe(DepthMethod[Routing]):
         self, config: Config, backbone: Backbone, queries: QueryShape | None = None
     ) -> None:
         super().__init__(config, backbone)
-        self.config, self.prefix = config, backbone.prefix
+        self.config, self.num_prefix_tokens = config, backbone.num_prefix_tokens
         off = config.depth == "off"
         self.view = None if off else DepthView(config.depth, config.depth_weights, backbone)
         self.modalities = 1 if off else 2
@@ -103,9 +109,9 @@ class SpectralMoe(DepthMethod[Routing]):
         shape = (backbone.depth, self.modalities, config.experts)
         self.register_buffer("usage", torch.zeros(shape), persistent=False)
 
-    def undecayed(self) -> Collection[Parameter]:
+    def no_weight_decay(self) -> Collection[Parameter]:
         """Name the tokens and the gates."""
-        return [*self.adapter.undecayed(), *self.gates.parameters()]
+        return [*self.adapter.no_weight_decay(), *self.gates.parameters()]
 
     # --- forward -----------------------------------------------------------------------------
     def begin(self, image: Tensor, grid: Grid) -> Routing:
@@ -117,7 +123,7 @@ class SpectralMoe(DepthMethod[Routing]):
 
     def after_block(self, index: int, tokens: Tensor, state: Routing) -> Tensor:
         """Refine the patch tokens, equations (1) to (7)."""
-        prefix, patches = tokens.tensor_split([self.prefix], 1)
+        prefix, patches = tokens.tensor_split([self.num_prefix_tokens], 1)
         seen = [patches]
         if self.view is not None:
             seen.append(self.view.advance(index, state))
@@ -163,7 +169,7 @@ class SpectralMoe(DepthMethod[Routing]):
             ]
 
     # --- what a user sees ----------------------------------------------------------------------
-    def record(self) -> dict[str, Json]:
+    def log_entry(self) -> dict[str, Json]:
         """Return each expert's share of the tokens since the last record, and the scale."""
         record: dict[str, Json] = {"scale": float(self.adapter.scale.detach())}
         if self.gates and bool(self.usage.any()):
@@ -175,9 +181,9 @@ class SpectralMoe(DepthMethod[Routing]):
         return record
 
     @classmethod
-    def draw(cls, records: Sequence[dict[str, Json]]) -> Iterator[tuple[str, Figure]]:
+    def figures(cls, records: Sequence[dict[str, Json]]) -> Iterator[tuple[str, Figure]]:
         """Draw the experts' use over time, per block and modality."""
-        yield from _usage.draw(records, MODALITIES)
+        yield from plots.draw(records, MODALITIES)
 
     def explanations(self) -> Mapping[str, tuple[str, ...]]:
         """Offer which expert tokens went to, by what they look like and by their depth."""

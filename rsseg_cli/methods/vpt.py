@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from rsseg_cli.contract import Backbone, Method, State
 from rsseg_cli.errors import RssegError
-from rsseg_cli.methods._tokens import spread
+from rsseg_cli.methods._token.tokens import spread
 
 
 class Vpt(Method[State]):
@@ -37,12 +37,12 @@ class Vpt(Method[State]):
                 where="method.name",
                 fix="another --method, or another --backbone",
             )
-        self.config, self.prefix = config, backbone.prefix
+        self.config, self.num_prefix_tokens = config, backbone.num_prefix_tokens
         blocks = backbone.depth if config.deep else 1
         self.prompts = Parameter(torch.empty(blocks, config.prompts, backbone.dim))
         spread([self.prompts], backbone.patch, backbone.dim)
 
-    def undecayed(self) -> Collection[Parameter]:
+    def no_weight_decay(self) -> Collection[Parameter]:
         """Name the prompts, as Rein does with its tokens."""
         return (self.prompts,)
 
@@ -50,7 +50,10 @@ class Vpt(Method[State]):
         """Put a block's prompts in, in place of those of the block before."""
         if index >= len(self.prompts):
             return tokens
-        prefix, patches = tokens[:, : self.prefix], tokens[:, self.prefix + state.extra :]
+        prefix, patches = (
+            tokens[:, : self.num_prefix_tokens],
+            tokens[:, self.num_prefix_tokens + state.extra :],
+        )
         state.extra = self.config.prompts
         prompts = F.dropout(self.prompts[index], self.config.dropout, self.training)
         placed = prompts.to(tokens.dtype).expand(len(tokens), -1, -1)

@@ -20,15 +20,15 @@ from torch.nn import functional as F
 from rsseg_cli.contract import Backbone, Features, Method, QueryShape, State
 from rsseg_cli.errors import RssegError
 from rsseg_cli.grid import Grid
-from rsseg_cli.methods._token_adapter import START_SCALE, QueryLink, count_tokens
-from rsseg_cli.methods._tokens import FullTokens, TokenExperts, token_set
+from rsseg_cli.methods._token.adapter import START_SCALE, QueryLink, count_tokens
+from rsseg_cli.methods._token.tokens import FullTokens, TokenExperts, token_set
 
 
 @dataclass
 class Summaries(State):
     """What the tokens have heard so far, by block."""
 
-    heard: dict[int, Tensor] = field(default_factory=dict)
+    summaries: dict[int, Tensor] = field(default_factory=dict)
     """Each (B, Q, D), every row with mean 0 and variance 1: raw ones grow from block to block."""
 
 
@@ -55,16 +55,16 @@ class Vqt(Method[Summaries]):
         self, config: Config, backbone: Backbone, queries: QueryShape | None = None
     ) -> None:
         super().__init__(config, backbone)
-        if not backbone.answers:
+        if not backbone.supports_queries:
             raise RssegError(
                 "the blocks of this backbone cannot be asked by tokens that they do not see",
                 where="method.name",
                 fix="another --method, or another --backbone",
             )
-        self.dropout, self.taps = config.dropout, backbone.taps
-        self.ask = backbone.ask  # bound methods follow `deepcopy`
+        self.dropout, self.out_indices = config.dropout, backbone.out_indices
+        self.cross_attend = backbone.cross_attend  # bound methods follow `deepcopy`
         tokens = count_tokens(config.tokens, queries)
-        asked = backbone.taps if queries is None else range(backbone.depth)
+        asked = backbone.out_indices if queries is None else range(backbone.depth)
         self.blocks = nn.ModuleDict(
             {
                 str(index): token_set(backbone.dim, tokens=tokens, rank=config.rank)
@@ -76,7 +76,7 @@ class Vqt(Method[Summaries]):
         for one in self.blocks.values():
             cast("TokenExperts | FullTokens", one).spread_evenly(backbone.patch)
 
-    def undecayed(self) -> Collection[Parameter]:
+    def no_weight_decay(self) -> Collection[Parameter]:
         """Name the tokens, as Rein does."""
         return list(self.blocks.parameters())
 
@@ -89,22 +89,22 @@ class Vqt(Method[Summaries]):
         if str(index) in self.blocks:
             own = cast("TokenExperts | FullTokens", self.blocks[str(index)]).mean()
             own = F.dropout(own, self.dropout, self.training).to(tokens.dtype)
-            heard = self.ask(index, own.expand(len(tokens), -1, -1), tokens, state.grid)
-            state.heard[index] = F.layer_norm(heard, heard.shape[-1:])
+            heard = self.cross_attend(index, own.expand(len(tokens), -1, -1), tokens, state.grid)
+            state.summaries[index] = F.layer_norm(heard, heard.shape[-1:])
         return tokens
 
     def finish(self, maps: list[Tensor], state: Summaries) -> Features:
         """Hand the queries over with the maps."""
-        queries = None if self.link is None else self.link(list(state.heard.values()))
+        queries = None if self.link is None else self.link(list(state.summaries.values()))
         if self.scale is not None:
-            taps = zip(maps, self.taps, strict=True)
-            maps = [one + self.scale * listen(one, state.heard[tap]) for one, tap in taps]
+            pairs = zip(maps, self.out_indices, strict=True)
+            maps = [x + self.scale * attend(x, state.summaries[index]) for x, index in pairs]
         return Features(maps, queries)
 
 
-def listen(features: Tensor, heard: Tensor) -> Tensor:
+def attend(features: Tensor, summaries: Tensor) -> Tensor:
     """Let a map (B, D, h, w) attend to rows (B, Q, D): softmax(f Z^T / sqrt D) Z per cell."""
     cells = features.flatten(2).mT[:, None]
-    keys = heard.to(cells.dtype)[:, None]
+    keys = summaries.to(cells.dtype)[:, None]
     found = F.scaled_dot_product_attention(cells, keys, keys)[:, 0]
     return found.mT.reshape(features.shape)

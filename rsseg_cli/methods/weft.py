@@ -24,12 +24,26 @@ from rsseg_cli.contract import Backbone, Features, Method, State
 from rsseg_cli.errors import RssegError
 from rsseg_cli.grid import Grid
 from rsseg_cli.layers.recompute import recomputed
-from rsseg_cli.methods._convolution import BatchNorm, Cascade, Running
-from rsseg_cli.methods._esto import Similarity, Statistics, TokenOptimizer
-from rsseg_cli.methods._injector import Injector, mean_over_groups
-from rsseg_cli.methods._see import Enhancer, Laplacian, Pool, SpatialExpert, join, split
-from rsseg_cli.methods._wavelet_experts import LEVELS, Experts, Pyramid, Shares, StemNorm, Trained
 from rsseg_cli.methods._weft.attention import NormedDeformableAttention
+from rsseg_cli.methods._weft.cascade import BatchNorm, Cascade, RunningStatistics
+from rsseg_cli.methods._weft.injector import Injector, mean_over_groups
+from rsseg_cli.methods._weft.pyramid import (
+    LEVELS,
+    Experts,
+    ExpertShares,
+    Pyramid,
+    StemNorm,
+    TrainedExperts,
+)
+from rsseg_cli.methods._weft.spatial_enhancement import (
+    Enhancer,
+    Laplacian,
+    Pooling,
+    SpatialExpert,
+    join,
+    split,
+)
+from rsseg_cli.methods._weft.token_optimizer import Similarity, TokenOptimizer, VarianceStatistics
 from rsseg_cli.settings import Json
 
 if TYPE_CHECKING:
@@ -75,12 +89,12 @@ class Weft(Method[WeftState]):
         """Side of each expert's kernel: as many experts."""
         active: int = Field(4, ge=1)
         """Experts per image and level; the paper's ablation: 1, 2, 4, 6."""
-        shares: Shares = "proportional"
+        shares: ExpertShares = "proportional"
         """"softmax": a second softmax over the gate's probabilities, as released."""
-        trained_experts: Trained = "chosen"
+        trained_experts: TrainedExperts = "chosen"
         """"all": also those that no image chose are computed in training, as released; their
         batch norms then see every image."""
-        running: Running = "own"
+        running: RunningStatistics = "own"
         """Batch norms that levels and steps of a cascade share keep running statistics for each.
         "shared": one mixture of all, as released, which fits none of them; see `BatchNorm`."""
         heads: int = Field(16, ge=1)
@@ -92,7 +106,7 @@ class Weft(Method[WeftState]):
         """Heads of the token optimiser."""
         similarity: Similarity = "head"
         """"token": nearly uniform logits, as released; see `TokenOptimizer`."""
-        statistics: Statistics = "image"
+        statistics: VarianceStatistics = "image"
         """"batch": boundaries are judged over the whole batch, as released."""
         stem_norm: StemNorm = "batch"
         """Norm of the pyramid's first convolution. "image": over each image by itself, for maps
@@ -105,7 +119,7 @@ class Weft(Method[WeftState]):
         """Width inside an enhancer over D."""
         laplacian: Laplacian = "directional"
         """"free": one trained kernel of one direction, as released; see `Edges`."""
-        pool: Pool = "adaptive"
+        pool: Pooling = "adaptive"
         """"identity": a pooling that does nothing, as released."""
         drop_path: float = Field(0.1, ge=0, lt=1)
         """Share of images that skip an enhancer in training; 0.4 as released."""
@@ -127,7 +141,7 @@ class Weft(Method[WeftState]):
         _check_widths(config, dim, hidden, depth)
         # Even grids, so that the coarsest level covers exactly the image.
         self.multiple = 2 * backbone.patch
-        self.prefix = backbone.prefix
+        self.num_prefix_tokens = backbone.num_prefix_tokens
         bounds = [stage * depth // STAGES for stage in range(STAGES + 1)]
         self.first = {block: stage for stage, block in enumerate(bounds[:-1])}
         self.last = {block - 1: stage for stage, block in enumerate(bounds[1:])}
@@ -156,11 +170,11 @@ class Weft(Method[WeftState]):
         norm = BatchNorm if config.output_norm == "batch" else LayerNorm2d
         self.norms = nn.ModuleList(norm(dim) for _ in range(LEVELS))
 
-    def maps(self, backbone: Backbone) -> int:
+    def num_feature_maps(self, backbone: Backbone) -> int:
         """Count the maps of the pyramid: 4, 2, 1 and 1/2 times the grid of patches."""
         return LEVELS
 
-    def undecayed(self) -> Collection[Parameter]:
+    def no_weight_decay(self) -> Collection[Parameter]:
         """Name the numbers whose softmax shares out the enhancers' branches."""
         return [m.shares for m in self.modules() if isinstance(m, SpatialExpert)]
 
@@ -178,7 +192,7 @@ class Weft(Method[WeftState]):
         """Inject the pyramid before the first block of a stage."""
         if index not in self.first:
             return tokens
-        prefix, patches = tokens[:, : self.prefix], tokens[:, self.prefix :]
+        prefix, patches = tokens[:, : self.num_prefix_tokens], tokens[:, self.num_prefix_tokens :]
         injector = self.injectors[self.first[index]]
         added = injector(patches, state.grid, state.tokens, state.sizes)
         return torch.cat((prefix, patches + added), dim=1)
@@ -188,7 +202,7 @@ class Weft(Method[WeftState]):
         if index not in self.last:
             return tokens
         stage, grid = self.last[index], state.grid
-        seen = mean_over_groups(tokens[:, self.prefix :], grid)
+        seen = mean_over_groups(tokens[:, self.num_prefix_tokens :], grid)
         final = stage == STAGES - 1
         for enhancer in self.enhancers[stage : None if final else stage + 1]:
             state.tokens = enhancer(state.tokens, state.sizes, seen, (grid.h, grid.w))
@@ -223,7 +237,7 @@ class Weft(Method[WeftState]):
             return norm.normalise(total, 0)
         return norm(total), None
 
-    def record(self) -> dict[str, Json]:
+    def log_entry(self) -> dict[str, Json]:
         """Say which experts the last batch chose, and how strong each injection is."""
         gammas = [injector.get_parameter("gamma").detach() for injector in self.injectors]
         return {
@@ -232,7 +246,7 @@ class Weft(Method[WeftState]):
         }
 
     @classmethod
-    def draw(cls, records: Sequence[dict[str, Json]]) -> Iterator[tuple[str, Figure]]:
+    def figures(cls, records: Sequence[dict[str, Json]]) -> Iterator[tuple[str, Figure]]:
         """Draw how often each expert was chosen, and how the injections grew."""
         from rsseg_cli.report.charts import new_figure
 

@@ -23,7 +23,7 @@ class EMATeacher:
         self.student, self.decay = student, decay
         shared = {id(tensor): tensor for tensor in student.frozen()}
         self.model: Segmenter = copy.deepcopy(student, shared).eval()
-        self._averages = dict(self.model.tuned())
+        self._averages = dict(self.model.trainable_parameters())
         for parameter in self._averages.values():
             parameter.requires_grad_(False)
 
@@ -31,7 +31,7 @@ class EMATeacher:
     def update(self, step: int) -> None:
         """Average in the student after its step `step`."""
         keep = min(1 - 1 / (step + 1), self.decay)
-        for name, parameter in self.student.tuned():
+        for name, parameter in self.student.trainable_parameters():
             self._averages[name].lerp_(parameter, 1 - keep)
         self._copy_buffers()
 

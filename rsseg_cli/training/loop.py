@@ -138,7 +138,7 @@ def train(job: Job, progress: Progress, resumed: dict[str, Any] | None = None) -
             if done % settings.log_every == 0 or last:
                 # The only point where the host waits for the device.
                 record = log.read(done, trainer.lr) | job.objective.record()
-                record["method"] = model.method.record()
+                record["method"] = model.method.log_entry()
                 job.folder.add(record)
                 progress.log(record)
             if job.validate and (done % settings.validate_every == 0 or last):
@@ -186,9 +186,11 @@ class Trainer:
         self.precision = Precision.choose(job.settings.precision, job.device)
         self.adam = optimizer.build(job.optimization, job.model)
         self.scaler = torch.amp.GradScaler(job.device.type, enabled=self.precision.scaled)
-        self.tuned: list[Parameter] = [parameter for _, parameter in job.model.tuned()]
-        unclipped = {id(parameter) for parameter in job.model.method.unclipped()}
-        self.clipped = [p for p in self.tuned if id(p) not in unclipped]
+        self.tuned: list[Parameter] = [
+            parameter for _, parameter in job.model.trainable_parameters()
+        ]
+        outside = {id(parameter) for parameter in job.model.method.no_grad_clip()}
+        self.clipped = [p for p in self.tuned if id(p) not in outside]
 
     @property
     def micro_batches(self) -> int:

@@ -46,15 +46,15 @@ def factor(settings: Optimization, step: int, steps: int) -> float:
 def build(settings: Optimization, model: Segmenter) -> AdamW:
     """Build AdamW with a group of parameters per learning rate and weight decay.
 
-    Biases, norms, scalars, embeddings and what the method names in `undecayed` do not decay.
+    Biases, norms, scalars, embeddings and what `no_weight_decay` returns do not decay.
     AdamW skips parameters without a gradient: they stay bit-equal.
     """
-    free = {id(p) for p in model.method.undecayed()}
+    free = {id(p) for p in model.method.no_weight_decay()}
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             free.update(id(p) for p in module.parameters())
     groups: dict[tuple[float, float], list[Parameter]] = {}
-    for name, parameter in model.tuned():
+    for name, parameter in model.trainable_parameters():
         own = name.startswith("backbone.") and settings.backbone_lr is not None
         lr = settings.backbone_lr if own and settings.backbone_lr else settings.lr
         still = parameter.ndim < 2 or id(parameter) in free

@@ -40,7 +40,7 @@ from rsseg_cli.config import family
 from rsseg_cli.contract import Backbone, Head
 from rsseg_cli.errors import RssegWarning
 from rsseg_cli.find import find
-from rsseg_cli.methods import _ranking
+from rsseg_cli.methods._fisher import ranking
 from rsseg_cli.methods.fishertune import FisherTune
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training import optimizer
@@ -88,7 +88,7 @@ def prepare(arguments: argparse.Namespace) -> tuple[Run, FisherTune]:
         warmup=0, statistics=2, gauge=2, estimation=TIMED, samples=arguments.batch
     )
     method, head_kind = FisherTune(settings, backbone), find("heads", arguments.head, Head)
-    maps = method.maps(backbone)
+    maps = method.num_feature_maps(backbone)
     head = head_kind(head_kind.Config(), dim=backbone.dim, maps=maps, classes=5)
     model = Segmenter(backbone, method, head, BANDS).to(device).train()
     image = torch.randn(arguments.batch, 3, arguments.tile, arguments.tile, device=device)
@@ -140,7 +140,7 @@ def rank(method: FisherTune, centre: list[Tensor]) -> float:
     scores = [tensor.square() for tensor in centre]
     levels = [torch.empty_like(tensor, dtype=torch.uint8) for tensor in centre]
     split, start = method.candidates.split, seconds_since(0)
-    _ranking.levels(list(split(scores)), method.sizes, split(levels))
+    ranking.levels(list(split(scores)), method.sizes, split(levels))
     seconds = seconds_since(start)
     method._choose(levels)
     return seconds

@@ -121,7 +121,9 @@ def build(args: argparse.Namespace, method: str, **settings: Any) -> Trainer:
     part = find("methods", method, Method)
     made = part(part.Config.model_validate(settings), backbone)
     scorer = find("heads", args.head, Head)
-    head = scorer(scorer.Config(), dim=backbone.dim, maps=made.maps(backbone), classes=CLASSES)
+    head = scorer(
+        scorer.Config(), dim=backbone.dim, maps=made.num_feature_maps(backbone), classes=CLASSES
+    )
     model = Segmenter(backbone, made, head, BANDS).to(args.device)
     image = torch.randn(args.batch, 3, args.tile, args.tile)
     label = (image.mean(1) * 20).long().remainder(CLASSES)

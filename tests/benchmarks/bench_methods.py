@@ -22,7 +22,7 @@ import torch
 from rgb import BANDS
 
 from rsseg_cli import presets
-from rsseg_cli.backbones.vit import Size, Vit
+from rsseg_cli.backbones.vit import ModelSize, Vit
 from rsseg_cli.contract import Backbone, Method, QueryShape
 from rsseg_cli.find import find, names
 from rsseg_cli.heads.linear import Linear
@@ -42,8 +42,8 @@ class Encoder(Vit):
     """Plain transformers of two published sizes, with random weights."""
 
     sizes: ClassVar = {
-        "small": Size("vit_small_patch16_224", patch=16, published=False),
-        "large": Size("vit_large_patch16_224", patch=16, published=False),
+        "small": ModelSize("vit_small_patch16_224", patch=16, published=False),
+        "large": ModelSize("vit_large_patch16_224", patch=16, published=False),
     }
 
 
@@ -75,7 +75,7 @@ def count(method: str) -> Row:
     with torch.device("meta"):
         backbone, made = build(method, "large", preset=True)
     whole = sum(parameter.numel() for parameter in backbone.parameters())
-    tuned = sum(parameter.numel() for _, parameter in made.tuned(backbone))
+    tuned = sum(parameter.numel() for _, parameter in made.trainable_parameters(backbone))
     return Row(method, tuned, tuned / whole)
 
 
@@ -83,7 +83,9 @@ def prepare(method: str) -> tuple[Segmenter, torch.optim.Optimizer]:
     """Make a small model and its optimizer."""
     torch.manual_seed(0)
     backbone, made = build(method, "small", preset=False)
-    head = Linear(Linear.Config(), dim=backbone.dim, maps=made.maps(backbone), classes=6)
+    head = Linear(
+        Linear.Config(), dim=backbone.dim, maps=made.num_feature_maps(backbone), classes=6
+    )
     model = Segmenter(backbone, made, head, BANDS).train()
     return model, optimizer.build(optimizer.Optimization(lr=1e-4), model)
 

@@ -44,8 +44,8 @@ PRESETS = {
 class Unfrozen(Weft):
     """The same model with the backbone tuned as well: what freezing alone is worth."""
 
-    def tuned(self, backbone: Backbone) -> Iterator[tuple[str, Parameter]]:
-        yield from super().tuned(backbone)
+    def trainable_parameters(self, backbone: Backbone) -> Iterator[tuple[str, Parameter]]:
+        yield from super().trainable_parameters(backbone)
         for name, parameter in backbone.named_parameters():
             yield f"backbone.{name}", parameter
 
@@ -66,7 +66,7 @@ def build(label: str, backbone_name: str) -> Segmenter:
     method_kind, settings = METHODS[label]
     method = method_kind(method_kind.Config.model_validate(_nameless(settings)), backbone)
     scorer = Mask2Former.Config.model_validate(_nameless(PRESETS["weft"]["head"]))
-    head = Mask2Former(scorer, dim=backbone.dim, maps=method.maps(backbone), classes=2)
+    head = Mask2Former(scorer, dim=backbone.dim, maps=method.num_feature_maps(backbone), classes=2)
     return Segmenter(backbone, method, head, BANDS)
 
 
@@ -108,7 +108,7 @@ def measure(label: str, arguments: argparse.Namespace) -> dict[str, float]:
     peak = resident_peak_mb() - before
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated() / 2**20
-    tuned = sum(parameter.numel() for _, parameter in model.tuned())
+    tuned = sum(parameter.numel() for _, parameter in model.trainable_parameters())
     return {
         "memory_mb": peak,
         "seconds": min(seconds[arguments.warmup :]),

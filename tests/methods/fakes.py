@@ -66,7 +66,7 @@ def build(
     built = kind.build(kind.Config.model_validate(settings), backbone, queries)
     scorer = find("heads", head, Head)
     config = scorer.Config.model_validate(HEADS[head])
-    made = scorer(config, dim=backbone.dim, maps=built.maps(backbone), classes=3)
+    made = scorer(config, dim=backbone.dim, maps=built.num_feature_maps(backbone), classes=3)
     return Segmenter(backbone, built, made, BANDS)
 
 

@@ -57,7 +57,7 @@ def _backbone(family: str) -> Backbone:
         changes = {**kind.sizes[size].changes, **NARROW, **MORE.get(family, {})}
         sizes = {size: replace(kind.sizes[size], changes=changes)}
         kind = type(kind.__name__, (kind,), {"sizes": sizes})
-        settings["taps"] = (0, 1, 2, 3)
+        settings["out_indices"] = (0, 1, 2, 3)
     if family == "copernicus_fm":
         settings["bandwidths_nm"] = WIDTHS
     made: Backbone = kind(kind.Config(**settings), BANDS)
@@ -82,7 +82,7 @@ def build(method: str, family: str, seed: int = 0) -> Segmenter:
     built = kind.build(kind.Config.model_validate(settings), tiny)
     scorer = find("heads", "linear", Head)
     config = scorer.Config.model_validate(HEADS["linear"] | head_settings(method, "linear"))
-    head = scorer(config, dim=tiny.dim, maps=built.maps(tiny), classes=3)
+    head = scorer(config, dim=tiny.dim, maps=built.num_feature_maps(tiny), classes=3)
     return Segmenter(tiny, built, head, BANDS)
 
 
@@ -90,10 +90,12 @@ def check(method: str, family: str) -> None:
     """Hold a pair to the core of the contract."""
     model = build(method, family)
     before = [tensor.clone() for tensor in model.frozen()]
-    tuned = {name: tensor.detach().clone() for name, tensor in model.tuned()}
+    tuned = {name: tensor.detach().clone() for name, tensor in model.trainable_parameters()}
     loss = _step(model)
     assert torch.isfinite(loss), "the loss is no number"
-    assert any(not torch.equal(tensor, tuned[name]) for name, tensor in model.tuned())
+    assert any(
+        not torch.equal(tensor, tuned[name]) for name, tensor in model.trainable_parameters()
+    )
     for old, new in zip(before, model.frozen(), strict=True):
         assert torch.equal(old, new), "something frozen has moved"
     image, _ = batch(32, 40)

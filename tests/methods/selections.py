@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from rsseg_cli.backbones.dinov2 import Dinov2
-from rsseg_cli.methods._domain import Scores
-from rsseg_cli.methods._sparse import Sparse
+from rsseg_cli.methods._fisher.domain_fisher import SelectionScores
+from rsseg_cli.methods._fisher.sparse import Sparse
 from rsseg_cli.methods.fishertune import FisherTune
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training import optimizer
@@ -96,7 +96,7 @@ def fishertune(seed: int = 0, **settings: Any) -> tuple[Segmenter, FisherTune]:
     return model, method
 
 
-def scored(**settings: Any) -> Scores:
+def scored(**settings: Any) -> SelectionScores:
     """Score the candidates of a fresh model."""
     factor = settings.pop("factor", 1.0)
     model, method = fishertune(**settings)

@@ -58,5 +58,5 @@ def test_units_are_dropped_in_training_only() -> None:
 
 def test_counts_at_vit_large() -> None:
     backbone, method = at_vit_large(AdaptFormer, BANDS)
-    assert sum(p.numel() for _, p in method.tuned(backbone)) == 3_171_840
+    assert sum(p.numel() for _, p in method.trainable_parameters(backbone)) == 3_171_840
     assert sum(p.numel() for p in method.blocks[0].parameters()) == 132_160

@@ -63,7 +63,7 @@ def test_with_chance_one_it_is_full_tuning_bit_by_bit() -> None:
         adam.step()
         adam.zero_grad(set_to_none=True)
     assert all(torch.equal(a, b) for a, b in zip(weights(model), weights(plain), strict=True))
-    assert method.unclipped() == []
+    assert method.no_grad_clip() == []
 
 
 def masked(seed: int, index: int, **settings: Any) -> list[torch.Tensor]:
@@ -103,9 +103,9 @@ def test_form_f_moves_everything_and_restarts_exactly() -> None:
     for one in (model, other):  # moments start anew in both
         train(one, range(20, 24), total=24)
     assert all(torch.equal(a, b) for a, b in zip(weights(model), weights(other), strict=True))
-    line = method.record()
+    line = method.log_entry()
     assert line["tuned"] == round(0.3 * method.candidates.size)
-    assert len(adam.state) == len(list(model.tuned()))
+    assert len(adam.state) == len(list(model.trainable_parameters()))
 
 
 def test_warm_up_of_form_f() -> None:
@@ -135,8 +135,8 @@ def test_counts_at_vit_large(form: str, elements: int) -> None:
         method = ChildTune(ChildTune.Config.model_validate({"form": form}), backbone)
     assert method.candidates.total == 304_198_656
     assert method.candidates.size == 276_824_064
-    assert sum(p.numel() for _, p in method.tuned(backbone)) == 276_824_064
-    assert (method.sizes[0] if form == "D" else method.record()["tuned"]) == elements
+    assert sum(p.numel() for _, p in method.trainable_parameters(backbone)) == 276_824_064
+    assert (method.sizes[0] if form == "D" else method.log_entry()["tuned"]) == elements
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def make(method: str, head: str = "linear", seed: int = 0) -> Segmenter:
     config = scorer.Config.model_validate(HEADS[head] | head_settings(method, head))
     settings = kind.Config.model_validate(TINY.get(method, {}))
     built = kind.build(settings, backbone, config.queries_of_method)
-    made = scorer(config, dim=backbone.dim, maps=built.maps(backbone), classes=3)
+    made = scorer(config, dim=backbone.dim, maps=built.num_feature_maps(backbone), classes=3)
     return Segmenter(backbone, built, made, BANDS)
 
 
@@ -87,7 +87,7 @@ def steps(model: Segmenter, count: int = 3) -> list[float]:
 
 def perturb(model: Segmenter) -> None:
     with torch.no_grad():
-        for _, parameter in model.tuned():
+        for _, parameter in model.trainable_parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
 
 
@@ -114,7 +114,7 @@ def test_loss_falls_and_the_rest_stays(method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_names_are_unique_and_belong_to_the_model(method: str) -> None:
     model = make(method)
-    tuned = list(model.tuned())
+    tuned = list(model.trainable_parameters())
     assert len({name for name, _ in tuned}) == len(tuned) == len({id(p) for _, p in tuned})
     inside = dict(model.named_parameters())
     for name, parameter in tuned:
@@ -158,7 +158,7 @@ def test_every_head_in_bfloat16(method: str, head: str) -> None:
     total = torch.stack(list(losses.values())).sum()
     torch.autograd.backward(total)
     assert torch.isfinite(total)
-    for name, parameter in model.tuned():
+    for name, parameter in model.trainable_parameters():
         if parameter.grad is not None:
             assert torch.isfinite(parameter.grad).all(), name
 
@@ -171,7 +171,7 @@ def test_recomputing_changes_nothing(method: str) -> None:
         model.backbone.recompute = recompute
         torch.manual_seed(3)
         torch.autograd.backward(torch.stack(list(model(*batch()).values())).sum())
-        gradients.append([p.grad for _, p in model.tuned() if p.grad is not None])
+        gradients.append([p.grad for _, p in model.trainable_parameters() if p.grad is not None])
     for plain, again in zip(*gradients, strict=True):
         assert torch.allclose(plain, again, atol=1e-6)
 

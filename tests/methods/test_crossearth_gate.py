@@ -15,7 +15,7 @@ from test_contract import BANDS
 from torch import Tensor
 
 from rsseg_cli.errors import RssegError
-from rsseg_cli.methods._pathways import normalise, top
+from rsseg_cli.methods._fisher.module_selection import normalise, top
 from rsseg_cli.methods.crossearth_gate import CrossEarthGate
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training import optimizer
@@ -82,7 +82,7 @@ def test_counts_at_vit_large() -> None:
         row = method.config.pathways.index(pathway)  # type: ignore[arg-type]
         sizes[row, int(number) // (2 if pathway == "spatial" else 1)] += parameter.numel()
     assert sizes.tolist() == [[262_144] * 24, [132_160] * 24, [202_852] * 24]
-    assert sum(p.numel() for _, p in method.tuned(backbone)) == 14_331_744
+    assert sum(p.numel() for _, p in method.trainable_parameters(backbone)) == 14_331_744
     assert method.count == 18
     ranked = sizes.flatten().sort().values
     assert ranked[:18].sum() == 2_378_880
@@ -117,7 +117,7 @@ def test_a_pathway_can_be_left_out() -> None:
     assert method.active.shape == (2, BLOCKS)
     assert method.count == 3  # of eight as of twelve: an ablation changes one thing
     train(model, range(2))
-    assert not [name for name, _ in model.tuned() if "spatial" in name]
+    assert not [name for name, _ in model.trainable_parameters() if "spatial" in name]
 
 
 # --- scores ----------------------------------------------------------------------------------
@@ -301,7 +301,7 @@ def test_a_restart_keeps_what_is_active(unselected: str) -> None:
     flags = [p.requires_grad for p in method.parameters()]
     assert [p.requires_grad for p in resumed.parameters()] == flags
     assert 0 < sum(flags) < len(flags)
-    last, again = method.record(), resumed.record()
+    last, again = method.log_entry(), resumed.log_entry()
     for key in ("active", "trainable", "trainable_mean", "trainable_ever"):
         assert last[key] == again[key]
     assert again["selections"] == last["selections"][-1:]  # type: ignore[index]
@@ -345,7 +345,7 @@ def test_record_and_picture(tmp_path: Path) -> None:
     records: list[dict[str, Any]] = [{"step": 0, "val": {"miou": 0.5}}]
     for start in (0, 4, 8):
         train(model, range(start, start + 4))
-        records.append({"step": start + 4, "method": method.record()})
+        records.append({"step": start + 4, "method": method.log_entry()})
     records = json.loads(json.dumps(records))
     lines = [line["method"] for line in records[1:]]
     assert [[s["step"] for s in line["selections"]] for line in lines] == [[0], [5], [10]]
@@ -358,13 +358,13 @@ def test_record_and_picture(tmp_path: Path) -> None:
         assert 0 < line["cost"]["selection"] < 1
     last = sum(p.numel() for n, p in method.named_parameters() if method.ever[module_of(method, n)])
     assert lines[-1]["trainable_ever"] == last
-    [(name, figure)] = CrossEarthGate.draw(records)
+    [(name, figure)] = CrossEarthGate.figures(records)
     figure.savefig(tmp_path / f"{name}.png")
     assert (tmp_path / "pathways.png").stat().st_size > 5_000
     pictures = [axis.get_images()[0].get_array() for axis in figure.axes[:3]]
     shown = sum(int((~picture.mask).sum()) for picture in pictures)  # type: ignore[union-attr]
     assert shown == 3 * 3  # three modules after each of three selections
-    assert not list(CrossEarthGate.draw([{"step": 1, "loss": 0.1}]))
+    assert not list(CrossEarthGate.figures([{"step": 1, "loss": 0.1}]))
 
 
 def test_mean_of_the_trainable_parameters() -> None:
@@ -372,8 +372,8 @@ def test_mean_of_the_trainable_parameters() -> None:
     now = []
     for index in range(4):
         train(model, range(index, index + 1))
-        now.append(method.record()["trainable"])
-    assert method.record()["trainable_mean"] == sum(now) // 4  # type: ignore[arg-type]
+        now.append(method.log_entry()["trainable"])
+    assert method.log_entry()["trainable_mean"] == sum(now) // 4  # type: ignore[arg-type]
 
 
 # --- bad settings ----------------------------------------------------------------------------

@@ -16,8 +16,8 @@ from rsseg_cli.backbones.vit import Vit
 from rsseg_cli.bands import Bands
 from rsseg_cli.errors import RssegError
 from rsseg_cli.grid import Grid
-from rsseg_cli.methods import _depth
-from rsseg_cli.methods._depth import DepthEncoder, DepthState, DepthView
+from rsseg_cli.methods._token import depth_encoder
+from rsseg_cli.methods._token.depth_encoder import DepthEncoder, DepthState, DepthView
 from rsseg_cli.methods.depthforge import DepthForge
 from rsseg_cli.methods.spectralmoe import SpectralMoe
 
@@ -67,7 +67,7 @@ def blocks_of(encoder: DepthEncoder, image: Tensor) -> list[Tensor]:
 
 def load(path: Path) -> DepthEncoder:
     config = DepthEncoder.Config(name="dinov2_small", weights=path, stats="data")
-    return DepthEncoder(config, _depth.RGB)
+    return DepthEncoder(config, depth_encoder.RGB)
 
 
 def test_equals_the_encoder_in_transformers(depth_network: tuple[Any, Path]) -> None:
@@ -152,7 +152,7 @@ def test_weights_that_cannot_be_had_are_named(monkeypatch: pytest.MonkeyPatch) -
     def offline(repository: str, file: str) -> str:
         raise FileNotFoundError("no network")
 
-    monkeypatch.setattr(_depth, "hf_hub_download", offline)
+    monkeypatch.setattr(depth_encoder, "hf_hub_download", offline)
     with pytest.raises(RssegError, match=r"prompt_depth_anything_large.*no network") as caught:
         SpectralMoe(SpectralMoe.Config(), tiny())
     assert "depth-anything/prompt-depth-anything-vitl-hf" in caught.value.where
@@ -169,9 +169,9 @@ def test_an_encoder_of_another_size_is_refused(depth_network: tuple[Any, Path]) 
 def test_a_model_knows_its_depth_weights() -> None:
     backbone = tiny()
     method = SpectralMoe(SpectralMoe.Config(depth="random", tokens=8, rank=2), backbone)
-    packed = method.pack(backbone)
-    method.unpack(packed, backbone)
+    packed = method.adapter_state(backbone)
+    method.load_adapter_state(packed, backbone)
     assert method.view is not None
     method.view.encoder.origin = {**method.view.encoder.origin, "sha256": "another"}
     with pytest.raises(RssegError, match="not those that the model was trained with"):
-        method.unpack(packed, backbone)
+        method.load_adapter_state(packed, backbone)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from rsseg_cli.backbones.vit import Vit
 from rsseg_cli.contract import QueryShape
 from rsseg_cli.grid import Grid
-from rsseg_cli.methods._depth import DepthState
+from rsseg_cli.methods._token.depth_encoder import DepthState
 from rsseg_cli.methods.depthforge import DepthForge
 from rsseg_cli.methods.rein import Rein
 
@@ -30,14 +30,14 @@ def test_depth_changes_the_attention_and_nothing_else() -> None:
     method = build(backbone)
     for parameter in method.adapter.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    tokens, depth = torch.randn(2, backbone.prefix + 6, 64), torch.randn(2, 6, 64)
+    tokens, depth = torch.randn(2, backbone.num_prefix_tokens + 6, 64), torch.randn(2, 6, 64)
     method.view.advance = lambda index, state: depth
     adapter, block = method.adapter, method.adapter.block(3)
-    x, own = tokens[:, backbone.prefix :], block.rows[0] @ block.basis[0]
+    x, own = tokens[:, backbone.num_prefix_tokens :], block.rows[0] @ block.basis[0]
     attention = ((x @ own.T + depth @ own.T) / 8).softmax(-1)[..., 1:]
     expected = x + adapter.scale * adapter.mlp(x + attention @ adapter.value(own[1:]))
     out = method.after_block(3, tokens, DepthState(Grid(2, 3)))
-    assert torch.allclose(out[:, backbone.prefix :], expected, atol=1e-5)
+    assert torch.allclose(out[:, backbone.num_prefix_tokens :], expected, atol=1e-5)
 
 
 def test_without_depth_and_refinement_it_is_rein() -> None:
@@ -79,4 +79,6 @@ def test_counts_at_vit_large() -> None:
     assert method.refinement is not None
     refinement = sum(p.numel() for p in method.refinement.parameters())
     assert refinement == 4_336_705
-    assert sum(p.numel() for _, p in method.tuned(backbone)) - refinement == 2_990_081
+    assert (
+        sum(p.numel() for _, p in method.trainable_parameters(backbone)) - refinement == 2_990_081
+    )

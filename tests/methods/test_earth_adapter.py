@@ -166,7 +166,7 @@ def test_blocks_that_are_not_there(wanted: tuple[int, ...]) -> None:
 )
 def test_counts_at_vit_large(bottleneck: int, count: int) -> None:
     backbone, method = at_vit_large(EarthAdapter, BANDS, bottleneck=bottleneck)
-    assert sum(p.numel() for _, p in method.tuned(backbone)) == count
+    assert sum(p.numel() for _, p in method.trainable_parameters(backbone)) == count
 
 
 def test_routing_is_the_routers_and_all_goes_to_the_only_expert() -> None:

@@ -48,8 +48,8 @@ def test_a_block_equals_the_equations() -> None:
     for parameter in method.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     grid = Grid(4, 6)
-    tokens = torch.randn(2, backbone.prefix + 24, 64)
-    f = tokens[:, backbone.prefix :].mT.reshape(2, 64, 4, 6)
+    tokens = torch.randn(2, backbone.num_prefix_tokens + 24, 64)
+    f = tokens[:, backbone.num_prefix_tokens :].mT.reshape(2, 64, 4, 6)
     bands = F.conv2d(f, haar(64), stride=2, groups=64).view(2, 64, 4, 6)  # (B, D, band, n)
     low_band, high_bands = bands[:, :, 0].mT, bands[:, :, 1:].flatten(2).mT
     own_low, own_high = (branch.block(2).mean() for branch in (method.low, method.high))
@@ -65,8 +65,10 @@ def test_a_block_equals_the_equations() -> None:
     added = F.conv_transpose2d(changed, haar(64), stride=2, groups=64)
     expected = f + method.scale * added
     out = method.after_block(2, tokens, State(grid))
-    assert torch.equal(out[:, : backbone.prefix], tokens[:, : backbone.prefix])
-    found = out[:, backbone.prefix :].mT.reshape(2, 64, 4, 6)
+    assert torch.equal(
+        out[:, : backbone.num_prefix_tokens], tokens[:, : backbone.num_prefix_tokens]
+    )
+    found = out[:, backbone.num_prefix_tokens :].mT.reshape(2, 64, 4, 6)
     assert torch.allclose(found, expected, atol=1e-4)
 
 
@@ -94,7 +96,7 @@ def test_groups_do_not_mix() -> None:
     with torch.no_grad():
         method.scale.fill_(1.0)
     grid = Grid(4, 4, groups=2)
-    method.prefix = 0
+    method.num_prefix_tokens = 0
     tokens = torch.randn(1, 32, 64)
     changed = tokens.clone()
     changed[:, 1::2] += 1  # the second group
@@ -105,7 +107,7 @@ def test_groups_do_not_mix() -> None:
 
 def test_counts_at_vit_large() -> None:
     backbone, method = at_vit_large(Fada)
-    assert sum(p.numel() for _, p in method.tuned(backbone)) == 5_597_697
+    assert sum(p.numel() for _, p in method.trainable_parameters(backbone)) == 5_597_697
 
 
 def test_bad_settings() -> None:

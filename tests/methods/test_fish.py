@@ -73,11 +73,11 @@ def test_forward_is_that_of_the_frozen_backbone() -> None:
 def test_record_tells_the_selection_once() -> None:
     model, method = made("fish", samples=4, warmup=1)
     train(model, range(3), total=5)
-    line = method.record()
+    line = method.log_entry()
     assert line["tuned"] == method.sizes[0]
     assert line["domain_share"] is None
     assert set(line["sensitivity"]) == {"q", "k", "v", "fc1", "fc2"}  # type: ignore[arg-type]
-    assert "sensitivity" not in method.record()
+    assert "sensitivity" not in method.log_entry()
 
 
 def test_counts_at_vit_large() -> None:

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rsseg_cli.grid import Grid
-from rsseg_cli.methods import _domain, _dsu, _posterior
-from rsseg_cli.methods._posterior import Natural, Prior
+from rsseg_cli.methods._fisher import domain_fisher, feature_shift
+from rsseg_cli.methods._fisher.posterior import MeanSquares, Natural, Prior
 
 
 # --- the posterior ---------------------------------------------------------------------------
@@ -51,7 +51,7 @@ def test_precision_on_a_quadratic() -> None:
 def test_weights_of_passes_and_merging() -> None:
     gradients = torch.randn(5, 7)
     counted = [1.0, 0.5, 2.0, 0.0, 3.0]
-    means = _posterior.MeanSquares([gradients[0]])
+    means = MeanSquares([gradients[0]])
     for gradient, weight in zip(gradients, counted, strict=True):
         means.update([gradient], weight)
     expected = np.average(gradients.double().square().numpy(), axis=0, weights=counted)
@@ -109,9 +109,9 @@ def test_change_and_sum_written_out(damping: float) -> None:
     clean[:5] = shifted[:3] = 0
     f, g = clean.double().numpy(), shifted.double().numpy()
     ratio = np.abs(f - g) / (np.minimum(f, g) + damping)
-    _domain.change(clean, shifted, damping)
+    domain_fisher.change(clean, shifted, damping)
     assert np.allclose(shifted.numpy(), ratio, rtol=1e-4)
-    _domain.combine([clean], [shifted], 0.5)
+    domain_fisher.combine([clean], [shifted], 0.5)
     change = 0.5 * ratio / ratio.mean()
     assert np.allclose(shifted.numpy(), change, rtol=1e-4, atol=1e-6)
     assert np.allclose(clean.numpy(), f / f.mean() + change, rtol=1e-4, atol=1e-6)
@@ -149,7 +149,7 @@ def test_every_variant_selects(settings: dict[str, Any]) -> None:
 
 def test_weights_without_gradient_score_nothing() -> None:
     model, method = fishertune(sites=(-1, 0))
-    model.backbone.taps = (0, 1)  # blocks 2 and 3 lead nowhere
+    model.backbone.out_indices = (0, 1)  # blocks 2 and 3 lead nowhere
     kind = type(model.head)
     model.head = kind(kind.Config(), dim=64, maps=2, classes=3)
     found = method.score(SeededStep(model, 2, 20), weights(model))
@@ -169,7 +169,7 @@ def spreads() -> dict[int, Tensor]:
 
 
 def test_without_noise_every_bit_stays() -> None:
-    shift = _dsu.Shift(spreads(), amplitude=(0.0, 0.0))
+    shift = feature_shift.FeatureShift(spreads(), amplitude=(0.0, 0.0))
     shift.start(1, torch.device("cpu"))
     for dtype in (torch.float32, torch.bfloat16):
         tokens = (torch.randn(2, 3 + GRID.tokens, 5) * 10).to(dtype)
@@ -180,7 +180,7 @@ def test_without_noise_every_bit_stays() -> None:
 @pytest.mark.parametrize("batch", [1, 3])
 def test_shift_written_out(batch: int) -> None:
     spread = spreads()
-    shift = _dsu.Shift(spread, amplitude=(1.0, 1.0))
+    shift = feature_shift.FeatureShift(spread, amplitude=(1.0, 1.0))
     shift.start(4, torch.device("cpu"))
     tokens = torch.randn(batch, 3 + GRID.tokens, 5, requires_grad=True)
     shifted = shift(0, tokens, GRID)
@@ -202,7 +202,7 @@ def test_shift_written_out(batch: int) -> None:
 
 
 def test_spreads_between_images() -> None:
-    watch = _dsu.Watch()
+    watch = feature_shift.FeatureStatistics()
     images = torch.randn(6, 2 + GRID.tokens, 5) * torch.rand(6, 1, 5) + torch.randn(6, 1, 5)
     for pair in images.split(2):
         assert watch(7, pair, GRID) is pair
@@ -215,6 +215,6 @@ def test_spreads_between_images() -> None:
 
 
 def test_a_single_patch() -> None:
-    mean, deviation = _dsu.statistics(torch.ones(2, 1, 1, 5))
+    mean, deviation = feature_shift.statistics(torch.ones(2, 1, 1, 5))
     assert torch.equal(mean, torch.ones(2, 1, 1, 5))
     assert torch.allclose(deviation, torch.full((2, 1, 1, 5), 1e-3))

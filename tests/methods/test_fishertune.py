@@ -29,7 +29,7 @@ from torch import Tensor
 from rsseg_cli.contract import Backbone
 from rsseg_cli.errors import RssegError
 from rsseg_cli.find import find
-from rsseg_cli.methods._candidates import Candidates
+from rsseg_cli.methods._fisher.candidates import Candidates
 from rsseg_cli.methods.fishertune import FisherTune, schedule
 from rsseg_cli.training import optimizer
 from rsseg_cli.training.checkpoint import save_model
@@ -81,7 +81,7 @@ def test_counts_at_vit_large() -> None:
     assert method.sizes[0] == 3_041_987
     assert method.sizes[-1] == 15_209_933
     assert len(method.candidates) == 24 * 5
-    assert len(list(method.tuned(backbone))) == 24 * 3
+    assert len(list(method.trainable_parameters(backbone))) == 24 * 3
 
 
 def test_gated_mlps_and_separate_queries() -> None:
@@ -176,7 +176,7 @@ def test_clipping_by_what_is_admitted() -> None:
     for weight, gradient in zip(method.candidates.weights, full, strict=True):
         assert torch.allclose(weight.grad, gradient * 0.5 / norm, rtol=1e-4)  # type: ignore[arg-type]
     method.before_update(step)  # small enough now
-    assert {id(p) for p in method.unclipped()} == {id(p) for p in method.candidates.weights}
+    assert {id(p) for p in method.no_grad_clip()} == {id(p) for p in method.candidates.weights}
 
 
 def test_random_queries_only() -> None:
@@ -260,7 +260,7 @@ def _saved(state: Any) -> Any:
 
 def test_the_file_holds_eight_bytes_an_element(tmp_path: Path) -> None:
     model, method = fishertune(share_max=0.3)
-    model.restorable = True
+    model.weights_are_public = True
     train(model, range(8), total=8)
     packed = {name: tensor.clone() for name, tensor in model.pack().items()}
     assert not any(name.startswith(("rest.", "backbone.")) for name in packed)
@@ -271,12 +271,14 @@ def test_the_file_holds_eight_bytes_an_element(tmp_path: Path) -> None:
     # 15,209,933 elements and the counts of 120 parts: 122 MB.
     assert round((8 * 15_209_933 + 4 * 120 * 100) / 1e6) == 122
     fresh, loaded = fishertune(share_max=0.3)
-    fresh.restorable = True
+    fresh.weights_are_public = True
     for _ in range(2):
         fresh.unpack(packed)
         for a, b in zip(weights(model), weights(fresh), strict=True):
             assert torch.equal(a, b)
-    assert all(torch.equal(t, packed[name]) for name, t in loaded.pack(fresh.backbone).items())
+    assert all(
+        torch.equal(t, packed[name]) for name, t in loaded.adapter_state(fresh.backbone).items()
+    )
 
 
 # --- what the user sees ----------------------------------------------------------------------
@@ -287,7 +289,7 @@ def test_record_and_picture(tmp_path: Path) -> None:
     for start in (0, 2, 9):
         stop = {0: 2, 2: 9, 9: 16}[start]
         adam = train(model, range(start, stop), total=16, adam=adam)
-        records.append({"step": stop, "method": method.record()})
+        records.append({"step": stop, "method": method.log_entry()})
     records = json.loads(json.dumps([*records, {"step": 16, "val": {"miou": 0.1}}]))
     warm, early, late = (line["method"] for line in records[:3])
     assert warm == {"phase": "warmup", "tuned": 0, "tuned_share": 0.0}
@@ -303,11 +305,11 @@ def test_record_and_picture(tmp_path: Path) -> None:
     assert tuned == pytest.approx(late["tuned"], rel=2e-3)
     mean = sum(score * sizes[role] for role, row in early["sensitivity"].items() for score in row)
     assert mean / method.candidates.size == pytest.approx(1, rel=2e-3)
-    [(name, figure)] = FisherTune.draw(records)
+    [(name, figure)] = FisherTune.figures(records)
     figure.savefig(tmp_path / f"{name}.png")
     assert (tmp_path / "sensitivity.png").stat().st_size > 10_000
     assert figure.axes[0].get_images()[0].get_array().shape == (5, 4)  # type: ignore[union-attr]
-    assert not list(FisherTune.draw([{"step": 1, "loss": 0.1}, records[0]]))
+    assert not list(FisherTune.figures([{"step": 1, "loss": 0.1}, records[0]]))
 
 
 # --- bad input -------------------------------------------------------------------------------

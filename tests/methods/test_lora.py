@@ -39,7 +39,7 @@ def test_adds_the_low_rank_product_to_q_and_v_only() -> None:
 @pytest.mark.parametrize(("rank", "count"), [(64, 6_291_456), (16, 1_572_864)])
 def test_counts_at_vit_large(rank: int, count: int) -> None:
     backbone, method = at_vit_large(Lora, rank=rank)
-    assert sum(p.numel() for _, p in method.tuned(backbone)) == count
+    assert sum(p.numel() for _, p in method.trainable_parameters(backbone)) == count
 
 
 def test_a_closure_is_refused() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rsseg_cli.methods import _ranking
+from rsseg_cli.methods._fisher import ranking
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -15,27 +15,27 @@ from rsseg_cli.methods import _ranking
 def test_levels_are_those_of_a_full_sort(
     ties: bool, cuts: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_ranking, "CHUNK", 64)
+    monkeypatch.setattr(ranking, "CHUNK", 64)
     generator = torch.Generator().manual_seed(len(cuts))
     scores = [torch.randn(size, generator=generator).mul(9).exp() for size in (700, 1, 399)]
     if ties:
         scores = [one.log().round().clamp(min=0) for one in scores]
         scores[0][3] = -0.0
     levels = [torch.zeros(len(one), dtype=torch.uint8) for one in scores]
-    _ranking.levels(scores, cuts, levels)
+    ranking.levels(scores, cuts, levels)
     flat = torch.cat(scores)
     order = flat.argsort(descending=True, stable=True)
     ranks = torch.empty_like(order).scatter_(0, order, torch.arange(1, len(flat) + 1))
     expected = torch.searchsorted(torch.tensor(cuts), ranks)
     expected[expected == len(cuts)] = 255
     assert torch.equal(torch.cat(levels).long(), expected)
-    assert _ranking.value_at(scores, 17) == flat[order[16]]
+    assert ranking.value_at(scores, 17) == flat[order[16]]
 
 
 def test_median_above_zero() -> None:
     scores = torch.cat([torch.zeros(100), torch.arange(1.0, 52.0)])
-    assert _ranking.median_above_zero([scores[:120], scores[120:]]) == 26
-    assert _ranking.median_above_zero([torch.zeros(9)]) == 0
+    assert ranking.median_above_zero([scores[:120], scores[120:]]) == 26
+    assert ranking.median_above_zero([torch.zeros(9)]) == 0
 
 
 @pytest.mark.slow
@@ -53,7 +53,7 @@ def test_ranking_takes_a_byte_per_element_and_little_else() -> None:
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = memory("VmRSS")
     levels = [torch.empty(2**22, dtype=torch.uint8) for _ in scores]
-    _ranking.levels(scores, cuts, levels)
+    ranking.levels(scores, cuts, levels)
     besides = memory("VmHWM") - before - count
     assert besides < 96 * 2**20
     assert 1 + besides / 276_824_064 < 1.5

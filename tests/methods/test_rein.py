@@ -30,21 +30,23 @@ def test_a_block_equals_the_equation() -> None:
     for parameter in rein.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
     adapter, block = rein.adapter, rein.adapter.block(1)
-    tokens = torch.randn(2, backbone.prefix + 6, 64)
-    x, own = tokens[:, backbone.prefix :], block.rows[0] @ block.basis[0]
+    tokens = torch.randn(2, backbone.num_prefix_tokens + 6, 64)
+    x, own = tokens[:, backbone.num_prefix_tokens :], block.rows[0] @ block.basis[0]
     attention = (x @ own.T / 8).softmax(-1)[..., 1:]
     delta = attention @ (own[1:] @ adapter.value.weight.T + adapter.value.bias)
     expected = x + adapter.scale * adapter.mlp(x + delta)
     out = rein.after_block(1, tokens, State(Grid(2, 3)))
-    assert torch.equal(out[:, : backbone.prefix], tokens[:, : backbone.prefix])
-    assert torch.allclose(out[:, backbone.prefix :], expected, atol=1e-5)
+    assert torch.equal(
+        out[:, : backbone.num_prefix_tokens], tokens[:, : backbone.num_prefix_tokens]
+    )
+    assert torch.allclose(out[:, backbone.num_prefix_tokens :], expected, atol=1e-5)
 
 
 def test_starts_near_the_frozen_backbone_from_reins_law() -> None:
     rein = tiny()[1]
     assert rein.adapter.scale.item() == pytest.approx(1e-3)
     bound = (6 / (3 * 8**2 + (64 * 4) ** 0.5)) ** 0.5
-    for parameter in rein.undecayed():
+    for parameter in rein.no_weight_decay():
         assert parameter.abs().max() <= bound
         assert parameter.std().item() == pytest.approx(bound / 3**0.5, rel=0.15)
     with torch.no_grad():
@@ -55,7 +57,7 @@ def test_starts_near_the_frozen_backbone_from_reins_law() -> None:
 
 def test_counts_and_law_at_vit_large() -> None:
     backbone, rein = at_vit_large(Rein)
-    assert sum(p.numel() for _, p in rein.tuned(backbone)) == 2_990_081
+    assert sum(p.numel() for _, p in rein.trainable_parameters(backbone)) == 2_990_081
 
 
 def test_tokens_and_scale_do_not_decay() -> None:
@@ -63,7 +65,7 @@ def test_tokens_and_scale_do_not_decay() -> None:
     head = Mask2Former(Mask2Former.Config(width=32, queries=10), dim=64, maps=4, classes=2)
     adam = build(Optimization(), Segmenter(backbone, rein, head, RGB))
     still = {id(p) for g in adam.param_groups if g["weight_decay"] == 0 for p in g["params"]}
-    assert {id(p) for p in rein.undecayed()} | {id(rein.adapter.scale)} <= still
+    assert {id(p) for p in rein.no_weight_decay()} | {id(rein.adapter.scale)} <= still
     assert id(rein.adapter.mlp.weight) not in still
 
 

@@ -49,8 +49,8 @@ def randomise(method: Set) -> None:
 def test_a_block_equals_the_equations(amplitude_tokens: str) -> None:
     backbone, method = tiny(amplitude_tokens=amplitude_tokens)
     randomise(method)
-    tokens = torch.randn(2, backbone.prefix + 15, 64)
-    f = tokens[:, backbone.prefix :].reshape(2, 3, 5, 64)
+    tokens = torch.randn(2, backbone.num_prefix_tokens + 15, 64)
+    f = tokens[:, backbone.num_prefix_tokens :].reshape(2, 3, 5, 64)
     spectrum = np.fft.fft2(f.numpy(), axes=(1, 2), norm="ortho")[:, :, :3].reshape(2, 9, 64)
     a, p = (torch.from_numpy(part).float() for part in (np.abs(spectrum), np.angle(spectrum)))
     amplitude = look(
@@ -61,8 +61,10 @@ def test_a_block_equals_the_equations(amplitude_tokens: str) -> None:
     back = np.fft.irfft2(changed, s=(3, 5), axes=(1, 2), norm="ortho").reshape(2, 15, 64)
     expected = f.flatten(1, 2) + method.scale * torch.from_numpy(back).float()
     out = method.after_block(1, tokens, State(Grid(3, 5)))
-    assert torch.equal(out[:, : backbone.prefix], tokens[:, : backbone.prefix])
-    assert torch.allclose(out[:, backbone.prefix :], expected, atol=1e-3)
+    assert torch.equal(
+        out[:, : backbone.num_prefix_tokens], tokens[:, : backbone.num_prefix_tokens]
+    )
+    assert torch.allclose(out[:, backbone.num_prefix_tokens :], expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("grid", [Grid(4, 6), Grid(3, 5), Grid(5, 1), Grid(3, 4, groups=3)])
@@ -90,10 +92,10 @@ def test_silence_has_finite_gradients() -> None:
 def test_laws_of_the_start(kind: str, width: int) -> None:
     method = Set(Set.Config(tokens=40, rank=4, amplitude_tokens=kind), tiny_vit())  # type: ignore[arg-type]
     bound = (6 / (3 * 8**2 + width)) ** 0.5
-    amplitudes = torch.cat([p.flatten() for p in method.amplitude.undecayed()])
+    amplitudes = torch.cat([p.flatten() for p in method.amplitude.no_weight_decay()])
     assert amplitudes.abs().max() <= bound
     assert amplitudes.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
-    assert len(list(method.undecayed())) == (16 if kind == "lowrank" else 12)
+    assert len(list(method.no_weight_decay())) == (16 if kind == "lowrank" else 12)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +108,7 @@ def test_laws_of_the_start(kind: str, width: int) -> None:
 )
 def test_counts_at_vit_large(settings: dict[str, Any], count: int) -> None:
     backbone, method = at_vit_large(Set, **settings)
-    assert sum(p.numel() for _, p in method.tuned(backbone)) == count
+    assert sum(p.numel() for _, p in method.trainable_parameters(backbone)) == count
 
 
 def test_bad_settings() -> None:

@@ -13,15 +13,15 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from rsseg_cli.backbones._timm import Size
+from rsseg_cli.backbones._timm import ModelSize
 from rsseg_cli.backbones.dinov3 import Dinov3
 from rsseg_cli.backbones.vit import Vit
 from rsseg_cli.contract import Backbone, QueryShape
 from rsseg_cli.grid import Grid
 from rsseg_cli.heads.linear import Linear
 from rsseg_cli.heads.mask2former import Mask2Former
-from rsseg_cli.methods._gates import affinity, chance_of_choice, imbalance
-from rsseg_cli.methods._tokens import BLOCK, Routes, TokenExperts, dispatch
+from rsseg_cli.methods._token.gate import affinity, chance_of_choice, imbalance
+from rsseg_cli.methods._token.tokens import BLOCK, Routes, TokenExperts, dispatch
 from rsseg_cli.methods.rein import Rein
 from rsseg_cli.methods.spectralmoe import Routing, SpectralMoe
 from rsseg_cli.segmenter import Segmenter
@@ -112,11 +112,11 @@ def test_a_block_equals_the_equations(fusion: str, gate: str, gates: str, k: int
     backbone = tiny_vit()
     method = build(backbone, fusion=fusion, gate=gate, gates=gates, k=k)
     grid = Grid(3, 5)
-    tokens, depth = torch.randn(2, backbone.prefix + 15, 64), torch.randn(2, 15, 64)
+    tokens, depth = torch.randn(2, backbone.num_prefix_tokens + 15, 64), torch.randn(2, 15, 64)
     method.view.advance = lambda index, state: depth
     out = method.after_block(2, tokens, Routing(grid))
 
-    patches, maps = tokens[:, backbone.prefix :], []
+    patches, maps = tokens[:, backbone.num_prefix_tokens :], []
     for modality, x in enumerate((patches, depth)):
         own = method.gates[2 * 2 + modality] if gates == "dual" else method.gates[2]
         logits = {
@@ -128,8 +128,10 @@ def test_a_block_equals_the_equations(fusion: str, gate: str, gates: str, k: int
         block = method.adapter.block(2)
         maps.append(by_the_equations(block, method.adapter.value, x, shares))
     refined = patches + method.adapter.scale * method.adapter.mlp(patches + fused(fusion, *maps))
-    assert torch.equal(out[:, : backbone.prefix], tokens[:, : backbone.prefix])
-    assert torch.allclose(out[:, backbone.prefix :], refined, atol=1e-5)
+    assert torch.equal(
+        out[:, : backbone.num_prefix_tokens], tokens[:, : backbone.num_prefix_tokens]
+    )
+    assert torch.allclose(out[:, backbone.num_prefix_tokens :], refined, atol=1e-5)
 
 
 def test_rein_is_one_expert_without_gate_and_depth() -> None:
@@ -175,7 +177,7 @@ def test_counts_at_vit_large(settings: dict[str, Any], count: int) -> None:
         queries = settings.pop("queries", QUERIES)
         config = SpectralMoe.Config.model_validate({"depth": "random"} | settings)
         method = SpectralMoe(config, backbone, queries)
-    assert sum(p.numel() for _, p in method.tuned(backbone)) == count
+    assert sum(p.numel() for _, p in method.trainable_parameters(backbone)) == count
 
 
 # --- gates -----------------------------------------------------------------------------------
@@ -294,10 +296,10 @@ def test_both_encoders_stay_and_are_not_in_the_file() -> None:
     backbone = tiny_vit()
     method = build(backbone, perturbed=False)
     head = Linear(Linear.Config(), dim=64, maps=4, classes=3)
-    model = Segmenter(backbone, method, head, RGB, restorable=True)
+    model = Segmenter(backbone, method, head, RGB, weights_are_public=True)
     frozen = [*backbone.parameters(), *method.view.parameters()]
     before = [parameter.clone() for parameter in frozen]
-    adam = torch.optim.AdamW([p for _, p in model.tuned()], lr=1e-2)
+    adam = torch.optim.AdamW([p for _, p in model.trainable_parameters()], lr=1e-2)
     for _ in range(3):
         losses = model.train()(torch.randn(2, 3, 64, 64), torch.randint(0, 3, (2, 64, 64)))
         torch.autograd.backward(torch.stack(list(losses.values())).sum())
@@ -313,7 +315,7 @@ def test_compute_follows_k_and_stays_small_beside_the_encoder() -> None:
         """One block of ViT-L."""
 
         sizes: ClassVar = {
-            "block": Size(
+            "block": ModelSize(
                 "vit_tiny_patch16_224",
                 patch=16,
                 changes={"embed_dim": 1024, "depth": 1, "num_heads": 16},
@@ -346,17 +348,17 @@ def test_compute_follows_k_and_stays_small_beside_the_encoder() -> None:
 def test_record_and_pictures() -> None:
     backbone = tiny_vit()
     method = build(backbone, perturbed=False)
-    assert set(method.record()) == {"scale"}
+    assert set(method.log_entry()) == {"scale"}
     losses_of(method, backbone)
     losses_of(method, backbone, seed=1)
-    record = method.record()
+    record = method.log_entry()
     for modality in ("visual", "depth"):
         shares = torch.tensor(record[modality])
         assert shares.shape == (4, 3)
         assert torch.allclose(shares.sum(1), torch.ones(4), atol=1e-3)
-    assert set(method.record()) == {"scale"}  # starts anew
+    assert set(method.log_entry()) == {"scale"}  # starts anew
     lines = [{"step": step, "method": record} for step in (50, 100)]
-    pictures = dict(SpectralMoe.draw([*lines, {"step": 100, "val": {"miou": 0.5}}]))
+    pictures = dict(SpectralMoe.figures([*lines, {"step": 100, "val": {"miou": 0.5}}]))
     assert set(pictures) == {"experts_visual", "experts_depth"}
     assert pictures["experts_visual"].axes[0].images[0].get_array().shape == (12, 2)
 

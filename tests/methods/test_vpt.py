@@ -31,7 +31,7 @@ def by_hand(backbone: Vit, prompts: Tensor, image: Tensor, *, deep: bool) -> lis
             current = prompts[index].expand(len(image), -1, -1)
         joined = backbone.model.blocks[index](torch.cat([cls, current, patches], 1))
         cls, current, patches = joined[:, :1], joined[:, 1:6], joined[:, 6:]
-        if index in backbone.taps:
+        if index in backbone.out_indices:
             maps.append(patches.mT.reshape(len(image), -1, grid.h, grid.w))
     return maps
 
@@ -85,7 +85,7 @@ def test_start_and_dropout() -> None:
     bound = (6 / (3 * 8**2 + 64)) ** 0.5
     assert method.prompts.abs().max() <= bound
     assert method.prompts.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
-    assert list(method.undecayed()) == [method.prompts]
+    assert list(method.no_weight_decay()) == [method.prompts]
     tokens, grid = backbone.embed(torch.randn(1, 3, 16, 16))
     for training in (True, False):
         placed = method.train(training).before_block(0, tokens, method.begin(tokens, grid))
@@ -97,7 +97,7 @@ def test_start_and_dropout() -> None:
 @pytest.mark.parametrize(("deep", "count"), [(True, 3_686_400), (False, 153_600)])
 def test_counts_at_vit_large(deep: bool, count: int) -> None:
     backbone, method = at_vit_large(Vpt, deep=deep)
-    assert sum(p.numel() for _, p in method.tuned(backbone)) == count
+    assert sum(p.numel() for _, p in method.trainable_parameters(backbone)) == count
 
 
 def test_windows_have_no_place_for_prompts() -> None:

@@ -90,9 +90,9 @@ def test_what_was_heard_depends_on_a_blocks_own_tokens_alone() -> None:
         tokens = backbone.run(index, method.before_block(index, tokens, state), grid)
     own = list(method.blocks.parameters())
     for index in range(backbone.depth):
-        weight = torch.randn_like(state.heard[index])  # else a normalised row has no gradient
+        weight = torch.randn_like(state.summaries[index])  # else a normalised row has no gradient
         gradients = torch.autograd.grad(
-            (state.heard[index] * weight).sum(), own, allow_unused=True, retain_graph=True
+            (state.summaries[index] * weight).sum(), own, allow_unused=True, retain_graph=True
         )
         assert [one is not None and bool(one.any()) for one in gradients] == [
             other == index for other in range(backbone.depth)
@@ -115,7 +115,7 @@ def test_maps_may_attend_to_what_was_heard() -> None:
     tokens, grid = backbone.embed(image)
     for index, (found, frozen) in enumerate(zip(backbone(image, method).maps, plain, strict=True)):
         own = tokens_of(method, index).expand(2, -1, -1)
-        heard = F.layer_norm(backbone.ask(index, own, tokens, grid), (64,))
+        heard = F.layer_norm(backbone.cross_attend(index, own, tokens, grid), (64,))
         tokens = backbone.run(index, tokens, grid)
         cells = frozen.flatten(2).mT
         added = (cells @ heard.mT / 8).softmax(-1) @ heard
@@ -124,7 +124,7 @@ def test_maps_may_attend_to_what_was_heard() -> None:
 
 
 def test_only_tapped_blocks_are_asked_for_the_maps() -> None:
-    backbone = Vit(Vit.Config(name="vit_tiny", taps=(1, 3)), RGB)
+    backbone = Vit(Vit.Config(name="vit_tiny", out_indices=(1, 3)), RGB)
     assert list(build(backbone, queries=None).blocks) == ["1", "3"]
     assert list(build(backbone).blocks) == ["0", "1", "2", "3"]
 
@@ -143,8 +143,8 @@ def test_queries_train_all_of_it_and_nothing_else() -> None:
 def test_a_row_that_is_a_token_hears_what_the_token_hears(family: str) -> None:
     one: Any = backbone_of(family)
     tokens, grid = one.embed(batch(32, 40)[0])
-    placeless = one.prefix if hasattr(one, "rotation") else tokens.shape[1]
-    found = one.ask(1, tokens[:, :placeless], tokens, grid)
+    placeless = one.num_prefix_tokens if hasattr(one, "rotation") else tokens.shape[1]
+    found = one.cross_attend(1, tokens[:, :placeless], tokens, grid)
     expected = one.run(1, tokens, grid)[:, :placeless]
     assert torch.allclose(found, expected, atol=1e-5)
 
@@ -177,16 +177,16 @@ def test_keeps_little_more_than_keys_and_values_for_its_gradients() -> None:
 def test_a_copy_asks_its_own_backbone() -> None:
     model = make("vqt")
     other = copy.deepcopy(model)
-    assert other.method.ask.__self__ is other.backbone
-    assert model.method.ask.__self__ is model.backbone
-    assert not any(name.startswith("method.ask") for name in model.state_dict())
+    assert other.method.cross_attend.__self__ is other.backbone
+    assert model.method.cross_attend.__self__ is model.backbone
+    assert not any(name.startswith("method.cross_attend") for name in model.state_dict())
 
 
 def test_start_and_dropout() -> None:
     backbone = tiny()
     method = build(backbone, QueryShape(50, 12), dropout=0.5)
     bound = (6 / (3 * 8**2 + 64)) ** 0.5
-    own = torch.stack(list(method.undecayed()))
+    own = torch.stack(list(method.no_weight_decay()))
     assert own.shape == (4, 50, 64)
     assert own.abs().max() <= bound
     assert own.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
@@ -203,7 +203,7 @@ def test_start_and_dropout() -> None:
 )
 def test_counts_at_vit_large(settings: dict[str, Any], count: int) -> None:
     backbone, method = at_vit_large(Vqt, **settings)
-    assert sum(p.numel() for _, p in method.tuned(backbone)) == count
+    assert sum(p.numel() for _, p in method.trainable_parameters(backbone)) == count
 
 
 def test_what_cannot_work_is_refused() -> None:

@@ -64,7 +64,9 @@ def test_released_model_has_the_published_size() -> None:
     with torch.device("meta"):
         backbone = Uniperceiver(run.backbone, BANDS)  # type: ignore[arg-type]
         method = Weft(run.method.config, backbone)  # type: ignore[arg-type]
-        head = Mask2Former(run.head.config, dim=1024, maps=method.maps(backbone), classes=2)  # type: ignore[arg-type]
+        head = Mask2Former(
+            run.head.config, dim=1024, maps=method.num_feature_maps(backbone), classes=2
+        )  # type: ignore[arg-type]
     assert count(method.pyramid) == 173_303
     assert count(method.injectors) == 6_582_536
     assert count(method.enhancers) == 4_408_374
@@ -116,8 +118,10 @@ def test_prefix_tokens_are_not_injected_into() -> None:
     image = torch.randn(1, 3, 32, 32)
     tokens, grid = backbone.embed(image)
     after = method.before_block(0, tokens, method.begin(image, grid))
-    assert torch.equal(after[:, : backbone.prefix], tokens[:, : backbone.prefix])
-    changed = (after != tokens)[:, backbone.prefix :]
+    assert torch.equal(
+        after[:, : backbone.num_prefix_tokens], tokens[:, : backbone.num_prefix_tokens]
+    )
+    changed = (after != tokens)[:, backbone.num_prefix_tokens :]
     assert changed.all(2).all()
 
 
@@ -172,7 +176,7 @@ def test_nothing_else_moves() -> None:
     model = Segmenter(backbone, method, head, BANDS).train()
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
     start = {name: tensor.clone() for name, tensor in method.named_parameters()}
-    adam = torch.optim.AdamW([tensor for _, tensor in model.tuned()], lr=1e-2)
+    adam = torch.optim.AdamW([tensor for _, tensor in model.trainable_parameters()], lr=1e-2)
     image = torch.randn(3, 3, 32, 48)
     losses = []
     for seed in range(6):
@@ -222,7 +226,7 @@ def test_every_row_of_the_ablation_trains(twe: bool, esto: bool, see: bool) -> N
 def test_active_experts(active: int) -> None:
     method, backbone = make(active=active, kernels=(1, 3, 5, 7, 9, 11, 13))
     backbone(torch.randn(2, 3, 16, 16), method.train())
-    record = method.record()
+    record = method.log_entry()
     shares = record["experts"]
     assert isinstance(shares, list)
     assert len(shares) == 7
@@ -346,10 +350,10 @@ def test_pictures_of_a_run() -> None:
         for step in (50, 100)
     ]
     lines.insert(1, {"step": 60, "val": {"miou": 50.0}})
-    pictures = dict(Weft.draw(lines))
+    pictures = dict(Weft.figures(lines))
     left, right = next(iter(pictures.values())).axes
     assert [len(axis.lines) for axis in (left, right)] == [2, 4]
     assert list(left.lines[1].get_ydata()) == [1.0, 1.0]
-    assert list(Weft.draw([])) == []
+    assert list(Weft.figures([])) == []
     lines = [{"step": 1, "method": {"experts": [], "injection": [0.0] * 4}}]
-    assert len(next(iter(dict(Weft.draw(lines)).values())).axes[0].lines) == 0
+    assert len(next(iter(dict(Weft.figures(lines)).values())).axes[0].lines) == 0

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rsseg_cli.layers.haar import Haar
-from rsseg_cli.methods._convolution import BatchNorm, Cascade, Running
-from rsseg_cli.methods._esto import TokenOptimizer
-from rsseg_cli.methods._see import Edges, Enhancer, SpatialExpert, join, split
-from rsseg_cli.methods._wavelet_experts import Experts, Pyramid, Router, StemNorm, Trained
-from rsseg_cli.methods._wavelets import WaveletConvolution
+from rsseg_cli.methods._weft.cascade import BatchNorm, Cascade, Running
+from rsseg_cli.methods._weft.pyramid import Experts, Pyramid, Router, StemNorm, Trained
+from rsseg_cli.methods._weft.spatial_enhancement import Edges, Enhancer, SpatialExpert, join, split
+from rsseg_cli.methods._weft.token_optimizer import TokenOptimizer
+from rsseg_cli.methods._weft.wavelets import WaveletConvolution
 
 
 def scramble(module: nn.Module) -> nn.Module:

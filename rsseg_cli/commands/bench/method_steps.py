@@ -89,7 +89,7 @@ def measure(method: str, size: StepSize, steps: int, device: str) -> dict[str, A
     seconds = _fastest(step, where, steps)
     flops = float(counter.get_total_flops())
     return {
-        "trained": sum(p.numel() for _, p in model.tuned()),
+        "trained": sum(p.numel() for _, p in model.trainable_parameters()),
         "step_s": seconds,
         "images_per_s": size.batch / seconds,
         "peak_memory_mb": memory,

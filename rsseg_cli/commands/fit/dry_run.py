@@ -146,7 +146,7 @@ def count_parameters(model: Segmenter) -> dict[str, int]:
     """Count parameters by part; `trainable_now` are those that require a gradient at the moment."""
     parts = {"backbone": model.backbone, "method": model.method, "head": model.head}
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
-    counts["tuned"] = sum(parameter.numel() for _, parameter in model.tuned())
+    counts["tuned"] = sum(parameter.numel() for _, parameter in model.trainable_parameters())
     counts["trainable_now"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return counts
 
@@ -159,7 +159,7 @@ def estimate_memory_mb(config: RunConfig, model: Segmenter, counts: dict[str, in
     backbone, training = model.backbone, config.training
     side = -(-config.data.tile // backbone.patch)
     images = training.batch / training.grad_accumulation / world_size()
-    tokens = images * (side * side + backbone.prefix)
+    tokens = images * (side * side + backbone.num_prefix_tokens)
     kept = ACTIVATIONS[training.activation_checkpointing] * tokens * backbone.dim * backbone.depth
     pixels = images * config.data.tile**2 * (len(backbone.bands) + 2 * model.head.classes)
     total = sum(counts[part] for part in ("backbone", "method", "head"))

@@ -66,7 +66,7 @@ def write_report(
         pictures={
             **figures,
             **(evaluation.gallery.pictures(evaluation.classes) if evaluation else {}),
-            **dict(method.draw(records)),
+            **dict(method.figures(records)),
         },
         config=config.to_json(),
         about=about | versions(),

@@ -16,7 +16,7 @@ from torch import Tensor
 from generalise.runs import Job, Workshop
 from rsseg_cli.commands.fit.fit import prepare_fit
 from rsseg_cli.commands.fit.job import RunOptions, run
-from rsseg_cli.methods._sparse import Sparse
+from rsseg_cli.methods._fisher.sparse import Sparse
 from rsseg_cli.methods.fishertune import FisherTune
 from rsseg_cli.training.step import TrainingStep
 

@@ -34,7 +34,7 @@ class Row:
 
     pair: str
     method: str
-    way: str
+    default_resize: str
     target: Spread
     gain: Spread
     last: Spread

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from rsseg_cli.grid import Grid
 from rsseg_cli.layers.deformable_attention import cell_centres
-from rsseg_cli.methods._esto import TokenOptimizer
-from rsseg_cli.methods._see import Sizes
 from rsseg_cli.methods._weft.attention import NormedDeformableAttention
+from rsseg_cli.methods._weft.spatial_enhancement import Sizes
+from rsseg_cli.methods._weft.token_optimizer import TokenOptimizer
 
 
 class Injector(nn.Module):

@@ -14,8 +14,8 @@ from rsseg_cli import batch_shard
 from rsseg_cli.layers.pointwise import pointwise
 from rsseg_cli.layers.recompute import recomputed
 
-Running = Literal["own", "shared"]
-Statistics = tuple[Tensor | None, ...]
+RunningStatistics = Literal["own", "shared"]
+BatchStatistics = tuple[Tensor | None, ...]
 """Mean and variance (2, C) of each batch norm of a cascade; None where there are none."""
 
 
@@ -40,7 +40,7 @@ class BatchNorm(nn.Module):
     MOMENTUM = 0.1
     EPS = 1e-5
 
-    def __init__(self, channels: int, places: int = 1, running: Running = "own") -> None:
+    def __init__(self, channels: int, places: int = 1, running: RunningStatistics = "own") -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
@@ -133,7 +133,9 @@ class Cascade(nn.Module):
 
     GROUPS = 4
 
-    def __init__(self, channels: int, filter: nn.Module, *, levels: int, running: Running) -> None:
+    def __init__(
+        self, channels: int, filter: nn.Module, *, levels: int, running: RunningStatistics
+    ) -> None:
         super().__init__()
         self.filter = filter
         self.norm = BatchNorm(channels // self.GROUPS, levels * self.GROUPS, running)
@@ -146,7 +148,7 @@ class Cascade(nn.Module):
         self.follow(statistics, level)
         return cast(Tensor, merged)
 
-    def filtered(self, z: Tensor, level: int) -> tuple[Tensor, Statistics]:
+    def filtered(self, z: Tensor, level: int) -> tuple[Tensor, BatchStatistics]:
         """Do so without a change of running statistics; return those of the batch as well."""
         steps: list[Tensor] = []
         statistics = []
@@ -159,7 +161,7 @@ class Cascade(nn.Module):
         normal, found = self.merge_norm.normalise(merged, level)
         return F.relu(normal), (*statistics, found)
 
-    def follow(self, statistics: Statistics, level: int) -> None:
+    def follow(self, statistics: BatchStatistics, level: int) -> None:
         """Follow what `filtered` returned."""
         *steps, merged = statistics
         self.norm.follow(steps, level * self.GROUPS)

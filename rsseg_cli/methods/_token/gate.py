@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn import functional as F
 
-from rsseg_cli.methods._tokens import Routes
+from rsseg_cli.methods._token.tokens import Routes
 
-Kind = Literal["laplace", "softmax"]
+GateKind = Literal["laplace", "softmax"]
 
 SMALLEST_NOISE = 1e-2
 
@@ -27,7 +27,7 @@ class Gate(nn.Module):
     before any training; `spread` starts from zero as theirs.
     """
 
-    def __init__(self, dim: int, experts: int, *, k: int, kind: Kind) -> None:
+    def __init__(self, dim: int, experts: int, *, k: int, kind: GateKind) -> None:
         super().__init__()
         self.k, self.kind = k, kind
         self.centres = Parameter(torch.empty(dim, experts))
@@ -55,7 +55,7 @@ class Gate(nn.Module):
         return Routes(chosen, shares)
 
 
-def affinity(features: Tensor, centres: Tensor, kind: Kind) -> Tensor:
+def affinity(features: Tensor, centres: Tensor, kind: GateKind) -> Tensor:
     """Score features (B, N, D) for experts with centres (D, E): (B, N, E).
 
     `laplace` is minus the distance, `softmax` the inner product. The distance is given relative to

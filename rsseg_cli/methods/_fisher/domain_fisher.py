@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 @dataclass
-class Scores:
+class SelectionScores:
     """What a selection goes by.
 
     Attributes:

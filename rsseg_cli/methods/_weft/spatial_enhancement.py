@@ -12,11 +12,16 @@ from torch.nn import functional as F
 
 from rsseg_cli.layers.deformable_attention import cell_centres
 from rsseg_cli.layers.recompute import recomputed
-from rsseg_cli.methods._convolution import Cascade, Running, Statistics, initialise
 from rsseg_cli.methods._weft.attention import NormedDeformableAttention
+from rsseg_cli.methods._weft.cascade import (
+    BatchStatistics,
+    Cascade,
+    RunningStatistics,
+    initialise,
+)
 
 Laplacian = Literal["directional", "free"]
-Pool = Literal["adaptive", "identity"]
+Pooling = Literal["adaptive", "identity"]
 Sizes = Sequence[tuple[int, int]]
 
 SECOND_DERIVATIVES = (
@@ -96,7 +101,13 @@ class SpatialExpert(nn.Module):
     KERNELS = (3, 5, 7)
 
     def __init__(
-        self, channels: int, *, levels: int, laplacian: Laplacian, pool: Pool, running: Running
+        self,
+        channels: int,
+        *,
+        levels: int,
+        laplacian: Laplacian,
+        pool: Pooling,
+        running: RunningStatistics,
     ) -> None:
         super().__init__()
         self.pool = pool
@@ -120,7 +131,7 @@ class SpatialExpert(nn.Module):
             cascade.follow(found, level)
         return cast(Tensor, enhanced)
 
-    def _enhance(self, z: Tensor, level: int) -> tuple[Tensor, list[Statistics]]:
+    def _enhance(self, z: Tensor, level: int) -> tuple[Tensor, list[BatchStatistics]]:
         edges, coarse, wide = self.shares[level].softmax(0).to(z.dtype)
         sums = z + edges * self.edges(z) + coarse * self._maxima(z)
         statistics = []

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rsseg_cli.methods._candidates import Part
+from rsseg_cli.methods._fisher.candidates import CandidateSlice
 from rsseg_cli.settings import Json
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def table(rows: Iterable[tuple[Part, int, float]]) -> dict[str, Json]:
+def table(rows: Iterable[tuple[CandidateSlice, int, float]]) -> dict[str, Json]:
     """List a value per block for each role, to four digits.
 
     Args:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn import functional as F
 
-from rsseg_cli.backbones._timm import Size
+from rsseg_cli.backbones._timm import ModelSize
 from rsseg_cli.backbones.dinov2 import Dinov2
 from rsseg_cli.bands import Bands
 from rsseg_cli.contract import Backbone, Method, State
@@ -190,7 +190,7 @@ class DepthView(nn.Module):
         if state.seen is None:
             raise ValueError("begin comes before advance")
         state.seen = self.encoder.run(index, state.seen, state.seen_grid)
-        patches = state.seen[:, self.encoder.prefix :]
+        patches = state.seen[:, self.encoder.num_prefix_tokens :]
         return patches.repeat_interleave(state.grid.groups, dim=1)
 
     def digest(self) -> Tensor:
@@ -241,7 +241,7 @@ def _random(backbone: Backbone) -> Backbone:
 
     class RandomEncoder(Dinov2):
         sizes: ClassVar = {
-            "random": Size(
+            "random": ModelSize(
                 "vit_small_patch14_dinov2.lvd142m", patch=14, changes=shape, published=False
             )
         }
@@ -273,26 +273,26 @@ class DepthMethod(Method[D]):
 
     view: DepthView | None
 
-    def tuned(self, backbone: Backbone) -> Iterator[tuple[str, Parameter]]:
+    def trainable_parameters(self, backbone: Backbone) -> Iterator[tuple[str, Parameter]]:
         """Name everything of its own but the depth encoder."""
         for name, parameter in self.named_parameters():
             if not name.startswith("view."):
                 yield f"method.{name}", parameter
 
-    def pack(self, backbone: Backbone) -> dict[str, Tensor]:
+    def adapter_state(self, backbone: Backbone) -> dict[str, Tensor]:
         """Collect its own state, and the depth encoder's digest in its place."""
-        tensors = super().pack(backbone)
+        tensors = super().adapter_state(backbone)
         own = {n: t for n, t in tensors.items() if not n.startswith("method.view.")}
         return own if self.view is None else own | {MARK: self.view.digest()}
 
-    def unpack(self, tensors: dict[str, Tensor], backbone: Backbone) -> None:
+    def load_adapter_state(self, tensors: dict[str, Tensor], backbone: Backbone) -> None:
         """Restore what `pack` collected beside the depth encoder that is there.
 
         Raises:
             RssegError: It is not the one that the model was trained with.
         """
         if self.view is None:
-            super().unpack(tensors, backbone)
+            super().load_adapter_state(tensors, backbone)
             return
         if not torch.equal(tensors[MARK].cpu(), self.view.digest()):
             raise RssegError(
@@ -301,4 +301,4 @@ class DepthMethod(Method[D]):
                 fix="the same weights file as in training",
             )
         kept = {f"method.view.{name}": t for name, t in self.view.state_dict().items()}
-        super().unpack({n: t for n, t in tensors.items() if n != MARK} | kept, backbone)
+        super().load_adapter_state({n: t for n, t in tensors.items() if n != MARK} | kept, backbone)

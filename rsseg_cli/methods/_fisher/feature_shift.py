@@ -25,7 +25,7 @@ NARROWEST = 0.1
 """Least part of its deviation that a channel keeps: a negative one would invert its contrast."""
 
 
-class Feature(Protocol):
+class FeatureHook(Protocol):
     """Sees the tokens of a site, and may change them."""
 
     def __call__(self, site: int, tokens: Tensor, grid: Grid) -> Tensor:
@@ -45,7 +45,7 @@ def _patches(tokens: Tensor, grid: Grid) -> Tensor:
     return tokens[:, -grid.tokens :].float().reshape(batch, -1, grid.groups, dim)
 
 
-class Watch:
+class FeatureStatistics:
     """Measures S_mu and S_s at every site; changes nothing."""
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ class Watch:
         return found
 
 
-class Shift:
+class FeatureShift:
     """Shifts the statistics at every site by random amounts.
 
     Args:

@@ -1,6 +1,6 @@
 """Fuses what the experts found in the visual features with what they found in depth.
 
-Both are maps F = M V: coefficients M (B, N, R) of a common span V (R, D), see `_tokens`. Attention
+Both are maps F = M V: coefficients M (B, N, R) of a common span V (R, D), see `tokens`. Attention
 between them needs F F'^T = M (V V^T) M'^T only, and gives coefficients again.
 """
 

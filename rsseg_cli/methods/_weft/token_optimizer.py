@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from rsseg_cli import batch_shard
 
 Similarity = Literal["head", "token"]
-Statistics = Literal["image", "batch"]
+VarianceStatistics = Literal["image", "batch"]
 
 
 class TokenOptimizer(nn.Module):
@@ -33,7 +33,7 @@ class TokenOptimizer(nn.Module):
     """
 
     def __init__(
-        self, dim: int, *, heads: int, similarity: Similarity, statistics: Statistics
+        self, dim: int, *, heads: int, similarity: Similarity, statistics: VarianceStatistics
     ) -> None:
         super().__init__()
         self.heads, self.similarity, self.statistics = heads, similarity, statistics

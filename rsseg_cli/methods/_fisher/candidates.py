@@ -14,7 +14,7 @@ from rsseg_cli.projection import Role
 
 
 @dataclass(frozen=True)
-class Part:
+class CandidateSlice:
     """The rows of one weight that play one role in one block.
 
     Attributes:
@@ -47,7 +47,7 @@ class Candidates:
 
     def __init__(self, backbone: Backbone, roles: Sequence[Role]) -> None:
         self._modules: list[nn.Linear] = []
-        self.parts: list[Part] = []
+        self.parts: list[CandidateSlice] = []
         places: dict[int, int] = {}
         for block in range(backbone.depth):
             for role in roles:
@@ -63,7 +63,7 @@ class Candidates:
                     place = places.setdefault(id(module), len(places))
                     if place == len(self._modules):
                         self._modules.append(module)
-                    self.parts.append(Part(block, role, place, projection.rows))
+                    self.parts.append(CandidateSlice(block, role, place, projection.rows))
         names = {id(parameter): name for name, parameter in backbone.named_parameters()}
         self.names = [names[id(weight)] for weight in self.weights]
         self.total = sum(parameter.numel() for parameter in backbone.parameters())

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn import functional as F
 
-from rsseg_cli.methods._weighing import REIN, Weighing
+from rsseg_cli.methods._token.attention_weights import REIN, Weighing
 
 BLOCK = 64
 """Rows that one small matrix product of the sparse form takes at once."""

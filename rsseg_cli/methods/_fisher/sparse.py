@@ -19,9 +19,9 @@ from torch.nn import Parameter
 
 from rsseg_cli.contract import Backbone, Method, State
 from rsseg_cli.errors import RssegError
-from rsseg_cli.methods import _ranking, _sensitivity
-from rsseg_cli.methods._candidates import Candidates
-from rsseg_cli.methods._domain import Scores
+from rsseg_cli.methods._fisher import plots, ranking
+from rsseg_cli.methods._fisher.candidates import Candidates
+from rsseg_cli.methods._fisher.domain_fisher import SelectionScores
 from rsseg_cli.number_format import counted
 from rsseg_cli.projection import Role
 from rsseg_cli.settings import Json
@@ -63,7 +63,7 @@ class Sparse(Method[State]):
     sensitivity: Tensor
     """(parts,): mean score of a part over the mean score of all."""
     domain_share: Tensor
-    """Part of the chosen elements' scores that is the domain's change; NaN where it has none."""
+    """Fraction of the chosen elements' scores that is the domain's change; NaN without one."""
     draws: Tensor
     """Seed of all that is random here, itself drawn when the method is made."""
 
@@ -99,17 +99,17 @@ class Sparse(Method[State]):
                 fix="a smaller share, or more roles (method.roles)",
             )
 
-    def score(self, step: Step, centre: Sequence[Tensor]) -> Scores:
+    def score(self, step: Step, centre: Sequence[Tensor]) -> SelectionScores:
         """Score all candidates; weights that it moves it puts back to `centre`."""
         raise NotImplementedError
 
-    def tuned(self, backbone: Backbone) -> Iterator[tuple[str, Parameter]]:
+    def trainable_parameters(self, backbone: Backbone) -> Iterator[tuple[str, Parameter]]:
         """Name the weights that elements are chosen from."""
         pairs = zip(self.candidates.names, self.candidates.weights, strict=True)
         for name, weight in pairs:
             yield f"backbone.{name}", weight
 
-    def unclipped(self) -> list[Parameter]:
+    def no_grad_clip(self) -> list[Parameter]:
         """Keep the candidates out of the shared clip: most of their gradient changes nothing."""
         return self.candidates.weights
 
@@ -157,7 +157,7 @@ class Sparse(Method[State]):
             )
         levels = [torch.empty_like(weight, dtype=torch.uint8) for weight in weights]
         split = self.candidates.split
-        _ranking.levels(list(split(scores.values)), self.sizes, split(levels))
+        ranking.levels(list(split(scores.values)), self.sizes, split(levels))
         self._choose(levels)
         sizes = torch.tensor(self.candidates.sizes(), dtype=torch.float64)
         overall = totals.sum() / sizes.sum()
@@ -175,7 +175,7 @@ class Sparse(Method[State]):
         """Write the levels of all elements as `index` and `counts`."""
         places: list[Tensor] = []
         for row, part in enumerate(self.candidates.split(levels)):
-            found = (part != _ranking.NEVER).nonzero()[:, 0]
+            found = (part != ranking.NEVER).nonzero()[:, 0]
             level, order = part[found].sort(stable=True)
             places.append(found[order].int())
             self.counts[row] = level.bincount(minlength=len(self.sizes))
@@ -235,18 +235,18 @@ class Sparse(Method[State]):
             torch.where(mask, weight, held, out=weight)
 
     # --- files and pictures --------------------------------------------------------------------
-    def pack(self, backbone: Backbone) -> dict[str, Tensor]:
+    def adapter_state(self, backbone: Backbone) -> dict[str, Tensor]:
         """Collect which elements are chosen and their values: eight bytes an element."""
         state = {f"method.{name}": tensor for name, tensor in self.state_dict().items()}
         weights = [weight.detach() for weight in self.candidates.weights]
         return state | {"method.value": self._gather(weights)}
 
-    def unpack(self, tensors: dict[str, Tensor], backbone: Backbone) -> None:
+    def load_adapter_state(self, tensors: dict[str, Tensor], backbone: Backbone) -> None:
         """Restore the choice, and put the values into the backbone."""
         rest = dict(tensors)
         value = rest.pop("method.value")
         self.index = rest["method.index"].to(self.index.device)  # its length was not known
-        super().unpack(rest, backbone)
+        super().load_adapter_state(rest, backbone)
         self._masks, self._held, self._level, self._told = [], [], -1, -1
         weights = [weight.detach() for weight in self.candidates.weights]
         values = torch.split(value.to(weights[0]), self.counts.sum(1).tolist())
@@ -254,7 +254,7 @@ class Sparse(Method[State]):
         for places, values_here, part in parts:
             part[places] = values_here
 
-    def record(self) -> dict[str, Json]:
+    def log_entry(self) -> dict[str, Json]:
         """Return how much trains; what the selection found, once; the parts when they change."""
         if self._level < 0:
             return {"phase": "warmup", "tuned": 0, "tuned_share": 0.0}
@@ -284,9 +284,9 @@ class Sparse(Method[State]):
     def _table(self, values: Tensor) -> dict[str, Json]:
         """Lay values of parts (parts,) out as a number per block for each role."""
         rows = zip(self.candidates.parts, self.candidates.sizes(), values.tolist(), strict=True)
-        return _sensitivity.table(rows)
+        return plots.table(rows)
 
     @classmethod
-    def draw(cls, records: Sequence[dict[str, Json]]) -> Iterator[tuple[str, Figure]]:
+    def figures(cls, records: Sequence[dict[str, Json]]) -> Iterator[tuple[str, Figure]]:
         """Draw the sensitivity of every block and role, and how much of each was tuned."""
-        yield from _sensitivity.draw(records)
+        yield from plots.draw(records)

@@ -12,8 +12,8 @@ from torch import Tensor
 from rsseg_cli.bands import Bands
 from rsseg_cli.errors import RssegError
 
-Adapt = Literal["interpolate", "cycle", "mean"]
-Stats = Literal["auto", "data", "native"]
+KernelAdaptation = Literal["interpolate", "cycle", "mean"]
+InputStatistics = Literal["auto", "data", "native"]
 
 RGB_NM = (660.0, 560.0, 485.0)
 """Centres of red, green and blue where an image has no such band."""
@@ -21,7 +21,7 @@ VISIBLE_NM = (400.0, 700.0)
 EVEN = (1 / 3, 1 / 3, 1 / 3)
 
 
-def mixing(bands: Bands, adapt: Adapt) -> Tensor:
+def mixing(bands: Bands, adapt: KernelAdaptation) -> Tensor:
     """Tell how much of red, green and blue each band takes: (C, 3), rows summing to 1.
 
     `interpolate` goes by wavelength: an image's red, green and blue bands keep their own, visible
@@ -62,7 +62,7 @@ def adapt_kernel(kernel: Tensor, mix: Tensor) -> Tensor:
     return (adapted * (3 / len(mix))).to(kernel.dtype)
 
 
-def native(bands: Bands, stats: Stats, *, pretrained: bool) -> bool:
+def native(bands: Bands, stats: InputStatistics, *, pretrained: bool) -> bool:
     """Decide whether images are put into the statistics that the weights were trained with.
 
     Raises:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rsseg_cli.backbones import _resize, _weights
-from rsseg_cli.backbones._timm import Size, TimmBackbone
+from rsseg_cli.backbones._timm import ModelSize, TimmBackbone
 from rsseg_cli.backbones.vit import Vit
 from rsseg_cli.bands import Bands
 from rsseg_cli.errors import RssegError
@@ -29,7 +29,7 @@ PLAIN: dict[str, Any] = {"final_norm": False, "global_pool": ""}
 """Changes to timm's class: what is behind the last block is not needed."""
 
 
-class KernelMaker(nn.Module):
+class WeightGenerator(nn.Module):
     """Turns the codes of bands into patch kernels; its parts are named as in published files."""
 
     def __init__(self, dim: int, patch: int) -> None:
@@ -67,7 +67,7 @@ class KernelMaker(nn.Module):
         return weight.permute(3, 0, 1, 2) * SHRINK, made["fc_bias"](answered[-1]) * SHRINK
 
 
-class MadeKernels(Vit):
+class DynamicPatchEmbed(Vit):
     """timm's blocks behind kernels made for the bands; `adapt` has nothing to do here.
 
     A family says with `coding` what its network is told of the bands.
@@ -106,11 +106,11 @@ class MadeKernels(Vit):
         """
         raise NotImplementedError
 
-    def _make(self, size: Size, seed: int, *, channels: int) -> nn.Module:
+    def _make(self, size: ModelSize, seed: int, *, channels: int) -> nn.Module:
         model: Any = super()._make(size, seed, channels=len(self.bands))
         model.patch_embed.proj.padding = (MARGIN, MARGIN)
         with _weights.seeded(seed):
-            self.maker = KernelMaker(model.embed_dim, size.patch)
+            self.maker = WeightGenerator(model.embed_dim, size.patch)
         model.patch_embed.proj.load_state_dict(self._kernels())
         return model  # type: ignore[no-any-return]  # timm is untyped
 

@@ -11,8 +11,8 @@ from torch.nn import Parameter
 
 from rsseg_cli.contract import Method, QueryShape
 from rsseg_cli.errors import RssegError
-from rsseg_cli.methods._tokens import TokenExperts, token_set
-from rsseg_cli.methods._weighing import REIN, Weighing
+from rsseg_cli.methods._token.attention_weights import REIN, Weighing
+from rsseg_cli.methods._token.tokens import TokenExperts, token_set
 
 START_SCALE = 1e-3
 """What the learnable factor of the added features starts from, in Rein and all its relatives."""
@@ -131,7 +131,7 @@ class TokenBranch(nn.Module):
         queries: Tensor = self.link([block.mean() for block in self._all()])
         return queries
 
-    def undecayed(self) -> list[Parameter]:
+    def no_weight_decay(self) -> list[Parameter]:
         """List the tokens: they do not decay."""
         return list(self.blocks.parameters())
 

@@ -11,11 +11,11 @@ from torch.nn import functional as F
 
 from rsseg_cli import batch_shard
 from rsseg_cli.layers.pointwise import pointwise
-from rsseg_cli.methods._convolution import BatchNorm, Cascade, Running, initialise
-from rsseg_cli.methods._wavelets import WaveletConvolution
+from rsseg_cli.methods._weft.cascade import BatchNorm, Cascade, RunningStatistics, initialise
+from rsseg_cli.methods._weft.wavelets import WaveletConvolution
 
-Shares = Literal["proportional", "softmax"]
-Trained = Literal["chosen", "all"]
+ExpertShares = Literal["proportional", "softmax"]
+TrainedExperts = Literal["chosen", "all"]
 StemNorm = Literal["batch", "image"]
 
 LEVELS = 4
@@ -36,7 +36,7 @@ class Router(nn.Module):
             With one active expert both give 1, and the gate learns nothing.
     """
 
-    def __init__(self, channels: int, experts: int, *, active: int, shares: Shares) -> None:
+    def __init__(self, channels: int, experts: int, *, active: int, shares: ExpertShares) -> None:
         super().__init__()
         self.active, self.shares = active, shares
         self.gate = nn.Linear(channels, experts)
@@ -45,7 +45,7 @@ class Router(nn.Module):
         """Look at features (B, C, h, w).
 
         Returns:
-            Shares (B, E) that sum to 1, 0 for those not chosen; and who is chosen (B, E).
+            ExpertShares (B, E) that sum to 1, 0 for those not chosen; and who is chosen (B, E).
         """
         probabilities = self.gate(features.mean((2, 3))).float().softmax(1)
         top, index = probabilities.topk(self.active, dim=1)
@@ -68,9 +68,9 @@ class Experts(nn.Module):
         kernels: Sequence[int],
         *,
         active: int,
-        shares: Shares,
-        trained: Trained,
-        running: Running,
+        shares: ExpertShares,
+        trained: TrainedExperts,
+        running: RunningStatistics,
     ) -> None:
         super().__init__()
         self.trained = trained
@@ -133,7 +133,7 @@ class Pyramid(nn.Module):
         *,
         channels: int,
         experts: Experts | None,
-        running: Running,
+        running: RunningStatistics,
         stem_norm: StemNorm = "batch",
     ) -> None:
         super().__init__()

@@ -95,7 +95,7 @@ class Natural(MeanSquares):
             torch.add(centre[index], noise, out=weights[index])
 
 
-Kind = Literal["natural", "none"]
+PosteriorKind = Literal["natural", "none"]
 
 
 def sample(prior: Prior, weights: Sequence[Tensor], centre: Sequence[Tensor], seed: int) -> None:

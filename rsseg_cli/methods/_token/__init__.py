@@ -1,0 +1,1 @@
+"""Parts of the methods whose tokens the features attend to."""
