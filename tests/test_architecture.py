@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "rsseg_cli"
 # From left to right; parts in one group never import each other, except where they are one folder.
 LAYERS: list[set[str]] = [
     {"errors", "classes", "plain", "words"},
-    {"distributed"},
+    {"distributed", "threads"},
     {"share"},
     {"presets"},
     {"bands", "grid", "pointwise", "projection", "step"},

@@ -12,7 +12,7 @@ from rsseg_cli.config import resolve
 from rsseg_cli.run import evaluate
 from rsseg_cli.run.fit import Fit
 from rsseg_cli.run.predict import predict
-from rsseg_cli.run.request import Request
+from rsseg_cli.run.request import PredictOptions
 
 BANDS = 32
 SETTINGS = [
@@ -58,7 +58,7 @@ def test_thirty_two_bands(tmp_path: Path) -> None:
     )
     fitted = Fit(config, folder=tmp_path / "run", quiet=True).run()
     scene, target = data / "images" / "a.tif", tmp_path / "a.seg.tif"
-    predict([str(scene)], Request(output=target), model=Path(fitted.model), quiet=True)
+    predict([str(scene)], PredictOptions(output=target), model=Path(fitted.model), quiet=True)
     with rasterio.open(target) as made, rasterio.open(scene) as given:
         assert made.shape == given.shape
         assert made.transform == given.transform

@@ -208,6 +208,7 @@ import sys, numpy as np, torch
 from rsseg_cli.classes import Class
 from rsseg_cli.predict.engine import predict_scene
 from rsseg_cli.predict.outputs import Outputs
+from rsseg_cli.predict.pipeline import SceneTask
 from rsseg_cli.predict.plan import Tiling, peak_rss_mb
 from rsseg_cli.raster.scene import Scene
 from pathlib import Path
@@ -219,7 +220,7 @@ bound = int(peak_rss_mb()) + int(sys.argv[3])
 with Scene.open(sys.argv[1]) as scene:
     classes = [Class(k, str(k), (0, 0, 0)) for k in range(8)]
     outputs = Outputs(map=Path(sys.argv[2]), classes=classes)
-    predict_scene(scene, model, outputs, tiling=Tiling(64, batch=4, memory_mb=bound))
+    predict_scene(SceneTask(scene, model, outputs, Tiling(64, batch=4, memory_mb=bound)))
 print(bound, peak_rss_mb())
 """
 
@@ -280,7 +281,7 @@ def test_resume_goes_on_and_then_keeps_the_whole_map(
     assert not list(tmp_path.glob(".*"))
     monkeypatch.setattr(mapper.ModelInfer, "__call__", lambda *args: 1 / 0)
     again = predict(scene, fitted, "-o", out, "--batch", "14", "--resume", "--json")
-    assert again.document["scenes"][0]["status"] == "there"
+    assert again.document["scenes"][0]["status"] == "exists"
     other = predict(scene, fitted, "-o", out, "--resume", "--overlap", "0.5")
     assert other.code == 1
     assert "of another model, input or options" in other.err
@@ -302,7 +303,7 @@ def test_resume_beside_a_file_that_is_no_map(scene: Path, fitted: Path, tmp_path
     (tmp_path / "map.tif").write_text("mine")
     call = predict(scene, fitted, "-o", tmp_path / "map.tif", "--resume")
     assert call.code != 0
-    assert "is there already" in call.err
+    assert "exists already" in call.err
     assert (tmp_path / "map.tif").read_text() == "mine"
 
 

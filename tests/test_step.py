@@ -13,10 +13,10 @@ from torch import Tensor
 from rsseg_cli import distributed
 from rsseg_cli.data.tiles import Batch
 from rsseg_cli.segmenter import Segmenter
+from rsseg_cli.threads import Indexed
 from rsseg_cli.training import optimizer
 from rsseg_cli.training.optimizer import Optimization
 from rsseg_cli.training.precision import Format, Precision
-from rsseg_cli.training.prefetch import Indexed
 from rsseg_cli.training.progress import Progress
 from rsseg_cli.training.step import TrainingStep, seed_for
 

@@ -223,6 +223,15 @@ def predict(
         bool,
         typer.Option("--resume", help="Go on where an interrupted run stopped; keep whole maps."),
     ] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            "--shard",
+            help="Map the I-th, from 0, of N disjoint shares of the scenes, e.g. in job arrays.",
+            metavar="I/N",
+            rich_help_panel=SPEED,
+        ),
+    ] = None,
     overwrite: options.Overwrite = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
@@ -234,11 +243,11 @@ def predict(
 
     Example: rsseg predict scene.tif --polygons scene.gpkg
     """
-    from rsseg_cli.predict.team import open_team
+    from rsseg_cli import distributed
     from rsseg_cli.run import predict as runs
-    from rsseg_cli.run.request import Request
+    from rsseg_cli.run.request import PredictOptions
 
-    request = Request(
+    request = PredictOptions(
         output=output,
         tile=tile,
         overlap=overlap,
@@ -267,10 +276,11 @@ def predict(
         memory_mb=memory_mb,
         overwrite=overwrite,
         resume=resume,
+        shard=shard,
     )
-    with open_team() as team:
+    with distributed.group(device):
         if dry_run:
-            if team.leads:
+            if distributed.is_main():
                 found = runs.dry_run(scenes, request, model=model, weights=weights, device=device)
                 _show(found, as_json)
             return
@@ -282,13 +292,11 @@ def predict(
             device=device,
             quiet=quiet or as_json,
             written=None if as_json else typer.echo,
-            team=team,
         )
-    if not team.leads:
-        return
-    if as_json:
+        main = distributed.is_main()
+    if main and as_json:
         options.answer({"scenes": [asdict(result) for result in results]})
-    failure = runs.failure(results)
+    failure = runs.failure(results) if main else None
     if failure is not None:
         raise failure
 

@@ -20,7 +20,7 @@ from rsseg_cli.run import evaluate
 from rsseg_cli.run.fit import Fit
 from rsseg_cli.run.model import pick_device
 from rsseg_cli.run.predict import predict
-from rsseg_cli.run.request import Request
+from rsseg_cli.run.request import PredictOptions
 
 SETTINGS = {
     "training.steps": 300,
@@ -106,7 +106,7 @@ def run(
     scene = unseen / "images" / f"{REGIONS[1].name}_2.tif"
     truth = unseen / "labels" / scene.name
     target = folder / f"{scene.stem}.seg.tif"
-    request = Request(output=target, overwrite=overwrite)
+    request = PredictOptions(output=target, overwrite=overwrite)
     predict([str(scene)], request, model=Path(fitted.model), device=device, quiet=quiet)
     report = evaluate.rasters(target, truth, field=None, align=False, ignore=(0,))
     picture = quicklook(target, CLASSES, image=scene, truth=truth, rgb=BANDS_SHOWN)

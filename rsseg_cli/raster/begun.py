@@ -1,4 +1,4 @@
-"""What an unfinished map leaves beside its parts: how it was begun, and what it depends on."""
+"""Resume state of an unfinished map, beside its parts."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from rsseg_cli.errors import RssegError
 from rsseg_cli.raster.grid import Window
 
 JOURNAL = "journal.json"
-"""Name of the file that says it."""
+"""Name of its file."""
 SHARED_S, LOOK_S = 30.0, 0.05
-"""How long what one machine has written may take to be seen by another; how often it looks."""
+"""Seconds to wait until files of another machine are visible, and between two looks."""
 
 
 @dataclass(frozen=True)
 class Begun:
-    """How a map was begun.
+    """Parts, batch and provenance of a map that a run has begun.
 
     Attributes:
         parts: Windows that are finished one by one.
-        batch: Tiles per call of the model: other numbers may change the last bits of a score.
+        batch: Tiles per call of the model; another number may change the last bits of a score.
         journal: What the map depends on.
     """
 
@@ -32,7 +32,7 @@ class Begun:
     journal: Mapping[str, str] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
-        """Put it into the folder of the parts."""
+        """Write it into the folder of the parts."""
         parts = [astuple(part) for part in self.parts]
         state = {"journal": dict(self.journal), "parts": parts, "batch": self.batch}
         draft = folder / f"{JOURNAL}.tmp"
@@ -42,10 +42,10 @@ class Begun:
     def refuse_changes(
         self, journal: Mapping[str, str], parts: Sequence[Window], path: Path
     ) -> None:
-        """Refuse to go on with the map in `path` when it would be another one.
+        """Refuse to continue the map `path` if it would become another one.
 
         Raises:
-            RssegError: It depends on something else now, or would be made in other parts.
+            RssegError: What it depends on has changed, or the parts have.
         """
         before = self.journal
         for key in sorted({**before, **journal}):
@@ -65,15 +65,15 @@ class Begun:
 
 
 def parts_folder(path: Path) -> Path:
-    """Name the folder of the parts of a map."""
+    """Return the folder of the parts of a map."""
     return path.parent / f".{path.name}.parts"
 
 
 def read_begun(path: Path) -> Begun | None:
-    """Tell how an unfinished run has begun a map, None when there is none.
+    """Read the resume state of a map; None without one.
 
     Raises:
-        RssegError: What it left is broken, or of a release that wrote it in another way.
+        RssegError: It is damaged, or of another release.
     """
     file = parts_folder(path) / JOURNAL
     if not file.is_file():
@@ -84,26 +84,26 @@ def read_begun(path: Path) -> Begun | None:
         return Begun(parts, state["batch"], state["journal"])
     except (ValueError, KeyError, TypeError) as error:
         raise RssegError(
-            "cannot resume: what the earlier run left cannot be read",
+            "cannot resume: the state of the earlier run cannot be read",
             where=str(file),
             fix="leave --resume out to start anew",
         ) from error
 
 
 def wait_for(files: Sequence[Path]) -> None:
-    """Wait for files that are there: on a shared file system it may take a while to see them.
+    """Wait until files are visible, which may take a while on a shared file system.
 
     Raises:
-        FileNotFoundError: One stays away.
+        FileNotFoundError: One does not become visible.
     """
     until = time.monotonic() + SHARED_S
     for file in files:
-        while not _seen(file):
+        while not _is_visible(file):
             if time.monotonic() > until:
                 raise FileNotFoundError(f"no {file.name}; do all processes share the folder?")
             time.sleep(LOOK_S)
 
 
-def _seen(file: Path) -> bool:
-    """Look for a file; by a list, as a file system may remember that a name was not there."""
+def _is_visible(file: Path) -> bool:
+    """Look for a file, also in its folder: a file system may cache that a name was missing."""
     return file.is_file() or (file.parent.is_dir() and file in file.parent.iterdir())

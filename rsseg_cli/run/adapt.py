@@ -29,11 +29,11 @@ from rsseg_cli.run.target_validation import TargetValidation
 from rsseg_cli.run.targets import Targets
 from rsseg_cli.run.validation import Validation
 from rsseg_cli.segmenter import Segmenter
+from rsseg_cli.threads import Indexed
 from rsseg_cli.training.checkpoint import load_model
 from rsseg_cli.training.folder import RunFolder
 from rsseg_cli.training.loop import Job
 from rsseg_cli.training.meter import Outcome
-from rsseg_cli.training.prefetch import Indexed
 from rsseg_cli.training.self_training import SelfTraining
 from rsseg_cli.words import counted
 

@@ -22,7 +22,7 @@ from rsseg_cli.classes import Class, default_color
 from rsseg_cli.config import resolve
 from rsseg_cli.predict.engine import predict_scene
 from rsseg_cli.predict.outputs import Outputs, SceneResult
-from rsseg_cli.predict.pipeline import Infer
+from rsseg_cli.predict.pipeline import Infer, SceneTask
 from rsseg_cli.predict.plan import Tiling, plan_scene
 from rsseg_cli.raster.parts import BLOCK
 from rsseg_cli.raster.scene import Scene
@@ -179,9 +179,8 @@ def _map(
 ) -> SceneResult:  # fmt: skip
     """Map a scene a few times; gives the fastest."""
     outputs = Outputs(map=folder / "map.tif", classes=classes, overwrite=True)
-    results = [
-        predict_scene(scene, infer, outputs, tiling=tiling, device=device) for _ in range(rounds)
-    ]
+    task = SceneTask(scene, infer, outputs, tiling, device)
+    results = [predict_scene(task) for _ in range(rounds)]
     return min(results, key=lambda result: result.seconds)
 
 

@@ -31,6 +31,7 @@ from rsseg_cli.run.review import review, shown_bands
 from rsseg_cli.run.sources import Sources
 from rsseg_cli.run.validation import Validation
 from rsseg_cli.segmenter import Segmenter
+from rsseg_cli.threads import Indexed
 from rsseg_cli.training.checkpoint import load_model
 from rsseg_cli.training.deadline import Deadline
 from rsseg_cli.training.folder import RunFolder
@@ -38,7 +39,6 @@ from rsseg_cli.training.loop import Job, Training, train
 from rsseg_cli.training.meter import Outcome
 from rsseg_cli.training.objectives import Objective, Supervised
 from rsseg_cli.training.precision import Precision
-from rsseg_cli.training.prefetch import Indexed
 from rsseg_cli.training.progress import Progress
 
 PROBE_SEED = 0x9E0BE

@@ -16,6 +16,7 @@ from rsseg_cli.classes import IGNORE, Class
 from rsseg_cli.data.pair import Opener, Pair, Part
 from rsseg_cli.predict.engine import predict_scene
 from rsseg_cli.predict.outputs import Outputs
+from rsseg_cli.predict.pipeline import SceneTask
 from rsseg_cli.predict.plan import Tiling
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.scene import Scene
@@ -85,7 +86,7 @@ class Glance:
                 return model.infer(tiles if self.gain == 1.0 else tiles * self.gain)
 
         with self._open() as scene:
-            predict_scene(scene, infer, outputs, tiling=tiling, device=self.precision.device)
+            predict_scene(SceneTask(scene, infer, outputs, tiling, self.precision.device))
 
     def _open(self) -> Scene:
         """Open the piece as if it were a scene."""

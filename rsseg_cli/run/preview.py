@@ -18,7 +18,7 @@ from rsseg_cli.raster.scene import Scene
 from rsseg_cli.report.pictures import to_png
 from rsseg_cli.report.preview import BandView, SceneView, draw_preview
 from rsseg_cli.report.report import replace_file, writing
-from rsseg_cli.run.request import Request
+from rsseg_cli.run.request import PredictOptions
 from rsseg_cli.run.review import shown_bands
 from rsseg_cli.training.checkpoint import load_model
 from rsseg_cli.words import counted
@@ -106,7 +106,7 @@ def preview(
             f"{target} is there already", where=str(target), fix="--overwrite, or another -o"
         )
     known, side = (None, 512) if model is None else _wanted(model)
-    with Scene.open(scene, bands=Request(bands=bands).file_bands(), nodata=nodata) as opened:
+    with Scene.open(scene, bands=PredictOptions(bands=bands).file_bands(), nodata=nodata) as opened:
         if known is not None and opened.count != len(known):
             raise RssegError(
                 f"{scene.name} has {counted(opened.count, 'band')}, the model wants {len(known)} "

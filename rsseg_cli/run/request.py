@@ -23,7 +23,7 @@ N = TypeVar("N", int, float)
 
 
 @dataclass(frozen=True)
-class Request:
+class PredictOptions:
     """What is asked of a prediction, beside scenes and model.
 
     Attributes:
@@ -54,7 +54,8 @@ class Request:
         threads: Readers.
         memory_mb: Bound on the memory of the process.
         overwrite: Replace what is there.
-        resume: Go on with what an interrupted run left, leave what is whole.
+        resume: Continue an interrupted run, keep finished maps.
+        shard: "I/N": map the I-th, from 0, of N disjoint shares of the scenes.
     """
 
     output: Path | None = None
@@ -85,6 +86,7 @@ class Request:
     memory_mb: int | None = None
     overwrite: bool = False
     resume: bool = False
+    shard: str | None = None
 
     def __post_init__(self) -> None:
         if self.aoi is not None and self.bbox is not None:

@@ -14,8 +14,9 @@ from rsseg_cli.data.covering import CoveringTiles
 from rsseg_cli.metrics.confusion import ConfusionMatrix
 from rsseg_cli.plain import Json
 from rsseg_cli.segmenter import Segmenter
+from rsseg_cli.threads import Prefetcher
 from rsseg_cli.training.precision import Precision
-from rsseg_cli.training.prefetch import Prefetch, pinned
+from rsseg_cli.training.prefetch import pinned
 
 
 def inferred(
@@ -28,7 +29,7 @@ def inferred(
     """
     model.eval()
     source = pinned(tiles, precision.device)
-    for batch in Prefetch(source, range(len(tiles)), threads=threads):
+    for batch in Prefetcher(source, range(len(tiles)), threads=threads):
         moved = batch.to(precision.device)
         image = moved.image if gain == 1.0 else moved.image * gain
         with precision.autocast():

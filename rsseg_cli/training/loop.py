@@ -16,6 +16,7 @@ from rsseg_cli.data.tiles import Batch
 from rsseg_cli.errors import Interrupted
 from rsseg_cli.plain import Json, Strict
 from rsseg_cli.segmenter import Segmenter
+from rsseg_cli.threads import Indexed, Prefetcher
 from rsseg_cli.training import optimizer
 from rsseg_cli.training.deadline import Deadline, Work
 from rsseg_cli.training.folder import RunFolder
@@ -23,7 +24,7 @@ from rsseg_cli.training.meter import Meter, Outcome
 from rsseg_cli.training.objectives import Objective
 from rsseg_cli.training.passes import StepBatches, backward
 from rsseg_cli.training.precision import Format, Precision
-from rsseg_cli.training.prefetch import Indexed, Prefetch, pinned
+from rsseg_cli.training.prefetch import pinned
 from rsseg_cli.training.progress import Progress
 from rsseg_cli.training.room import Buffers, Room, explained
 from rsseg_cli.training.step import TrainingStep, seed_for
@@ -107,7 +108,7 @@ def train(job: Job, progress: Progress, resumed: dict[str, Any] | None = None) -
     with explained():
         best, start = _begin(job, updates, progress, resumed)
     passes = range(start * settings.accumulate, settings.steps * settings.accumulate)
-    prefetch = Prefetch(pinned(job.batches, job.device), passes, threads=settings.threads)
+    prefetch = Prefetcher(pinned(job.batches, job.device), passes, threads=settings.threads)
     meter = Meter(prefetch, batch=settings.batch, device=job.device, folder=job.folder.path)
     score: dict[str, Json] | None = None
     model.train()

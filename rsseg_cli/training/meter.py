@@ -13,8 +13,8 @@ from rsseg_cli import distributed
 from rsseg_cli.data.tiles import Batch
 from rsseg_cli.errors import RssegError
 from rsseg_cli.plain import Json
+from rsseg_cli.threads import Prefetcher
 from rsseg_cli.training.memory import peak_memory_mb
-from rsseg_cli.training.prefetch import Prefetch
 
 NEVER = 2**62
 """The step at which a loss was not finite, as long as all were."""
@@ -43,7 +43,7 @@ class Meter:
     """
 
     def __init__(
-        self, prefetch: Prefetch[Batch], *, batch: int, device: torch.device, folder: Path
+        self, prefetch: Prefetcher[Batch], *, batch: int, device: torch.device, folder: Path
     ) -> None:
         self.prefetch, self.batch, self.device, self.folder = prefetch, batch, device, folder
         self.started = self.since = time.perf_counter()

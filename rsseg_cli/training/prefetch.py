@@ -1,27 +1,13 @@
-"""Reads the next batches while the device works on this one."""
+"""Batches in pinned memory, for copies that the GPU makes on its own."""
 
 from __future__ import annotations
 
-import time
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
 
 import torch
 
 from rsseg_cli.data.tiles import Batch
-
-T_co = TypeVar("T_co", covariant=True)
-T = TypeVar("T")
-
-
-class Indexed(Protocol[T_co]):
-    """Gives the item with a number; called from several threads."""
-
-    def __getitem__(self, index: int, /) -> T_co:
-        """Make item `index`."""
+from rsseg_cli.threads import Indexed
 
 
 @dataclass(frozen=True)
@@ -33,55 +19,5 @@ class _Pinned:
 
 
 def pinned(source: Indexed[Batch], device: torch.device) -> Indexed[Batch]:
-    """Let the readers put batches where a GPU copies them from on its own; else change nothing."""
+    """Return batches in pinned memory for a GPU, else the source itself."""
     return _Pinned(source) if device.type == "cuda" else source
-
-
-class Prefetch(Generic[T]):
-    """Iterates over `source[i] for i in indices`, read ahead in order by threads.
-
-    Raster reading and decoding release the interpreter's lock, so threads with a handle each
-    keep up without copies between processes.
-
-    Args:
-        source: Makes the items.
-        indices: Which items, in order.
-        threads: Readers at work; 0 reads in the caller's thread.
-        ahead: Items that may wait.
-    """
-
-    def __init__(
-        self, source: Indexed[T], indices: Iterable[int], *, threads: int, ahead: int = 4
-    ) -> None:
-        self.source, self.indices = source, indices
-        self.threads, self.ahead = threads, max(ahead, threads)
-        self.waited = 0.0
-        """Seconds that the caller has waited for items."""
-
-    def __iter__(self) -> Iterator[T]:
-        """Yield the items in order; an error of a reader surfaces here."""
-        if self.threads == 0:
-            for index in self.indices:
-                started = time.perf_counter()
-                item = self.source[index]
-                self.waited += time.perf_counter() - started
-                yield item
-            return
-        with ThreadPoolExecutor(self.threads, thread_name_prefix="read") as pool:
-            waiting: deque[Future[T]] = deque()
-            try:
-                for index in self.indices:
-                    waiting.append(pool.submit(self.source.__getitem__, index))
-                    if len(waiting) > self.ahead:
-                        yield self._next(waiting)
-                while waiting:
-                    yield self._next(waiting)
-            finally:
-                for future in waiting:
-                    future.cancel()
-
-    def _next(self, waiting: deque[Future[T]]) -> T:
-        started = time.perf_counter()
-        item = waiting.popleft().result()
-        self.waited += time.perf_counter() - started
-        return item

@@ -11,10 +11,10 @@ from torch import Tensor
 from rsseg_cli import distributed
 from rsseg_cli.data.tiles import Batch
 from rsseg_cli.segmenter import Segmenter
+from rsseg_cli.threads import Indexed
 from rsseg_cli.training.objectives import Objective
 from rsseg_cli.training.passes import backward
 from rsseg_cli.training.precision import Precision
-from rsseg_cli.training.prefetch import Indexed
 from rsseg_cli.training.room import Buffers, Room
 
 PROBE_STREAM = 0x5EED
