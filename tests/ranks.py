@@ -1,6 +1,6 @@
 """Maps a scene in several processes, some of which are killed: SCENE FOLDER.
 
-Prints a line of JSON per case: how the processes ended, and which names were there then.
+Prints a line of JSON per case: how the processes ended, and which files existed then.
 """
 
 from __future__ import annotations
@@ -17,23 +17,25 @@ from pathlib import Path
 from killed import all_products, slow_model, small_steps
 from torch import Tensor
 
+from rsseg_cli import distributed
 from rsseg_cli.errors import RssegError
-from rsseg_cli.predict import team
 from rsseg_cli.predict.engine import predict_scene
+from rsseg_cli.predict.pipeline import SceneTask
 from rsseg_cli.raster.area import Area
 from rsseg_cli.raster.scene import Scene
 
-GONE, REFUSED = 7, 8
-team.PULSE_S, team.DEADLINE_S = 0.1, 2.0
+LOST, FAILED, QUIET = 7, 8, 1
+"""Exit codes: another process has ended, an error, an error that rank 0 prints."""
 
 
 def map_scene(path: Path, target: Path, *, resume: bool, box: bool, fails: bool) -> None:
     """Map the scene with all products, as one process of those in the environment."""
-    steps = small_steps()
-    with team.open_team() as crew, Scene.open(path) as scene:
+    tiling = small_steps()
+    with distributed.group("cpu"), Scene.open(path) as scene:
+        last = distributed.rank() == distributed.world_size() - 1
 
         def model(tiles: Tensor) -> Tensor:
-            if fails and crew.rank == crew.size - 1:
+            if fails and last:
                 raise RssegError("no more of this", where="a test", fix="nothing")
             return slow_model(tiles)
 
@@ -43,10 +45,9 @@ def map_scene(path: Path, target: Path, *, resume: bool, box: bool, fails: bool)
             right, bottom = scene.transform * (150, 1500)
             bounds = (min(left, right), min(top, bottom), max(left, right), max(top, bottom))
             area = Area.from_bounds(bounds, scene)
-        result = predict_scene(
-            scene, model, all_products(target), area=area, resume=resume, team=crew, **steps
-        )  # fmt: skip
-        if crew.leads:
+        outputs = all_products(target, resume=resume)
+        result = predict_scene(SceneTask(scene, model, outputs, tiling, area=area), together=True)
+        if distributed.is_main():
             target.with_suffix(".result").write_text(json.dumps(asdict(result)))
 
 
@@ -59,14 +60,14 @@ def start(rank: int, size: int, port: int, path: Path, target: Path, **how: bool
         "RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
-    code = 1
+    code = 99
     try:
         map_scene(path, target, **how)
         code = 0
-    except team.GoneError:
-        code = GONE
-    except RssegError:
-        code = REFUSED
+    except RssegError as error:
+        code = LOST if "another process has ended" in error.what else FAILED
+    except SystemExit as stop:
+        code = int(stop.code or 0)
     finally:
         os._exit(code)
 

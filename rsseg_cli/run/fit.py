@@ -96,14 +96,12 @@ class Fit:
         quiet: bool = False,
     ) -> None:
         self.config, self.quiet = config, quiet
-        self.deadline = deadline or Deadline()
+        self.deadline = place.since_first_attempt(deadline or Deadline())
         self.batch = per_pass(config.training)
         self.device = pick_device(device)
         self.sources = self.open_sources(data_root)
         self.path = folder or Path("runs") / self.name
-        self.resumed = place.read_state(self.path, config) if resume else None
-        if not resume:
-            place.require_free(self.path, overwrite=overwrite)
+        self.resumed = place.open_state(self.path, config, resume=resume, overwrite=overwrite)
         # Reads every label once, so that a wrong id is found now and not in the night.
         self.index = ClassIndex.build(self.sources.train) if self.sources.train else None
         self.model = self.first_model()
@@ -205,6 +203,7 @@ class Fit:
             outcome = train(job, progress, resumed)
         if distributed.is_main():
             self.report(folder, shown, outcome)
+            folder.finish()
         return FitResult(str(folder.path), str(folder.model), outcome)
 
     def report(self, folder: RunFolder, shown: Plan, outcome: Outcome) -> None:

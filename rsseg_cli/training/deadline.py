@@ -61,6 +61,10 @@ class Deadline:
             )
         return cls(total)
 
+    def subtract(self, seconds: float) -> None:
+        """Shorten the time left by time that has passed before this object was made."""
+        self._ends -= seconds
+
     @contextmanager
     def timing(self, work: Work, *, usual: bool = True) -> Iterator[None]:
         """Remember how long this takes if it is the longest of its kind, and no exception."""

@@ -144,6 +144,8 @@ def train(job: Job, progress: Progress, resumed: dict[str, Any] | None = None) -
                     job.folder.save_resume(_state(done, job, updates, best))
             if ends:
                 distributed.barrier()  # for the one that writes
+                if late:
+                    distributed.remember("time is up", "yes")
                 raise Interrupted(
                     f"stopped after step {done:,} of {settings.steps:,}"
                     + ": the time of --max-time is up" * late,
@@ -269,8 +271,6 @@ def _finish(
     """Write the last model, also as the model to use when nothing was validated."""
     for path in (job.folder.last,) if best else (job.folder.last, job.folder.model):
         job.folder.save_model(path, job.model, score, done)
-    if distributed.is_main():
-        job.folder.resume.unlink(missing_ok=True)
 
 
 def _keep_best(
