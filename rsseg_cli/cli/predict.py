@@ -281,7 +281,14 @@ def predict(
     with distributed.group(device):
         if dry_run:
             if distributed.is_main():
-                found = runs.dry_run(scenes, request, model=model, weights=weights, device=device)
+                found = runs.dry_run(
+                    scenes,
+                    request,
+                    model=model,
+                    weights=weights,
+                    device=device,
+                    quiet=quiet or as_json,
+                )
                 _show(found, as_json)
             return
         results = runs.predict(

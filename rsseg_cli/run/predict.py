@@ -122,6 +122,7 @@ def dry_run(
     model: Path | None = None,
     weights: Path | None = None,
     device: str = "auto",
+    quiet: bool = False,
 ) -> list[Survey]:
     """Estimate what mapping scenes costs, from a few batches of each; writes nothing.
 
@@ -129,11 +130,11 @@ def dry_run(
         RssegError: Any error that `predict` raises at the start, except for folders that cannot
             be made.
     """
-    pairs, line = _check(scenes, options), Line(quiet=True)
+    pairs = _check(scenes, options)
     if not pairs:
-        Line(quiet=False).say(f"shard    {options.shard} has no scenes")
+        Line(quiet=quiet).say(f"shard    {options.shard} has no scenes")
         return []
-    predictor = ScenePredictor(options, model, weights, device, line)
+    predictor = ScenePredictor(options, model, weights, device, Line(quiet=True))
     return [predictor.dry_run(path, target) for path, target in pairs]
 
 

@@ -68,7 +68,7 @@ def parse_shard(text: str | None) -> tuple[int, int]:
     Raises:
         RssegError: It is not I/N with 0 <= I < N.
     """
-    match = re.fullmatch(r"(\d+)/(\d+)", text or "0/1")
+    match = re.fullmatch(r"(\d+)/(\d+)", "0/1" if text is None else text)
     index, count = map(int, match.groups()) if match else (0, 0)
     if index >= count:
         raise RssegError(
