@@ -18,6 +18,7 @@ import torch
 
 from rsseg_cli.cli import main
 from rsseg_cli.predict import plan
+from rsseg_cli.run import predict
 
 
 def die_in(function: str, number: int) -> None:
@@ -39,7 +40,7 @@ def die_in(function: str, number: int) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    plan.PART_PIXELS = 512 * 128
+    plan.PART_PIXELS = predict.PART_PIXELS = 512 * 64
     kills = json.loads(os.environ["KILLS"])
     attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     print(f"attempt {attempt}", file=sys.stderr)

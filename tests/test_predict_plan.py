@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +26,8 @@ from rsseg_cli.errors import RssegWarning
 from rsseg_cli.predict import batch
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.run import mapper
+from rsseg_cli.run.live import Line
+from rsseg_cli.run.request import PredictOptions
 from rsseg_cli.run.survey import find_doubts
 
 
@@ -328,3 +331,52 @@ def test_resume_refuses_with_the_reason(
     assert not out.exists()
     assert list(out.parent.glob(".map.tif.parts/*.tif"))
     assert predict(scene, fitted, "-o", out, *change).code == 0  # anew
+
+
+CHANGED: dict[str, Any] = {
+    "tile": 64,
+    "overlap": 0.5,
+    "compile": True,
+    "precision": "bf16",
+    "tta": "flips",
+    "bands": "3,2,1",
+    "nodata": 7.0,
+    "aoi": Path("area.gpkg"),
+    "bbox": "0,0,1,1",
+    "bbox_crs": "EPSG:4326",
+    "probabilities": True,
+    "soft": False,
+    "confidence": "max",
+    "reject": 0.5,
+    "polygons": Path("a.gpkg"),
+    "sieve": 3,
+    "simplify": 1.0,
+    "format": "GTiff",
+    "options": ("COMPRESS=LZW",),
+}
+"""Another value of each option that changes a map; an option is here or in `WITHOUT_EFFECT`."""
+NEEDED = {"bbox_crs": "bbox", "sieve": "polygons", "simplify": "polygons"}
+"""Options that are errors without another one."""
+
+
+def test_every_option_is_in_the_journal_or_without_effect() -> None:
+    names = {each.name for each in fields(PredictOptions)}
+    assert CHANGED.keys() | mapper.WITHOUT_EFFECT == names
+    assert not CHANGED.keys() & mapper.WITHOUT_EFFECT
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_the_journal_changes_with_an_option(name: str, scene: Path, fitted: Path) -> None:
+    def journal(options: PredictOptions) -> dict[str, str]:
+        predictor = mapper.ScenePredictor(options, fitted, None, "cpu", Line(quiet=True))
+        predictor.fitted.classes[2:] = []  # --soft is for models of two classes
+        with Scene.open(scene) as opened:
+            return predictor.journal(opened)
+
+    needed = NEEDED.get(name)
+    options = PredictOptions() if needed is None else PredictOptions(**{needed: CHANGED[needed]})
+    before, after = journal(options), journal(replace(options, **{name: CHANGED[name]}))
+    option = "--co" if name == "options" else f"--{name.replace('_', '-')}"
+    assert {key for key in before if before[key] != after[key]} == {option}
+    unchanged = {"batch": 3, "threads": 1, "memory_mb": 9999, "quicklook": False, "resume": True}
+    assert journal(replace(options, **unchanged)) == before

@@ -75,7 +75,7 @@ def test_predict_finishes(fitted: Path, tmp_path: Path, monkeypatch: pytest.Monk
         (tmp_path / "in").mkdir(exist_ok=True)
         write_raster(tmp_path / "in" / f"{name}.tif", samples[:, :rows])
     call = ["predict", "in", "--model", fitted, "--batch", "4", "--confidence", "max"]
-    kills: list[Kill] = [(1, INFER, 4), (0, "rsseg_cli.predict.engine:_publish", 1)]
+    kills: list[Kill] = [(1, INFER, 8), (0, "rsseg_cli.predict.engine:_publish", 1)]
     done = torchrun(*call, "-o", "out", kills=kills)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("attempt") == 6
