@@ -11,14 +11,17 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from killed import all_products, slow_model, small_steps
 from torch import Tensor
 
 from rsseg_cli import distributed
-from rsseg_cli.errors import RssegError
+from rsseg_cli.errors import RssegError, UnreadableError
 from rsseg_cli.predict.engine import predict_scene
 from rsseg_cli.predict.pipeline import SceneTask
 from rsseg_cli.raster.area import Area
@@ -51,7 +54,31 @@ def map_scene(path: Path, target: Path, *, resume: bool, box: bool, fails: bool)
             target.with_suffix(".result").write_text(json.dumps(asdict(result)))
 
 
-def start(rank: int, size: int, port: int, path: Path, target: Path, **how: bool) -> int:
+def exchange(folder: Path) -> None:
+    """Use every call between processes; each leaves what it got in FOLDER/RANK.json."""
+    with distributed.group("cpu"):
+        rank = distributed.rank()
+        got: dict[str, Any] = {
+            "gathered": distributed.gather({"twice": 2 * rank}),
+            "broadcast": distributed.broadcast([rank]),
+            "claimed": list(distributed.claim(20)),
+        }
+        try:
+            with distributed.raise_together():
+                if rank > 0:
+                    raise UnreadableError(f"in {rank}", where="here", fix="this")
+        except RssegError as error:
+            got["error"] = [type(error).__name__, error.what, error.where, error.fix]
+        with distributed.alone():
+            got["alone"] = [distributed.world_size(), distributed.gather(rank)]
+            got["claimed alone"] = list(distributed.claim(2))
+        (folder / f"{rank}.json").write_text(json.dumps(got))
+        with distributed.raise_together():
+            if not distributed.is_main():
+                raise RssegError("of another rank")
+
+
+def start(rank: int, size: int, port: int, work: Callable[[], None]) -> int:
     """Fork one of several processes."""
     child = os.fork()
     if child:
@@ -62,7 +89,7 @@ def start(rank: int, size: int, port: int, path: Path, target: Path, **how: bool
     }  # fmt: skip
     code = 99
     try:
-        map_scene(path, target, **how)
+        work()
         code = 0
     except RssegError as error:
         code = LOST if "another process has ended" in error.what else FAILED
@@ -72,24 +99,35 @@ def start(rank: int, size: int, port: int, path: Path, target: Path, **how: bool
         os._exit(code)
 
 
-def together(path: Path, target: Path, size: int, kill: int | None = None, **how: bool) -> None:
-    """Map in several processes; print how they ended."""
-    target.parent.mkdir(exist_ok=True)
+def fork(size: int, work: Callable[[], None]) -> list[int]:
+    """Start several processes of one group."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    return [start(rank, size, port, work) for rank in range(size)]
+
+
+def wait_for(children: Sequence[int]) -> list[int]:
+    """Return how processes ended."""
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def together(path: Path, target: Path, size: int, kill: int | None = None, **how: bool) -> None:
+    """Map in several processes; print how they ended."""
+    target.parent.mkdir(exist_ok=True)
     how = {"resume": False, "box": False, "fails": False} | how
-    children = [start(rank, size, port, path, target, **how) for rank in range(size)]
+    children = fork(size, partial(map_scene, path, target, **how))
     if kill is not None:
         while not list(target.parent.glob(".out.tif.parts/*.tif")):
             time.sleep(0.01)
         os.kill(children[kill], signal.SIGKILL)
-    ends = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    ends = wait_for(children)
     print(json.dumps({"ends": ends, "names": sorted(p.name for p in target.parent.glob("[!.]*"))}))
 
 
 def main(path: Path, folder: Path) -> None:
     """Run all cases."""
+    print(json.dumps(wait_for(fork(3, partial(exchange, folder)))))
     together(path, folder / "one" / "out.tif", 1)
     together(path, folder / "three" / "out.tif", 3)
     together(path, folder / "box_one" / "out.tif", 1, box=True)

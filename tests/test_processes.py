@@ -167,6 +167,10 @@ def test_alone_there_is_no_group() -> None:
         assert distributed.is_main()
         assert distributed.any_rank(True)
         assert distributed.gather(3) == [3]
+        assert distributed.broadcast(3) == 3
+        assert list(distributed.claim(3)) == [0, 1, 2]
+        with pytest.raises(RssegError, match="own"), distributed.raise_together():
+            raise RssegError("own")
     assert torch.equal(distributed.all_gather_cat(torch.ones(2)), torch.ones(2))
 
 

@@ -55,8 +55,24 @@ def test_processes_give_the_bytes_of_one(write_scene: WriteScene, tmp_path: Path
         env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=200,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    one, three, box_one, box_two, first, again, second, third, failed = map(
+    exchanged, one, three, box_one, box_two, first, again, second, third, failed = map(
         json.loads, done.stdout.splitlines()
+    )
+    assert exchanged == [FAILED, QUIET, QUIET]  # rank 0 prints the error of all
+    got = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(3)]
+    assert sorted(number for each in got for number in each.pop("claimed")) == list(range(20))
+    assert [each.pop("alone") for each in got] == [[1, [rank]] for rank in range(3)]
+    assert (
+        got
+        == [
+            {
+                "gathered": [{"twice": 0}, {"twice": 2}, {"twice": 4}],
+                "broadcast": [0],
+                "error": ["UnreadableError", "in 1", "here", "this"],
+                "claimed alone": [0, 1],
+            }
+        ]
+        * 3
     )
     whole = [f"out{end}" for end in (
         ".conf.tif", ".gpkg", ".json", ".prob.tif", ".qml", ".result", ".tif", ".tif.aux.xml"

@@ -124,18 +124,23 @@ def dry_run(
     device: str = "auto",
     quiet: bool = False,
 ) -> list[Survey]:
-    """Estimate what mapping scenes costs, from a few batches of each; writes nothing.
+    """Estimate what mapping scenes costs, from a few batches of each; write nothing.
+
+    Only rank 0 does so, the others return an empty list.
 
     Raises:
         RssegError: Any error that `predict` raises at the start, except for folders that cannot
             be made.
     """
-    pairs = _check(scenes, options)
-    if not pairs:
-        Line(quiet=quiet).say(f"shard    {options.shard} has no scenes")
-        return []
-    predictor = ScenePredictor(options, model, weights, device, Line(quiet=True))
-    return [predictor.dry_run(path, target) for path, target in pairs]
+    with distributed.raise_together():
+        if not distributed.is_main():
+            return []
+        pairs = _check(scenes, options)
+        if not pairs:
+            Line(quiet=quiet).say(f"shard    {options.shard} has no scenes")
+            return []
+        predictor = ScenePredictor(options, model, weights, device, Line(quiet=True))
+        return [predictor.dry_run(path, target) for path, target in pairs]
 
 
 def _check(scenes: Sequence[str], options: PredictOptions) -> list[tuple[str, Target]]:
