@@ -19,6 +19,8 @@ class RssegError(Exception):
     """
 
     exit_code = FAILED
+    on_all_ranks = False
+    """Whether all processes of a group raise it, so that only rank 0 should print it."""
 
     def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
         super().__init__(what)
@@ -46,6 +48,7 @@ class Interrupted(RssegError):
     """The run was stopped from outside and can be resumed."""
 
     exit_code = INTERRUPTED
+    on_all_ranks = True
 
 
 class PartialFailure(RssegError):

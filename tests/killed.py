@@ -8,7 +8,6 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from rsseg_cli.classes import Class
 from rsseg_cli.predict import plan
 from rsseg_cli.predict.engine import predict_scene
 from rsseg_cli.predict.outputs import Outputs, Polygons
+from rsseg_cli.predict.pipeline import SceneTask
 from rsseg_cli.raster.scene import Scene
 
 CLASSES = [Class(k, f"class {k}", (k, k, k)) for k in range(8)]
@@ -31,30 +31,31 @@ def slow_model(tiles: Tensor) -> Tensor:
     return torch.nn.functional.avg_pool2d(exact, 3, 1, 1, count_include_pad=False)
 
 
-def all_products(target: Path) -> Outputs:
-    """Everything that can be written of a scene, beside its map."""
+def all_products(target: Path, *, resume: bool) -> Outputs:
+    """List everything that can be written of a scene, beside its map."""
     return Outputs(
         map=target,
         classes=CLASSES,
         probabilities=target.with_suffix(".prob.tif"),
         confidence=target.with_suffix(".conf.tif"),
         polygons=Polygons(target.with_suffix(".gpkg")),
+        resume=resume,
+        journal={"model": "a"},
     )
 
 
-def small_steps() -> dict[str, Any]:
-    """Let a scene be mapped in many parts, by one thread; give what `predict_scene` takes."""
+def small_steps() -> plan.Tiling:
+    """Return a tiling for which a scene has many parts; use one thread."""
     plan.PART_PIXELS = 512 * 200
     torch.set_num_threads(1)
-    return {"tiling": plan.Tiling(64, 0.25, batch=4), "journal": {"model": "a"}}
+    return plan.Tiling(64, 0.25, batch=4)
 
 
 def map_scene(scene_path: Path, target: Path, *, resume: bool) -> None:
     """Map the scene with all products."""
     with Scene.open(scene_path) as scene:
-        predict_scene(
-            scene, slow_model, all_products(target), resume=resume, **small_steps()
-        )  # fmt: skip
+        outputs = all_products(target, resume=resume)
+        predict_scene(SceneTask(scene, slow_model, outputs, small_steps()))
 
 
 def in_child(scene: Path, target: Path, *, resume: bool, seconds: float | None) -> bool:

@@ -32,7 +32,7 @@ from rsseg_cli.data.tiles.tile_stream import Batch
 from rsseg_cli.errors import Interrupted
 from rsseg_cli.find import names
 from rsseg_cli.heads.mask2former import Mask2Former
-from rsseg_cli.methods import _see
+from rsseg_cli.methods._weft import spatial_enhancement as _see
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training.objectives import Supervised
 from rsseg_cli.training.optimizer import Optimization

@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).parent.parent / "rsseg_cli"
 LAYERS: list[set[str]] = [
     {"errors", "choices", "classes", "memory", "number_format", "settings"},
     {"atomic_write"},
-    {"distributed"},
+    {"distributed", "threads"},
     {"batch_shard"},
     {"presets"},
     {"bands", "grid", "layers", "projection", "step"},

@@ -22,6 +22,7 @@ from rsseg_cli.memory import peak_rss_mb
 from rsseg_cli.predict import engine
 from rsseg_cli.predict.engine import predict_scene
 from rsseg_cli.predict.outputs import Outputs, SceneResult
+from rsseg_cli.predict.pipeline import SceneTask
 from rsseg_cli.predict.plan import Plan, Tiling, plan_scene
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.scene import Scene
@@ -48,10 +49,9 @@ def predict(
 ) -> SceneResult:
     """Predict `out.tif` beside a scene."""
     settings = {"map": path.parent / "out.tif", "classes": CLASSES} | options
+    outputs = Outputs(**settings, journal=journal, resume=resume)
     with Scene.open(path) as scene:
-        return predict_scene(
-            scene, infer, Outputs(**settings), tiling=tiling, journal=journal, resume=resume
-        )
+        return predict_scene(SceneTask(scene, infer, outputs, tiling))
 
 
 def read(result: SceneResult | Path) -> Any:
@@ -146,7 +146,7 @@ def test_each_part_of_the_scene_is_inferred_and_each_pixel_finished_once(
     path = write_scene(random_samples(1, 131, 90))
     with Scene.open(path) as scene:
         outputs = Outputs(map=path.parent / "out.tif", classes=CLASSES)
-        predict_scene(scene, model, outputs, tiling=SMALL, progress=progress)
+        predict_scene(SceneTask(scene, model, outputs, SMALL), progress=progress)
         plan = plan_scene(scene, SMALL, classes=8)
     assert finished == 131 * 90
     assert plan.tiles == plan.across.count * plan.down.count == 4 * 6
@@ -362,7 +362,7 @@ def test_interrupt_leaves_no_map_and_no_thread(write_scene: WriteScene) -> None:
 
 def test_nan_from_the_model_is_refused(write_scene: WriteScene) -> None:
     path = write_scene(random_samples(1, 60, 60))
-    with pytest.raises(RssegError, match="the model gives NaN"):
+    with pytest.raises(RssegError, match="the model returns NaN"):
         predict(path, lambda tiles: null_model(tiles) * float("nan"))
     assert_nothing_left(path.parent, "scene.tif")
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from rsseg_cli.errors import RssegError, RssegWarning
 from rsseg_cli.predict.engine import predict_scene
 from rsseg_cli.predict.outputs import Outputs
+from rsseg_cli.predict.pipeline import SceneTask
 from rsseg_cli.predict.plan import Tiling
 from rsseg_cli.raster.aoi import Area
 from rsseg_cli.raster.grid import Window
@@ -56,7 +57,7 @@ def test_outside_is_nodata_and_not_computed(
         there = geopandas.GeoSeries([shape, island], crs="EPSG:32633").to_crs(crs)
         area = Area.from_file(write_area(tmp_path / "a.gpkg", *there, crs=crs), scene)
         outputs = Outputs(map=tmp_path / "out.tif", classes=CLASSES, driver="GTiff")
-        predict_scene(scene, model, outputs, tiling=SMALL, area=area)
+        predict_scene(SceneTask(scene, model, outputs, SMALL, area=area))
         inside = geometry_mask(
             [shape, island], (700, 1300), scene.transform, invert=True
         )  # fmt: skip
@@ -117,7 +118,7 @@ def test_area_in_swaths_and_parts_is_the_same(
         with Scene.open(path) as scene:
             area = Area.from_bounds((500_000, 5_289_200, 512_900, 5_299_000), scene)
             outputs = Outputs(map=tmp_path / f"{name}.tif", classes=CLASSES)
-            predict_scene(scene, null_model, outputs, tiling=SMALL, area=area)
+            predict_scene(SceneTask(scene, null_model, outputs, SMALL, area=area))
         with rasterio.open(outputs.map) as file:
             maps.append(file.read(1))
     np.testing.assert_array_equal(maps[0], maps[1])

@@ -134,7 +134,7 @@ def test_one_call_makes_several_and_they_are_no_scenes(scene: Path, routed: Path
     assert [one["input"] for one in call.document["scenes"]] == ["in/scene.tif"]
     assert not list(Path("out").glob("*.png"))
     resumed = rsseg("predict", "in", "--model", routed, "-o", "in", *both, "--resume", "--json")
-    assert [one["status"] for one in resumed.document["scenes"]] == ["there"]
+    assert [one["status"] for one in resumed.document["scenes"]] == ["exists"]
 
 
 def test_a_dry_run_counts_them(scene: Path, routed: Path) -> None:

@@ -19,6 +19,7 @@ from test_engine import CLASSES, null_model
 from rsseg_cli.errors import RssegError, RssegWarning
 from rsseg_cli.predict.engine import predict_scene
 from rsseg_cli.predict.outputs import Outputs
+from rsseg_cli.predict.pipeline import SceneTask
 from rsseg_cli.predict.plan import Tiling
 from rsseg_cli.raster.scene import Scene
 
@@ -77,17 +78,14 @@ def test_damaged_tiffs(tmp_path: Path, number: int) -> None:
 def try_to_map(data: bytes, folder: Path) -> str:
     path, target = folder / "scene.tif", folder / "map.tif"
     path.write_bytes(data)
-    outputs = Outputs(map=target, classes=CLASSES, driver="GTiff")
+    outputs = Outputs(map=target, classes=CLASSES, driver="GTiff", journal={"input": "a"})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             with Scene.open(path) as scene:
                 if max(scene.width, scene.height) > LARGEST or scene.count > 16:
                     return "large"
-                predict_scene(
-                    scene, null_model, outputs, tiling=Tiling(32, batch=8),
-                    journal={"input": "a"},
-                )  # fmt: skip
+                predict_scene(SceneTask(scene, null_model, outputs, Tiling(32, batch=8)))
         except RssegError:
             assert {one.name for one in folder.iterdir()} <= {"scene.tif", "scene.tif.aux.xml"}
             return "error"
@@ -116,7 +114,7 @@ def test_scene_with_control_points_only_keeps_them(tmp_path: Path, driver: str) 
         scene = Scene.open(path)
     with scene:
         outputs = Outputs(map=tmp_path / "map.tif", classes=CLASSES, driver=driver)
-        predict_scene(scene, null_model, outputs, tiling=Tiling(32, batch=4))
+        predict_scene(SceneTask(scene, null_model, outputs, Tiling(32, batch=4)))
     with rasterio.open(tmp_path / "map.tif") as made:
         found, crs = made.gcps
         assert made.crs is None

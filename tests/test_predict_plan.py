@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,8 @@ from torch import Tensor
 from rsseg_cli.bands import Bands
 from rsseg_cli.commands.predict import scene_mapper as mapper
 from rsseg_cli.commands.predict.dry_run import find_doubts
+from rsseg_cli.commands.predict.options import PredictOptions
+from rsseg_cli.commands.predict.progress import Line
 from rsseg_cli.errors import RssegWarning
 from rsseg_cli.predict import batch
 from rsseg_cli.raster.scene import Scene
@@ -209,6 +212,7 @@ from rsseg_cli.classes import Class
 from rsseg_cli.predict.engine import predict_scene
 from rsseg_cli.predict.outputs import Outputs
 from rsseg_cli.memory import peak_rss_mb
+from rsseg_cli.predict.pipeline import SceneTask
 from rsseg_cli.predict.plan import Tiling
 from rsseg_cli.raster.scene import Scene
 from pathlib import Path
@@ -220,7 +224,7 @@ bound = int(peak_rss_mb()) + int(sys.argv[3])
 with Scene.open(sys.argv[1]) as scene:
     classes = [Class(k, str(k), (0, 0, 0)) for k in range(8)]
     outputs = Outputs(map=Path(sys.argv[2]), classes=classes)
-    predict_scene(scene, model, outputs, tiling=Tiling(64, batch=4, memory_mb=bound))
+    predict_scene(SceneTask(scene, model, outputs, Tiling(64, batch=4, memory_mb=bound)))
 print(bound, peak_rss_mb())
 """
 
@@ -281,7 +285,7 @@ def test_resume_goes_on_and_then_keeps_the_whole_map(
     assert not list(tmp_path.glob(".*"))
     monkeypatch.setattr(mapper.ModelInfer, "__call__", lambda *args: 1 / 0)
     again = predict(scene, fitted, "-o", out, "--batch", "14", "--resume", "--json")
-    assert again.document["scenes"][0]["status"] == "there"
+    assert again.document["scenes"][0]["status"] == "exists"
     other = predict(scene, fitted, "-o", out, "--resume", "--overlap", "0.5")
     assert other.code == 1
     assert "of another model, input or options" in other.err
@@ -303,7 +307,7 @@ def test_resume_beside_a_file_that_is_no_map(scene: Path, fitted: Path, tmp_path
     (tmp_path / "map.tif").write_text("mine")
     call = predict(scene, fitted, "-o", tmp_path / "map.tif", "--resume")
     assert call.code != 0
-    assert "is there already" in call.err
+    assert "exists already" in call.err
     assert (tmp_path / "map.tif").read_text() == "mine"
 
 
@@ -328,3 +332,52 @@ def test_resume_refuses_with_the_reason(
     assert not out.exists()
     assert list(out.parent.glob(".map.tif.parts/*.tif"))
     assert predict(scene, fitted, "-o", out, *change).code == 0  # anew
+
+
+CHANGED: dict[str, Any] = {
+    "tile": 64,
+    "overlap": 0.5,
+    "compile": True,
+    "precision": "bf16",
+    "tta": "flips",
+    "bands": "3,2,1",
+    "nodata": 7.0,
+    "aoi": Path("area.gpkg"),
+    "bbox": "0,0,1,1",
+    "bbox_crs": "EPSG:4326",
+    "probabilities": True,
+    "soft": False,
+    "confidence": "max",
+    "reject": 0.5,
+    "polygons": Path("a.gpkg"),
+    "sieve": 3,
+    "simplify": 1.0,
+    "format": "GTiff",
+    "options": ("COMPRESS=LZW",),
+}
+"""Another value of each option that changes a map; an option is here or in `WITHOUT_EFFECT`."""
+NEEDED = {"bbox_crs": "bbox", "sieve": "polygons", "simplify": "polygons"}
+"""Options that are errors without another one."""
+
+
+def test_every_option_is_in_the_journal_or_without_effect() -> None:
+    names = {each.name for each in fields(PredictOptions)}
+    assert CHANGED.keys() | mapper.WITHOUT_EFFECT == names
+    assert not CHANGED.keys() & mapper.WITHOUT_EFFECT
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_the_journal_changes_with_an_option(name: str, scene: Path, fitted: Path) -> None:
+    def journal(options: PredictOptions) -> dict[str, str]:
+        predictor = mapper.ScenePredictor(options, fitted, None, "cpu", Line(quiet=True))
+        predictor.fitted.classes[2:] = []  # --soft is for models of two classes
+        with Scene.open(scene) as opened:
+            return predictor.journal(opened)
+
+    needed = NEEDED.get(name)
+    options = PredictOptions() if needed is None else PredictOptions(**{needed: CHANGED[needed]})
+    before, after = journal(options), journal(replace(options, **{name: CHANGED[name]}))
+    option = "--co" if name == "options" else f"--{name.replace('_', '-')}"
+    assert {key for key in before if before[key] != after[key]} == {option}
+    unchanged = {"batch": 3, "threads": 1, "memory_mb": 9999, "quicklook": False, "resume": True}
+    assert journal(replace(options, **unchanged)) == before

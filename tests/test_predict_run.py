@@ -196,7 +196,7 @@ def test_other_bands_than_the_model_wants(here: Path, fitted: Path) -> None:
     assert call.err.startswith(f"model    {fitted}")
     error = call.err[call.err.index("error:") :].splitlines()
     assert error == [
-        "error: four.tif has 4 bands (nir red green blue), the model wants 3 (blue green nir)",
+        "error: four.tif has 4 bands (nir red green blue), the model needs 3 (blue green nir)",
         f"   in: four.tif, model {fitted}",
         "  try: a 3-band scene, or --bands if the order is known, or a model fitted on these bands",
     ]

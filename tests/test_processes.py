@@ -158,13 +158,17 @@ def test_alone_there_is_no_group() -> None:
         assert distributed.is_main()
         assert distributed.any_rank(True)
         assert distributed.gather(3) == [3]
+        assert distributed.broadcast(3) == 3
+        assert list(distributed.claim(3)) == [0, 1, 2]
+        with pytest.raises(RssegError, match="own"), distributed.raise_together():
+            raise RssegError("own")
     assert torch.equal(distributed.all_gather_cat(torch.ones(2)), torch.ones(2))
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     asked = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "1"}
-    with pytest.raises(RssegError, match="2 processes want a GPU each, there are 1"):
+    with pytest.raises(RssegError, match="2 processes need a GPU each, there are 1"):
         distributed.group("cuda", asked).__enter__()
     with pytest.raises(RssegError, match="cannot be the device of all"):
         distributed.group("cuda:0", asked).__enter__()

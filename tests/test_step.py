@@ -14,10 +14,10 @@ from rsseg_cli import distributed
 from rsseg_cli.choices import Format
 from rsseg_cli.data.tiles.tile_stream import Batch
 from rsseg_cli.segmenter import Segmenter
+from rsseg_cli.threads import Indexed
 from rsseg_cli.training import optimizer
 from rsseg_cli.training.optimizer import Optimization
 from rsseg_cli.training.precision import Precision
-from rsseg_cli.training.prefetch import Indexed
 from rsseg_cli.training.progress import Progress
 from rsseg_cli.training.step import TrainingStep, seed_for
 

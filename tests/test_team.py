@@ -2,103 +2,25 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import geopandas
 import pytest
 import rasterio
 from conftest import WriteScene, random_samples, write_raster
-from ranks import GONE, REFUSED
+from ranks import FAILED, LOST, QUIET
 from runs import ground, rsseg, seen
-from torch.distributed import HashStore
 
-from rsseg_cli.errors import OutputExistsError, RssegError, UnreadableError
-from rsseg_cli.predict import team as teams
 from rsseg_cli.predict.plan import Plan, Tiling
-from rsseg_cli.predict.team import GoneError, Team, open_team
 from rsseg_cli.raster.grid import Window
 
 HERE = Path(__file__).parent
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
-
-
-def in_threads(work: Callable[[Team], Any], size: int = 3) -> list[Any]:
-    """Let a team of threads do something; gives what each returns or raises."""
-    store, found = HashStore(), [None] * size
-
-    def run(rank: int) -> None:
-        crew = teams._Crew(store, rank, size, rank)
-        try:
-            found[rank] = work(crew)
-        except RssegError as error:
-            found[rank] = error
-        finally:
-            crew.part(teams.PARTING_S)
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return found
-
-
-def test_all_hear_the_same_in_the_same_order() -> None:
-    said = in_threads(lambda team: (team.gather(team.rank * 2), team.tell(lambda: [team.rank])))
-    assert said == [([0, 2, 4], [0])] * 3
-
-
-def test_work_is_dealt_out_once() -> None:
-    dealt = in_threads(lambda team: list(team.claims(50)))
-    assert sorted(itertools.chain(*dealt)) == list(range(50))
-    assert list(Team().claims(3)) == [0, 1, 2]
-
-
-def test_an_error_of_one_is_raised_in_all() -> None:
-    def work(team: Team) -> None:
-        with team.agreed():
-            if team.rank > 0:
-                raise UnreadableError(f"in {team.rank}", where="here", fix="this")
-
-    found = [(type(e), e.what, e.where, e.fix) for e in in_threads(work)]
-    assert found == [(UnreadableError, "in 1", "here", "this")] * 3
-
-
-def test_an_error_of_the_leader_is_raised_in_all() -> None:
-    def refuse() -> None:
-        raise OutputExistsError("there", where="x")
-
-    found = in_threads(lambda team: team.tell(refuse))
-    assert [type(error) for error in found] == [OutputExistsError] * 3
-
-
-def test_nobody_waits_for_the_dead(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(teams, "PULSE_S", 0.01)
-    monkeypatch.setattr(teams, "DEADLINE_S", 0.2)
-    monkeypatch.setattr(teams, "PARTING_S", 0.2)
-
-    def work(team: Team) -> Any:
-        return None if team.rank == 1 else team.gather(1)
-
-    found = in_threads(work)
-    assert [type(one) for one in found] == [GoneError, type(None), GoneError]
-    assert "process 1 has not been heard of" in found[0].what
-    assert "--resume" in found[0].fix
-
-
-def test_others_that_cannot_be_reached() -> None:
-    there = {"RANK": "1", "WORLD_SIZE": "2"}
-    with pytest.raises(GoneError, match="cannot be reached"), open_team(there):
-        raise AssertionError("alone")
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
@@ -133,8 +55,24 @@ def test_processes_give_the_bytes_of_one(write_scene: WriteScene, tmp_path: Path
         env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=200,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    one, three, box_one, box_two, first, again, second, third, failed = map(
+    exchanged, one, three, box_one, box_two, first, again, second, third, failed = map(
         json.loads, done.stdout.splitlines()
+    )
+    assert exchanged == [FAILED, QUIET, QUIET]  # rank 0 prints the error of all
+    got = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(3)]
+    assert sorted(number for each in got for number in each.pop("claimed")) == list(range(20))
+    assert [each.pop("alone") for each in got] == [[1, [rank]] for rank in range(3)]
+    assert (
+        got
+        == [
+            {
+                "gathered": [{"twice": 0}, {"twice": 2}, {"twice": 4}],
+                "broadcast": [0],
+                "error": ["UnreadableError", "in 1", "here", "this"],
+                "claimed alone": [0, 1],
+            }
+        ]
+        * 3
     )
     whole = [f"out{end}" for end in (
         ".conf.tif", ".gpkg", ".json", ".prob.tif", ".qml", ".result", ".tif", ".tif.aux.xml"
@@ -142,9 +80,9 @@ def test_processes_give_the_bytes_of_one(write_scene: WriteScene, tmp_path: Path
     for case, size in ((one, 1), (three, 3), (box_one, 1), (box_two, 2), (again, 2), (third, 1)):
         assert case == {"ends": [0] * size, "names": whole}
     # The others do not hang, nothing has its name, and what is finished is used again.
-    assert first == {"ends": [-signal.SIGKILL, GONE], "names": []}
-    assert second == {"ends": [GONE, -signal.SIGKILL], "names": []}
-    assert failed == {"ends": [REFUSED, 0], "names": []}
+    assert first == {"ends": [-signal.SIGKILL, LOST], "names": []}
+    assert second == {"ends": [LOST, -signal.SIGKILL], "names": []}
+    assert failed == {"ends": [FAILED, QUIET], "names": []}
     for folder in ("three", "killed_0", "killed_1"):
         assert same_files(tmp_path / "one", tmp_path / folder), folder
     assert same_files(tmp_path / "box_one", tmp_path / "box_two")

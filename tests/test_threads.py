@@ -1,61 +1,72 @@
-"""Threads pass things on in order, hand over errors, and end."""
+"""Threads pass items on in order, raise errors where they are noticed, and end."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator
+from contextlib import closing
 
 import pytest
 
-from rsseg_cli.predict.threads import Ahead, Behind
+from rsseg_cli.threads import BackgroundWriter, Prefetcher
+
+
+class Slow:
+    """Items that take a while, with an error at number 13."""
+
+    def __init__(self) -> None:
+        self.threads: set[int] = set()
+        self.items: list[int] = []
+
+    def __getitem__(self, index: int) -> int:
+        self.threads.add(threading.get_ident())
+        self.items.append(index)
+        time.sleep(0.02 if index % 2 else 0.001)
+        if index == 13:
+            raise ValueError("broken item")
+        return index * 10
 
 
 def no_thread_is_left() -> bool:
     return not [one for one in threading.enumerate() if one.name.startswith("rsseg")]
 
 
-def test_items_come_in_order_and_no_further_ahead_than_allowed() -> None:
-    made = []
-
-    def source() -> Generator[int, None, None]:
-        for item in range(20):
-            made.append(item)
-            yield item
-
-    with Ahead(source(), 2) as items:
-        for expected, item in enumerate(items):
-            assert item == expected
-            assert len(made) <= item + 4  # taken, two in the queue, one in the hand
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_order(threads: int) -> None:
+    source = Slow()
+    prefetcher = Prefetcher(source, range(2, 9), threads=threads)
+    assert list(prefetcher) == [20, 30, 40, 50, 60, 70, 80]
+    assert prefetcher.waited > 0
+    assert (threading.get_ident() in source.threads) == (threads == 0)
     assert no_thread_is_left()
 
 
-def test_error_of_the_source_is_raised_after_what_came_before() -> None:
-    def source() -> Generator[int, None, None]:
-        yield 1
-        raise KeyError("lost")
+def test_items_are_made_no_further_ahead_than_allowed() -> None:
+    source = Slow()
+    for number, _ in enumerate(Prefetcher(source, range(12), threads=1, ahead=2)):
+        assert len(source.items) <= number + 3  # taken, and two that wait
 
-    taken: list[int] = []
-    with Ahead(source(), 2) as items, pytest.raises(KeyError, match="lost"):
-        taken.extend(items)
-    assert taken == [1]
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_an_error_is_raised_after_the_items_before_it(threads: int) -> None:
+    items = iter(Prefetcher(Slow(), range(10, 20), threads=threads))
+    assert [next(items) for _ in range(3)] == [100, 110, 120]
+    with pytest.raises(ValueError, match="broken item"):
+        next(items)
     assert no_thread_is_left()
 
 
-def test_source_is_closed_when_the_caller_stops_early() -> None:
-    closed = threading.Event()
-
-    def source() -> Generator[int, None, None]:
-        try:
-            while True:
-                yield 0
-        finally:
-            closed.set()
-
-    with Ahead(source(), 1) as items:
-        next(iter(items))
-    assert closed.is_set()
+def test_stopping_early_ends_the_threads() -> None:
+    with closing(iter(Prefetcher(Slow(), range(1000), threads=2))) as items:
+        assert next(items) == 0
     assert no_thread_is_left()
+
+
+def test_reading_overlaps_with_work() -> None:
+    prefetcher = Prefetcher(Slow(), range(0, 12), threads=2)
+    for _ in prefetcher:
+        time.sleep(0.02)
+    assert prefetcher.waited < 0.1
 
 
 def test_work_is_done_in_order_before_the_block_ends() -> None:
@@ -65,9 +76,9 @@ def test_work_is_done_in_order_before_the_block_ends() -> None:
         time.sleep(0.001)
         done.append(item)
 
-    with Behind(work, 2) as behind:
+    with BackgroundWriter(work, 2) as writer:
         for item in range(20):
-            behind.put(item)
+            writer.put(item)
     assert done == list(range(20))
     assert no_thread_is_left()
 
@@ -81,9 +92,9 @@ def test_error_of_the_work_reaches_the_caller_and_stops_the_rest() -> None:
         done.append(item)
 
     def hand_over() -> None:
-        with Behind(work, 1) as behind:
+        with BackgroundWriter(work, 1) as writer:
             for item in range(100):
-                behind.put(item)
+                writer.put(item)
 
     with pytest.raises(OSError, match="full"):
         hand_over()
@@ -96,8 +107,8 @@ def test_error_of_the_caller_is_not_hidden_by_one_of_the_work() -> None:
         raise OSError("full")
 
     def hand_over() -> None:
-        with Behind(work, 1) as behind:
-            behind.put(1)
+        with BackgroundWriter(work, 1) as writer:
+            writer.put(1)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 import typer
 
 from rsseg_cli.cli.command import command, print_json
 from rsseg_cli.commands.predict.options import PredictOptions
-
-if TYPE_CHECKING:
-    from rsseg_cli.predict.team import Team
 
 
 @command
@@ -23,21 +19,22 @@ def predict(options: PredictOptions) -> None:
 
     Example: rsseg predict scene.tif --polygons scene.gpkg
     """
-    from rsseg_cli.predict.team import open_team
+    from rsseg_cli import distributed
 
-    with open_team() as team:
+    with distributed.group(options.device):
         if options.dry_run:
-            _dry_run(options, team)
+            _dry_run(options)
         else:
-            _predict(options, team)
+            _predict(options)
 
 
-def _dry_run(options: PredictOptions, team: Team) -> None:
+def _dry_run(options: PredictOptions) -> None:
+    from rsseg_cli import distributed
     from rsseg_cli.commands.predict.predict import dry_run
 
-    if not team.leads:
-        return
     surveys = dry_run(options)
+    if not distributed.is_main():
+        return
     if options.as_json:
         print_json({"scenes": [survey.to_json() for survey in surveys]})
         return
@@ -45,11 +42,12 @@ def _dry_run(options: PredictOptions, team: Team) -> None:
         survey.show()
 
 
-def _predict(options: PredictOptions, team: Team) -> None:
+def _predict(options: PredictOptions) -> None:
+    from rsseg_cli import distributed
     from rsseg_cli.commands.predict import predict as runs
 
-    results = runs.predict(options, written=None if options.as_json else typer.echo, team=team)
-    if not team.leads:
+    results = runs.predict(options, written=None if options.as_json else typer.echo)
+    if not distributed.is_main():
         return
     if options.as_json:
         print_json({"scenes": [asdict(result) for result in results]})

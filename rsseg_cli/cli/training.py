@@ -27,6 +27,7 @@ def train(
     """
     from rsseg_cli import distributed
     from rsseg_cli.commands.fit.job import RunOptions, run
+    from rsseg_cli.commands.fit.run_folder_checks import since_first_attempt
 
     with distributed.group(options.device):
         job = prepare(
@@ -37,7 +38,7 @@ def train(
                 device=options.device,
                 resume=options.resume,
                 overwrite=options.overwrite,
-                deadline=deadline,
+                deadline=since_first_attempt(deadline),
                 quiet=options.quiet or options.as_json,
             ),
         )

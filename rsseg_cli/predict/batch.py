@@ -1,4 +1,4 @@
-"""How many tiles the model gets at a time: what is fastest, fits, and leaves little to pad."""
+"""Choice of the batch size: fast, within memory, and with little padding."""
 
 from __future__ import annotations
 
@@ -11,56 +11,55 @@ from torch import Tensor
 from rsseg_cli.predict.turns import as_signed
 
 PROBE_SHARE = 0.02
-"""Share of the work that may go into finding the best batch; with less to do none is looked for."""
+"""Fraction of the work that trials may take; smaller scenes use the usual batch."""
 GAIN = 0.97
-"""A batch is taken when its time per tile is below this share of the best so far."""
+"""A batch is better if its time per tile is below this fraction of the best so far."""
 FAR = 0.01
-"""What half or twice the wanted batch costs: padding of such a share is worth as much."""
+"""Cost of half or twice the usual batch, as a fraction of the tiles that padding would add."""
 ROUNDS = 2
-"""How often each batch is timed; the fastest counts."""
+"""Repetitions of each timing; the fastest counts."""
 FILL = 0.8
-"""Share of the device's memory that a batch may take."""
+"""Fraction of the device's memory that a batch may use."""
 
 
-def even_batch(tiles: int, wanted: int, most: int | None = None) -> int:
-    """Choose the batch near the wanted one that leaves least to pad in the last one.
+def even_batch(tiles: int, usual: int, most: int | None = None) -> int:
+    """Choose the batch near the usual one whose last batch needs least padding.
 
     All batches have one shape: kernels differ between shapes, and with them the last bits of
-    scores. Being far from what is wanted counts as a cost, too.
+    scores. The distance from the usual batch counts as a cost, too.
 
     Args:
-        tiles: How many there are.
-        wanted: Batch; at least half of it is used.
-        most: Bound; `wanted` when None.
+        tiles: Number of tiles.
+        usual: Usual batch; at least half of it is used.
+        most: Largest batch; `usual` when None.
     """
-    most = max(wanted, most or 0)
+    most = max(usual, most or 0)
     if tiles <= most:
         return tiles
 
     def cost(batch: int) -> float:
         padded = -(-tiles // batch) * batch
-        return padded * (1 + FAR * (max(wanted / batch, batch / wanted) - 1))
+        return padded * (1 + FAR * (max(usual / batch, batch / usual) - 1))
 
-    return min(range(most, -(-wanted // 2) - 1, -1), key=cost)
+    return min(range(most, -(-usual // 2) - 1, -1), key=cost)
 
 
 def fastest_batch(
-    infer: Callable[[Tensor], Tensor], tile: Tensor, wanted: int, most: int, tiles: int
+    infer: Callable[[Tensor], Tensor], tile: Tensor, usual: int, most: int, tiles: int
 ) -> int:
-    """Find the batch with which a tile takes the least time, among those that leave little to pad.
+    """Find the batch with the least time per tile, among those that need little padding.
 
-    Where the model works on the CPU only batches count whose scores equal those of the usual one
-    bit by bit, so that maps do not depend on what was found. On other devices kernels differ so
-    much that hardly any would be left.
+    On the CPU a batch must give the scores of the usual one bit by bit, so that maps do not depend
+    on the timing. On other devices kernels differ so much that hardly any batch would be left.
 
     Args:
         infer: The model.
         tile: (C, T, T) of the scene, on the device.
-        wanted: What is taken, or a number near it, where looking does not pay.
-        most: Bound.
-        tiles: How many tiles there are to do.
+        usual: Batch for scenes too small for trials.
+        most: Largest batch.
+        tiles: Number of tiles of the scene.
     """
-    usual = even_batch(tiles, wanted, most)
+    usual = even_batch(tiles, usual, most)
     powers = (2**power for power in range(most.bit_length()))
     candidates = sorted({even_batch(tiles, power) for power in powers} - {usual})
     if ROUNDS * (sum(candidates) + usual) > PROBE_SHARE * tiles:
@@ -70,7 +69,7 @@ def fastest_batch(
         best, fastest = usual, _seconds(infer, tile, usual) / usual
     except torch.OutOfMemoryError:
         torch.cuda.empty_cache()
-        return usual  # whoever maps with it takes fewer at a time
+        return usual  # the pipeline halves it
     for batch in candidates:
         try:
             same = torch.equal(infer(_repeat(tile, batch))[0], expected)
@@ -92,16 +91,16 @@ def _repeat(tile: Tensor, batch: int) -> Tensor:
 def _seconds(infer: Callable[[Tensor], Tensor], tile: Tensor, batch: int) -> float:
     seconds = []
     for _ in range(ROUNDS):
-        given = _repeat(tile, batch)
+        tiles = _repeat(tile, batch)
         started = time.perf_counter()
-        infer(given)[0, 0, 0, 0].item()  # waits for the device
+        infer(tiles)[0, 0, 0, 0].item()  # waits for the device
         seconds.append(time.perf_counter() - started)
     return min(seconds)
 
 
 def _full(device: torch.device) -> bool:
-    """Tell whether twice as large a batch would take too much of a GPU's memory."""
+    """Return whether twice the batch would use too much of a GPU's memory."""
     if device.type != "cuda":
         return False
-    _, there = torch.cuda.mem_get_info(device)
-    return 2 * torch.cuda.max_memory_allocated(device) > FILL * there
+    _, memory = torch.cuda.mem_get_info(device)
+    return 2 * torch.cuda.max_memory_allocated(device) > FILL * memory

@@ -1,4 +1,4 @@
-"""What the engine waits for, and how much of the machine it lets its own steps have."""
+"""Waiting times of the engine, and the number of CPU threads of its own steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 @dataclass(frozen=True)
 class Wait:
-    """Share of the time for which the caller's thread had to wait, 0 to 1."""
+    """Fractions of the time for which the main thread has waited, 0 to 1."""
 
     disk: float = 0.0
     device: float = 0.0
@@ -21,28 +21,28 @@ class Wait:
 
 
 class Clock:
-    """Adds up what the caller's thread waits for."""
+    """Sum of the waiting times of the main thread."""
 
     def __init__(self) -> None:
         self._start = time.perf_counter()
         self._waited = {"disk": 0.0, "device": 0.0, "writer": 0.0}
 
     def add(self, what: Literal["disk", "device", "writer"], since: float) -> None:
-        """Count the time from `since` (of `perf_counter`) until now."""
+        """Add the time from `since` (of `perf_counter`) until now."""
         self._waited[what] += time.perf_counter() - since
 
     def shares(self) -> Wait:
-        """Give the shares of the time so far."""
+        """Return the fractions of the time so far."""
         seconds = time.perf_counter() - self._start
         return Wait(**{what: waited / seconds for what, waited in self._waited.items()})
 
 
 @contextmanager
 def computing_with(count: int) -> Iterator[None]:
-    """Let PyTorch compute with so many threads of the CPU.
+    """Set the number of PyTorch's CPU threads inside the block.
 
     The engine's own steps are small. Spread over threads they would wait for each other while
-    readers and writer keep the cores busy, which makes them many times slower.
+    readers and writer keep the cores busy, and become many times slower.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(count)

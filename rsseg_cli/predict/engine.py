@@ -1,86 +1,62 @@
-"""Maps a scene: plans it, sends it through the pipeline, and lets whole maps appear."""
+"""Maps a scene: plans it, runs the pipeline, assembles the maps and publishes them."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import astuple, dataclass, field
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 import rasterio
 import torch
 
+from rsseg_cli import distributed
 from rsseg_cli.errors import UnreadableError
 from rsseg_cli.memory import peak_rss_mb
 from rsseg_cli.predict.batch import even_batch, fastest_batch
-from rsseg_cli.predict.outputs import Outputs, Progress, SceneResult
-from rsseg_cli.predict.pipeline import Infer, Pipeline
-from rsseg_cli.predict.plan import CACHE_MB, MIB, Plan, Tiling, plan_scene, return_memory
-from rsseg_cli.predict.team import Team
-from rsseg_cli.raster.aoi import Area
+from rsseg_cli.predict.outputs import Progress, SceneResult
+from rsseg_cli.predict.pipeline import Pipeline, SceneTask
+from rsseg_cli.predict.plan import CACHE_MB, MIB, Plan, plan_scene, return_memory
 from rsseg_cli.raster.creation_options import CreationOptions
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.map_style import MapGrid
 from rsseg_cli.raster.part_writer import PartWriter
 from rsseg_cli.raster.polygonize import draw_polygons
 from rsseg_cli.raster.resume_state import ResumeState, read_resume_state
-from rsseg_cli.raster.scene import Scene
 from rsseg_cli.raster.write import MapWriter
-from rsseg_cli.settings import Json
 
 
 def predict_scene(
-    scene: Scene,
-    infer: Infer,
-    outputs: Outputs,
-    *,
-    tiling: Tiling | None = None,
-    device: torch.device | None = None,
-    area: Area | None = None,
-    journal: Mapping[str, str] | None = None,
-    resume: bool = False,
-    progress: Progress | None = None,
-    team: Team | None = None,
+    task: SceneTask, *, together: bool = False, progress: Progress | None = None
 ) -> SceneResult:
-    """Map one scene.
+    """Map one scene: all of its maps are published, or none.
 
     Args:
-        scene: The scene; the caller closes it.
-        infer: The model.
-        outputs: The maps to make. None of them is there before all are whole.
-        tiling: How the scene is cut.
-        device: Where `infer` works; the CPU when None.
-        area: What is wanted of the scene; the rest is nodata and costs nothing.
-        journal: What the result depends on, for `resume`. When given, the finished parts of a
-            failed run stay on disk.
-        resume: Continue what a run with the same journal has left.
-        progress: Hears how far this process is with its share.
-        team: Processes that make this call together. Each maps a share; the leading one then puts
-            the maps together, while the others return before the maps are there.
+        task: The scene, the model and the maps.
+        together: Whether all ranks make this call. Each maps some parts of the scene, then rank 0
+            assembles and publishes the maps. Otherwise this process works alone.
+        progress: Called with the number of pixels that this process has finished.
 
     Raises:
-        OutputExistsError: An output is there and `overwrite` is not set.
-        UnreadableError: The scene breaks off. Whatever else a stage raises is raised here; no
-            map is left half-written.
+        OutputExistsError: An output exists and `overwrite` is not set.
+        UnreadableError: The scene is truncated.
+        RssegError: Any other error of a stage, on any rank. No map is half-written.
     """
-    started = time.perf_counter()
-    job = _Job(
-        scene, infer, outputs, tiling or Tiling(), device or torch.device("cpu"), area,
-        journal, resume, team or Team(),
-    )  # fmt: skip
-    with ExitStack() as stack:
-        stack.enter_context(rasterio.Env(GDAL_CACHEMAX=CACHE_MB * MIB))
-        pipeline = job.run(stack, progress)
-        done = sum(job.team.gather(pipeline.done))
-        peak = max(job.team.gather(peak_rss_mb()))
-        job.team.tell(job.publish)
+    with nullcontext() if together else distributed.alone():
+        started = time.perf_counter()
+        with rasterio.Env(GDAL_CACHEMAX=CACHE_MB * MIB), ExitStack() as stack:
+            pipeline, maps = _map_parts(task, stack, progress)
+            done = sum(distributed.gather(pipeline.done))
+            peak = max(distributed.gather(peak_rss_mb()))
+            with distributed.raise_together():
+                if distributed.is_main():
+                    _publish(task, maps)
     seconds = time.perf_counter() - started
     return SceneResult(
-        input=scene.path,
-        output=str(outputs.map),
-        width=scene.width,
-        height=scene.height,
+        input=task.scene.path,
+        output=str(task.outputs.map),
+        width=task.scene.width,
+        height=task.scene.height,
         seconds=seconds,
         mpx_per_s=done / 1e6 / seconds,
         peak_rss_mb=max(peak, peak_rss_mb()),
@@ -88,138 +64,126 @@ def predict_scene(
     )
 
 
-@dataclass
-class _Job:
-    """What one call has to do."""
+def _map_parts(
+    task: SceneTask, stack: ExitStack, progress: Progress | None
+) -> tuple[Pipeline, list[MapWriter]]:
+    """Map this rank's parts; return when all ranks have finished theirs.
 
-    scene: Scene
-    infer: Infer
-    outputs: Outputs
-    tiling: Tiling
-    device: torch.device
-    area: Area | None
-    journal: Mapping[str, str] | None
-    resume: bool
-    team: Team
-    writers: list[PartWriter] = field(default_factory=list)
-    maps: list[MapWriter] = field(default_factory=list)
-    """The writers of the leading process, which assemble and publish the maps."""
+    Returns:
+        The pipeline, and on rank 0 the writers that assemble the maps.
+    """
+    begun, finished = ResumeState((), 0), set[int]()
+    maps: list[MapWriter] = []
+    writers: Sequence[PartWriter] = ()
+    try:
+        with distributed.raise_together():
+            if distributed.is_main():
+                begun = _begin(task)
+                writers = maps = _open_maps(task, begun, stack)
+                finished = set.intersection(*(writer.finished for writer in writers))
+                distributed.mark_begun(task.outputs.map)
+        begun, finished = distributed.broadcast((begun, finished))
+        with distributed.raise_together():
+            if not distributed.is_main():
+                writers = _join_maps(task, begun, stack)
+            plan = _plan(task, begun)
+            parts = plan.share(finished, distributed.rank(), distributed.world_size())
+            pipeline = Pipeline(task, plan, parts, writers, begun.batch, progress)
+            pipeline.run()
+    except UnreadableError:
+        if Path(task.scene.path).exists():  # a server may become available again
+            for writer in maps:
+                writer.forget()
+        raise
+    return pipeline, maps
 
-    def run(self, stack: ExitStack, progress: Progress | None) -> Pipeline:
-        """Make the parts that fall to this process; returns when all processes have."""
-        team = self.team
-        start = team.tell(lambda: self._begin(stack))
-        plan = self._plan([Window(*numbers) for numbers in start["parts"]])
-        try:
-            with team.agreed():
-                if not team.leads:
-                    self._join_maps(stack, self._state(plan.parts, start["batch"]))
-                pipeline = Pipeline(
-                    self.scene,
-                    self.infer,
-                    [made.product for made in self.outputs.made()],
-                    self.writers,
-                    plan,
-                    plan.share(set(start["finished"]), team.rank, team.size),
-                    start["batch"],
-                    self.tiling.readers,
-                    self.device,
-                    self.area,
-                    progress,
-                )
-                pipeline.run()
-        except UnreadableError:
-            if Path(self.scene.path).exists():  # else a server may be back later
-                for writer in self.maps:
-                    writer.forget()
-            raise
-        return pipeline
 
-    def _begin(self, stack: ExitStack) -> Json:
-        """Decide all that processes must agree on, and begin the maps."""
-        begun = read_resume_state(self.outputs.map) if self.resume else None
-        plan = self._plan(begun.parts if begun else None)
-        batch = begun.batch if begun else self._choose_batch(plan)
-        overwrite = self.outputs.overwrite or begun is not None
-        self._begin_maps(stack, self._state(plan.parts, batch), overwrite)
-        finished = set.intersection(*(writer.finished for writer in self.writers))
-        return {
-            "parts": [list(astuple(part)) for part in plan.parts],
-            "batch": batch,
-            "finished": list[Json](sorted(finished)),
-        }
+def _begin(task: SceneTask) -> ResumeState:
+    """Choose parts and batch, those of an earlier run if it is continued."""
+    outputs = task.outputs
+    begun = read_resume_state(outputs.map) if outputs.resume else None
+    if begun is not None:
+        return ResumeState(_plan(task, begun).parts, begun.batch, begun.dependencies)
+    plan = _plan(task, None)
+    return ResumeState(plan.parts, _choose_batch(task, plan), dict(outputs.journal or {}))
 
-    def _plan(self, begun: Sequence[Window] | None) -> Plan:
-        return plan_scene(
-            self.scene,
-            self.tiling,
-            classes=len(self.outputs.classes),
-            bands=self.outputs.bands,
-            box=None if self.area is None else self.area.box,
-            begun=begun,
-            processes=self.team.size,
-        )
 
-    def _choose_batch(self, plan: Plan) -> int:
-        """Choose how many tiles the model gets at a time, if need be by trying."""
-        batch, most, tile = self.tiling.batch, self.tiling.most, self.tiling.tile
-        if most is None:
-            return even_batch(plan.tiles, batch)
-        part = plan.parts[len(plan.parts) // 2]
-        middle = Window(part.x + part.width // 2, part.y + part.height // 2, tile, tile)
-        samples = torch.from_numpy(self.scene.read(middle)[0]).to(self.device)
-        with torch.inference_mode():
-            return fastest_batch(self.infer, samples, batch, most, plan.tiles)
+def _plan(task: SceneTask, begun: ResumeState | None) -> Plan:
+    return plan_scene(
+        task.scene,
+        task.tiling,
+        classes=len(task.outputs.classes),
+        bands=task.outputs.bands,
+        box=None if task.area is None else task.area.box,
+        begun=None if begun is None else begun.parts,
+        processes=distributed.world_size(),
+    )
 
-    def _state(self, parts: Sequence[Window], batch: int) -> ResumeState:
-        return ResumeState(tuple(parts), batch, dict(self.journal or {}))
 
-    def _begin_maps(self, stack: ExitStack, state: ResumeState, overwrite: bool) -> None:
-        """Open the writers of the leading process."""
-        scene = self.scene
-        grid = MapGrid(
-            scene.width, scene.height, scene.crs, scene.transform, scene.control, scene.acquired
-        )
-        for made in self.outputs.made():
-            writer = MapWriter(
-                made.path,
+def _choose_batch(task: SceneTask, plan: Plan) -> int:
+    """Choose the number of tiles per call of the model, by trials where that pays."""
+    batch, most, tile = task.tiling.batch, task.tiling.most, task.tiling.tile
+    if most is None:
+        return even_batch(plan.tiles, batch)
+    part = plan.parts[len(plan.parts) // 2]
+    middle = Window(part.x + part.width // 2, part.y + part.height // 2, tile, tile)
+    samples = torch.from_numpy(task.scene.read(middle)[0]).to(task.device)
+    with torch.inference_mode():
+        return fastest_batch(task.infer, samples, batch, most, plan.tiles)
+
+
+def _open_maps(task: SceneTask, state: ResumeState, stack: ExitStack) -> list[MapWriter]:
+    """Open the writers of rank 0, which begin or continue the maps."""
+    scene, outputs = task.scene, task.outputs
+    continued = outputs.resume and read_resume_state(outputs.map) is not None
+    grid = MapGrid(
+        scene.width, scene.height, scene.crs, scene.transform, scene.control, scene.acquired
+    )
+    return [
+        stack.enter_context(
+            MapWriter(
+                layer.path,
                 grid,
-                made.look,
+                layer.look,
                 state,
-                creation=CreationOptions(self.outputs.driver, self.outputs.options),
-                overwrite=overwrite,
-                resume=self.resume,
-                keep=self.journal is not None,
+                creation=CreationOptions(outputs.driver, outputs.options),
+                overwrite=outputs.overwrite or continued,
+                resume=outputs.resume,
+                keep=outputs.journal is not None,
             )
-            self.maps.append(stack.enter_context(writer))
-        self.writers += self.maps
+        )
+        for layer in outputs.made()
+    ]
 
-    def _join_maps(self, stack: ExitStack, state: ResumeState) -> None:
-        """Open the writers of another process, which only write parts."""
-        for made in self.outputs.made():
-            writer = PartWriter(made.path, len(made.look.bands), state)
-            self.writers.append(stack.enter_context(writer))
 
-    def publish(self) -> None:
-        """Assemble all maps, and only then publish them, the class map last."""
-        if self.team.size > 1:
-            for writer in self.maps:
-                writer.await_others()
-        pairs = list(zip(self.outputs.made(), self.maps, strict=True))
-        drafts = {}
-        for made, writer in pairs:
-            return_memory()
-            drafts[made.kind] = writer.assemble()
-        wanted = self.outputs.polygons
-        if wanted is not None:
-            draw_polygons(
-                drafts["map"],
-                wanted.path,
-                self.outputs.classes,
-                confidence=drafts["confidence"],
-                sieve=wanted.sieve,
-                simplify=wanted.simplify,
-            )
-        for made, writer in pairs:
-            if made.shown:
-                writer.publish()
+def _join_maps(task: SceneTask, state: ResumeState, stack: ExitStack) -> list[PartWriter]:
+    """Open the writers of another rank, which only write parts."""
+    return [
+        stack.enter_context(PartWriter(layer.path, len(layer.look.bands), state))
+        for layer in task.outputs.made()
+    ]
+
+
+def _publish(task: SceneTask, writers: Sequence[MapWriter]) -> None:
+    """Assemble all maps, and only then publish them, the class map last."""
+    if distributed.world_size() > 1:
+        for writer in writers:
+            writer.await_others()
+    layers = list(zip(task.outputs.made(), writers, strict=True))
+    drafts = {}
+    for layer, writer in layers:
+        return_memory()
+        drafts[layer.kind] = writer.assemble()
+    polygons = task.outputs.polygons
+    if polygons is not None:
+        draw_polygons(
+            drafts["map"],
+            polygons.path,
+            task.outputs.classes,
+            confidence=drafts["confidence"],
+            sieve=polygons.sieve,
+            simplify=polygons.simplify,
+        )
+    for layer, writer in layers:
+        if layer.shown:
+            writer.publish()

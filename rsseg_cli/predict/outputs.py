@@ -1,11 +1,11 @@
-"""What is asked of a prediction, and what is said about it."""
+"""Output specification and per-scene result of a prediction."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from rsseg_cli.choices import Confidence
 from rsseg_cli.classes import Class
@@ -16,16 +16,16 @@ from rsseg_cli.raster.class_names import classes_tag
 from rsseg_cli.raster.map_style import MapStyle
 
 SCALE = 1 / products.STEPS
-"""Share = stored value * scale."""
+"""Probability = stored value * scale."""
 
 
 @dataclass(frozen=True)
 class Polygons:
-    """How a class map becomes polygons; see `raster.polygonize`.
+    """Settings of polygons from a class map; see `raster.polygonize`.
 
     Attributes:
         path: The GeoPackage.
-        sieve: Patches of fewer pixels join a neighbour.
+        sieve: Patches of fewer pixels are merged into a neighbour.
         simplify: Tolerance in units of the map's CRS.
     """
 
@@ -36,7 +36,15 @@ class Polygons:
 
 @dataclass(frozen=True)
 class Made:
-    """One map: what it is, where it goes, what it shows, how it is made, whether it appears."""
+    """One map of a scene.
+
+    Attributes:
+        kind: What it shows.
+        path: The file.
+        look: Its metadata.
+        product: Computes its rows from class probabilities.
+        shown: Whether it is published; else it serves only to make the polygons.
+    """
 
     kind: Literal["map", "probabilities", "soft", "confidence"]
     path: Path
@@ -47,21 +55,24 @@ class Made:
 
 @dataclass(frozen=True)
 class Outputs:
-    """The maps to make of a scene, all in one pass.
+    """The maps to make of a scene, in one pass.
 
     Attributes:
         map: The class map.
-        classes: What the K channels of the model are, in order.
+        classes: Classes of the K channels of the model, in order.
         reject: Pixels whose highest probability is below this become nodata.
-        probabilities: Where to put one band per class, in steps of 1/254.
-        soft: Where to put one band with the share of the second of two classes, likewise.
-        confidence: Where to put one band that says how sure the model is.
-        measure: What sure means there.
+        probabilities: Map of one band per class, in steps of 1/254; None for no such map.
+        soft: Map of the probability of the second of two classes, likewise.
+        confidence: Map of the confidence of the model, 0 to 1, likewise.
+        measure: Measure of the confidence.
         polygons: Polygons to draw from the class map.
         driver: `COG` or `GTiff`.
         options: Creation options of the driver.
-        overwrite: Replace what is there.
-        tags: How the maps were made; written into them.
+        overwrite: Replace existing files.
+        resume: Continue what a run with the same journal has left.
+        journal: What the maps depend on. Unless None, the finished parts of a failed run are kept
+            for `resume`.
+        tags: Provenance, written into the maps.
     """
 
     map: Path
@@ -75,43 +86,45 @@ class Outputs:
     driver: str = "COG"
     options: Mapping[str, str] = field(default_factory=dict)
     overwrite: bool = False
+    resume: bool = False
+    journal: Mapping[str, str] | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def bands(self) -> int:
-        """Bands of all maps together."""
-        shares = len(self.classes) if self.probabilities else 0
-        return 1 + shares + bool(self.soft) + bool(self.confidence or self.polygons)
+        """Number of bands of all maps together."""
+        probabilities = len(self.classes) if self.probabilities else 0
+        return 1 + probabilities + bool(self.soft) + bool(self.confidence or self.polygons)
 
     def made(self) -> Iterator[Made]:
-        """List the maps; the class map is the last to appear."""
-        yield from self._shares()
+        """Yield the maps in the order in which they are published, the class map last."""
+        yield from self._probabilities()
         if self.confidence is not None or self.polygons is not None:
             look = MapStyle((f"confidence ({self.measure})",), scale=SCALE, tags=self.tags)
-            # Polygons want to know it too; then it never appears.
+            # Polygons need it too; then it is not published.
             path = self.confidence or self.map.with_name(f"{self.map.name}.confidence")
             shown = self.confidence is not None
             yield Made("confidence", path, look, products.confidence(self.measure), shown)
         classes = tuple(self.classes)
-        made = products.class_map([one.id for one in classes], reject=self.reject)
-        yield Made("map", self.map, MapStyle(("class",), classes, tags=self.tags), made)
+        product = products.class_map([cls.id for cls in classes], reject=self.reject)
+        yield Made("map", self.map, MapStyle(("class",), classes, tags=self.tags), product)
 
-    def _shares(self) -> Iterator[Made]:
+    def _probabilities(self) -> Iterator[Made]:
         if self.probabilities is not None:
-            names = tuple(one.name for one in self.classes)
+            names = tuple(cls.name for cls in self.classes)
             look = MapStyle(names, scale=SCALE, tags=self.tags)
             product = products.probabilities(len(names))
             yield Made("probabilities", self.probabilities, look, product)
         if self.soft is not None:
-            _, found = self.classes
+            _, foreground = self.classes
             tags = {**self.tags, **classes_tag(self.classes)}
-            look = MapStyle((found.name,), scale=SCALE, tags=tags)
+            look = MapStyle((foreground.name,), scale=SCALE, tags=tags)
             yield Made("soft", self.soft, look, products.share_of(1))
 
 
 @dataclass(frozen=True)
 class SceneResult:
-    """What became of one scene; the keys of `predict --json`."""
+    """Result of one scene; the keys of `predict --json`."""
 
     input: str
     output: str | None
@@ -121,18 +134,12 @@ class SceneResult:
     mpx_per_s: float = 0.0
     peak_rss_mb: float = 0.0
     wait: Wait = field(default_factory=Wait)
-    status: Literal["done", "there", "failed"] = "done"
-    """`there`: a run with `resume` found the whole map."""
+    status: Literal["done", "exists", "failed"] = "done"
+    """`exists`: an earlier run has made the map, with the same model, input and options."""
     error: str | None = None
     more: tuple[str, ...] = ()
-    """What else was made: maps beside the class map, quicklooks."""
-
-    @classmethod
-    def read(cls, document: Mapping[str, Any]) -> SceneResult:
-        """Make it again from its `asdict`, which may have been JSON in between."""
-        found = {**document, "wait": Wait(**document["wait"]), "more": tuple(document["more"])}
-        return cls(**found)
+    """Further files: other maps and quicklooks."""
 
 
 Progress = Callable[[int, int, Wait], None]
-"""Called with finished pixels, all pixels, and the waiting so far."""
+"""Called with the finished pixels, all pixels, and the waiting times so far."""

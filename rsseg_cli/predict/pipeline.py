@@ -1,10 +1,10 @@
-"""Takes the tiles of a scene from the readers through a model to the writer, all at once.
+"""Moves the tiles of a scene from the readers through a model to the writer, all in parallel.
 
     readers          caller's thread, device                        writer
     slabs -> strips  tiles -> infer -> blend -> rows of each map    rows -> parts
 
-A strip is one row of tiles. What is in memory at any time are a few strips, so that neither the
-host nor the device ever knows how high the scene is.
+A strip is one row of tiles. Only a few strips are in memory at any time, so that the memory does
+not depend on the height of the scene.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -23,20 +23,20 @@ from torch import Tensor
 from rsseg_cli.classes import IGNORE
 from rsseg_cli.errors import RssegError
 from rsseg_cli.predict.clock import Clock, computing_with
-from rsseg_cli.predict.outputs import Progress
-from rsseg_cli.predict.plan import AHEAD, Plan
+from rsseg_cli.predict.outputs import Outputs, Progress
+from rsseg_cli.predict.plan import AHEAD, Plan, Tiling
 from rsseg_cli.predict.strips import Strip, read_strips
-from rsseg_cli.predict.threads import Ahead, Behind
 from rsseg_cli.predict.turns import as_signed
 from rsseg_cli.raster.aoi import Area
-from rsseg_cli.raster.blend import Product, RowBlender, Rows
+from rsseg_cli.raster.blend import RowBlender, Rows
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.part_writer import PartWriter
 from rsseg_cli.raster.scene import Scene
+from rsseg_cli.threads import BackgroundWriter
 
 
 class Infer(Protocol):
-    """Anything that turns tiles into class probabilities."""
+    """A model, or any other function from tiles to class probabilities."""
 
     def __call__(self, tiles: Tensor) -> Tensor:
         """Score a batch.
@@ -47,8 +47,29 @@ class Infer(Protocol):
 
         Returns:
             (B, K, T, T) non-negative and summing to 1 over K, on the device. The engine writes
-            into it and is done with it before the next call.
+            into it and has finished with it before the next call.
         """
+
+
+@dataclass(frozen=True)
+class SceneTask:
+    """A scene, the model that maps it, and the maps to make.
+
+    Attributes:
+        scene: The scene; whoever opened it closes it.
+        infer: The model.
+        outputs: The maps to make: either all of them are published, or none.
+        tiling: How the scene is cut.
+        device: Where `infer` runs.
+        area: The part of the scene to map; the rest becomes nodata and costs nothing.
+    """
+
+    scene: Scene
+    infer: Infer
+    outputs: Outputs
+    tiling: Tiling = field(default_factory=Tiling)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    area: Area | None = None
 
 
 @dataclass
@@ -63,78 +84,91 @@ class _Finished:
 
 
 @dataclass
-class Pipeline:
-    """One scene, or a share of it, on its way from the readers to the writer.
+class _Region:
+    """A part of the scene that is mapped in one go.
 
     Attributes:
-        mine: Numbers of the parts that this process makes.
-        batch: Tiles per call of the model; fewer once its memory has run out.
-        readers: Threads that read.
+        window: The region.
+        blender: Joins its tiles to rows.
+        valid: Valid pixels (h, w) of the rows that start at y, until these rows are finished.
     """
 
-    scene: Scene
-    infer: Infer
-    products: Sequence[Product]
-    writers: Sequence[PartWriter]
+    window: Window
+    blender: RowBlender
+    valid: dict[int, NDArray[np.bool_]] = field(default_factory=dict)
+
+
+Tile = tuple[int, int, Tensor | None]
+"""Row, column and samples (C, T, T) of a tile, None without a valid pixel."""
+
+
+@dataclass
+class Pipeline:
+    """A scene, or one rank's parts of it, on the way from the readers to the writer.
+
+    Attributes:
+        task: What is mapped.
+        plan: How the scene is cut.
+        parts: Numbers of the parts to map.
+        writers: One writer for each map.
+        batch: Tiles per call of the model; fewer after an out-of-memory error.
+        progress: Called with the number of finished pixels.
+        done: Number of pixels finished so far.
+    """
+
+    task: SceneTask
     plan: Plan
-    mine: Collection[int]
+    parts: Collection[int]
+    writers: Sequence[PartWriter]
     batch: int
-    readers: int
-    device: torch.device
-    area: Area | None
-    progress: Progress | None
+    progress: Progress | None = None
+    done: int = 0
 
     def __post_init__(self) -> None:
-        self.done = 0
-        parts = [self.plan.parts[number] for number in self.mine]
+        parts = [self.plan.parts[number] for number in self.parts]
         self._total = sum(part.width * part.height for part in parts)
         self.clock = Clock()
+        self._device = self.task.device
         self._in_flight: deque[torch.cuda.Event] = deque()
-        self._broken = torch.zeros((), dtype=torch.bool, device=self.device)
+        self._nan = torch.zeros((), dtype=torch.bool, device=self._device)
         self._model_threads = torch.get_num_threads()
 
     @torch.inference_mode()
     def run(self) -> None:
-        """Map all parts that are to be made."""
-        others = set(range(len(self.plan.parts))) - set(self.mine)
-        cuda = self.device.type == "cuda"
-        with computing_with(1), Behind(self._write, AHEAD) as writer:
-            for region in self.plan.regions(others):
-                blender = RowBlender(
-                    self.plan.across, self.plan.down, region, self.products, self.device
-                )
-                source = read_strips(
-                    self.scene, self.plan, region,
-                    readers=self.readers, pin=cuda, area=self.area,
-                )  # fmt: skip
-                with Ahead(source, AHEAD) as strips:
-                    self._map(region, blender, iter(strips), writer)
+        """Map all parts."""
+        task, plan = self.task, self.plan
+        products = [layer.product for layer in task.outputs.made()]
+        others = set(range(len(plan.parts))) - set(self.parts)
+        with computing_with(1), BackgroundWriter(self._write, AHEAD) as writer:
+            for window in plan.regions(others):
+                blender = RowBlender(plan.across, plan.down, window, products, self._device)
+                with read_strips(
+                    task.scene, plan, window, readers=task.tiling.readers,
+                    pin=self._device.type == "cuda", area=task.area,
+                ) as strips:  # fmt: skip
+                    self._map(_Region(window, blender), strips, writer)
                 blender.finish()
 
     def _map(
-        self,
-        region: Window,
-        blender: RowBlender,
-        strips: Iterator[Strip],
-        writer: Behind[_Finished],
+        self, region: _Region, strips: Iterator[Strip], writer: BackgroundWriter[_Finished]
     ) -> None:
-        """Send the tiles of a region through the model, in batches that go on over strips."""
-        valid: dict[int, NDArray[np.bool_]] = {}
-        waiting: list[tuple[int, int, Tensor | None]] = []
-        patience = self.batch + 2 * len(blender.columns)
+        """Pass the tiles of a region through the model, in batches that continue over strips."""
+        window, down = region.window, self.plan.down
+        waiting: list[Tile] = []
+        limit = self.batch + 2 * len(region.blender.columns)
         for strip in self._timed(strips):
-            inside = slice(region.x - strip.x, region.right - strip.x)
-            top, bottom = self.plan.down.begin(strip.row), self.plan.down.begin(strip.row + 1)
-            top, bottom = max(top, region.y), min(bottom, region.bottom)
-            valid[top] = strip.valid[top - strip.y : bottom - strip.y, inside]
-            for row, column, tile in self._tiles(strip, blender):
-                waiting.append((row, column, tile))
-                filled = sum(one[2] is not None for one in waiting)
-                # Nothing waits for long where tiles are skipped, or rows would pile up.
-                if filled in (0, self.batch) or len(waiting) > patience:
-                    self._forward(waiting, region, blender, valid, writer)
+            inside = slice(window.x - strip.x, window.right - strip.x)
+            top = max(down.begin(strip.row), window.y)
+            bottom = min(down.begin(strip.row + 1), window.bottom)
+            region.valid[top] = strip.valid[top - strip.y : bottom - strip.y, inside]
+            for tile in self._tiles(strip, region.blender):
+                waiting.append(tile)
+                filled = sum(samples is not None for _, _, samples in waiting)
+                # Empty tiles must not wait long for a full batch, or rows would pile up.
+                if filled in (0, self.batch) or len(waiting) > limit:
+                    self._forward(waiting, region, writer)
                     waiting = []
-        self._forward(waiting, region, blender, valid, writer)
+        self._forward(waiting, region, writer)
 
     def _timed(self, strips: Iterator[Strip]) -> Iterator[Strip]:
         while True:
@@ -145,33 +179,29 @@ class Pipeline:
                 return
             yield strip
 
-    def _tiles(self, strip: Strip, blender: RowBlender) -> Iterator[tuple[int, int, Tensor | None]]:
-        """Cut a strip into tiles (C, T, T) on the device; None where a tile would show nothing."""
+    def _tiles(self, strip: Strip, blender: RowBlender) -> Iterator[Tile]:
+        """Cut a strip into tiles on the device."""
         across, down = self.plan.across, self.plan.down
-        samples = strip.samples.to(self.device, non_blocking=True)
+        samples = strip.samples.to(self._device, non_blocking=True)
         rows = slice(down.begin(strip.row) - strip.y, down.end(strip.row) - strip.y)
         for column in blender.columns:
-            says = slice(across.begin(column) - strip.x, across.end(column) - strip.x)
+            used = slice(across.begin(column) - strip.x, across.end(column) - strip.x)
             x = across.start(column) - strip.x
-            seen = strip.valid[rows, says].any()
-            yield strip.row, column, samples[:, :, x : x + across.tile] if seen else None
+            valid = strip.valid[rows, used].any()
+            yield strip.row, column, samples[:, :, x : x + across.tile] if valid else None
 
     def _forward(
-        self,
-        waiting: Sequence[tuple[int, int, Tensor | None]],
-        region: Window,
-        blender: RowBlender,
-        valid: dict[int, NDArray[np.bool_]],
-        writer: Behind[_Finished],
+        self, tiles: Sequence[Tile], region: _Region, writer: BackgroundWriter[_Finished]
     ) -> None:
-        scores = self._scores([tile for _, _, tile in waiting if tile is not None])
-        for row, column, tile in waiting:
-            share = None if tile is None else next(scores)
-            for y, rows in blender.feed(row, column, share):
-                self._send(region.x, y, rows, valid.pop(y), writer)
+        """Score tiles, and pass on the rows that they finish."""
+        scores = self._scores([samples for _, _, samples in tiles if samples is not None])
+        for row, column, samples in tiles:
+            probabilities = None if samples is None else next(scores)
+            for y, rows in region.blender.feed(row, column, probabilities):
+                self._send(region.window.x, y, rows, region.valid.pop(y), writer)
 
     def _scores(self, tiles: list[Tensor]) -> Iterator[Tensor]:
-        """Score tiles in batches of one shape; with less per batch once memory runs out."""
+        """Score tiles in batches of one shape; halve the batch after an out-of-memory error."""
         while tiles:
             batch = tiles[: self.batch]
             padding = [batch[-1]] * (self.batch - len(batch))
@@ -179,7 +209,7 @@ class Pipeline:
             stacked = _stack(batch + padding)
             try:
                 with computing_with(self._model_threads):
-                    scores = self.infer(stacked)
+                    scores = self.task.infer(stacked)
             except torch.OutOfMemoryError as error:
                 self._shrink(error)
                 continue
@@ -191,52 +221,57 @@ class Pipeline:
 
     def _shrink(self, error: torch.OutOfMemoryError) -> None:
         if self.batch == 1:
-            raise no_room(self.scene, self.plan.across.tile) from error
+            raise no_room(self.task.scene, self.plan.across.tile) from error
         self.batch = -(-self.batch // 2)
         torch.cuda.empty_cache()
 
     def _keep_pace(self) -> None:
-        """Stay at most two batches ahead of the device."""
-        if self.device.type != "cuda":
+        """Wait until the device is at most two batches behind."""
+        if self._device.type != "cuda":
             return
         self._in_flight.append(torch.cuda.current_stream().record_event())
         if len(self._in_flight) > 2:
             self._in_flight.popleft().synchronize()
 
     def _check(self, scores: Tensor) -> None:
-        """Look for NaN. Probabilities of a pixel sum to 1, so that one class tells for all."""
-        self._broken |= scores[:, 0].sum().isnan()
-        if self.device.type == "cpu":
+        """Detect NaN. Probabilities of a pixel sum to 1, so that one class is enough."""
+        self._nan |= scores[:, 0].sum().isnan()
+        if self._device.type == "cpu":
             self._refuse_nan()
 
     def _refuse_nan(self) -> None:
-        if self._broken:
+        if self._nan:
             raise RssegError(
-                "the model gives NaN for some pixels",
-                where=self.scene.path,
+                "the model returns NaN for some pixels",
+                where=self.task.scene.path,
                 fix="--precision fp32, or a model whose training did not diverge",
             )
 
     def _send(
-        self, x: int, y: int, rows: Rows, valid: NDArray[np.bool_], writer: Behind[_Finished]
+        self,
+        x: int,
+        y: int,
+        rows: Rows,
+        valid: NDArray[np.bool_],
+        writer: BackgroundWriter[_Finished],
     ) -> None:
-        """Fetch rows from the device without waiting for them, and pass them on."""
+        """Copy rows from the device without waiting for them, and pass them to the writer."""
         ready = None
-        here = list(rows)
-        if self.device.type == "cuda":
-            here = [torch.empty(r.shape, dtype=r.dtype, pin_memory=True) for r in rows]
-            for target, source in zip(here, rows, strict=True):
+        on_host = list(rows)
+        if self._device.type == "cuda":
+            on_host = [torch.empty(r.shape, dtype=r.dtype, pin_memory=True) for r in rows]
+            for target, source in zip(on_host, rows, strict=True):
                 target.copy_(source, non_blocking=True)
             ready = torch.cuda.current_stream().record_event()
         since = time.perf_counter()
-        writer.put(_Finished(x, y, here, valid, ready))
+        writer.put(_Finished(x, y, on_host, valid, ready))
         self.clock.add("writer", since)
         self.done += valid.size
         if self.progress is not None:
             self.progress(self.done, self._total, self.clock.shares())
 
     def _write(self, finished: _Finished) -> None:
-        """Write rows, nodata where no pixel is; runs in the writer's thread."""
+        """Write rows, with nodata for missing pixels; runs in the writer's thread."""
         if finished.ready is not None:
             finished.ready.synchronize()
             self._refuse_nan()
@@ -250,7 +285,7 @@ class Pipeline:
 
 
 def no_room(scene: Scene, tile: int) -> RssegError:
-    """Make the error for a tile of a scene that is too much for the device."""
+    """Build the error for a tile that does not fit into the device's memory."""
     return RssegError(
         "one tile does not fit into the memory of the device",
         where=scene.path,
@@ -259,5 +294,5 @@ def no_room(scene: Scene, tile: int) -> RssegError:
 
 
 def _stack(tiles: list[Tensor]) -> Tensor:
-    """Stack tiles; through signed integers, as unsigned ones lack kernels on some devices."""
+    """Stack tiles as signed integers: some devices lack kernels for unsigned ones."""
     return torch.stack([as_signed(tile) for tile in tiles]).view(tiles[0].dtype)

@@ -1,4 +1,4 @@
-"""Decides, before anything runs, how a scene is cut: tiles, swaths, parts, memory."""
+"""Plan of how a scene is cut: tiles, swaths, parts, memory."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from rsseg_cli.raster.scene import Scene
 
 MIB = 2**20
 PART_PIXELS = 16 * MIB
-"""About how many pixels a part of a map has: what a killed run may lose."""
+"""Approximate pixels of a part of a map, the most that a killed run loses."""
 
 PARTS_EACH = 4
-"""Least parts of each process, where a scene is high enough, so that all get about as much."""
+"""Least parts of each process, if the scene is high enough, so that their work is about equal."""
 
 DEFAULT_MEMORY_MB = 2048
-"""What the strips of a scene may take when nothing else is said."""
+"""Default limit for the strips of a scene in MiB."""
 
 READ_ROWS = 256
 """Least number of rows that one reader reads at a time."""
 
 AHEAD = 2
-"""Strips that are read ahead, and rows that the writer may be behind."""
+"""Strips that are read ahead, and rows that may wait for the writer."""
 
 CACHE_MB = 32
-"""GDAL's block cache: each block is read once, so that it need not hold more than is in use."""
+"""GDAL's block cache in MiB: each block is read once, so a small one is enough."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class Tiling:
 
     Attributes:
         tile: Side of a tile in pixels.
-        overlap: Share of a tile that it has in common with the next one, 0 to 0.5.
+        overlap: Fraction of a tile that the next one overlaps, 0 to 0.5.
         batch: Tiles per call of the model.
-        most: Bound up to which a faster number of tiles is looked for; None keeps `batch`.
+        most: Largest batch that is tried for speed; None keeps `batch`.
         readers: Threads that read, each with a handle of its own.
-        memory_mb: Bound for the memory of the whole process; None bounds the strips only.
-        on_host: Whether batches take memory of the process, not of a device.
-        blend: Blend neighbours where they overlap; else each pixel is its nearest tile's.
+        memory_mb: Limit for the memory of the process in MiB; None limits the strips only.
+        on_host: Whether batches use the memory of the process, not of a device.
+        blend: Blend neighbours where they overlap; else each pixel comes from its nearest tile.
     """
 
     tile: int = 512
@@ -60,10 +60,10 @@ class Tiling:
     blend: bool = True
 
     def axis(self, length: int) -> Axis:
-        """Lay tiles along an axis of a scene.
+        """Compute the tiles along an axis of a scene.
 
-        A sixteenth of the overlap at either end is left to the neighbour, so that padding inside
-        a model never shows; more would make the blend steeper, and seams visible.
+        A sixteenth of the overlap at either end is left to the neighbour, which hides the effect
+        of padding inside a model; more would make the blend steeper, and seams visible.
         """
         overlap = round(self.tile * self.overlap)
         if not self.blend:
@@ -73,15 +73,15 @@ class Tiling:
 
 @dataclass(frozen=True)
 class Plan:
-    """How one scene will be mapped.
+    """How one scene is cut.
 
     Attributes:
         across: Tiles along its columns.
         down: Tiles along its rows.
         parts: Windows that are finished one by one, swath by swath from top to bottom.
-        tiles: Number of tiles, those at swath borders counted in both swaths.
-        memory_mb: Estimated memory of the strips, beside the model and the libraries.
-        read_rows: Rows that a reader reads at a time, whole blocks of the file.
+        tiles: Number of tiles; those at swath borders count in both swaths.
+        memory_mb: Estimated memory of the strips in MiB, without the model and the libraries.
+        read_rows: Rows that a reader reads at a time, in whole blocks of the file.
     """
 
     across: Axis
@@ -92,7 +92,7 @@ class Plan:
     read_rows: int
 
     def regions(self, finished: set[int]) -> Iterator[Window]:
-        """Join what is not finished into regions that can be mapped in one go."""
+        """Join unfinished parts into regions that are mapped in one go."""
         region: Window | None = None
         for number, part in enumerate(self.parts):
             follows = region is not None and (part.x, part.y) == (region.x, region.bottom)
@@ -106,12 +106,12 @@ class Plan:
             yield region
 
     def share(self, finished: set[int], rank: int, size: int) -> set[int]:
-        """Choose the unfinished parts of one process: neighbours, of about as many pixels."""
-        left = [number for number in range(len(self.parts)) if number not in finished]
-        pixels = np.array([self.parts[n].width * self.parts[n].height for n in left])
+        """Choose the unfinished parts of one rank: neighbours, with about equal pixels."""
+        unfinished = [number for number in range(len(self.parts)) if number not in finished]
+        pixels = np.array([self.parts[n].width * self.parts[n].height for n in unfinished])
         middles = pixels.cumsum() - pixels / 2
         owners = middles * size // max(1, pixels.sum())
-        return {number for number, owner in zip(left, owners, strict=True) if owner == rank}
+        return {number for number, owner in zip(unfinished, owners, strict=True) if owner == rank}
 
 
 def plan_scene(
@@ -124,16 +124,16 @@ def plan_scene(
     begun: Sequence[Window] | None = None,
     processes: int = 1,
 ) -> Plan:
-    """Plan the mapping of a scene.
+    """Plan how to cut a scene.
 
     Args:
         scene: The scene.
-        tiling: How it shall be cut.
-        classes: Channels K that the model gives.
+        tiling: Settings of tiles and memory.
+        classes: Channels K of the model.
         bands: Bands of all maps together.
-        box: What is wanted of the scene; all when None.
-        begun: Parts in which an earlier run has begun it, which are kept.
-        processes: How many will share the parts.
+        box: The part of the scene to map; all when None.
+        begun: Parts of an earlier run, which are kept.
+        processes: Number of processes that share the parts.
 
     Raises:
         RssegError: Not even the narrowest swath fits into `memory_mb`.
@@ -166,7 +166,7 @@ def _whole_blocks(box: Window | None, scene: Scene) -> Window:
 
 
 def _swath(scene: Scene, tiling: Tiling, box: Window, column: float, fixed: float) -> int:
-    """Find the width of a swath that fits into the memory."""
+    """Compute the width of the widest swath that fits into the memory."""
     allowed = _allowed(tiling) - fixed
     reach = min(box.width + 2 * tiling.tile, scene.width)
     widest = int(allowed / column) - 2 * tiling.tile
@@ -196,7 +196,7 @@ def _parts(x: int, width: int, box: Window, processes: int) -> Sequence[Window]:
 def _bytes(
     scene: Scene, tiling: Tiling, down: Axis, read_rows: int, classes: int, bands: int
 ) -> tuple[float, float]:
-    """Estimate bytes per column of a swath, and bytes that do not depend on its width."""
+    """Estimate the bytes per column of a swath, and those that do not depend on its width."""
     sample = np.dtype(scene.dtype).itemsize * scene.count + 1  # and whether it is valid
     reading = (tiling.readers + 2 + tiling.tile // read_rows) * read_rows * sample
     strips = (AHEAD + 2) * tiling.tile * sample
@@ -208,17 +208,17 @@ def _bytes(
 
 
 def _allowed(tiling: Tiling) -> float:
-    """Bytes that strips and batches may take."""
+    """Return the bytes that strips and batches may use."""
     if tiling.memory_mb is None:
         return DEFAULT_MEMORY_MB * MIB
     return (tiling.memory_mb - peak_rss_mb()) * MIB
 
 
 def return_memory() -> None:
-    """Give what is free back to the system, where its allocator would keep it.
+    """Return freed memory to the system.
 
-    glibc has pools per thread: what readers have freed would stay, and whatever comes afterwards
-    in another thread would be added to it.
+    glibc has memory pools per thread: memory that readers have freed would stay in theirs, and
+    later allocations of other threads would add to it.
     """
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

@@ -1,4 +1,4 @@
-"""What a map file can show of class probabilities, pixel by pixel, as uint8."""
+"""Layers of a map, computed from class probabilities pixel by pixel, as uint8."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from rsseg_cli.classes import IGNORE
 from rsseg_cli.raster.blend import Product
 
 STEPS = 254
-"""Highest value of a quantised share: stored value / 254 is the share, 255 is nodata."""
+"""Highest stored value of a probability: stored value / 254 is the probability, 255 is nodata."""
 
 
 def class_map(ids: Sequence[int], *, reject: float | None = None) -> Product:
-    """Make the id of the most probable class; the first of equals.
+    """Build the layer with the id of the most probable class; the first one of equals.
 
     Args:
         ids: Class id of each channel, 0..254.
-        reject: Pixels whose highest probability is below this share become nodata.
+        reject: Pixels whose highest probability is below this become nodata.
     """
     table = np.array(ids, np.uint8)
     as_is = list(ids) == list(range(len(ids)))
@@ -35,9 +35,9 @@ def class_map(ids: Sequence[int], *, reject: float | None = None) -> Product:
             np.copyto(rows.numpy()[0], index if as_is else table[index])
         else:
             device = probabilities.device
-            ids_there = on_device.setdefault(device, torch.from_numpy(table).to(device))
+            ids = on_device.setdefault(device, torch.from_numpy(table).to(device))
             best, winner = probabilities.max(0)
-            rows[0] = ids_there[winner]
+            rows[0] = ids[winner]
         if reject is not None:
             rows[0].masked_fill_(torch.as_tensor(best) < reject, IGNORE)
 
@@ -45,9 +45,9 @@ def class_map(ids: Sequence[int], *, reject: float | None = None) -> Product:
 
 
 def _running_max(probabilities: Tensor) -> tuple[Tensor, NDArray[np.uint8]]:
-    """Find the highest of K planes and its number, both (h, w).
+    """Compute the maximum over K planes and its argmax, both (h, w).
 
-    One pass over the planes that NumPy runs on vectors of bytes: some 40 times as fast as
+    A pass over the planes with NumPy on vectors of bytes is some 40 times as fast as
     `Tensor.argmax` over the first axis on a CPU.
     """
     planes = probabilities.float().numpy()
@@ -65,39 +65,40 @@ def _running_max(probabilities: Tensor) -> tuple[Tensor, NDArray[np.uint8]]:
 
 
 def probabilities(classes: int) -> Product:
-    """Make one band per class: its probability in steps of 1/254."""
+    """Build the layer with one band per class: its probability in steps of 1/254."""
     return Product(bands=classes, write=_quantise)
 
 
 def share_of(index: int) -> Product:
-    """Make one band: the probability of one class in steps of 1/254."""
+    """Build the layer with the probability of one class in steps of 1/254."""
 
-    def write(shares: Tensor, rows: Tensor) -> None:
-        _quantise(shares[index : index + 1], rows)
+    def write(probabilities: Tensor, rows: Tensor) -> None:
+        _quantise(probabilities[index : index + 1], rows)
 
     return Product(bands=1, write=write)
 
 
 def confidence(kind: Confidence) -> Product:
-    """Make one band that says how sure the model is, 0 to 1 in steps of 1/254.
+    """Build the layer with the confidence of the model, 0 to 1 in steps of 1/254.
 
     Args:
         kind: `max` is the highest probability, `margin` the highest less the second,
-            `entropy` is 1 - H / log K with H the entropy, so that 1 is sure for all three.
+            `entropy` is 1 - H / log K with H the entropy. All three are 1 for full confidence.
     """
 
-    def write(shares: Tensor, rows: Tensor) -> None:
+    def write(probabilities: Tensor, rows: Tensor) -> None:
         if kind == "max":
-            sure = shares.amax(0)
+            value = probabilities.amax(0)
         elif kind == "margin":
-            first, second = shares.topk(min(2, len(shares)), 0).values[[0, -1]]
-            sure = first - second if len(shares) > 1 else first
+            first, second = probabilities.topk(min(2, len(probabilities)), 0).values[[0, -1]]
+            value = first - second if len(probabilities) > 1 else first
         else:
-            sure = 1 - torch.special.entr(shares).sum(0) / math.log(max(2, len(shares)))
-        _quantise(sure[None], rows)
+            entropy = torch.special.entr(probabilities).sum(0)
+            value = 1 - entropy / math.log(max(2, len(probabilities)))
+        _quantise(value[None], rows)
 
     return Product(bands=1, write=write)
 
 
-def _quantise(shares: Tensor, rows: Tensor) -> None:
-    rows.copy_(shares.mul(STEPS).round_().clamp_(0, STEPS))
+def _quantise(probabilities: Tensor, rows: Tensor) -> None:
+    rows.copy_(probabilities.mul(STEPS).round_().clamp_(0, STEPS))

@@ -1,11 +1,11 @@
-"""Reads the strips of a scene: for each row of tiles the pixels of all its tiles."""
+"""Reads a scene strip by strip: for each row of tiles the pixels of all its tiles."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any
 
@@ -14,12 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rsseg_cli.predict.plan import Plan
+from rsseg_cli.predict.plan import AHEAD, Plan
 from rsseg_cli.raster.aoi import Area
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.scene import Scene
+from rsseg_cli.threads import Prefetcher
 
-Read = tuple[NDArray[Any], NDArray[np.bool_]]
+Pixels = tuple[NDArray[Any], NDArray[np.bool_]]
+"""Samples (C, h, w) in stored type, and which pixels are valid (h, w)."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,9 @@ class Strip:
 
     Attributes:
         row: Row of the tiles.
-        samples: (C, T, w) in stored type, mirrored where tiles hang over the scene.
-        valid: (T, w) where a pixel is there; never beyond the scene.
-        x: Column of the scene at which the strip starts; negative where tiles hang over.
+        samples: (C, T, w) in stored type, mirrored where tiles reach beyond the scene.
+        valid: (T, w), False for missing pixels and beyond the scene.
+        x: Column of the scene at which the strip starts; negative where tiles reach beyond it.
         y: Row of the scene at which it starts.
     """
 
@@ -41,18 +43,19 @@ class Strip:
     y: int
 
 
+@contextmanager
 def read_strips(
     scene: Scene, plan: Plan, region: Window, *, readers: int, pin: bool, area: Area | None = None
-) -> Generator[Strip, None, None]:
-    """Read the strips of a region from top to bottom; each row of the file is decoded once.
+) -> Iterator[Iterator[Strip]]:
+    """Read the strips of a region ahead, from top to bottom; each file row is decoded once.
 
     Args:
         scene: The scene; its handle is not used, each reader opens its own.
         plan: How the scene is cut.
         region: The part of the scene that is mapped.
         readers: Number of threads that read.
-        pin: Put samples where a GPU can fetch them by itself.
-        area: What is wanted of the scene: other pixels count as missing, though tiles see them.
+        pin: Put samples into pinned memory.
+        area: Pixels outside of it count as missing, though the model sees them.
     """
     columns = plan.across.touching(region.x, region.right)
     rows = plan.down.touching(region.y, region.bottom)
@@ -61,96 +64,117 @@ def read_strips(
     y, height = plan.down.start(rows[0]), (len(rows) - 1) * plan.down.stride + tile
     inside = Window(x, y, width, height).intersect(Window(0, 0, scene.width, scene.height))
     assert inside is not None
-    with _Slabs(scene, plan.read_rows, inside, readers, area) as slabs:
-        for row in rows:
-            y = plan.down.start(row)
-            samples = torch.empty(
-                (scene.count, tile, width),
-                dtype=torch.from_numpy(np.empty(0, scene.dtype)).dtype,
-                pin_memory=pin,
-            )
-            valid = np.zeros((tile, width), np.bool_)
-            slabs.fill(samples.numpy(), valid, x, y)
-            yield Strip(row, samples, valid, x, y)
+    with ExitStack() as stack:
+        handles: SimpleQueue[Scene] = SimpleQueue()
+        for _ in range(readers):
+            handles.put(stack.enter_context(scene.reopen()))
+        slabs = _Slabs(handles, plan.read_rows, scene.corner[1] % scene.block[0], inside, area)
+        numbers = range(slabs.number(inside.y), slabs.number(inside.bottom - 1) + 1)
+        reading = Prefetcher(slabs, numbers, threads=readers, ahead=readers)
+        windows = map(slabs.window, numbers)
+        pixels = zip(windows, stack.enter_context(closing(iter(reading))), strict=True)
+        strips = _Strips(scene, plan, Window(x, y, width, height), inside, pixels, pin)
+        # A single thread puts strips together, while the caller works on those before.
+        yield stack.enter_context(closing(iter(Prefetcher(strips, rows, threads=1, ahead=AHEAD))))
 
 
+@dataclass(frozen=True)
 class _Slabs:
-    """Slabs of whole block rows, read by threads a few ahead of what is asked for."""
+    """Slabs of whole rows of blocks, each of which is read at a time.
 
-    def __init__(
-        self, scene: Scene, rows: int, inside: Window, readers: int, area: Area | None
-    ) -> None:
-        self._scene, self._rows, self._inside, self._readers = scene, rows, inside, readers
-        self._area = area
-        self._shift = scene.corner[1] % scene.block[0]
-        self._slabs: dict[int, Future[Read]] = {}
-        self._next: int | None = None
-        self._last = self._number(inside.bottom - 1)
+    Attributes:
+        handles: Opened scenes that no thread uses.
+        rows: Rows of a slab.
+        shift: Rows of the file's first block that lie above the scene.
+        inside: What is read of the scene.
+        area: Pixels outside of it count as missing.
+    """
 
-    def __enter__(self) -> _Slabs:
-        with ExitStack() as stack:
-            self._handles: SimpleQueue[Scene] = SimpleQueue()
-            for _ in range(self._readers):
-                self._handles.put(stack.enter_context(self._scene.reopen()))
-            self._pool = stack.enter_context(ThreadPoolExecutor(self._readers, "rsseg-decode"))
-            self._stack = stack.pop_all()
-        return self
+    handles: SimpleQueue[Scene]
+    rows: int
+    shift: int
+    inside: Window
+    area: Area | None
 
-    def __exit__(self, *exc: object) -> None:
-        for slab in self._slabs.values():
-            slab.cancel()
-        self._stack.close()
+    def number(self, y: int) -> int:
+        """Return the number of the slab with row y."""
+        return (y + self.shift) // self.rows
 
-    def _number(self, y: int) -> int:
-        return (y + self._shift) // self._rows
+    def window(self, number: int) -> Window:
+        """Return the pixels of a slab."""
+        top = max(0, number * self.rows - self.shift)
+        bottom = min(self.inside.bottom, (number + 1) * self.rows - self.shift)
+        return Window(self.inside.x, top, self.inside.width, bottom - top)
 
-    def _window(self, number: int) -> Window:
-        top = max(0, number * self._rows - self._shift)
-        bottom = min(self._inside.bottom, (number + 1) * self._rows - self._shift)
-        return Window(self._inside.x, top, self._inside.width, bottom - top)
-
-    def _read(self, number: int) -> Read:
-        scene = self._handles.get()
+    def __getitem__(self, number: int) -> Pixels:
+        scene, window = self.handles.get(), self.window(number)
         try:
-            samples, valid = scene.read(self._window(number))
+            samples, valid = scene.read(window)
         finally:
-            self._handles.put(scene)
-        if self._area is not None:
-            valid &= self._area.mask(self._window(number))
+            self.handles.put(scene)
+        if self.area is not None:
+            valid &= self.area.mask(window)
         return samples, valid
 
-    def _take(self, first: int, last: int) -> Iterator[tuple[Window, Read]]:
-        """Give the slabs first..last, drop those before, have the next ones read."""
-        for number in [number for number in self._slabs if number < first]:
-            del self._slabs[number]
-        upcoming = first if self._next is None else self._next
-        self._next = min(last + self._readers, self._last) + 1
-        for number in range(upcoming, self._next):
-            self._slabs[number] = self._pool.submit(self._read, number)
-        for number in range(first, last + 1):
-            yield self._window(number), self._slabs[number].result()
 
-    def fill(self, samples: NDArray[Any], valid: NDArray[np.bool_], x: int, y: int) -> None:
-        """Fill a strip (C, T, w) that starts at (x, y), mirrored beyond the scene."""
-        tile, width = valid.shape
-        here = Window(x, y, width, tile).intersect(self._inside)
-        assert here is not None
-        across = slice(here.x - x, here.right - x)
-        for window, (read, there) in self._take(
-            self._number(here.y), self._number(here.bottom - 1)
-        ):
-            both = window.intersect(here)
+@dataclass(frozen=True)
+class _Strips:
+    """Strips by their rows, put together from slabs; taken in order, by one thread.
+
+    Attributes:
+        frame: What the strips of all rows cover, also beyond the scene.
+        inside: What is read of the scene.
+        slabs: Window and pixels of each slab, from top to bottom.
+        pin: Put samples into pinned memory.
+        current: Slabs that the last strip has touched.
+    """
+
+    scene: Scene
+    plan: Plan
+    frame: Window
+    inside: Window
+    slabs: Iterator[tuple[Window, Pixels]]
+    pin: bool
+    current: deque[tuple[Window, Pixels]] = field(default_factory=deque)
+
+    def __getitem__(self, row: int) -> Strip:
+        tile, y = self.plan.down.tile, self.plan.down.start(row)
+        samples = torch.empty(
+            (self.scene.count, tile, self.frame.width),
+            dtype=torch.from_numpy(np.empty(0, self.scene.dtype)).dtype,
+            pin_memory=self.pin,
+        )
+        valid = np.zeros((tile, self.frame.width), np.bool_)
+        self._fill(samples.numpy(), valid, Window(self.frame.x, y, self.frame.width, tile))
+        return Strip(row, samples, valid, self.frame.x, y)
+
+    def _fill(self, samples: NDArray[Any], valid: NDArray[np.bool_], strip: Window) -> None:
+        """Fill samples (C, T, w) and valid (T, w) of a strip, mirrored beyond the scene."""
+        present = strip.intersect(self.inside)
+        assert present is not None
+        across = slice(present.x - strip.x, present.right - strip.x)
+        for window, (read, usable) in self._touching(present):
+            both = window.intersect(present)
             assert both is not None
             source = slice(both.y - window.y, both.bottom - window.y)
-            target = slice(both.y - y, both.bottom - y)
+            target = slice(both.y - strip.y, both.bottom - strip.y)
             samples[:, target, across] = read[:, source]
-            valid[target, across] = there[source]
+            valid[target, across] = usable[source]
         _mirror(samples, 2, across)
-        _mirror(samples, 1, slice(here.y - y, here.bottom - y))
+        _mirror(samples, 1, slice(present.y - strip.y, present.bottom - strip.y))
+
+    def _touching(self, strip: Window) -> deque[tuple[Window, Pixels]]:
+        """Return the slabs with pixels of a strip; drop those above."""
+        current = self.current
+        while current and current[0][0].bottom <= strip.y:
+            current.popleft()
+        while not current or current[-1][0].bottom < strip.bottom:
+            current.append(next(self.slabs))
+        return current
 
 
 def _mirror(samples: NDArray[Any], axis: int, filled: slice) -> None:
-    """Mirror what is filled along an axis into the rest of it, as often as needed."""
+    """Mirror the filled range of an axis into the rest of it, as often as needed."""
     size, count = samples.shape[axis], filled.stop - filled.start
     if count == size:
         return

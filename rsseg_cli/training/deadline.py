@@ -61,6 +61,10 @@ class Deadline:
             )
         return cls(total)
 
+    def subtract(self, seconds: float) -> None:
+        """Shorten the time left by time that has passed before this object was made."""
+        self._ends -= seconds
+
     @contextmanager
     def timing(self, work: Work, *, usual: bool = True) -> Iterator[None]:
         """Measure the work in this block; `usual` is False for one that does not count."""

@@ -18,6 +18,7 @@ from rsseg_cli.errors import Interrupted, RssegError
 from rsseg_cli.number_format import counted
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.settings import Json, Strict
+from rsseg_cli.threads import Indexed, Prefetcher
 from rsseg_cli.training import optimizer
 from rsseg_cli.training.deadline import Deadline, Work
 from rsseg_cli.training.gradient_accumulation import accumulate_gradients
@@ -30,7 +31,7 @@ from rsseg_cli.training.micro_batch import (
 )
 from rsseg_cli.training.objectives import Objective
 from rsseg_cli.training.precision import Precision
-from rsseg_cli.training.prefetch import Indexed, Prefetch, pinned
+from rsseg_cli.training.prefetch import pinned
 from rsseg_cli.training.progress import Progress
 from rsseg_cli.training.run_folder import RunFolder
 from rsseg_cli.training.signals import StopSignal
@@ -121,7 +122,7 @@ def train(job: Job, progress: Progress, resumed: dict[str, Any] | None = None) -
     per_step = trainer.micro_batches
     batches = pinned(job.open_batches(trainer.micro_batch), job.device)
     numbers = range(start * per_step, settings.steps * per_step)
-    prefetch = Prefetch(batches, numbers, threads=settings.num_workers)
+    prefetch = Prefetcher(batches, numbers, threads=settings.num_workers)
     log = StepLog(prefetch, batch=settings.batch, device=job.device, folder=job.folder.path)
     score: dict[str, Json] | None = None
     model.train()
@@ -157,6 +158,8 @@ def train(job: Job, progress: Progress, resumed: dict[str, Any] | None = None) -
                     job.folder.save_resume(_state(done, job, trainer, best))
             if ends:
                 distributed.barrier()  # for the one that writes
+                if late:
+                    distributed.remember("time is up", "yes")
                 raise Interrupted(
                     f"stopped after step {done:,} of {settings.steps:,}"
                     + ": the time of --max-time is up" * late,
@@ -312,8 +315,6 @@ def _finish(
     """Save the last model, also as the best one when nothing was validated."""
     for path in (job.folder.last,) if best else (job.folder.last, job.folder.model):
         job.folder.save_model(path, job.model, score, done)
-    if distributed.is_main():
-        job.folder.resume.unlink(missing_ok=True)
 
 
 def _keep_best(

@@ -73,8 +73,13 @@ class RunFolder:
         for file in (self.config, self.model, self.last, self.resume, self.metrics):
             file.unlink(missing_ok=True)
         shutil.rmtree(self.report, ignore_errors=True)
+        distributed.mark_begun(self.path)
         with checkpoint.replacing(self.config) as part:
             part.write_text(config, encoding="utf-8")
+
+    def finish(self) -> None:
+        """Delete the state to resume from: the run, with its report, is complete."""
+        self.resume.unlink(missing_ok=True)
 
     def save_model(self, path: Path, model: Segmenter, score: Json, step: int) -> None:
         """Write a model file together with its validation score."""

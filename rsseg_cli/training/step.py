@@ -11,10 +11,10 @@ from torch import Tensor
 from rsseg_cli import distributed
 from rsseg_cli.data.tiles.tile_stream import Batch
 from rsseg_cli.segmenter import Segmenter
+from rsseg_cli.threads import Indexed
 from rsseg_cli.training.gradient_accumulation import accumulate_gradients
 from rsseg_cli.training.objectives import Objective
 from rsseg_cli.training.precision import Precision
-from rsseg_cli.training.prefetch import Indexed
 
 PROBE_STREAM = 0x5EED
 """Keeps the random numbers of probes apart from those of the training stream."""

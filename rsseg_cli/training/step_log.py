@@ -14,7 +14,7 @@ from rsseg_cli.data.tiles.tile_stream import Batch
 from rsseg_cli.errors import RssegError
 from rsseg_cli.memory import peak_memory_mb
 from rsseg_cli.settings import Json
-from rsseg_cli.training.prefetch import Prefetch
+from rsseg_cli.threads import Prefetcher
 
 NEVER = 2**62
 """Stands for the step of the first loss that is not finite, while all are."""
@@ -43,7 +43,7 @@ class StepLog:
     """
 
     def __init__(
-        self, prefetch: Prefetch[Batch], *, batch: int, device: torch.device, folder: Path
+        self, prefetch: Prefetcher[Batch], *, batch: int, device: torch.device, folder: Path
     ) -> None:
         self.prefetch, self.batch, self.device, self.folder = prefetch, batch, device, folder
         self.started = self.since = time.perf_counter()

@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from rsseg_cli.memory import peak_rss_mb
 from rsseg_cli.predict.engine import predict_scene
 from rsseg_cli.predict.outputs import Outputs
+from rsseg_cli.predict.pipeline import SceneTask
 from rsseg_cli.predict.plan import Tiling
 from rsseg_cli.raster.scene import Scene
 
@@ -87,7 +88,7 @@ def by_rsseg(scene: Path, model: Any, out: Path, shares: Path | None) -> None:
     """Map with this project's engine."""
     outputs = Outputs(out, CLASSES, driver="GTiff", probabilities=shares, overwrite=True)
     with Scene.open(scene) as opened:
-        predict_scene(opened, model, outputs, tiling=Tiling(TILE, OVERLAP / TILE, BATCH))
+        predict_scene(SceneTask(opened, model, outputs, Tiling(TILE, OVERLAP / TILE, BATCH)))
 
 
 def write_map(out: Path, scene: Path, classes: NDArray[np.uint8]) -> None:

@@ -37,6 +37,7 @@ from rsseg_cli.memory import peak_rss_mb
 from rsseg_cli.predict.batch import even_batch
 from rsseg_cli.predict.engine import predict_scene
 from rsseg_cli.predict.outputs import Outputs
+from rsseg_cli.predict.pipeline import SceneTask
 from rsseg_cli.predict.plan import Tiling
 from rsseg_cli.raster.grid import Axis
 from rsseg_cli.raster.scene import Scene
@@ -144,7 +145,7 @@ def predict(
     """Map a scene."""
     outputs = Outputs(map=out, classes=CLASSES, driver=driver, overwrite=True, **products)
     with Scene.open(path) as scene:
-        return predict_scene(scene, infer, outputs, tiling=tiling)
+        return predict_scene(SceneTask(scene, infer, outputs, tiling))
 
 
 def bench_null(folder: Path) -> dict[str, float]:

@@ -37,9 +37,9 @@ from rsseg_cli.errors import RssegError
 from rsseg_cli.number_format import counted
 from rsseg_cli.report.training_charts import draw_adaptation
 from rsseg_cli.segmenter import Segmenter
+from rsseg_cli.threads import Indexed
 from rsseg_cli.training.loop import Job
 from rsseg_cli.training.precision import Precision
-from rsseg_cli.training.prefetch import Indexed
 from rsseg_cli.training.run_folder import RunFolder
 from rsseg_cli.training.self_training import SelfTraining
 from rsseg_cli.training.step_log import TrainingResult

@@ -16,6 +16,7 @@ from rsseg_cli.commands.fit.final_evaluation import shown_bands
 from rsseg_cli.data.pair import Opener, Pair, SourcePairs
 from rsseg_cli.predict.engine import predict_scene
 from rsseg_cli.predict.outputs import Outputs
+from rsseg_cli.predict.pipeline import SceneTask
 from rsseg_cli.predict.plan import Tiling
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.predicted_map import PredictedMap
@@ -99,7 +100,7 @@ class BeforeAfterMap:
                 return model.infer(tiles if self.unit_scale == 1.0 else tiles * self.unit_scale)
 
         with self._open() as scene:
-            predict_scene(scene, infer, outputs, tiling=tiling, device=self.precision.device)
+            predict_scene(SceneTask(scene, infer, outputs, tiling, self.precision.device))
 
     def _open(self) -> Scene:
         """Open the piece as a scene."""

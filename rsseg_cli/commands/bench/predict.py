@@ -25,7 +25,7 @@ from rsseg_cli.commands.predict.scene_mapper import ModelInfer, tiling_for
 from rsseg_cli.config import resolve
 from rsseg_cli.predict.engine import predict_scene
 from rsseg_cli.predict.outputs import Outputs, SceneResult
-from rsseg_cli.predict.pipeline import Infer
+from rsseg_cli.predict.pipeline import Infer, SceneTask
 from rsseg_cli.predict.plan import Tiling, plan_scene
 from rsseg_cli.raster.creation_options import BLOCK
 from rsseg_cli.raster.scene import Scene
@@ -179,9 +179,8 @@ def _map(
 ) -> SceneResult:  # fmt: skip
     """Map a scene a few times and return the fastest result."""
     outputs = Outputs(map=folder / "map.tif", classes=classes, overwrite=True)
-    results = [
-        predict_scene(scene, infer, outputs, tiling=tiling, device=device) for _ in range(rounds)
-    ]
+    task = SceneTask(scene, infer, outputs, tiling, device)
+    results = [predict_scene(task) for _ in range(rounds)]
     return min(results, key=lambda result: result.seconds)
 
 

@@ -34,7 +34,7 @@ from rsseg_cli.evaluate.rasters import (
 )
 from rsseg_cli.predict.engine import predict_scene
 from rsseg_cli.predict.outputs import Outputs
-from rsseg_cli.predict.pipeline import Infer
+from rsseg_cli.predict.pipeline import Infer, SceneTask
 from rsseg_cli.predict.plan import Tiling
 from rsseg_cli.raster.labels import LabelReader, Placed
 from rsseg_cli.raster.scene import Scene
@@ -205,9 +205,8 @@ class _Maps:
 
     def _map(self, opened: Scene, infer: Infer, outputs: Outputs) -> None:
         with opened as scene, self.progress.scene(scene.width * scene.height) as progress:
-            predict_scene(
-                scene, infer, outputs, tiling=self.tiling, device=self.device, progress=progress
-            )
+            task = SceneTask(scene, infer, outputs, self.tiling, self.device)
+            predict_scene(task, progress=progress)
 
 
 def _open_labels(opener: Opener, pair: Pair, on: Placed) -> LabelReader:

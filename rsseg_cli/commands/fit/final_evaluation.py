@@ -18,8 +18,9 @@ from rsseg_cli.metrics.confusion import ConfusionMatrix
 from rsseg_cli.raster.decode import Labels
 from rsseg_cli.report.tile_gallery import TileSample, subsample
 from rsseg_cli.segmenter import Segmenter
+from rsseg_cli.threads import Prefetcher
 from rsseg_cli.training.precision import Precision
-from rsseg_cli.training.prefetch import Prefetch, pinned
+from rsseg_cli.training.prefetch import pinned
 
 SHOWN = 256
 """Side in pixels of tiles in the report."""
@@ -54,7 +55,7 @@ def final_evaluation(
     """
     model.eval()
     evaluation = Evaluation.of(classes, boundary_px=None)
-    for batch in Prefetch(pinned(tiles, precision.device), range(len(tiles)), threads=threads):
+    for batch in Prefetcher(pinned(tiles, precision.device), range(len(tiles)), threads=threads):
         with precision.autocast():
             probabilities = model.infer(batch.image.to(precision.device))
         confidence, predicted = (part.cpu().numpy() for part in probabilities.float().max(1))

@@ -13,7 +13,7 @@ from rsseg_cli import distributed
 from rsseg_cli.bands import Bands
 from rsseg_cli.commands.fit.dry_run import TrainingPlan
 from rsseg_cli.commands.fit.final_evaluation import final_evaluation, shown_bands
-from rsseg_cli.commands.fit.run_folder_checks import read_state, require_free
+from rsseg_cli.commands.fit.run_folder_checks import open_state
 from rsseg_cli.commands.fit.run_report import write_report
 from rsseg_cli.config import RunConfig
 from rsseg_cli.data.pair import SourcePairs
@@ -68,10 +68,8 @@ class RunOptions:
             RssegError: The folder is in use, or there is no run to resume with these settings.
         """
         path = self.folder or Path("runs") / name
-        if self.resume:
-            return path, read_state(path, config)
-        require_free(path, overwrite=self.overwrite)
-        return path, None
+        state = open_state(path, config, resume=self.resume, overwrite=self.overwrite)
+        return path, state
 
 
 @dataclass(frozen=True)
@@ -157,6 +155,7 @@ def run(job: RunJob) -> FitReport:
         result = train(job.loop, progress, resumed)
     if distributed.is_main():
         _report(job, result)
+        folder.finish()
     return FitReport(str(folder.path), str(folder.model), result)
 
 

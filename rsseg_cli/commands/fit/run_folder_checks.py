@@ -6,11 +6,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from rsseg_cli import presets
+from rsseg_cli import distributed, presets
 from rsseg_cli.config import SECTIONS, RunConfig, parse
 from rsseg_cli.data.resolve_source import take_apart
-from rsseg_cli.errors import OutputExistsError, RssegError
+from rsseg_cli.errors import Interrupted, OutputExistsError, RssegError
 from rsseg_cli.training.checkpoint import load_resume
+from rsseg_cli.training.deadline import Deadline
 from rsseg_cli.training.run_folder import RunFolder
 
 MAY_CHANGE = frozenset(
@@ -30,6 +31,41 @@ grad_accumulation, only its batch statistics, to save memory). All others must b
 SOURCES = frozenset(["data.src", "adapt.tgt"])
 """Settings whose files may have moved: only `:split:domain` must be the same, and the files'
 fingerprints."""
+
+
+def since_first_attempt(deadline: Deadline) -> Deadline:
+    """Subtract the time of attempts before a restart by `torchrun` from a deadline.
+
+    Raises:
+        Interrupted: An earlier attempt has stopped because its time was up.
+    """
+    if distributed.recall("time is up") is not None:
+        raise Interrupted(
+            "the time of --max-time is up, the run is not restarted",
+            where="--max-time",
+            fix="the same command with --resume",
+        )
+    deadline.subtract(distributed.seconds_before_restart())
+    return deadline
+
+
+def open_state(
+    path: Path, config: RunConfig, *, resume: bool, overwrite: bool
+) -> dict[str, Any] | None:
+    """Read the state to resume from; None for a new run, after a check of its folder.
+
+    What an attempt of this same command has begun before a restart by `torchrun` is resumed, or
+    begun again where it had saved no state yet.
+
+    Raises:
+        RssegError: There is nothing to resume, the settings differ, or the folder is not free.
+    """
+    run, own = RunFolder(path), distributed.begun_before_restart(path)
+    if resume or (own and run.resume.exists()):
+        return read_state(path, config)
+    if not own or run.finished:
+        require_free(path, overwrite=overwrite and not own)
+    return None
 
 
 def require_free(path: Path, *, overwrite: bool) -> None:

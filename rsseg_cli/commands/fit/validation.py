@@ -16,8 +16,9 @@ from rsseg_cli.data.tiles.validation_tiles import CoveringTiles
 from rsseg_cli.metrics.confusion import ConfusionMatrix
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.settings import Json
+from rsseg_cli.threads import Prefetcher
 from rsseg_cli.training.precision import Precision
-from rsseg_cli.training.prefetch import Prefetch, pinned
+from rsseg_cli.training.prefetch import pinned
 
 
 def predict_tiles(
@@ -30,7 +31,7 @@ def predict_tiles(
     """
     model.eval()
     source = pinned(tiles, precision.device)
-    for batch in Prefetch(source, range(len(tiles)), threads=threads):
+    for batch in Prefetcher(source, range(len(tiles)), threads=threads):
         moved = batch.to(precision.device)
         image = moved.image if unit_scale == 1.0 else moved.image * unit_scale
         with precision.autocast():

@@ -1,4 +1,4 @@
-"""What mapping a scene would take, and what about the scene looks wrong for the model."""
+"""`predict --dry-run`: cost estimates, and checks of a scene against the model."""
 
 from __future__ import annotations
 
@@ -20,32 +20,30 @@ from rsseg_cli.memory import peak_rss_mb
 from rsseg_cli.number_format import counted
 from rsseg_cli.predict.batch import even_batch
 from rsseg_cli.predict.outputs import Outputs
-from rsseg_cli.predict.pipeline import Infer, no_room
-from rsseg_cli.predict.plan import MIB, Plan, Tiling, plan_scene
-from rsseg_cli.raster.aoi import Area
+from rsseg_cli.predict.pipeline import SceneTask, no_room
+from rsseg_cli.predict.plan import MIB, Plan, plan_scene
 from rsseg_cli.raster.grid import Window
-from rsseg_cli.raster.pixel_size import pixel_size_m
 from rsseg_cli.raster.scene import Scene
 
 GSD_FACTOR = 1.5
-"""Pixels larger or smaller than those of the training by more than this are worth a word."""
+"""A ground sampling distance that differs from the training's by more than this is reported."""
 FAR = 4.0
-"""Values further from the training's mean than so many standard deviations are, too."""
+"""A band mean further from the training's than so many standard deviations is reported."""
 SCALE = 10.0
-"""And values that are so many times as large or small: reflectances of 0..1 and 0..10,000, say."""
+"""Values this many times larger or smaller are reported: reflectance 0..1 and 0..10,000, say."""
 STRIPED_ROWS = 64
-"""Files that store so few rows of the whole width per block are striped."""
+"""Most rows per block of a file that is stored in strips."""
 SAMPLES = 5
-"""Windows along the diagonal of a scene in which values are looked at."""
+"""Windows along the diagonal of a scene whose values are read."""
 SAMPLE_PX = 256
 """Side of such a window."""
-PARTS_SHARE, MAP_SHARE, SHARES_SHARE = 0.15, 0.2, 0.9
-"""Bytes per pixel and band: class numbers in parts, in a map with overviews; and quantities."""
+PART_BYTES, MAP_BYTES, QUANTITY_BYTES = 0.15, 0.2, 0.9
+"""Bytes per pixel and band: classes in parts, in a map with overviews, and quantities."""
 
 
 @dataclass
 class Survey:
-    """What `predict --dry-run` says of a scene."""
+    """Estimates and warnings for one scene; the keys of `predict --dry-run --json`."""
 
     input: str
     output: str
@@ -63,15 +61,15 @@ class Survey:
     seconds: float
     mpx_per_s: float
     compile: bool | None = None
-    """Whether the model will be compiled; None: nobody asked for it."""
+    """Whether the model will be compiled; None without `--compile`."""
     more: list[str] = field(default_factory=list)
-    """What other maps will be made."""
+    """Further maps that will be made."""
     warnings: list[str] = field(default_factory=list)
 
     def then(self, other: Survey) -> Survey:
-        """Count in a map that is made in a pass of its own afterwards."""
+        """Add a map that is made in a later pass."""
         seconds = self.seconds + other.seconds
-        vram = [one.vram_mb for one in (self, other) if one.vram_mb is not None]
+        vram = [each.vram_mb for each in (self, other) if each.vram_mb is not None]
         return replace(
             self,
             ram_mb=max(self.ram_mb, other.ram_mb),
@@ -83,11 +81,11 @@ class Survey:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Give the machine-readable form."""
+        """Return the values for `--json`."""
         return asdict(self)
 
     def show(self) -> None:
-        """Print what a person wants to know before a long run."""
+        """Print the estimates and warnings."""
         console = Console(highlight=False, soft_wrap=True)
         vram = "" if self.vram_mb is None else f", {self.vram_mb:,.0f} MB on the GPU"
         console.print(f"scene     {self.input} {self.width:,} x {self.height:,}", markup=False)
@@ -99,7 +97,7 @@ class Survey:
         )
         console.print(f"memory    {self.ram_mb:,.0f} MB{vram}")
         console.print(f"disk      {self.disk_mb:,.0f} MB of {self.free_mb:,.0f} MB free")
-        console.print(f"time      {_spoken(self.seconds)} ({self.mpx_per_s:.2f} Mpx/s)")
+        console.print(f"time      {_duration(self.seconds)} ({self.mpx_per_s:.2f} Mpx/s)")
         if self.compile is not None:
             answer = "yes; the time is without it" if self.compile else "no: too few tiles to pay"
             console.print(f"compile   {answer}")
@@ -107,24 +105,18 @@ class Survey:
             console.print(f"warning   {text}", markup=False)
 
 
-def survey(
-    scene: Scene,
-    fitted: LoadedModel,
-    infer: Infer,
-    outputs: Outputs,
-    tiling: Tiling,
-    device: torch.device,
-    area: Area | None,
-) -> Survey:
+def survey(task: SceneTask, fitted: LoadedModel) -> Survey:
     """Plan the mapping of a scene, and time a batch of its tiles.
 
     Raises:
-        RssegError: It does not fit into the memory allowed, or not a tile into the device's.
+        RssegError: The scene does not fit into the memory allowed, or a tile into the device's.
     """
+    scene, outputs = task.scene, task.outputs
     doubts = find_doubts(scene, fitted)
-    plan = _plan(scene, outputs, tiling, area)
-    tiling = replace(tiling, batch=even_batch(plan.tiles, tiling.batch, tiling.most))
-    tiling, seconds, vram = _probe_what_fits(scene, infer, plan, tiling, device)
+    plan = _plan(task)
+    batch = even_batch(plan.tiles, task.tiling.batch, task.tiling.most)
+    batch, seconds, vram = _probe_fitting_batch(task, plan, batch)
+    tiling = task.tiling
     pixels = sum(part.width * part.height for part in plan.parts)
     return Survey(
         input=scene.path,
@@ -133,7 +125,7 @@ def survey(
         height=scene.height,
         tile=tiling.tile,
         overlap=tiling.overlap,
-        batch=tiling.batch,
+        batch=batch,
         tiles=plan.tiles,
         swaths=len({part.x for part in plan.parts}),
         ram_mb=peak_rss_mb() + plan.memory_mb,
@@ -142,55 +134,57 @@ def survey(
         free_mb=_free_mb(outputs),
         seconds=seconds,
         mpx_per_s=pixels / 1e6 / seconds,
-        more=[str(one.path) for one in outputs.made() if one.shown and one.path != outputs.map],
+        more=[str(m.path) for m in outputs.made() if m.shown and m.path != outputs.map],
         warnings=doubts,
     )
 
 
-def _plan(scene: Scene, outputs: Outputs, tiling: Tiling, area: Area | None) -> Plan:
+def _plan(task: SceneTask) -> Plan:
     return plan_scene(
-        scene, tiling, classes=len(outputs.classes), bands=outputs.bands,
-        box=None if area is None else area.box,
-    )  # fmt: skip
+        task.scene,
+        task.tiling,
+        classes=len(task.outputs.classes),
+        bands=task.outputs.bands,
+        box=None if task.area is None else task.area.box,
+    )
 
 
-def _probe_what_fits(
-    scene: Scene, infer: Infer, plan: Plan, tiling: Tiling, device: torch.device
-) -> tuple[Tiling, float, float | None]:
-    """Probe with fewer tiles once the device's memory runs out, as they will be mapped then."""
+def _probe_fitting_batch(
+    task: SceneTask, plan: Plan, batch: int
+) -> tuple[int, float, float | None]:
+    """Halve the batch after out-of-memory errors, as mapping does; return it and its estimates."""
     while True:
         try:
-            return tiling, *_probe(scene, infer, plan, tiling, device)
+            return batch, *_probe(task, plan, batch)
         except torch.OutOfMemoryError as error:
-            if tiling.batch == 1:
-                raise no_room(scene, tiling.tile) from error
+            if batch == 1:
+                raise no_room(task.scene, task.tiling.tile) from error
         torch.cuda.empty_cache()
-        tiling = replace(tiling, batch=-(-tiling.batch // 2))
+        batch = -(-batch // 2)
 
 
-def _probe(
-    scene: Scene, infer: Infer, plan: Plan, tiling: Tiling, device: torch.device
-) -> tuple[float, float | None]:
+def _probe(task: SceneTask, plan: Plan, batch: int) -> tuple[float, float | None]:
     """Estimate seconds, and memory of the device in MiB, from two batches of the middle."""
+    scene, tiling, device = task.scene, task.tiling, task.device
     part = plan.parts[len(plan.parts) // 2]
     window = Window(part.x + part.width // 2, part.y + part.height // 2, tiling.tile, tiling.tile)
     started = time.perf_counter()
     samples, _ = scene.read(window)
     reading = (time.perf_counter() - started) * _decoded(scene, plan, window) / tiling.readers
-    batch = min(tiling.batch, plan.tiles)
+    batch = min(batch, plan.tiles)
     tiles = torch.from_numpy(samples)[None].to(device).repeat(batch, 1, 1, 1)
-    infer(tiles.clone())  # the first one sets things up
+    task.infer(tiles.clone())  # the first call is slower
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     started = time.perf_counter()
-    _wait_for(infer(tiles))
+    _wait_for(task.infer(tiles))
     computing = (time.perf_counter() - started) * plan.tiles / batch
     vram = torch.cuda.max_memory_allocated(device) / MIB if device.type == "cuda" else None
     return max(computing, reading), vram
 
 
 def _decoded(scene: Scene, plan: Plan, window: Window) -> float:
-    """Count how often the blocks under a window go into those that must be read."""
+    """Return how many times as many blocks must be read as lie under a window."""
     high, wide = scene.block
     across = window.right // wide - window.x // wide + 1
     down = window.bottom // high - window.y // high + 1
@@ -203,25 +197,26 @@ def _wait_for(scores: Tensor) -> None:
 
 
 def disk_mb(outputs: Outputs, pixels: int) -> float:
-    """Estimate the MiB that maps take at most while they are made, parts and all.
+    """Estimate the disk space in MiB that maps need while they are made, with their parts.
 
-    Class maps shrink to a tenth or less on disk; noisy ones, for which this is meant, to a third.
+    Class maps are compressed to a tenth or less; noisy ones, which this assumes, to a third.
     """
     quantities = outputs.bands - 1
-    return pixels * (PARTS_SHARE + MAP_SHARE + quantities * 2 * SHARES_SHARE) / MIB
+    return pixels * (PART_BYTES + MAP_BYTES + quantities * 2 * QUANTITY_BYTES) / MIB
 
 
 def _free_mb(outputs: Outputs) -> float:
-    there = next(folder for folder in outputs.map.absolute().parents if folder.exists())
-    return shutil.disk_usage(there).free / MIB
+    folder = next(folder for folder in outputs.map.absolute().parents if folder.exists())
+    return shutil.disk_usage(folder).free / MIB
 
 
-def require_disk(scene: Scene, outputs: Outputs, area: Area | None) -> None:
-    """Refuse to begin what the disk cannot hold.
+def require_disk(task: SceneTask) -> None:
+    """Check that the disk has space for the maps.
 
     Raises:
-        RssegError: Too little is free.
+        RssegError: It has too little.
     """
+    scene, outputs, area = task.scene, task.outputs, task.area
     pixels = scene.width * scene.height if area is None else area.box.width * area.box.height
     needed, free = disk_mb(outputs, pixels), _free_mb(outputs)
     if needed > free:
@@ -233,13 +228,13 @@ def require_disk(scene: Scene, outputs: Outputs, area: Area | None) -> None:
 
 
 def warn_of_doubts(scene: Scene, fitted: LoadedModel) -> None:
-    """Warn of what looks wrong about a scene."""
+    """Warn about everything that looks wrong in a scene."""
     for doubt in find_doubts(scene, fitted):
         warnings.warn(f"{scene.path}: {doubt}", RssegWarning, stacklevel=2)
 
 
 def find_doubts(scene: Scene, fitted: LoadedModel) -> list[str]:
-    """Say what about a scene may make it slow, or unlike what the model was trained on."""
+    """List what may make a scene slow to read, or differs from the training data."""
     bands = fitted.model.bands
     doubts = [_striped(scene), _size_of_pixels(scene, bands.gsd_m), _order(scene, bands.names)]
     if scene.dtype != bands.dtype:
@@ -256,49 +251,50 @@ def _striped(scene: Scene) -> str | None:
 
 
 def _size_of_pixels(scene: Scene, trained: float | None) -> str | None:
-    size = pixel_size_m(scene.crs, scene.transform)
-    if trained is None or size is None:
+    if trained is None or scene.crs is None or scene.crs.is_geographic:
         return None
+    a, b, _, d, e, _ = scene.transform[:6]
+    size = abs(a * e - b * d) ** 0.5 * scene.crs.linear_units_factor[1]
     if 1 / GSD_FACTOR <= size / trained <= GSD_FACTOR:
         return None
     return f"its pixels are {size:.3g} m wide, those of the training were {trained:.3g} m"
 
 
 def _order(scene: Scene, names: Sequence[str]) -> str | None:
-    """Compare the names of the bands, where the file has them and they are the same set."""
-    found = [(name or "").lower() for name in scene.descriptions]
-    wanted = [name.lower() for name in names]
-    if found == wanted or set(found) != set(wanted):
+    """Compare the order of the bands, if the file names the same bands as the model."""
+    actual = [(name or "").lower() for name in scene.descriptions]
+    expected = [name.lower() for name in names]
+    if actual == expected or set(actual) != set(expected):
         return None
-    return f"its bands are {' '.join(found)}, the model wants {' '.join(wanted)} (--bands)"
+    return f"its bands are {' '.join(actual)}, the model needs {' '.join(expected)} (--bands)"
 
 
 def _values(
     scene: Scene, names: Sequence[str], mean: Sequence[float], std: Sequence[float]
 ) -> list[str]:
-    """Compare values of some windows with those of the training."""
-    seen = []
-    for share in np.linspace(0.1, 0.9, SAMPLES):
-        x, y = int(share * scene.width), int(share * scene.height)
+    """Compare the values of some windows with the training's."""
+    sampled = []
+    for position in np.linspace(0.1, 0.9, SAMPLES):
+        x, y = int(position * scene.width), int(position * scene.height)
         window = Window(
             max(0, x - SAMPLE_PX // 2), max(0, y - SAMPLE_PX // 2), SAMPLE_PX, SAMPLE_PX
         )
         samples, valid = scene.read(window)
-        seen.append(samples[:, valid].astype(np.float64))
-    values = np.concatenate(seen, 1)
+        sampled.append(samples[:, valid].astype(np.float64))
+    values = np.concatenate(sampled, 1)
     if not values.size:
         return []
     return [
-        f"band {name} has values around {found:.4g}, those of the training were {m:.4g} ± {s:.3g}"
-        for name, found, spread, m, s in zip(
+        f"band {name} has values around {center:.4g}, those of the training were {m:.4g} ± {s:.3g}"
+        for name, center, spread, m, s in zip(
             names, values.mean(1), values.std(1), mean, std, strict=True
         )
-        if abs(found - m) > FAR * s
-        or not 1 / SCALE <= max(abs(found), spread) / max(abs(m), s, 1e-12) <= SCALE
+        if abs(center - m) > FAR * s
+        or not 1 / SCALE <= max(abs(center), spread) / max(abs(m), s, 1e-12) <= SCALE
     ]
 
 
-def _spoken(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     for unit, length in (("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"about {seconds / length:.1f} {unit}"

@@ -57,14 +57,19 @@ class Explanation:
 
     def outputs(self, like: Outputs, stem: Path, journal: dict[str, str]) -> Outputs:
         """Say what the engine is to make, in the format of the class map."""
-        digest = journal_digest(self.journal(journal))
-        about = {"explains": self.name, "block": str(self.block), "journal": digest}
+        journal = self.journal(journal)
+        about = {
+            "explains": self.name,
+            "block": str(self.block),
+            "journal": journal_digest(journal),
+        }
         return Outputs(
             self.path(stem),
             self.things,
             driver=like.driver,
             options=like.options,
             overwrite=like.overwrite,
+            journal=journal,
             tags={**like.tags, **about},
         )
 

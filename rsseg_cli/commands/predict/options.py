@@ -68,6 +68,9 @@ class PredictOptions(
     simplify: float = option(0.0, "Tolerance of outlines in map units.", OUTPUT, min=0.0)
     resume: bool = option(False, "Continue an interrupted run; keep finished maps.", RUNNING)
     dry_run: bool = option(False, "Estimate time, memory and disk; check the scenes.", RUNNING)
+    shard: str | None = option(
+        None, "Map only the I-th (from 0) of N shares of the scenes.", RUNNING, metavar="I/N"
+    )
     tta: Turns | None = option(None, "Test-time augmentation: average 4 or 8 views.", RUNNING)
     explain: tuple[str, ...] = option(
         (), "Also SCENE.NAME.tif, e.g. routing; repeatable.", ADVANCED

@@ -1,8 +1,10 @@
-"""Which scenes a prediction is asked for, and where their maps go."""
+"""Input and output paths of a prediction."""
 
 from __future__ import annotations
 
+import re
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from glob import glob, has_magic
@@ -16,20 +18,20 @@ from rsseg_cli.raster.resume_state import parts_folder
 from rsseg_cli.raster.write import refuse_existing
 
 SUFFIX, SHARES, SOFT, SURE = ".seg.tif", ".prob.tif", ".soft.tif", ".conf.tif"
-"""What the names of maps of classes, probabilities, one object and confidence end with."""
+"""Suffixes of maps: classes, probabilities, probability of one object, and confidence."""
 LOOK = ".png"
-"""What takes the place of `.tif` in the name of a map's quicklook."""
+"""Suffix of a map's quicklook, instead of `.tif`."""
 
 
 def expand(texts: Sequence[str]) -> list[str]:
-    """List the scenes meant by files, folders, patterns and `-` (stdin).
+    """List the scenes of files, folders, patterns and `-` (a list on stdin).
 
-    Maps among what is listed are no scenes.
+    Maps in folders and among the matches of patterns are left out.
 
     Raises:
-        RssegError: Nothing is there.
+        RssegError: There is no scene.
     """
-    found: list[str] = []
+    scenes: list[str] = []
     for text in texts:
         if text == "-":
             listed = [line.strip() for line in sys.stdin if line.strip()]
@@ -39,34 +41,61 @@ def expand(texts: Sequence[str]) -> list[str]:
         elif has_magic(text) and not Path(text).exists():
             listed = sorted(glob(text))  # noqa: PTH207 - Path.glob refuses absolute patterns
         else:
-            found.append(text)  # whoever names a file means it
+            scenes.append(text)  # a named file is a scene even if it looks like a map
             continue
-        found += [path for path in listed if not _is_map(path)]
-    if not found:
+        scenes += [path for path in listed if not _is_map(path)]
+    if not scenes:
         raise RssegError(
             "there is no scene", where=" ".join(texts), fix="a file, a folder, or a quoted pattern"
         )
-    return found
+    return scenes
 
 
 def _is_map(path: str) -> bool:
-    """Tell what `predict` has made: by its name, or, where that may be anything, by its tags."""
+    """Return whether `predict` has made a file: by its name, else by its tags."""
     stem = path.removesuffix(LOOK).removesuffix(".tif")
     if stem == path:
         return False
-    made = Path(f"{stem}.tif")
-    if made.name.endswith((SUFFIX, SHARES, SOFT, SURE)):
+    raster = Path(f"{stem}.tif")
+    if raster.name.endswith((SUFFIX, SHARES, SOFT, SURE)):
         return True
-    return "." in made.stem[1:] and made.is_file() and is_ours(made)
+    return "." in raster.stem[1:] and raster.is_file() and is_ours(raster)
+
+
+def parse_shard(text: str | None) -> tuple[int, int]:
+    """Read `I/N` of `--shard`; 0/1 when None.
+
+    Raises:
+        RssegError: It is not I/N with 0 <= I < N.
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", "0/1" if text is None else text)
+    index, count = map(int, match.groups()) if match else (0, 0)
+    if index >= count:
+        raise RssegError(
+            f"--shard {text} is not I/N with I from 0 to N - 1",
+            where="--shard",
+            fix="--shard 0/4 for the first of four jobs, --shard 3/4 for the last",
+        )
+    return index, count
+
+
+def choose_shard(scenes: Sequence[str], shard: tuple[int, int]) -> list[str]:
+    """Choose one of several disjoint shares that together have all scenes.
+
+    Scenes are dealt out in turn, sorted by name. No file is opened: shards in different jobs
+    agree even where one of them cannot read a file.
+    """
+    index, count = shard
+    return sorted(scenes)[index::count]
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where the products of one scene go.
+    """Output paths of one scene.
 
     Attributes:
         map: The class map.
-        polygons: The GeoPackage, None when none is wanted.
+        polygons: The GeoPackage; None without polygons.
     """
 
     map: Path
@@ -74,48 +103,48 @@ class Target:
 
     @property
     def stem(self) -> Path:
-        """The map's path without its suffix, to which those of other maps are added."""
+        """The map's path without its suffix; other maps add theirs."""
         cut = SUFFIX if self.map.name.endswith(SUFFIX) else self.map.suffix
         return self.map.with_name(self.map.name.removesuffix(cut))
 
     def beside(self, suffix: str) -> Path:
-        """Name another map of the same scene."""
+        """Return the path of another map of the same scene."""
         return self.stem.with_name(self.stem.name + suffix)
 
     @property
     def begun(self) -> bool:
-        """Whether the map is there, or an earlier run has begun it."""
+        """Whether the map exists, or an earlier run has begun it."""
         return self.map.exists() or parts_folder(self.map).exists()
 
     def files(self, suffixes: Sequence[str]) -> list[Path]:
-        """List the map, polygons, and maps of the same scene whose names end so."""
-        drawn = [] if self.polygons is None else [self.polygons]
-        return [self.map, *drawn, *map(self.beside, suffixes)]
+        """List the class map, the polygons, and the maps of the same scene with these suffixes."""
+        polygons = [] if self.polygons is None else [self.polygons]
+        return [self.map, *polygons, *map(self.beside, suffixes)]
 
     @property
     def texts(self) -> tuple[Path, ...]:
-        """Texts beside the map that may be another file's: the user has named it."""
+        """Sidecar files that may belong to another file, as the user has named the map."""
         if self.map.name.endswith(SUFFIX):
             return ()
         return self.map.with_suffix(".qml"), self.map.with_suffix(".json")
 
-    def look(self, made: Path) -> Path:
-        """Name the quicklook of a map; never as a scene may be called."""
-        return self.beside(SUFFIX).with_suffix(LOOK) if made == self.map else made.with_suffix(LOOK)
+    def look(self, path: Path) -> Path:
+        """Return the path of a map's quicklook; it never is that of a scene."""
+        return self.beside(SUFFIX).with_suffix(LOOK) if path == self.map else path.with_suffix(LOOK)
 
 
 def place_outputs(
     scenes: Sequence[str], output: Path | None, polygons: Path | None
 ) -> list[Target]:
-    """Say where the map of each scene goes.
+    """Choose the output paths of each scene.
 
     Args:
         scenes: The scenes.
-        output: A file for one scene, else a folder; where the call is made when None.
-        polygons: Likewise for polygons; none when None.
+        output: A file for one scene, else a folder; the working directory when None.
+        polygons: Likewise for polygons; no polygons when None.
 
     Raises:
-        RssegError: Two scenes would have one map, or polygons another format.
+        RssegError: Two scenes would have the same map, or polygons another format.
     """
     single = len(scenes) == 1
     targets = [
@@ -126,7 +155,7 @@ def place_outputs(
         for scene in scenes
     ]
     maps = [target.map for target in targets]
-    twice = {path for path in maps if maps.count(path) > 1}
+    twice = {path for path, times in Counter(maps).items() if times > 1}
     if twice:
         names = [s for s, path in zip(scenes, maps, strict=True) if path in twice]
         raise RssegError(
@@ -153,10 +182,10 @@ def make_folders(targets: Sequence[Target]) -> None:
 
 
 def refuse_replacing(targets: Sequence[Target], suffixes: Sequence[str]) -> None:
-    """Refuse to replace anything that is there.
+    """Refuse to replace existing files.
 
     Raises:
-        OutputExistsError: Something is.
+        OutputExistsError: One exists.
     """
     for target in targets:
         for path in (*target.files(suffixes), *target.texts):
@@ -166,15 +195,15 @@ def refuse_replacing(targets: Sequence[Target], suffixes: Sequence[str]) -> None
 def refuse_scenes(
     scenes: Sequence[str], targets: Sequence[Target], suffixes: Sequence[str]
 ) -> None:
-    """Refuse to put a map where a scene is, whatever may be replaced.
+    """Refuse to replace a scene by a map, even with `overwrite`.
 
     Raises:
-        RssegError: One would go there.
+        RssegError: An output is a scene.
     """
-    places = {Path(scene).resolve() for scene in scenes}
+    inputs = {Path(scene).resolve() for scene in scenes}
     for target in targets:
         for path in target.files(suffixes):
-            if path.resolve() in places:
+            if path.resolve() in inputs:
                 raise RssegError("a map would replace a scene", where=str(path), fix="another -o")
 
 

@@ -1,4 +1,4 @@
-"""What a terminal shows while scenes are mapped."""
+"""Progress of a prediction in the terminal."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from rsseg_cli.predict.clock import Wait
 
 
 class Line:
-    """Lines and a live bar on stderr.
+    """Messages and a progress bar on stderr.
 
     Args:
-        quiet: Show nothing.
+        quiet: Print nothing.
     """
 
     def __init__(self, *, quiet: bool) -> None:
@@ -29,7 +29,7 @@ class Line:
 
     @contextmanager
     def scene(self, pixels: int) -> Iterator[Callable[[int, int, Wait], None]]:
-        """Show one scene's progress; gives what the engine calls."""
+        """Show the progress of one scene; yields the callback for the engine."""
         started = perf_counter()
         with Progress(
             BarColumn(bar_width=30),

@@ -1,65 +1,67 @@
-"""Tells whether what is there was made of the same model, input and options."""
+"""Provenance of maps: whether an existing one has the same model, input and options."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import rasterio
 from rasterio.errors import RasterioError
 
 from rsseg_cli.errors import OutputExistsError
+from rsseg_cli.predict.outputs import Outputs
 
 
-def made_before(path: Path, journal: dict[str, str], overwrite: bool) -> bool:
-    """Tell whether a map is there that the same model and options have made of the same scene.
+def made_before(outputs: Outputs) -> bool:
+    """Return whether the class map exists, made with the same model, input and options.
 
     Raises:
-        OutputExistsError: Something else is there.
+        OutputExistsError: Another file exists and `overwrite` is not set.
     """
-    if not path.exists():
+    if not outputs.map.exists():
         return False
-    same = _journal_of(path) == journal_digest(journal)
-    if not same and not overwrite:
+    same = _journal_of(outputs.map) == journal_digest(outputs.journal or {})
+    if not same and not outputs.overwrite:
         raise OutputExistsError(
-            "the output is there already, of another model, input or options",
-            where=str(path),
+            "the output exists already, of another model, input or options",
+            where=str(outputs.map),
             fix="--overwrite, or another -o",
         )
     return same
 
 
 def is_ours(path: Path) -> bool:
-    """Tell whether a raster was made by `predict`."""
+    """Return whether a raster was made by `predict`."""
     return _journal_of(path) is not None
 
 
 def _journal_of(path: Path) -> str | None:
-    """Read the digest that `predict` leaves in a map; None where it has made none of the file."""
+    """Read the digest that `predict` writes into a map; None for other files."""
     try:
         with rasterio.open(path) as file:
-            found: str | None = file.tags().get("rsseg_journal")
-            return found
+            digest: str | None = file.tags().get("rsseg_journal")
+            return digest
     except RasterioError:
-        return None  # no raster, whatever it is
+        return None  # not a raster
 
 
 def file_digest(path: Path) -> str:
-    """Hash a file."""
+    """Compute the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def journal_digest(journal: dict[str, str]) -> str:
-    """Hash what a map depends on."""
-    return hashlib.sha256(json.dumps(journal, sort_keys=True).encode()).hexdigest()
+def journal_digest(journal: Mapping[str, str]) -> str:
+    """Compute the SHA-256 of what a map depends on."""
+    return hashlib.sha256(json.dumps(dict(journal), sort_keys=True).encode()).hexdigest()
 
 
 def identity(path: str) -> str:
-    """Tell a file from one that has been changed; a remote one by its name only."""
+    """Return what changes with a file: its path, size and time; only the name of a remote one."""
     local = Path(path)
     if not local.exists():
         return path
-    known = local.stat()
-    return f"{local.resolve()}, {known.st_size} bytes, changed {known.st_mtime_ns}"
+    stat = local.stat()
+    return f"{local.resolve()}, {stat.st_size} bytes, changed {stat.st_mtime_ns}"
