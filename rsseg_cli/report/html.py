@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
@@ -34,54 +34,33 @@ from rsseg_cli.report.score_text import (
 )
 from rsseg_cli.report.table import ReportTable
 
+if TYPE_CHECKING:
+    from rsseg_cli.report.report import Report
+
 _FOLDER = Path(__file__).parent
 MOST_ROWS = 1000
 """Scenes in a table of the page; sorting more is slow in a browser."""
 
 
-def to_html(
-    title: str,
-    scores: Scores | None,
-    *,
-    subtitle: str = "",
-    remarks: Sequence[str] = (),
-    records: Sequence[Mapping[str, Any]] = (),
-    pictures: Mapping[str, bytes] | None = None,
-    about: Mapping[str, str] | None = None,
-    config: str = "",
-    when: datetime | None = None,
-) -> str:
-    """Return the page.
-
-    Args:
-        title: Heading.
-        scores: Scores of the run; None for a run without validation.
-        subtitle: What was compared with what.
-        remarks: What a reader should know about this comparison.
-        records: Lines of `metrics.jsonl`.
-        pictures: Caption to PNG.
-        about: Versions, hardware, speed.
-        config: Settings of the run as YAML.
-        when: Time of writing; now when None.
-    """
+def to_html(report: Report, pictures: Mapping[str, bytes]) -> str:
+    """Return the page of a report, with `pictures` as PNG by caption."""
     from rsseg_cli.report.training_charts import training_charts  # matplotlib takes half a second
 
     return render(
         "report.html.j2",
-        when=when,
-        title=title,
-        subtitle=subtitle,
-        scores=scores,
-        **(_scored(scores) if scores else {}),
-        charts=training_charts(records),
-        pictures={name: _data_uri(png) for name, png in (pictures or {}).items()},
-        remarks=remarks,
-        about=about or {},
-        config=config,
+        title=report.title,
+        subtitle=report.subtitle,
+        remarks=report.remarks,
+        scores=report.scores,
+        **(_scored(report.scores) if report.scores else {}),
+        charts=training_charts(report.records),
+        pictures={caption: _data_uri(png) for caption, png in pictures.items()},
+        about=report.about_text,
+        settings=report.settings,
     )
 
 
-def render(template: str, *, when: datetime | None = None, **values: Any) -> str:
+def render(template: str, **values: Any) -> str:
     """Fill a template that extends `base.html.j2`."""
     environment = Environment(
         loader=FileSystemLoader(_FOLDER),
@@ -96,7 +75,7 @@ def render(template: str, *, when: datetime | None = None, **values: Any) -> str
         series_light=SERIES_LIGHT,
         series_dark=SERIES_DARK,
         version=__version__,
-        when=(when or datetime.now().astimezone()).strftime("%Y-%m-%d %H:%M %Z"),
+        when=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
 
 

@@ -16,7 +16,8 @@ from rich.console import Console
 from rsseg_cli.errors import RssegError
 from rsseg_cli.metrics.scores import Scores
 from rsseg_cli.report import terminal
-from rsseg_cli.report.csv_markdown import confusion_csv, to_csv, to_markdown
+from rsseg_cli.report.markdown import to_markdown
+from rsseg_cli.report.score_tables import confusion_table, csv_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,6 +52,16 @@ class Report:
         scores = self.scores.to_json() if self.scores else {}
         return {"title": self.title, **scores, "remarks": list(self.remarks)}
 
+    @property
+    def settings(self) -> str:
+        """The settings of the run as YAML."""
+        return yaml.safe_dump(dict(self.config), sort_keys=False) if self.config else ""
+
+    @property
+    def about_text(self) -> dict[str, str]:
+        """Versions, hardware and speed as text."""
+        return {name: _text(value) for name, value in self.about.items()}
+
     def show(self, console: Console | None = None) -> None:
         """Print the report to a terminal, stdout by default."""
         console = console or Console()
@@ -80,34 +91,14 @@ class Report:
             for caption, picture in self.pictures.items()
         }
         files = _file_names(pngs)
-        config = yaml.safe_dump(dict(self.config), sort_keys=False) if self.config else ""
-        about = {name: _text(value) for name, value in self.about.items()}
         texts = {
-            "report.html": to_html(
-                self.title,
-                self.scores,
-                subtitle=self.subtitle,
-                remarks=self.remarks,
-                records=self.records,
-                pictures=pngs,
-                about=about,
-                config=config,
-            ),
-            "report.md": to_markdown(
-                self.title,
-                self.scores,
-                remarks=self.remarks,
-                about=about,
-                config=config,
-                pictures=files,
-            ),
+            "report.html": to_html(self, pngs),
+            "report.md": to_markdown(self, files),
             "report.json": json.dumps(self._full_json(), indent=1, ensure_ascii=False) + "\n",
         }
         if self.scores:
-            texts |= {
-                "report.csv": to_csv(self.scores),
-                "confusion.csv": confusion_csv(self.scores),
-            }
+            texts["report.csv"] = csv_table(self.scores).to_csv()
+            texts["confusion.csv"] = confusion_table(self.scores, "pixels", unmapped=True).to_csv()
         contents = {name: text.encode("utf-8") for name, text in texts.items()}
         contents |= {files[name]: png for name, png in pngs.items()}
         with writing("the report", folder):

@@ -152,36 +152,31 @@ def csv_table(scores: Scores) -> ReportTable:
 
 
 def _csv_rows(part: str, scores: Scores) -> list[tuple[Cell, ...]]:
+    intervals = scores.intervals
     names = ("iou", "f1", "precision", "recall", "boundary_iou")
     rows = []
     for index, row in enumerate(scores.classes):
-        interval = scores.intervals.iou[index] if scores.intervals else None
-        rows.append(
-            (
-                text_cell(part),
-                count_cell(row.id),
-                text_cell(row.name),
-                *(percent_cell(getattr(row, name)) for name in names),
-                *map(count_cell, (row.pixels, row.predicted, row.unmapped)),
-                *_ends(interval),
-            )
-        )
+        values = [getattr(row, name) for name in names]
+        pixels = (row.pixels, row.predicted, row.unmapped)
+        iou = intervals.iou[index] if intervals else None
+        rows.append(_csv_row(part, count_cell(row.id), row.name, values, pixels, iou))
     means = (scores.miou, scores.f1, None, scores.macc, scores.boundary_miou)
-    predicted = sum(row.predicted for row in scores.classes)
-    mean_row = (
-        text_cell(part),
-        text_cell(""),
-        text_cell("mean"),
-        *map(percent_cell, means),
-        *map(count_cell, (scores.pixels, predicted, scores.unmapped)),
-        *_ends(scores.intervals.scores.get("miou") if scores.intervals else None),
-    )
-    return [*rows, mean_row]
+    pixels = (scores.pixels, sum(row.predicted for row in scores.classes), scores.unmapped)
+    miou = intervals.scores.get("miou") if intervals else None
+    return [*rows, _csv_row(part, text_cell(""), "mean", means, pixels, miou)]
 
 
-def _ends(estimate: Estimate | None) -> Sequence[Cell]:
-    low, high = (None, None) if estimate is None else (estimate.low, estimate.high)
-    return percent_cell(low), percent_cell(high)
+def _csv_row(
+    part: str,
+    number: Cell,
+    name: str,
+    values: Sequence[float | None],
+    pixels: Sequence[int],
+    iou: Estimate | None,
+) -> tuple[Cell, ...]:
+    ends = (None, None) if iou is None else (iou.low, iou.high)
+    scores, counts = map(percent_cell, values), map(count_cell, pixels)
+    return (text_cell(part), number, text_cell(name), *scores, *counts, *map(percent_cell, ends))
 
 
 def fraction(part: int, whole: int) -> float | None:

@@ -13,8 +13,8 @@ from rich.console import Console
 from rsseg_cli.errors import RssegError, UnreadableError
 from rsseg_cli.metrics.scores import Scores
 from rsseg_cli.report import seed_groups
-from rsseg_cli.report.csv_markdown import section
 from rsseg_cli.report.html import render
+from rsseg_cli.report.markdown import section
 from rsseg_cli.report.report import replace_file, writing
 from rsseg_cli.report.seed_groups import ScoredRun, SeedGroup, comparison_tables, group_runs
 from rsseg_cli.report.table import ReportTable, tables_to_csv

@@ -1,8 +1,9 @@
-"""Scores as CSV and Markdown files."""
+"""Reports as Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rsseg_cli.metrics.scores import Scores
 from rsseg_cli.number_format import percent
@@ -10,59 +11,34 @@ from rsseg_cli.report.score_tables import (
     area_table,
     class_table,
     confusion_table,
-    csv_table,
     group_table,
     saliency_table,
 )
 from rsseg_cli.report.score_text import FEW, WORST, area_notes, headline, notes, worst_first
 from rsseg_cli.report.table import ReportTable
 
+if TYPE_CHECKING:
+    from rsseg_cli.report.report import Report
+
 MOST_CLASSES = 16
 """A confusion matrix of more classes is not readable as a Markdown table."""
 
 
-def to_csv(scores: Scores) -> str:
-    """Return one row per class for everything and for each group and scene."""
-    return csv_table(scores).to_csv()
-
-
-def confusion_csv(scores: Scores) -> str:
-    """Return the confusion matrix in pixels: true classes in rows, mapped ones in columns."""
-    return confusion_table(scores, "pixels", unmapped=True).to_csv()
-
-
-def to_markdown(
-    title: str,
-    scores: Scores | None,
-    *,
-    remarks: Sequence[str] = (),
-    about: Mapping[str, str] | None = None,
-    config: str = "",
-    pictures: Mapping[str, str] | None = None,
-) -> str:
-    """Return a report as Markdown.
-
-    Args:
-        title: Heading.
-        scores: Scores of the run; None for a run without validation.
-        remarks: What a reader should know about this comparison.
-        about: Versions, hardware, speed.
-        config: Settings of the run as YAML.
-        pictures: Caption to relative path.
-    """
-    parts = [f"# {title}"]
-    if scores is None:
+def to_markdown(report: Report, pictures: Mapping[str, str]) -> str:
+    """Return a report as Markdown, with `pictures` by caption and relative path."""
+    parts = [f"# {report.title}"]
+    if report.scores is None:
         parts.append("Nothing was validated: there are no scores.")
     else:
-        parts += _scored(scores)
-    if remarks:
-        parts.append("\n".join(f"> {remark}" for remark in remarks))
-    parts += [f"![{name}]({path})" for name, path in (pictures or {}).items()]
-    if about:
-        rows = list(about.items())
+        parts += _scored(report.scores)
+    if report.remarks:
+        parts.append("\n".join(f"> {remark}" for remark in report.remarks))
+    parts += [f"![{caption}]({path})" for caption, path in pictures.items()]
+    if report.about:
+        rows = list(report.about_text.items())
         parts += ["## Run", ReportTable.of_text(("Property", "Value"), rows).to_markdown()]
-    if config:
-        parts += ["## Settings", f"```yaml\n{config.rstrip()}\n```"]
+    if report.config:
+        parts += ["## Settings", f"```yaml\n{report.settings.rstrip()}\n```"]
     return "\n\n".join(parts) + "\n"
 
 
