@@ -14,14 +14,8 @@ from rsseg_cli.layers.recompute import recomputed
 class NormedDeformableAttention(DeformableAttention):
     """Deformable attention with one layer norm for the queries and one for the values.
 
-    Backward recomputes its activations: the samples would take more memory than its result.
-
-    Args:
-        dim: Width D of queries, values and result.
-        inner: Width of the projected values, a multiple of `heads`.
-        levels: Number of feature maps.
-        heads: Attention heads.
-        points: Points per head and level.
+    Takes the arguments of `DeformableAttention`. Backward recomputes the activations: the samples
+    would take far more memory than the result.
     """
 
     def __init__(self, dim: int, *, inner: int, levels: int, heads: int, points: int) -> None:
@@ -37,13 +31,9 @@ class NormedDeformableAttention(DeformableAttention):
         sizes: Sequence[tuple[int, int]],
     ) -> Tensor:
         """Compute the attention as `DeformableAttention.forward` does."""
-        return cast(Tensor, recomputed(self._attend, queries, reference, values, sizes))
+        attend = super().forward
 
-    def _attend(
-        self,
-        queries: Tensor,
-        reference: Tensor,
-        values: Tensor,
-        sizes: Sequence[tuple[int, int]],
-    ) -> Tensor:
-        return super().forward(self.query_norm(queries), reference, self.value_norm(values), sizes)
+        def normed(queries: Tensor, values: Tensor) -> Tensor:
+            return attend(self.query_norm(queries), reference, self.value_norm(values), sizes)
+
+        return cast(Tensor, recomputed(normed, queries, values))
