@@ -1,4 +1,4 @@
-"""How numbers are said."""
+"""Numbers with their noun."""
 
 from __future__ import annotations
 

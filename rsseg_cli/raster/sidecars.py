@@ -1,4 +1,4 @@
-"""How a class map tells GIS software the names and colours of its classes."""
+"""Sidecars of a class map: names and colours for GDAL, QGIS and STAC."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def child(parent: ET.Element, tag: str, text: object = None, **attributes: objec
 
 
 def add_color_table(band: ET.Element, classes: Sequence[Class]) -> None:
-    """Add the colours of the classes to a band of a GDAL virtual raster; others are unseen."""
+    """Add the colours of the classes to a band of a GDAL virtual raster; others are transparent."""
     colors = {one.id: one.color for one in classes}
     table = child(band, "ColorTable")
     for value in range(256):
@@ -162,7 +162,7 @@ def _rfc3339(time: datetime) -> str:
 def _footprint(
     width: int, height: int, crs: rasterio.CRS, transform: rasterio.Affine
 ) -> dict[str, Any] | None:
-    """Outline a map in degrees; None where its CRS has no such place (a site's own, say)."""
+    """Return the outline of a map in degrees, None where its CRS is local."""
     a, b, c, d, e, f = transform[:6]
     corners = [(0, 0), (width, 0), (width, height), (0, height), (0, 0)]
     ring = [(a * x + b * y + c, d * x + e * y + f) for x, y in corners]

@@ -1,4 +1,4 @@
-"""Reads polygons as labels: which class each one is, burned window by window."""
+"""Reads polygons as labels, rasterised window by window."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ def load_polygons(name: str, modified: int, code: LabelCode, wkt: str | None) ->
     Args:
         name: The vector file.
         modified: When it was last changed (ns); a changed file is loaded again.
-        code: How its attributes say classes.
+        code: How its attributes encode classes.
         wkt: CRS of the scene, None when it has none.
 
     Raises:
-        UnreadableError: No vector file, or no polygons in it.
-        RssegError: Unknown attribute or values, or a scene without a place.
+        UnreadableError: The file is not a vector file, or has no polygons.
+        RssegError: Unknown attribute or values, or the scene has no CRS.
     """
     table = read_vector(name)
     indices = _class_of_rows(table, code, name)
@@ -88,7 +88,7 @@ def read_vector(path: str | PathLike[str]) -> Any:
     """Read the polygons of a vector file as a GeoDataFrame.
 
     Raises:
-        UnreadableError: No vector file, or no polygons in it.
+        UnreadableError: The file is not a vector file, or has no polygons.
     """
     import geopandas  # a second of import that raster labels do not need
 

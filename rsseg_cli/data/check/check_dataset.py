@@ -1,4 +1,4 @@
-"""Compares what lies on disk with what is known about a dataset, without stopping at a mistake."""
+"""Checks a dataset on disk against its spec; a mistake does not stop the check."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Count:
 
 @dataclass
 class Check:
-    """What `rsseg data check` says."""
+    """Result of `rsseg data check`."""
 
     name: str
     title: str
@@ -51,12 +51,12 @@ class Check:
         return all(finding.fits is not False for finding in self.findings)
 
     def document(self) -> dict[str, Any]:
-        """Give the machine-readable form."""
+        """Return the machine-readable form."""
         return asdict(self) | {"root": str(self.root), "fits": self.fits}
 
 
 def check(source: Source, *, sample: int) -> Check:
-    """Look at a dataset.
+    """Check a dataset.
 
     Args:
         source: Where it lies.
@@ -88,7 +88,7 @@ def _said(error: RssegError) -> str:
 
 
 def _partners(source: Source, entries: Sequence[ImageEntry]) -> list[Finding]:
-    """Look for images without label and labels without image: a half-downloaded set."""
+    """Find images without label and labels without image: an incomplete download."""
     withheld = [split for split in source.spec.splits.values() if not split.labelled]
     bare = [
         entry.path
@@ -146,7 +146,7 @@ def _count(source: Source, entries: Sequence[ImageEntry]) -> tuple[list[Count], 
 
 
 def _cut(source: Source) -> bool:
-    """Tell whether splits share images and divide their ground."""
+    """Return whether splits share images and divide their pixels."""
     return any(split.box or split.blocks for split in source.spec.splits.values())
 
 
@@ -238,7 +238,7 @@ def _small(places: Sequence[Place]) -> bool:
 
 
 def _placeless(source: Source) -> str:
-    """Say what a missing CRS means, and whether rational polynomials lie beside the images."""
+    """Return what a missing CRS means, and whether there are rational polynomials."""
     if any(True for _ in source.root.rglob("*.rpb")):
         return "maps keep pixel order; warped by the .rpb files they are tens of metres off"
     return "maps keep pixel order (`reader: {crs: ...}` if it is known)"

@@ -1,4 +1,4 @@
-"""Finds the classes of labels nobody has described: ids, colours or attribute values in use."""
+"""Infers the classes of labels from the ids, colours or attribute values in use."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ GREY = (120, 120, 120)
 
 @dataclass(frozen=True)
 class ClassesFound:
-    """Classes as found, in the words of a spec; `remarks` say what was assumed."""
+    """Inferred classes, as settings of a spec; `remarks` list the assumptions."""
 
     classes: tuple[ClassSpec, ...]
     encoding: Encoding = "index"
@@ -157,7 +157,7 @@ def _ids(paths: Sequence[Path], table: dict[int, tuple[int, int, int]]) -> Class
 def _palettes(
     paths: Sequence[Path], tables: Sequence[dict[int, tuple[int, int, int]]]
 ) -> ClassesFound:
-    """Tell classes by colour where the files number the same colours differently."""
+    """Return one class per colour where files number the same colours differently."""
     colors: set[tuple[int, int, int]] = set()
     for path, table in zip(paths, tables, strict=True):
         values, _ = _distinct(path)
@@ -242,7 +242,7 @@ def _single(
 
 
 def _choose_field(shared: Sequence[str], tables: Sequence[Any]) -> str | None:
-    """Choose the attribute that says the class: by name, or the only text that repeats itself."""
+    """Choose the attribute with the class: by name, or the only text with repeated values."""
     for wanted in FIELDS:
         exact = [column for column in shared if column.lower() == wanted]
         partly = [column for column in shared if wanted in column.lower()]
@@ -254,7 +254,7 @@ def _choose_field(shared: Sequence[str], tables: Sequence[Any]) -> str | None:
 
 
 def _repeats(field: str, tables: Sequence[Any]) -> bool:
-    """Tell whether every polygon has a text of its own kind, and kinds are few."""
+    """Return whether every polygon has a text, and few of the texts differ."""
     texts = [value for table in tables for value in table[field]]
     distinct = set(texts)
     worded = all(isinstance(text, str) and not text.lstrip("-").isdigit() for text in texts)

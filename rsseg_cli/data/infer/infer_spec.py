@@ -1,4 +1,4 @@
-"""Makes a spec for a folder that has none, by looking at its images and labels."""
+"""Infers a spec from the images and labels of a folder without `dataset.yaml`."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ COMMON = {3: ("red", "green", "blue"), 4: ("red", "green", "blue", "nir")}
 
 
 def discover(root: Path) -> tuple[DatasetSpec, str]:
-    """Look at the images and labels of a folder.
+    """Infer the spec of a folder from its images and labels.
 
     Returns:
-        The spec, and a remark that says what was found and what was assumed.
+        The spec, and a remark about what was found and what was assumed.
 
     Raises:
-        RssegError: No layout that we know, or several; unreadable files; or labels whose classes
-            cannot be told.
+        RssegError: There is no known layout, or several; a file is unreadable; or the classes of
+            the labels are ambiguous.
     """
     layout = find_layout(root)
     images, labels = layout.images, layout.labels
@@ -68,7 +68,7 @@ def discover(root: Path) -> tuple[DatasetSpec, str]:
 
 
 def name_bands(scene: Scene) -> tuple[tuple[BandSpec, ...], bool]:
-    """Name the bands of a scene from its descriptions, else by their number.
+    """Return the bands of a scene, named by its descriptions, else by their number.
 
     Returns:
         The bands, and whether their order is only assumed.

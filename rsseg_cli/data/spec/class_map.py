@@ -1,4 +1,4 @@
-"""Turns the classes of one dataset into those of another."""
+"""Mapping of the classes of one dataset to those of another."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class ClassMap(Strict):
         """Read a map by file or by the name of a preset.
 
         Raises:
-            RssegError: There is none, or it is no class map.
+            RssegError: The file or preset does not exist, or is not a class map.
         """
         path = Path(text).expanduser()
         if path.suffix.lower() not in (".yaml", ".yml"):

@@ -29,7 +29,7 @@ class DomainBatch(Batch):
         return tuple(count for count in (self.sources, self.size - self.sources) if count)
 
     def cut(self, pieces: int) -> list[Self]:
-        """Cut into equal pieces of both domains, in order."""
+        """Split into equal pieces of both domains, in order."""
         return [replace(piece, sources=self.sources // pieces) for piece in super().cut(pieces)]
 
 

@@ -39,7 +39,7 @@ TORCH_TYPES = {"float64": "float32", "uint32": "float32", "int64": "float32", "u
 
 @dataclass
 class Batch:
-    """Tiles of one size, with what is known about each.
+    """Tiles of one size, with labels and names.
 
     Attributes:
         image: (B, C, H, W) samples in the stored type; missing ones hold the band's mean.
@@ -69,7 +69,7 @@ class Batch:
         return math.gcd(*self.groups)
 
     def cut(self, pieces: int) -> list[Self]:
-        """Cut into equal pieces, in order; `pieces` divides `common`."""
+        """Split into equal pieces, in order; `pieces` divides `common`."""
         if pieces == 1:
             return [self]
         parts = [
@@ -218,7 +218,7 @@ def _pixel(pair: Pair, generator: np.random.Generator) -> tuple[int, int]:
 
 
 def place(pair: Pair, x: int, y: int, side: int, generator: np.random.Generator) -> Window:
-    """Lay a window around a pixel, inside the scene and on usable ground as far as they reach."""
+    """Return a window around a pixel, as far as possible inside the scene and on usable pixels."""
     best, most = None, -1
     for _ in range(PLACEMENTS):
         window = Window(
@@ -259,7 +259,7 @@ def mask_outside(
     valid: NDArray[np.bool_],
     fill: Sequence[float],
 ) -> None:
-    """Blank what lies outside the usable ground: no pixel of another split gets through."""
+    """Mask all pixels outside the usable windows, so that no pixel of another split is read."""
     if pair.regions is None:
         return
     usable = np.zeros(label.shape, np.bool_)
@@ -280,7 +280,7 @@ def mask_outside(
 
 
 def stack(images: Sequence[Samples], labels: Sequence[Labels], pairs: Sequence[Pair]) -> Batch:
-    """Make a batch of samples (C, h, w) and labels (h, w) of one size."""
+    """Build a batch of samples (C, h, w) and labels (h, w) of one size."""
     image = np.stack(images)
     image = image.astype(TORCH_TYPES.get(image.dtype.name, image.dtype.name), copy=False)
     return Batch(
@@ -292,7 +292,7 @@ def stack(images: Sequence[Samples], labels: Sequence[Labels], pairs: Sequence[P
 
 
 def require_alike(parts: Sequence[SourcePairs]) -> None:
-    """Refuse sources whose tiles cannot stand in one batch.
+    """Check that tiles of all sources fit into one batch.
 
     Raises:
         RssegError: They differ in bands, type or classes, or there is no image at all.
