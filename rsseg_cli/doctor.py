@@ -130,5 +130,5 @@ def _data(root: Path | None) -> Iterator[MachineCheck]:
         yield MachineCheck("data", "ok", f"{count} dataset presets, looked for in {root}")
     else:
         yield MachineCheck(
-            "data", "fail", f"{root} is no folder", "check RSSEG_DATA or --data-root"
+            "data", "fail", f"{root} is not a folder", "check RSSEG_DATA or --data-root"
         )

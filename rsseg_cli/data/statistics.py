@@ -82,7 +82,7 @@ def measure(
                 )
     if not moments.count.all():
         raise RssegError(
-            "the training ground holds no valid pixel"
+            "the training images have no valid pixel"
             if not moments.count.any()
             else f"band {int(moments.count.argmin()) + 1} holds no valid pixel",
             where=", ".join(str(pair.image) for pair in pairs[:3]),

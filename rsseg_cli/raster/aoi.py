@@ -128,7 +128,7 @@ def _bend(shape: BaseGeometry, crs: str, scene: Scene) -> Any:
         known = rasterio.CRS.from_user_input(crs)
     except (CRSError, ValueError) as error:
         raise RssegError(
-            f"{crs} is no known CRS", where="--bbox-crs", fix="e.g. EPSG:4326"
+            f"{crs} is not a known CRS", where="--bbox-crs", fix="e.g. EPSG:4326"
         ) from error
     x0, y0, x1, y1 = shape.bounds
     fine = shape.segmentize(max(x1 - x0, y1 - y0) / PIECES)

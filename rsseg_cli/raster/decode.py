@@ -78,8 +78,8 @@ class LabelCode:
         found = {as_text(value): IGNORE for value in self.ignore}
         for index, one in enumerate(self.classes):
             value = self.value(index)
-            said = (one.name, one.id) if value is None else (value,)
-            found |= {as_text(each): index for each in said}
+            texts = (one.name, one.id) if value is None else (value,)
+            found |= {as_text(each): index for each in texts}
         return found
 
 

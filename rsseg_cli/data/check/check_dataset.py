@@ -66,7 +66,7 @@ def check(source: Source, *, sample: int) -> Check:
     try:
         entries = find_entries(source.spec, source.root)
     except RssegError as error:
-        found.findings.append(Finding("files", "readable", _said(error), False, error.fix))
+        found.findings.append(Finding("files", "readable", _message(error), False, error.fix))
         return found
     found.findings += _partners(source, entries)
     found.counts, doubts = _count(source, entries)
@@ -83,7 +83,7 @@ def check(source: Source, *, sample: int) -> Check:
     return found
 
 
-def _said(error: RssegError) -> str:
+def _message(error: RssegError) -> str:
     return error.what + (f" ({error.where})" if error.where else "")
 
 
@@ -129,7 +129,7 @@ def _count(source: Source, entries: Sequence[ImageEntry]) -> tuple[list[Count], 
         try:
             own = [entry for entry in entries if source.admits(split, entry)]
         except RssegError as error:
-            findings.append(Finding(f"split {name}", "listed", _said(error), False, error.fix))
+            findings.append(Finding(f"split {name}", "listed", _message(error), False, error.fix))
             continue
         members[name] = {entry.path for entry in own}
         counts += _by_domain(source, name, own)
@@ -191,7 +191,7 @@ def _places(
         try:
             places[entry.path] = source.opener.place(entry.image)
         except RssegError as error:
-            findings[error.what] = Finding("image", "readable", _said(error), False, error.fix)
+            findings[error.what] = Finding("image", "readable", _message(error), False, error.fix)
     return places, list(findings.values())
 
 

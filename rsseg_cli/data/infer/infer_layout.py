@@ -80,9 +80,9 @@ def find_layout(root: Path) -> Layout:
         return _in_folders(*found[asked_for], remarks)
     if len(found) + len(others) > 1:
         raise RssegError(
-            f"it is not clear where images and labels lie: {', or '.join([*found, *others])}",
+            f"the layout is ambiguous: {', or '.join([*found, *others])}",
             where=str(root),
-            fix="keep one of these, or say it in dataset.yaml (`images`, `pattern` and `labels`)",
+            fix="keep one of these, or set `images`, `pattern` and `labels` in dataset.yaml",
         )
     if others:
         return _side_by_side(root, beside)
@@ -103,7 +103,7 @@ def image_folder(root: Path) -> Path:
     chosen = asked_for or found
     if len(chosen) > 1:
         raise RssegError(
-            f"it is not clear where images lie: {', or '.join(map(str, chosen))}",
+            f"the folder of the images is ambiguous: {', or '.join(map(str, chosen))}",
             where=str(root),
             fix="name one of these folders",
         )
@@ -136,7 +136,7 @@ def _nothing(root: Path, images: Sequence[_Folder]) -> UnreadableError:
         what = f"the folder has images but no labels: {have}"
     else:
         what = (
-            f"the folder is no dataset: no images in {_either(IMAGE_FOLDERS, '{}/')}, "
+            f"the folder is not a dataset: no images in {_either(IMAGE_FOLDERS, '{}/')}, "
             f"and no label beside its image, as a.tif with {_either(ENDINGS, 'a{}.*')}"
         )
     return UnreadableError(
@@ -210,7 +210,7 @@ def _the_ending(labels: _Folder, ended: dict[Path, str]) -> str:
     endings = _endings(ended)
     if len(endings) > 1:
         raise RssegError(
-            f"it is not clear which labels are meant: some end in {', some in '.join(endings)}",
+            f"the labels are ambiguous: some end in {', some in '.join(endings)}",
             where=str(labels.path),
             fix="keep one of these, or list them in `labels` of dataset.yaml",
         )

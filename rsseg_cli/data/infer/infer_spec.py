@@ -73,9 +73,9 @@ def name_bands(scene: Scene) -> tuple[tuple[BandSpec, ...], bool]:
     Returns:
         The bands, and whether their order is only assumed.
     """
-    said = [(text or "").strip().lower() for text in scene.descriptions]
-    if all(said) and len(set(said)) == len(said):
-        return tuple(_band(text) for text in said), False
+    descriptions = [(text or "").strip().lower() for text in scene.descriptions]
+    if all(descriptions) and len(set(descriptions)) == len(descriptions):
+        return tuple(_band(text) for text in descriptions), False
     common = COMMON.get(scene.count) if scene.bands == tuple(range(1, scene.count + 1)) else None
     names = common or [f"band {number}" for number in scene.bands]
     return tuple(_band(name) for name in names), True

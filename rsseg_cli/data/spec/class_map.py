@@ -48,7 +48,7 @@ class ClassMap(Strict):
             raise ValueError(f"name {twice[0]} occurs twice")
         lost = sorted({name for name in self.map.values() if name is not None} - set(names))
         if lost:
-            raise ValueError(f"map leads to {lost[0]}, which is no class of {', '.join(names)}")
+            raise ValueError(f"map leads to {lost[0]}, which is not a class of {', '.join(names)}")
         return self
 
     @classmethod

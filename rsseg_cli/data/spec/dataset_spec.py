@@ -221,9 +221,9 @@ class DatasetSpec(Strict):
         both = sorted(unmapped & {one for one in self.ignore if isinstance(one, int)})
         found += [f"id {both[0]} is both a class and ignored"] if both else []
         lost = sorted(set(self.remap.values()) - set(ids))
-        found += [f"remap leads to id {lost[0]}, which is no class"] if lost else []
+        found += [f"remap leads to id {lost[0]}, which is not a class"] if lost else []
         if self.background not in (None, "ignore", *names):
-            found.append(f"background: {self.background} is no class (of {', '.join(names)})")
+            found.append(f"background: {self.background} is not a class (of {', '.join(names)})")
         if self.encoding == "threshold" and len(self.classes) != 2:
             found.append("encoding threshold needs exactly two classes")
         if self.norm and {len(self.norm.mean), len(self.norm.std)} != {len(self.bands)}:

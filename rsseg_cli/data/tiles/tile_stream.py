@@ -152,7 +152,7 @@ class TileStream(Dataset[Batch]):
         self._ground = [(opener, pair) for opener, pairs in parts for pair in pairs]
         areas = np.array([pair.area for _, pair in self._ground], np.float64)
         if not areas.sum():
-            raise RssegError("there is no ground to draw tiles from")
+            raise RssegError("there are no pixels to draw tiles from")
         self._chances = areas / areas.sum()
         self._striped = np.array([_is_striped(pair, tile) for _, pair in self._ground])
         self._fill = bands.mean
