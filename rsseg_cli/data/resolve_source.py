@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from rsseg_cli import presets
-from rsseg_cli.data.infer.infer_spec import discover
+from rsseg_cli.data.infer.infer_spec import infer_spec
 from rsseg_cli.data.spec.dataset_spec import DatasetSpec
 from rsseg_cli.data.spec.layout import glob_files
 from rsseg_cli.errors import UnreadableError
@@ -42,7 +42,7 @@ def find_dataset(name: str, data_root: Path | None) -> tuple[DatasetSpec, Path, 
     if path.is_dir():
         written = path / SPEC_FILE
         if not written.is_file():
-            spec, remark = discover(path)
+            spec, remark = infer_spec(path)
             return spec, path, remark
         spec = presets.read(written).parse(DatasetSpec)
         return spec, path / spec.root, ""

@@ -128,7 +128,7 @@ def _write_scene(
 
 
 def _write_polygons(path: Path, labels: NDArray[np.uint8], transform: rasterio.Affine) -> None:
-    names = {one.id: one.name for one in CLASSES}
+    names = {cls.id: cls.name for cls in CLASSES}
     found = [
         (shape(polygon), names[int(value)])
         for polygon, value in shapes(labels, mask=labels != NODATA, transform=transform)

@@ -29,7 +29,7 @@ _TAG = "classes"
 
 def classes_tag(classes: Sequence[Class]) -> dict[str, str]:
     """Return a tag with the classes of a probability map; GDAL has no other place for them."""
-    return {_TAG: json.dumps([asdict(one) for one in classes])}
+    return {_TAG: json.dumps([asdict(cls) for cls in classes])}
 
 
 def _from_tag(path: str | PathLike[str]) -> list[Class]:

@@ -56,29 +56,29 @@ class LabelCode:
 
     def ids(self) -> dict[int, int]:
         """Map ids in a file to class indices, `IGNORE` for ignored ids."""
-        index_of = {one.id: index for index, one in enumerate(self.classes)}
+        index_of = {cls.id: index for index, cls in enumerate(self.classes)}
         ignored = {value: IGNORE for value in self.ignore if isinstance(value, int)}
         remapped = {theirs: index_of[ours] for theirs, ours in self.remap}
         own = {
-            value if isinstance(value := self.value(index), int) else one.id: index
-            for index, one in enumerate(self.classes)
+            value if isinstance(value := self.value(index), int) else cls.id: index
+            for index, cls in enumerate(self.classes)
         }
         return own | ignored | remapped
 
     def colors(self) -> dict[Color, int]:
         """Map colours in a file to class indices, `IGNORE` for ignored colours."""
         found = {value: IGNORE for value in self.ignore if isinstance(value, tuple)}
-        for index, one in enumerate(self.classes):
+        for index, cls in enumerate(self.classes):
             value = self.value(index)
-            found[value if isinstance(value, tuple) else one.color] = index
+            found[value if isinstance(value, tuple) else cls.color] = index
         return found
 
     def attributes(self) -> dict[str, int]:
         """Map attribute values (as text) to class indices, `IGNORE` for ignored values."""
         found = {as_text(value): IGNORE for value in self.ignore}
-        for index, one in enumerate(self.classes):
+        for index, cls in enumerate(self.classes):
             value = self.value(index)
-            texts = (one.name, one.id) if value is None else (value,)
+            texts = (cls.name, cls.id) if value is None else (value,)
             found |= {as_text(each): index for each in texts}
         return found
 

@@ -283,7 +283,7 @@ class _Drawing:
     count: int = 0
 
     def __post_init__(self) -> None:
-        self._names = {one.id: one.name for one in self.classes}
+        self._names = {cls.id: cls.name for cls in self.classes}
         self._batch: list[Patch] = []
 
     def add(self, patch: Patch) -> None:

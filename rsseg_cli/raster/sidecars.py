@@ -46,7 +46,7 @@ def child(parent: ET.Element, tag: str, text: object = None, **attributes: objec
 
 def add_color_table(band: ET.Element, classes: Sequence[Class]) -> None:
     """Add the colours of the classes to a band of a GDAL virtual raster; others are transparent."""
-    colors = {one.id: one.color for one in classes}
+    colors = {cls.id: cls.color for cls in classes}
     table = child(band, "ColorTable")
     for value in range(256):
         red, green, blue = colors.get(value, (0, 0, 0))
@@ -55,7 +55,7 @@ def add_color_table(band: ET.Element, classes: Sequence[Class]) -> None:
 
 def add_names(band: ET.Element, classes: Sequence[Class]) -> None:
     """Add category names and a thematic attribute table to a band, as GDAL spells them."""
-    names = {one.id: one.name for one in classes}
+    names = {cls.id: cls.name for cls in classes}
     categories = child(band, "CategoryNames")
     for value in range(max(names) + 1):
         child(categories, "Category", names.get(value, ""))
@@ -65,9 +65,9 @@ def add_names(band: ET.Element, classes: Sequence[Class]) -> None:
         child(column, "Name", name)
         child(column, "Type", kind)
         child(column, "Usage", usage)
-    for index, one in enumerate(classes):
+    for index, cls in enumerate(classes):
         row = child(table, "Row", index=index)
-        cells: tuple[object, ...] = (one.id, one.name, *one.color)
+        cells: tuple[object, ...] = (cls.id, cls.name, *cls.color)
         for cell in cells:
             child(row, "F", cell)
 
@@ -97,9 +97,9 @@ def qgis_style(classes: Sequence[Class]) -> str:
         child(root, "pipe"), "rasterrenderer", type="paletted", band=1, opacity=1, alphaBand=-1
     )
     palette = child(renderer, "colorPalette")
-    for one in classes:
-        color = "#{:02x}{:02x}{:02x}".format(*one.color)
-        child(palette, "paletteEntry", value=one.id, label=one.name, color=color, alpha=255)
+    for cls in classes:
+        color = "#{:02x}{:02x}{:02x}".format(*cls.color)
+        child(palette, "paletteEntry", value=cls.id, label=cls.name, color=color, alpha=255)
     return "<!DOCTYPE qgis>\n" + ET.tostring(root, encoding="unicode")
 
 
@@ -179,11 +179,11 @@ def _footprint(
 def _classification(classes: Sequence[Class]) -> list[dict[str, Any]]:
     described: list[dict[str, Any]] = [
         {
-            "value": one.id,
-            "name": re.sub(r"[^0-9A-Za-z_-]", "_", one.name),
-            "title": one.name,
-            "color_hint": "{:02X}{:02X}{:02X}".format(*one.color),
+            "value": cls.id,
+            "name": re.sub(r"[^0-9A-Za-z_-]", "_", cls.name),
+            "title": cls.name,
+            "color_hint": "{:02X}{:02X}{:02X}".format(*cls.color),
         }
-        for one in classes
+        for cls in classes
     ]
     return [*described, {"value": IGNORE, "name": "nodata", "nodata": True}]

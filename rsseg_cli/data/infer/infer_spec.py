@@ -23,7 +23,7 @@ COMMON = {3: ("red", "green", "blue"), 4: ("red", "green", "blue", "nir")}
 """Order that is assumed where files do not name their bands."""
 
 
-def discover(root: Path) -> tuple[DatasetSpec, str]:
+def infer_spec(root: Path) -> tuple[DatasetSpec, str]:
     """Infer the spec of a folder from its images and labels.
 
     Returns:

@@ -42,7 +42,7 @@ class ClassMap(Strict):
 
     @model_validator(mode="after")
     def _leads_somewhere(self) -> ClassMap:
-        names = [one.name for one in self.classes]
+        names = [cls.name for cls in self.classes]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"name {twice[0]} occurs twice")
@@ -65,7 +65,7 @@ class ClassMap(Strict):
 
     def class_list(self) -> list[Class]:
         """List the classes that come out."""
-        return [Class(one.id, one.name, one.color) for one in self.classes]
+        return [Class(cls.id, cls.name, cls.color) for cls in self.classes]
 
     def fit(self, classes: Sequence[Class], *, where: str) -> Merge:
         """Apply the map to a class list.
@@ -77,7 +77,7 @@ class ClassMap(Strict):
         Raises:
             RssegError: A class is not mapped, or the map names one that is not there.
         """
-        names = [one.name for one in classes]
+        names = [cls.name for cls in classes]
         strange = [name for name in self.map if name not in names]
         if strange:
             raise unknown("class", strange[0], names, where=f"map, for {where}")
@@ -88,7 +88,7 @@ class ClassMap(Strict):
                 where=f"map, for {where}",
                 fix="a line for each: `name: other name`, or `name: null` for none",
             )
-        place = {one.name: index for index, one in enumerate(self.classes)}
+        place = {cls.name: index for index, cls in enumerate(self.classes)}
         targets = [self.map[name] for name in names]
         table = tuple(IGNORE if target is None else place[target] for target in targets)
         return Merge(tuple(self.class_list()), table)

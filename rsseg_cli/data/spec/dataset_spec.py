@@ -211,7 +211,7 @@ class DatasetSpec(Strict):
 
     def _class_complaints(self) -> list[str]:
         found = []
-        ids, names = [one.id for one in self.classes], [one.name for one in self.classes]
+        ids, names = [cls.id for cls in self.classes], [cls.name for cls in self.classes]
         bands = [one.name for one in self.bands]
         for what, given in (("id", [str(one) for one in ids]), ("name", names), ("band", bands)):
             twice = sorted({one for one in given if given.count(one) > 1})
@@ -255,13 +255,13 @@ class DatasetSpec(Strict):
 
     def class_list(self) -> list[Class]:
         """List the classes; a label index is a place in this list."""
-        return [Class(one.id, one.name, one.color) for one in self.classes]
+        return [Class(cls.id, cls.name, cls.color) for cls in self.classes]
 
     def code(self) -> LabelCode:
         """Return the encoding of the labels."""
         return LabelCode(
             classes=tuple(self.class_list()),
-            values=tuple(one.value for one in self.classes),
+            values=tuple(cls.value for cls in self.classes),
             encoding=self.encoding,
             ignore=self.ignore,
             remap=tuple(sorted(self.remap.items())),
@@ -272,7 +272,7 @@ class DatasetSpec(Strict):
         )
 
     def _background(self) -> int | None:
-        names = [one.name for one in self.classes]
+        names = [cls.name for cls in self.classes]
         if self.background is None:
             alone = len(names) == 2 and "background" in names
             return names.index("background") if alone else None
