@@ -1,4 +1,4 @@
-"""What a class is: a number in a map, a name and a colour."""
+"""Classes: the number in a map, a name and a colour."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def hex_color(color: tuple[int, int, int]) -> str:
 
 
 def default_color(index: int) -> tuple[int, int, int]:
-    """Give the `index`-th colour of an endless palette whose neighbours differ (golden angle)."""
+    """Return the `index`-th colour of an endless palette whose neighbours differ (golden angle)."""
     hue = (0.11 + index * 0.61803398875) % 1.0
     value = (0.85, 0.65, 0.95)[index % 3]
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.65, value)

@@ -1,4 +1,4 @@
-"""Looks at the machine: what rsseg needs, what is there, and the fix for what is not."""
+"""Checks of the machine: packages, GPU, GDAL, caches, disk and data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NEEDED_GB = 5.0
 
 @dataclass(frozen=True)
 class MachineCheck:
-    """One thing that was looked at."""
+    """Result of one check of the machine."""
 
     subject: str
     state: Literal["ok", "warn", "fail"]
@@ -27,12 +27,12 @@ class MachineCheck:
     fix: str = ""
 
     def to_json(self) -> dict[str, str]:
-        """Give the machine-readable form."""
+        """Return the machine-readable form."""
         return asdict(self)
 
 
 def examine(*, data_root: Path | None, runs: Path) -> list[MachineCheck]:
-    """Look at everything; nothing is changed."""
+    """Run all checks; nothing is changed."""
     return [
         MachineCheck("rsseg", "ok", __version__),
         *_torch(),
@@ -130,5 +130,5 @@ def _data(root: Path | None) -> Iterator[MachineCheck]:
         yield MachineCheck("data", "ok", f"{count} dataset presets, looked for in {root}")
     else:
         yield MachineCheck(
-            "data", "fail", f"{root} is no folder", "check RSSEG_DATA or --data-root"
+            "data", "fail", f"{root} is not a folder", "check RSSEG_DATA or --data-root"
         )

@@ -1,4 +1,4 @@
-"""What can go wrong on the user's side, and how it is said."""
+"""Errors and warnings for users, and exit codes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class RssegError(Exception):
     """A mistake that the user can fix.
 
     Args:
-        what: One sentence that says what is wrong.
+        what: The problem, in one sentence.
         where: The file, setting or command it was found in.
         fix: What to try.
     """
@@ -37,7 +37,7 @@ class RssegError(Exception):
 
 
 class OutputExistsError(RssegError):
-    """A file with the output's name is there and `--overwrite` was not given."""
+    """The output file exists and `--overwrite` was not given."""
 
 
 class UnreadableError(RssegError):
@@ -45,7 +45,7 @@ class UnreadableError(RssegError):
 
 
 class Interrupted(RssegError):
-    """The run was stopped from outside and can be resumed."""
+    """A signal stopped the run, which can be resumed."""
 
     exit_code = INTERRUPTED
     on_all_ranks = True
@@ -58,7 +58,7 @@ class PartialFailure(RssegError):
 
 
 class RssegWarning(UserWarning):
-    """Something works, but perhaps not as the user thinks."""
+    """A result may differ from what the user expects."""
 
 
 def unknown(kind: str, name: str, choices: Iterable[str], *, where: str = "") -> RssegError:

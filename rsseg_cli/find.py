@@ -1,4 +1,4 @@
-"""Finds a part by its name: the one class of its kind in `<package>/<name>.py`."""
+"""Finds methods, heads and backbones by name: the one class of its kind in a file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @cache
 def names(package: str) -> tuple[str, ...]:
-    """List the parts of `package` ("methods", "heads", "backbones") by file name."""
+    """List the public modules of `package` ("methods", "heads", "backbones")."""
     folder = Path(__file__).parent / package
     return tuple(sorted(path.stem for path in folder.glob("*.py") if path.stem[0] != "_"))
 
@@ -25,7 +25,7 @@ def names(package: str) -> tuple[str, ...]:
 def backbone_names() -> tuple[str, ...]:
     """List every backbone, `family_size`, from the families' files without running them.
 
-    That is for completion, which has no time to import torch.
+    Shell completion uses this: importing torch would take too long.
     """
     found = []
     for family in names("backbones"):
@@ -38,10 +38,10 @@ def backbone_names() -> tuple[str, ...]:
 
 
 def find(package: str, name: str, kind: type[T], *, where: str = "") -> type[T]:
-    """Find the one subclass of `kind` defined in `<package>/<name>.py`.
+    """Return the one subclass of `kind` defined in `<package>/<name>.py`.
 
     Raises:
-        RssegError: No such file; the nearest names are listed.
+        RssegError: There is no such file; the nearest names are listed.
     """
     if name not in names(package):
         raise unknown(package.removesuffix("s"), name, names(package), where=where)

@@ -1,4 +1,4 @@
-"""Plain data: what a record holds, and settings that are checked as they are made."""
+"""Base class of settings, and the type of JSON values."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | Non
 
 
 class Strict(BaseModel):
-    """Base of every settings class: an unknown key is an error, a made object does not change."""
+    """Base of every settings class: unknown keys are errors, and instances are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -112,7 +112,7 @@ def test_what_can_be_read_in_two_ways_is_refused(
 ) -> None:
     for path in paths:
         label(tmp_path, f"{path}.tif")
-    with pytest.raises(RssegError, match="it is not clear") as refused:
+    with pytest.raises(RssegError, match="ambiguous") as refused:
         Source.locate(str(tmp_path))
     assert re.search(said, f"{refused.value.where} {refused.value.what}")
 
@@ -273,7 +273,8 @@ def test_attributes_that_were_not_chosen_are_told(tmp_path: Path) -> None:
     image(tmp_path, "images/a.tif")
     polygons(tmp_path, "labels/a.gpkg", x=["b", "a"] * 2, y=["c", "d"] * 2)
     assert (
-        "`field: NAME` if one of these tells classes: x, y." in Source.locate(str(tmp_path)).remark
+        "`field: NAME` if one of these holds the classes: x, y."
+        in Source.locate(str(tmp_path)).remark
     )
 
 

@@ -62,7 +62,7 @@ def test_background_of_three_classes_is_no_class_by_default() -> None:
         ("pattern: '('", "not a regular expression", "line 8"),
         ("ignore: [4]", "id 4 is both a class and ignored", ""),
         ("remap: {1: 3}", "remap leads to id 3", ""),
-        ("background: sea", "background: sea is no class", ""),
+        ("background: sea", "background: sea is not a class", ""),
         ("norm: {mean: [1], std: [1]}", "norm needs one mean", ""),
         ("norm: {mean: [1, 1], std: [1, 0]}", "norm.std.1", "line 8"),
         ("encoding: png", "encoding", "line 8"),

@@ -76,14 +76,14 @@ class Pair:
 
 @dataclass(frozen=True)
 class Opener:
-    """How the files of one source are opened.
+    """Opens the files of one source.
 
     Attributes:
         bands: File bands from 1, in the order that models see.
         reader: Margins, CRS and nodata of image files.
-        code: How labels say classes.
-        merge: What becomes of these classes; None: they stay.
-        align: Read raster labels on the image's grid wherever they lie, nearest neighbour.
+        code: How labels encode classes.
+        merge: Merges these classes; None: they stay.
+        align: Resample raster labels to the image's grid, nearest neighbour.
     """
 
     bands: tuple[int, ...]
@@ -111,7 +111,7 @@ class Opener:
         )
 
     def place(self, path: Path) -> Place:
-        """Look up size and position of an image."""
+        """Read size and position of an image."""
         with self.scene(path) as scene:
             crs = rasterio.CRS.from_user_input(self.reader.crs) if self.reader.crs else scene.crs
             return Place(

@@ -1,4 +1,4 @@
-"""From the text behind `--src` to a spec and the folder of its files."""
+"""Resolves the text of `--src` to a spec and the folder of its files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from rsseg_cli import presets
-from rsseg_cli.data.infer.infer_spec import discover
+from rsseg_cli.data.infer.infer_spec import infer_spec
 from rsseg_cli.data.spec.dataset_spec import DatasetSpec
 from rsseg_cli.data.spec.layout import glob_files
 from rsseg_cli.errors import UnreadableError
@@ -42,7 +42,7 @@ def find_dataset(name: str, data_root: Path | None) -> tuple[DatasetSpec, Path, 
     if path.is_dir():
         written = path / SPEC_FILE
         if not written.is_file():
-            spec, remark = discover(path)
+            spec, remark = infer_spec(path)
             return spec, path, remark
         spec = presets.read(written).parse(DatasetSpec)
         return spec, path / spec.root, ""
@@ -63,7 +63,7 @@ def find_dataset(name: str, data_root: Path | None) -> tuple[DatasetSpec, Path, 
 
 
 def _root_of_preset(spec: DatasetSpec, data_root: Path | None) -> Path:
-    """Look below the data root: in the dataset's own folder, then in the root itself."""
+    """Find a preset's data below the data root: in its own folder, then in the root itself."""
     given = data_root or (Path(os.environ[DATA_VARIABLE]) if DATA_VARIABLE in os.environ else None)
     page = f"; it is at {spec.url}" if spec.url else ""
     if given is None:

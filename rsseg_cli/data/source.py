@@ -1,4 +1,4 @@
-"""A dataset on this machine: what `--src` leads to."""
+"""A dataset on this machine, as given by `--src`."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from rsseg_cli.raster.grid import Window
 
 @dataclass
 class Source:
-    """A dataset's spec and where its files lie, perhaps narrowed to a split and a domain.
+    """A dataset: its spec and the folder of its files, perhaps limited to a split and a domain.
 
     Attributes:
-        spec: What is known about the dataset.
+        spec: Description of the dataset.
         root: Folder that the spec's paths are relative to.
         split: Split asked for, None: whatever the command is about.
         domain: Domain asked for, None: all.
@@ -81,13 +81,13 @@ class Source:
 
     @property
     def opener(self) -> Opener:
-        """How its files are opened."""
+        """Opener of its files."""
         spec = self.spec
         return Opener(spec.file_bands, spec.reader, spec.code(), self.merge, spec.align)
 
     @property
     def splits(self) -> dict[str, Split]:
-        """The splits that can be asked for: the spec's own, and always a `train` and a `val`.
+        """The available splits: the spec's own, and always a `train` and a `val`.
 
         Where the spec has no `val`, blocks of the training ground are held back for it. They are
         the same in every run, so that `NAME:val` is never ground that a model has learnt.
@@ -225,14 +225,14 @@ class Source:
         return [pair for pair in cut if pair is not None]
 
     def admits(self, split: Split, entry: ImageEntry) -> bool:
-        """Tell whether an image is in a split, whatever ground of it."""
+        """Return whether any part of an image is in a split."""
         whole = [self.splits[other] for other in split.exclude if not _cuts(self.splits[other])]
         return selects(split, entry, self.root) and not any(
             selects(other, entry, self.root) for other in whole
         )
 
     def _deal(self) -> SplitPlan:
-        """Deal out blocks of all ground to the splits that ask for some, once."""
+        """Assign blocks of all scenes to the splits with a fraction, once."""
         if self._plan is None:
             asking = {name: each for name, each in self.splits.items() if each.blocks}
             counted = [
@@ -249,11 +249,11 @@ class Source:
         return sorted({name for entry in self.entries() for name in self._domains(entry)})
 
     def domain_of(self, entry: ImageEntry) -> str | None:
-        """Name the domain that an image counts for."""
+        """Return the domain of an image."""
         return next(self._domains(entry), None)
 
     def _domains(self, entry: ImageEntry) -> Iterator[str]:
-        """Name the domains of an image: those of the spec first, then that in its path."""
+        """List the domains of an image: those of the spec first, then that in its path."""
         for name, selection in self.spec.domains.items():
             if selects(selection, entry, self.root):
                 yield name
@@ -295,12 +295,12 @@ class Source:
 
 
 def _cuts(split: Split) -> bool:
-    """Tell whether a split takes part of the ground rather than whole images."""
+    """Return whether a split uses parts of images rather than whole ones."""
     return split.box is not None or split.blocks is not None
 
 
 def _check_alike(pairs: Sequence[Pair], spec: DatasetSpec) -> None:
-    """Refuse images whose bands or types differ from the spec's, or from one another's."""
+    """Check that images have the bands and type of the spec, and of each other."""
     first = pairs[0].place
     for place in (pair.place for pair in pairs):
         if place.bands != first.bands:

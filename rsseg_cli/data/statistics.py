@@ -39,7 +39,7 @@ class Moments:
         return cls(np.zeros(bands), np.zeros(bands), np.zeros(bands))
 
     def add(self, samples: NDArray[np.float64], there: NDArray[np.bool_]) -> None:
-        """Add samples (C, n) of which those marked `there` (C, n) count."""
+        """Add samples (C, n) where `there` (C, n) is True."""
         count = there.sum(1).astype(np.float64)
         mean = np.where(there, samples, 0.0).sum(1) / np.maximum(count, 1)
         spread = np.where(there, (samples - mean[:, None]) ** 2, 0.0).sum(1)
@@ -82,7 +82,7 @@ def measure(
                 )
     if not moments.count.all():
         raise RssegError(
-            "the training ground holds no valid pixel"
+            "the training images have no valid pixel"
             if not moments.count.any()
             else f"band {int(moments.count.argmin()) + 1} holds no valid pixel",
             where=", ".join(str(pair.image) for pair in pairs[:3]),
@@ -94,7 +94,7 @@ def measure(
 
 
 def _sampled(pairs: Sequence[Pair], most: int | None) -> list[tuple[Pair, list[Window]]]:
-    """Choose every n-th window of a covering of the usable ground."""
+    """Choose every n-th window of the usable pixels."""
     covering = [(pair, window) for pair in pairs for window in _windows(pair)]
     step = 1 if most is None else max(1, ceil(len(covering) / most))
     # One at random of every `step` neighbours: a fixed stride could walk down a single column.

@@ -1,1 +1,1 @@
-"""A sample made on the spot and the whole job run on it."""
+"""Synthetic sample data, and all steps from training to scores on it."""

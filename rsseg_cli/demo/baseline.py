@@ -13,7 +13,7 @@ from rsseg_cli.metrics.confusion import ConfusionMatrix
 
 
 def nearest_mean(train: CoveringTiles, test: CoveringTiles, classes: Sequence[Class]) -> float:
-    """Learn the means on one ground, classify another, and give the mIoU there."""
+    """Compute class means on `train` and return the mIoU of the nearest mean on `test`."""
     means = _means(train, len(classes))
     matrix = ConfusionMatrix(classes)
     for number in range(len(test)):

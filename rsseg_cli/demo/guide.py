@@ -49,7 +49,7 @@ BANDS_SHOWN = (4, 3, 2)
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo leaves and finds; the keys of `demo --json`."""
+    """Files and scores of the demo; the keys of `demo --json`."""
 
     map: str
     report: str
@@ -59,7 +59,7 @@ class Demo:
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
-        """Give the machine-readable form."""
+        """Return the machine-readable form."""
         return asdict(self)
 
     def show(self) -> None:

@@ -1,7 +1,7 @@
-"""Makes a small land-cover sample: two regions that differ in season, haze and texture.
+"""Synthetic land-cover sample: two regions that differ in season, haze and texture.
 
 Spectra of the classes overlap on purpose: lush fields look like forest and dry fields like roofs,
-pixel by pixel. What tells them apart is texture, so a model must look around.
+pixel by pixel. They differ in texture, so a model needs spatial context.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ STREET = np.array([0.080, 0.090, 0.100, 0.130])
 
 @dataclass(frozen=True)
 class Region:
-    """How a region looks.
+    """Appearance of a region.
 
     Attributes:
         name: Also the name of its folder.
@@ -128,7 +128,7 @@ def _write_scene(
 
 
 def _write_polygons(path: Path, labels: NDArray[np.uint8], transform: rasterio.Affine) -> None:
-    names = {one.id: one.name for one in CLASSES}
+    names = {cls.id: cls.name for cls in CLASSES}
     found = [
         (shape(polygon), names[int(value)])
         for polygon, value in shapes(labels, mask=labels != NODATA, transform=transform)
@@ -141,7 +141,7 @@ def _write_polygons(path: Path, labels: NDArray[np.uint8], transform: rasterio.A
 
 
 def _ground(size: tuple[int, int], rng: np.random.Generator) -> tuple[NDArray[np.uint8], Plane]:
-    """Draw class ids (h, w), and for each pixel the random number 0..1 of its field."""
+    """Generate class ids (h, w), and for each pixel the random number 0..1 of its field."""
     parcels = _parcels(size, rng)
     labels = np.full(size, 3, np.uint8)
     wood, town, height = (_noise(size, scale, rng) for scale in (16, 24, 32))
@@ -152,7 +152,7 @@ def _ground(size: tuple[int, int], rng: np.random.Generator) -> tuple[NDArray[np
 
 
 def _parcels(size: tuple[int, int], rng: np.random.Generator) -> Plane:
-    """Cut the ground into fields (a tilted grid of random widths); one number per field."""
+    """Return a tilted grid of fields of random widths; one number per field."""
     rows, columns = np.indices(size).astype(float)
     angle = rng.uniform(-0.5, 0.5)
     along = rows * np.cos(angle) + columns * np.sin(angle) + 1000
@@ -195,7 +195,7 @@ def _blocks(size: tuple[int, int], side: int, rng: np.random.Generator) -> Plane
 
 
 def _noise(size: tuple[int, int], scale: float, rng: np.random.Generator) -> Plane:
-    """Draw Gaussian noise of mean 0 and variance 1, smooth over `scale` pixels."""
+    """Return Gaussian noise of mean 0 and variance 1, smooth over `scale` pixels."""
     spectrum = np.fft.rfft2(rng.standard_normal(size))
     rows, columns = np.fft.fftfreq(size[0])[:, None], np.fft.rfftfreq(size[1])[None]
     smooth = np.fft.irfft2(

@@ -1,4 +1,4 @@
-"""Tells whether two rasters share one grid, and reads labels of another grid on it."""
+"""Comparison of the grids of rasters, and labels resampled to another grid."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TOLERANCE_PX = 0.05
 
 
 def same_grid(one: Placed, other: Placed) -> bool:
-    """Tell whether pixels of two rasters lie on each other; a missing CRS fits every CRS."""
+    """Return whether two rasters have the same pixels; a missing CRS matches every CRS."""
     if (one.width, one.height) != (other.width, other.height):
         return False
     if one.crs is None or other.crs is None:
@@ -32,7 +32,7 @@ def same_grid(one: Placed, other: Placed) -> bool:
 
 
 def describe_grid(place: Placed) -> str:
-    """Put a grid into one line: size, CRS, pixel size and upper left corner."""
+    """Return a grid as one line of text: size, CRS, pixel size and upper left corner."""
     a, b, c, d, e, f = place.transform[:6]
     crs = place.crs.to_string() if place.crs is not None else "no CRS"
     crs = crs if len(crs) < 40 else f"{crs[:36]}..."
@@ -57,7 +57,7 @@ class AlignedLabels:
         self._extent = Window(0, 0, on.width, on.height)
         self._palette = read_palette(path) if code.encoding == "palette" else None
         self._bands = {"rgb": [1, 2, 3], "onehot": code.onehot_bands()}.get(code.encoding, [1])
-        # A nodata tag says "nothing here", but where the class list names the value it wins.
+        # A nodata value that is the id of a class means that class.
         ids = code.ids()
         named = file.nodata is not None and ids.get(int(file.nodata), IGNORE) != IGNORE
         self._warped = WarpedVRT(
@@ -76,8 +76,8 @@ class AlignedLabels:
         """Open a label raster.
 
         Raises:
-            UnreadableError: It is no raster.
-            RssegError: One of the two has no CRS, so that nothing says where it lies.
+            UnreadableError: The file is not a raster.
+            RssegError: One of the two rasters has no CRS.
         """
         name = fspath(path)
         try:

@@ -1,4 +1,4 @@
-"""The part of a scene that is wanted: a box or polygons, in any CRS."""
+"""Area of interest of a scene: a box or polygons, in any CRS."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from rsseg_cli.raster.scene import Scene
 from rsseg_cli.raster.vector_labels import read_vector
 
 PIECES = 64
-"""Into how many pieces a side of a box is cut before it is bent into another CRS."""
+"""Pieces that a side of a box is cut into before it is transformed to another CRS."""
 
 
 @dataclass(frozen=True)
 class Area:
-    """What is wanted of one scene; a pixel is wanted when its centre lies inside.
+    """Area of interest of one scene; a pixel belongs to it when its centre lies inside.
 
     Attributes:
-        box: The smallest window that holds all that is wanted.
+        box: The smallest window that contains the area.
         shapes: Polygons in pixels of the scene.
         tree: Finds the shapes near a window.
     """
@@ -40,10 +40,10 @@ class Area:
 
     @classmethod
     def from_file(cls, path: Path, scene: Scene) -> Area:
-        """Take the polygons of a vector file.
+        """Read the area from the polygons of a vector file.
 
         Raises:
-            RssegError: There are none, or none on the ground of the scene.
+            RssegError: The file has no polygons, or none that touches the scene.
         """
         table = read_vector(path)
         if table.crs is not None and scene.crs is None:
@@ -62,15 +62,15 @@ class Area:
     def from_bounds(
         cls, bounds: tuple[float, float, float, float], scene: Scene, crs: str | None = None
     ) -> Area:
-        """Take a box: least x, least y, greatest x, greatest y.
+        """Build the area from a box: least x, least y, greatest x, greatest y.
 
         Args:
             bounds: The box.
             scene: The scene.
-            crs: What the numbers are in; the CRS of the scene when None.
+            crs: CRS of the box; that of the scene when None.
 
         Raises:
-            RssegError: It is no box, an unknown CRS, or elsewhere.
+            RssegError: The box is empty or outside the scene, or the CRS is unknown.
         """
         where = f"--bbox {','.join(f'{number:g}' for number in bounds)}"
         x0, y0, x1, y1 = bounds
@@ -107,7 +107,7 @@ class Area:
         )
 
     def mask(self, window: Window) -> NDArray[np.bool_]:
-        """Tell which pixels (h, w) of a window are wanted."""
+        """Return which pixels (h, w) of a window are in the area."""
         hits = self.tree.query(box(window.x, window.y, window.right, window.bottom))
         if not hits.size:
             return np.zeros((window.height, window.width), np.bool_)
@@ -121,14 +121,14 @@ class Area:
 
 
 def _bend(shape: BaseGeometry, crs: str, scene: Scene) -> Any:
-    """Bring a box into the CRS of a scene, its sides bent as they are on the ground."""
+    """Transform a box to the CRS of a scene; its sides become curves."""
     import geopandas  # a second of import that few calls need
 
     try:
         known = rasterio.CRS.from_user_input(crs)
     except (CRSError, ValueError) as error:
         raise RssegError(
-            f"{crs} is no known CRS", where="--bbox-crs", fix="e.g. EPSG:4326"
+            f"{crs} is not a known CRS", where="--bbox-crs", fix="e.g. EPSG:4326"
         ) from error
     x0, y0, x1, y1 = shape.bounds
     fine = shape.segmentize(max(x1 - x0, y1 - y0) / PIECES)

@@ -1,9 +1,9 @@
-"""Blends overlapping tiles into finished rows of a map, without ever holding a scene of scores.
+"""Blends overlapping tiles into finished rows of a map; scores of a whole scene are never held.
 
 Each pixel has at most two tiles along either axis (see `grid`). The weights of the two add up to
 one, so nothing needs to be divided at the end, and only what the next tile still needs is kept:
 the ramp beside the last tile, and one ramp below the last row of tiles. A pixel that no other tile
-has a say in goes straight from the model to the map.
+covers goes straight from the model to the map.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ Rows = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Product:
-    """Something that is made of finished class probabilities, pixel by pixel.
+    """A map layer computed from finished class probabilities, pixel by pixel.
 
     Attributes:
         bands: Number of bands that it has.
-        write: Puts what it makes of probabilities (K, h, w) into a uint8 view (bands, h, w).
+        write: Computes the layer of probabilities (K, h, w) into a uint8 view (bands, h, w).
     """
 
     bands: int
@@ -40,7 +40,7 @@ class _Cut:
     """The part of a tile along one axis that matters for a region.
 
     Attributes:
-        use: What the tile has a say in, in pixels of the tile.
+        use: The pixels that the tile contributes to, in pixels of the tile.
         place: Where its finished pixels go, in pixels of the region.
         lead: How many of its first pixels blend with the tile before.
         done: How many pixels are finished once this tile is in; the rest wait for the next.
@@ -57,7 +57,7 @@ class _Cut:
 
 
 class RowBlender:
-    """Takes the tiles of a region in reading order and gives finished rows of its products.
+    """Blends the tiles of a region in reading order and yields finished rows of its products.
 
     Args:
         across: Tiles along the columns of the scene.
@@ -105,7 +105,7 @@ class RowBlender:
         )
 
     def feed(self, row: int, column: int, scores: Tensor | None) -> Iterator[tuple[int, Rows]]:
-        """Take the next tile; once a row of tiles is complete, give the rows it finishes.
+        """Blend the next tile; yield the rows that are finished when a row of tiles is complete.
 
         Args:
             row: Row of the tile, counted over the scene.
@@ -130,7 +130,7 @@ class RowBlender:
             yield self._y + down.place.start, self._finished
 
     def finish(self) -> None:
-        """Make sure that every tile came."""
+        """Check that every tile was fed."""
         missing = next(self._order, None)
         if missing is not None:
             raise ValueError(f"tile {missing} never came")
@@ -142,7 +142,7 @@ class RowBlender:
         )
 
     def _pass(self, down: _Cut, across: _Cut) -> None:
-        """Leave out a tile of which no pixel will show."""
+        """Skip a tile without valid pixels."""
         self._beside = None
         if self._below is not None:
             self._below[:, :, across.place] = 0

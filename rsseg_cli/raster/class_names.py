@@ -1,4 +1,4 @@
-"""Reads which classes a map knows: names and colours that GDAL keeps beside a raster."""
+"""Class names and colours of a map, as GDAL keeps them beside a raster."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _TAG = "classes"
 
 
 def classes_tag(classes: Sequence[Class]) -> dict[str, str]:
-    """Name the classes in a tag of a map of shares, which GDAL has no other place for."""
+    """Return a tag with the classes of a probability map; GDAL has no other place for them."""
     return {_TAG: json.dumps([cls.to_json() for cls in classes])}
 
 
@@ -43,11 +43,11 @@ def _from_tag(path: str | PathLike[str]) -> list[Class]:
 
 
 def read_classes(path: str | PathLike[str]) -> list[Class]:
-    """Read the classes of a map from `<map>.aux.xml`, or from the tag that a soft map has.
+    """Read the classes of a map from `<map>.aux.xml`, or from the tag of a soft map.
 
     Names are those of the raster attribute table, else the category names; colours are those of
-    the table, else of the colour table in the file. A sidecar may well name no class: programs that
-    show a map put its statistics there. None when nothing is said.
+    the table, else of the colour table in the file. A sidecar may name no classes: programs that
+    show a map write its statistics there. The list is then empty.
 
     Raises:
         UnreadableError: The file is not XML.
@@ -75,10 +75,10 @@ def read_classes(path: str | PathLike[str]) -> list[Class]:
 
 
 def classes_in_use(*paths: str | PathLike[str]) -> list[Class]:
-    """Make classes out of the ids that maps hold, in the colours of the first colour table.
+    """Build classes from the ids in maps, in the colours of the first colour table.
 
     Raises:
-        RssegError: A file has several bands, or values that are no class id (0..254).
+        RssegError: A file has several bands, or values that are not class ids (0..254).
     """
     found: set[int] = set()
     for path in paths:

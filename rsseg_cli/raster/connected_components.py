@@ -1,4 +1,4 @@
-"""Finds the patches of a class map: connected pixels of one class, side to side."""
+"""Connected components (patches) of a class map: pixels of one class that share a side."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Numbers = NDArray[np.int32]
 
 
 def label_patches(classes: NDArray[np.uint8]) -> tuple[Numbers, int]:
-    """Number the patches of a map (h, w), those of nodata too.
+    """Label the patches of a map (h, w), including those of nodata.
 
     Pixels of a row that follow each other are one run; runs that touch the run of the same class
     in the next row are one patch.
@@ -39,7 +39,7 @@ def label_patches(classes: NDArray[np.uint8]) -> tuple[Numbers, int]:
 
 
 def sieve_patches(classes: NDArray[np.uint8], least: int) -> NDArray[np.uint8]:
-    """Give patches of fewer than `least` pixels to the neighbour with the longest common border.
+    """Replace patches of fewer than `least` pixels by the neighbour with the longest common border.
 
     Only patches that are large enough themselves count as neighbours, nodata does not, and nodata
     stays. What has no such neighbour stays too. So a patch's fate depends on nothing further than

@@ -1,4 +1,4 @@
-"""From what a label file holds (ids, colours, one-hot bands, attributes) to class indices."""
+"""Decodes the values of labels (ids, colours, one-hot bands, attributes) to class indices."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _UNSEEN = -2
 
 @dataclass(frozen=True)
 class LabelCode:
-    """How labels say classes. A label index is a place in `classes`."""
+    """How labels encode classes. A label index is a position in `classes`."""
 
     classes: tuple[Class, ...]
     values: tuple[Value | None, ...] = ()
-    """Per class what the file says instead of its id or name; empty: nothing else."""
+    """Value of each class in the file where that is not its id or name; may be empty."""
     encoding: Encoding = "index"
     ignore: tuple[Value, ...] = ()
     remap: tuple[tuple[int, int], ...] = ()
@@ -41,7 +41,7 @@ class LabelCode:
     threshold: float = 127.5
 
     def value(self, index: int) -> Value | None:
-        """Return what the file says for a class besides id and name, if anything."""
+        """Return the value of a class in the file, None where it is its id or name."""
         return self.values[index] if self.values else None
 
     def onehot_bands(self) -> list[int]:
@@ -56,30 +56,30 @@ class LabelCode:
 
     def ids(self) -> dict[int, int]:
         """Map ids in a file to class indices, `IGNORE` for ignored ids."""
-        index_of = {one.id: index for index, one in enumerate(self.classes)}
+        index_of = {cls.id: index for index, cls in enumerate(self.classes)}
         ignored = {value: IGNORE for value in self.ignore if isinstance(value, int)}
         remapped = {theirs: index_of[ours] for theirs, ours in self.remap}
         own = {
-            value if isinstance(value := self.value(index), int) else one.id: index
-            for index, one in enumerate(self.classes)
+            value if isinstance(value := self.value(index), int) else cls.id: index
+            for index, cls in enumerate(self.classes)
         }
         return own | ignored | remapped
 
     def colors(self) -> dict[Color, int]:
         """Map colours in a file to class indices, `IGNORE` for ignored colours."""
         found = {value: IGNORE for value in self.ignore if isinstance(value, tuple)}
-        for index, one in enumerate(self.classes):
+        for index, cls in enumerate(self.classes):
             value = self.value(index)
-            found[value if isinstance(value, tuple) else one.color] = index
+            found[value if isinstance(value, tuple) else cls.color] = index
         return found
 
     def attributes(self) -> dict[str, int]:
         """Map attribute values (as text) to class indices, `IGNORE` for ignored values."""
         found = {as_text(value): IGNORE for value in self.ignore}
-        for index, one in enumerate(self.classes):
+        for index, cls in enumerate(self.classes):
             value = self.value(index)
-            said = (one.name, one.id) if value is None else (value,)
-            found |= {as_text(each): index for each in said}
+            texts = (cls.name, cls.id) if value is None else (value,)
+            found |= {as_text(each): index for each in texts}
         return found
 
 
@@ -93,19 +93,19 @@ def as_text(value: object) -> str:
 def decode(
     values: NDArray[Any], valid: NDArray[np.bool_], code: LabelCode, *, where: str
 ) -> Labels:
-    """Turn the values of a label raster into class indices.
+    """Return class indices for the values of a label raster.
 
     Args:
-        values: (bands, h, w) as the file holds them; a palette is applied already.
-        valid: (h, w) False where the file says that it holds nothing.
-        code: How the values are meant.
-        where: What errors call the file.
+        values: (bands, h, w) as stored; a palette is already applied.
+        valid: (h, w) False at nodata.
+        code: How the values encode classes.
+        where: Name of the file in errors.
 
     Returns:
         (h, w) class indices, `IGNORE` where there is none.
 
     Raises:
-        RssegError: Values that are neither a class nor ignored, with the values.
+        RssegError: There are values that are neither a class nor ignored.
     """
     if code.encoding == "onehot":
         labels = _decode_onehot(values, code)
@@ -180,7 +180,7 @@ def _refuse(found: NDArray[Any], code: LabelCode, where: str) -> None:
 
 
 def _decode_onehot(values: NDArray[Any], code: LabelCode) -> Labels:
-    """Take the class whose band is set; the first where several are."""
+    """Return the class whose band is set; the first where several are."""
     labels = np.full(values.shape[1:], IGNORE, np.uint8)
     for index in reversed(range(len(code.classes))):
         labels[values[code.onehot_band(index) - 1] > 0] = index
@@ -188,7 +188,7 @@ def _decode_onehot(values: NDArray[Any], code: LabelCode) -> Labels:
 
 
 class ColorTable:
-    """Which class each of the 2^24 colours is, found when a colour is first seen."""
+    """Class of each of the 2^24 colours, computed when a colour is first seen."""
 
     def __init__(self, code: LabelCode) -> None:
         known = code.colors()

@@ -1,4 +1,4 @@
-"""The windows that cover a scene, and which of them answers for which pixel.
+"""Windows that cover a scene, and the pixels that each of them contributes.
 
 One axis at a time: tiles of one size stand at one stride, as few as cover the axis. What they
 cover beyond it hangs over both ends in equal parts, so that border pixels move towards the inside
@@ -45,13 +45,13 @@ class Window:
         return self.y + self.height
 
     def intersect(self, other: Window) -> Window | None:
-        """Cut out what both windows cover, None when that is nothing."""
+        """Return the intersection of two windows, None when it is empty."""
         x, y = max(self.x, other.x), max(self.y, other.y)
         width, height = min(self.right, other.right) - x, min(self.bottom, other.bottom) - y
         return Window(x, y, width, height) if width > 0 and height > 0 else None
 
     def shift(self, x: int, y: int) -> Window:
-        """Move the window by whole pixels."""
+        """Return the window moved by whole pixels."""
         return Window(self.x + x, self.y + y, self.width, self.height)
 
 
@@ -103,24 +103,24 @@ class Axis:
         return index * self.stride - excess // 2
 
     def begin(self, index: int) -> int:
-        """First pixel of the scene that a tile has a say in; `begin(count)` is the length."""
+        """First pixel of the scene that a tile contributes to; `begin(count)` is the length."""
         if index <= 0:
             return 0
         return self.length if index >= self.count else self.start(index) + self.trim
 
     def end(self, index: int) -> int:
-        """The pixel after the last one that a tile has a say in."""
+        """The pixel after the last one that a tile contributes to."""
         last = index >= self.count - 1
         return self.length if last else self.start(index) + self.tile - self.trim
 
     def touching(self, start: int, stop: int) -> range:
-        """Tiles that have a say in any of the pixels start..stop-1."""
+        """Tiles that contribute to any of the pixels start..stop-1."""
         found = [i for i in range(self.count) if self.begin(i) < stop and self.end(i) > start]
         return range(found[0], found[-1] + 1)
 
 
 def blocks(width: int, height: int, block: tuple[int, int]) -> Iterator[Window]:
-    """Cut a scene into the blocks (height, width) that its file stores, row by row."""
+    """Yield blocks (height, width) that cover a scene, row by row."""
     for y in range(0, height, block[0]):
         for x in range(0, width, block[1]):
             yield Window(x, y, min(block[1], width - x), min(block[0], height - y))

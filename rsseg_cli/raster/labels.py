@@ -24,11 +24,11 @@ VECTOR_SUFFIXES = frozenset({".gpkg", ".geojson", ".json", ".shp", ".fgb", ".kml
 
 
 class Placed(Protocol):
-    """Anything that says which pixels it has and where they lie: a `Scene`, for one."""
+    """Anything with the grid of a raster, such as a `Scene`."""
 
     @property
     def path(self) -> str:
-        """What errors call it."""
+        """Its name in errors."""
 
     @property
     def width(self) -> int:
@@ -48,7 +48,7 @@ class Placed(Protocol):
 
 
 class LabelSource(Protocol):
-    """What a `LabelReader` reads from, always inside the scene."""
+    """The file behind a `LabelReader`, read only inside the scene."""
 
     def read(self, window: Window) -> Labels:
         """Read class indices (h, w), `IGNORE` where there is none."""
@@ -58,7 +58,7 @@ class LabelSource(Protocol):
 
 
 def is_vector(path: str | PathLike[str]) -> bool:
-    """Tell by the suffix whether a label is polygons."""
+    """Return whether a label file holds polygons, by its suffix."""
     return Path(path).suffix.lower() in VECTOR_SUFFIXES
 
 
@@ -68,7 +68,7 @@ class LabelReader:
     Args:
         source: Reads classes on the grid of the scene.
         on: The scene.
-        table: Per class of `source` the index to hand out instead.
+        table: Per class of `source` the index to return instead.
     """
 
     def __init__(self, source: LabelSource, on: Placed, table: Sequence[int] | None = None) -> None:
@@ -93,14 +93,14 @@ class LabelReader:
 
         Args:
             path: A raster of the scene's size, or a vector file.
-            code: How the file says classes.
+            code: How the file encodes classes.
             on: The scene.
-            box: What was cut out of the image's file; a label of the whole file is cut alike.
-            table: Per class of `code` the index to hand out instead.
+            box: Part of the image's file that is used; a label of the whole file is cut alike.
+            table: Per class of `code` the index to return instead.
 
         Raises:
             UnreadableError: No such file, or neither a raster nor a vector.
-            RssegError: Another size or place than the scene; unknown attribute or values.
+            RssegError: Size or position differ from the scene; unknown attribute or values.
         """
         name = fspath(path)
         if not is_vector(name):
@@ -206,7 +206,7 @@ class RasterLabels:
 
 @dataclass
 class _Burned:
-    """Polygons burned into the grid of the scene."""
+    """Polygons rasterised to the grid of the scene."""
 
     polygons: LabelPolygons
     transform: rasterio.Affine
@@ -251,7 +251,7 @@ def read_palette(path: str | PathLike[str]) -> NDArray[np.uint8]:
 
 
 def _is_class(code: LabelCode, value: float, palette: NDArray[np.uint8] | None) -> bool:
-    """Tell whether a value of a raster label is a class by the class list."""
+    """Return whether the class list has a value of a raster label."""
     if code.encoding == "onehot":
         return True
     if code.encoding == "threshold":
@@ -264,7 +264,7 @@ def _is_class(code: LabelCode, value: float, palette: NDArray[np.uint8] | None) 
 
 
 def _check_grid(label: Scene, on: Placed) -> None:
-    """Refuse a label that does not lie pixel on pixel on its scene."""
+    """Check that a label has the grid of its scene."""
     if (label.width, label.height) != (on.width, on.height):
         raise RssegError(
             f"the label has {label.width} x {label.height} pixels, its image "

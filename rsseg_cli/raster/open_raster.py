@@ -1,4 +1,4 @@
-"""Opens raster files, finds what in them is an image, and says what is wrong with them."""
+"""Opens raster files and chooses the bands of the image; errors name the file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rsseg_cli.errors import RssegError, RssegWarning, UnreadableError
 from rsseg_cli.raster.gdal_errors import GDAL_ERRORS, first_line
 
 RAW = "GTIFF_RAW:"
-"""Prefix that makes GDAL hand out a TIFF's samples as stored, without turning CMYK into RGBA."""
+"""Prefix that makes GDAL return a TIFF's samples as stored, without converting CMYK to RGBA."""
 
 
 def open_file(name: str, raw: bool) -> rasterio.DatasetReader:
@@ -38,7 +38,7 @@ def open_file(name: str, raw: bool) -> rasterio.DatasetReader:
 
 @contextmanager
 def readable(name: str) -> Iterator[None]:
-    """Turn GDAL's errors into one that names the file."""
+    """Raise GDAL's errors inside the block as one that names the file."""
     try:
         yield
     except GDAL_ERRORS as error:
@@ -58,7 +58,7 @@ def readable(name: str) -> Iterator[None]:
 def choose_bands(
     file: rasterio.DatasetReader, name: str, bands: Sequence[int] | None, *, warn: bool
 ) -> tuple[tuple[int, ...], int | None]:
-    """Choose the bands to read, and the one that says which pixels are there."""
+    """Choose the bands to read, and that of the mask (0: the dataset's own, None: none)."""
     alpha = _alpha(file, name, warn=warn) if bands is None else None
     if bands is None:
         bands = [band for band in range(1, file.count + 1) if band != alpha]
@@ -78,7 +78,7 @@ def choose_bands(
 
 
 def _alpha(file: rasterio.DatasetReader, name: str, *, warn: bool) -> int | None:
-    """Find the alpha band. GDAL tags the fourth of four 8-bit bands so, whatever it holds."""
+    """Return the alpha band, if any. GDAL tags the fourth of four 8-bit bands as alpha, always."""
     if file.count < 2 or ColorInterp.alpha not in file.colorinterp:
         return None
     band: int = file.colorinterp.index(ColorInterp.alpha) + 1
@@ -94,7 +94,7 @@ def _alpha(file: rasterio.DatasetReader, name: str, *, warn: bool) -> int | None
 
 
 def _is_mask(file: rasterio.DatasetReader, band: int, name: str) -> bool:
-    """Tell whether a band holds nothing but 0 and its largest value, from blocks across it."""
+    """Return whether some blocks of a band hold only 0 and its largest value."""
     height, width = file.block_shapes[band - 1]
     top = np.iinfo(file.dtypes[band - 1]).max if "int" in file.dtypes[band - 1] else 1
     for share in (0.5, 0.0, 0.25, 0.75, 1.0):

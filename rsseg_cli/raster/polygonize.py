@@ -1,4 +1,4 @@
-"""Draws the patches of a class map as polygons, strip by strip and without seams.
+"""Converts the patches of a class map to polygons, strip by strip and without seams.
 
 Patches that reach the lower edge of a strip stay open: their pieces wait for those of the next
 strips. A patch becomes one polygon when nothing can touch it any more. So memory depends on the
@@ -57,7 +57,7 @@ class Patch:
         self.pieces += other.pieces
 
     def whole(self) -> BaseGeometry:
-        """Put the pieces together."""
+        """Return the union of the pieces."""
         return self.pieces[0] if len(self.pieces) == 1 else shapely.unary_union(self.pieces)
 
 
@@ -70,7 +70,7 @@ def draw_polygons(
     sieve: int = 0,
     simplify: float = 0.0,
 ) -> int:
-    """Write the patches of a class map into a GeoPackage, which appears when it is whole.
+    """Write the patches of a class map as polygons into a GeoPackage, atomically.
 
     The layer `classes` has class_id, class_name, area_m2 (map units squared without a CRS in
     known units), pixels, and mean_conf where the confidence is known.
@@ -105,7 +105,7 @@ def draw_polygons(
 
 
 def refuse_other_formats(target: Path) -> None:
-    """Refuse a vector file that is no GeoPackage.
+    """Check that a vector file is a GeoPackage.
 
     Raises:
         RssegError: It has another suffix.
@@ -119,7 +119,7 @@ def refuse_other_formats(target: Path) -> None:
 
 
 def patches_of(source: Path, confidence: Path | None = None, *, sieve: int = 0) -> Iterator[Patch]:
-    """Find the patches of a class map from top to bottom; nodata is none."""
+    """Yield the patches of a class map from top to bottom, without those of nodata."""
     with rasterio.open(source) as file:
         sure = None if confidence is None else rasterio.open(confidence)
         try:
@@ -159,7 +159,7 @@ def _read(file: Any, top: int, bottom: int, sieve: int) -> NDArray[np.uint8]:
 def _measure(
     values: NDArray[np.uint8], numbers: Numbers, count: int, sure: Any, top: int
 ) -> dict[int, Patch]:
-    """Make the patches of a strip, without their outlines."""
+    """Return the patches of a strip, without their outlines."""
     flat = numbers.ravel()
     of_patch = np.zeros(count, np.uint8)
     of_patch[numbers] = values
@@ -249,7 +249,7 @@ class _Grid:
         return cls(file.crs.to_wkt() if file.crs else None, file.transform, area)
 
     def to_ground(self, pixels: NDArray[Any]) -> NDArray[Any]:
-        """Bring points (N, 2) from pixels into the CRS."""
+        """Transform points (N, 2) from pixels to the CRS."""
         a, b, c, d, e, f = self.transform[:6]
         x, y = pixels.T
         return np.stack([a * x + b * y + c, d * x + e * y + f], 1)
@@ -283,11 +283,11 @@ class _Drawing:
     count: int = 0
 
     def __post_init__(self) -> None:
-        self._names = {one.id: one.name for one in self.classes}
+        self._names = {cls.id: cls.name for cls in self.classes}
         self._batch: list[Patch] = []
 
     def add(self, patch: Patch) -> None:
-        """Take a whole patch."""
+        """Add a complete patch."""
         self._batch.append(patch)
         if len(self._batch) == BATCH:
             self._write()
@@ -309,7 +309,7 @@ class _Drawing:
         self._batch = []
 
     def _columns(self) -> tuple[dict[str, Any], NDArray[Any]]:
-        """Make the columns of a batch; its outlines have vertices only where they turn."""
+        """Return the columns and outlines of a batch; collinear vertices are removed."""
         patches = self._batch
         outlines = shapely.simplify(np.array([patch.whole() for patch in patches], object), 0)
         outlines = shapely.transform(outlines, self.grid.to_ground)

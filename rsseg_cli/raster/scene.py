@@ -1,4 +1,4 @@
-"""Opens a scene and reads windows of it, with what is known about missing pixels."""
+"""Opens a scene and reads windows of it, with a mask of valid pixels."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rsseg_cli.raster.open_raster import choose_bands, common_dtype, open_file, 
 class Scene:
     """A georeferenced image in a file: one handle, for one thread.
 
-    Use `Scene.open`. The attributes say what `read` returns; file bands count from 1.
+    Use `Scene.open`. The attributes describe what `read` returns; file bands count from 1.
 
     Attributes:
         path: What was opened, as the user wrote it.
@@ -93,7 +93,7 @@ class Scene:
         name = fspath(path)
         file = open_file(name, raw)
         try:
-            # Some of the header is read only when it is asked for, and may be broken.
+            # Some of the header is read late, and may be broken.
             with readable(name):
                 return cls._of(
                     file, name, bands=bands, nodata=nodata, box=box, fill=fill, warn=warn
@@ -190,8 +190,8 @@ class Scene:
 
         Returns:
             Samples (C, h, w) in the stored type, missing ones replaced by `fill`, and (h, w) True
-            where the pixel is there. A pixel is missing outside the scene, where every band is
-            nodata or not finite, and where a mask or an alpha band says so.
+            where the pixel is valid. It is not outside the scene, where every band is nodata or
+            not finite, and where a mask or an alpha band is 0.
 
         Raises:
             UnreadableError: The file ends or breaks inside the window.
@@ -277,7 +277,7 @@ def _acquired(file: rasterio.DatasetReader) -> datetime | None:
 
 
 def _moved(transform: rasterio.Affine, x: int, y: int) -> rasterio.Affine:
-    """Let a transform start at pixel (x, y); bit-equal for (0, 0)."""
+    """Return a transform with its origin at pixel (x, y); bit-equal for (0, 0)."""
     a, b, c, d, e, f = transform[:6]
     return rasterio.Affine(a, b, a * x + b * y + c, d, e, d * x + e * y + f)
 
@@ -303,7 +303,7 @@ def _cast(fill: Sequence[float], dtype: np.dtype[Any], count: int) -> NDArray[An
 
 
 def _warn_of_place(file: rasterio.DatasetReader, name: str) -> None:
-    """Warn when nothing says where the scene lies."""
+    """Warn about a scene without a CRS."""
     if file.crs is not None:
         return
     points, _ = file.gcps

@@ -1,4 +1,4 @@
-"""How a class map tells GIS software the names and colours of its classes."""
+"""Sidecars of a class map: names and colours for GDAL, QGIS and STAC."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def child(parent: ET.Element, tag: str, text: object = None, **attributes: objec
 
 
 def add_color_table(band: ET.Element, classes: Sequence[Class]) -> None:
-    """Add the colours of the classes to a band of a GDAL virtual raster; others are unseen."""
-    colors = {one.id: one.color for one in classes}
+    """Add the colours of the classes to a band of a GDAL virtual raster; others are transparent."""
+    colors = {cls.id: cls.color for cls in classes}
     table = child(band, "ColorTable")
     for value in range(256):
         red, green, blue = colors.get(value, (0, 0, 0))
@@ -55,7 +55,7 @@ def add_color_table(band: ET.Element, classes: Sequence[Class]) -> None:
 
 def add_names(band: ET.Element, classes: Sequence[Class]) -> None:
     """Add category names and a thematic attribute table to a band, as GDAL spells them."""
-    names = {one.id: one.name for one in classes}
+    names = {cls.id: cls.name for cls in classes}
     categories = child(band, "CategoryNames")
     for value in range(max(names) + 1):
         child(categories, "Category", names.get(value, ""))
@@ -65,9 +65,9 @@ def add_names(band: ET.Element, classes: Sequence[Class]) -> None:
         child(column, "Name", name)
         child(column, "Type", kind)
         child(column, "Usage", usage)
-    for index, one in enumerate(classes):
+    for index, cls in enumerate(classes):
         row = child(table, "Row", index=index)
-        cells: tuple[object, ...] = (one.id, one.name, *one.color)
+        cells: tuple[object, ...] = (cls.id, cls.name, *cls.color)
         for cell in cells:
             child(row, "F", cell)
 
@@ -97,15 +97,9 @@ def qgis_style(classes: Sequence[Class]) -> str:
         child(root, "pipe"), "rasterrenderer", type="paletted", band=1, opacity=1, alphaBand=-1
     )
     palette = child(renderer, "colorPalette")
-    for one in classes:
-        child(
-            palette,
-            "paletteEntry",
-            value=one.id,
-            label=one.name,
-            color=one.hex_color,
-            alpha=255,
-        )
+    for cls in classes:
+        color = cls.hex_color
+        child(palette, "paletteEntry", value=cls.id, label=cls.name, color=color, alpha=255)
     return "<!DOCTYPE qgis>\n" + ET.tostring(root, encoding="unicode")
 
 
@@ -168,7 +162,7 @@ def _rfc3339(time: datetime) -> str:
 def _footprint(
     width: int, height: int, crs: rasterio.CRS, transform: rasterio.Affine
 ) -> dict[str, Any] | None:
-    """Outline a map in degrees; None where its CRS has no such place (a site's own, say)."""
+    """Return the outline of a map in degrees, None where its CRS is local."""
     a, b, c, d, e, f = transform[:6]
     corners = [(0, 0), (width, 0), (width, height), (0, height), (0, 0)]
     ring = [(a * x + b * y + c, d * x + e * y + f) for x, y in corners]
@@ -185,11 +179,11 @@ def _footprint(
 def _classification(classes: Sequence[Class]) -> list[dict[str, Any]]:
     described: list[dict[str, Any]] = [
         {
-            "value": one.id,
-            "name": re.sub(r"[^0-9A-Za-z_-]", "_", one.name),
-            "title": one.name,
-            "color_hint": "{:02X}{:02X}{:02X}".format(*one.color),
+            "value": cls.id,
+            "name": re.sub(r"[^0-9A-Za-z_-]", "_", cls.name),
+            "title": cls.name,
+            "color_hint": "{:02X}{:02X}{:02X}".format(*cls.color),
         }
-        for one in classes
+        for cls in classes
     ]
     return [*described, {"value": IGNORE, "name": "nodata", "nodata": True}]

@@ -1,4 +1,4 @@
-"""Reads polygons as labels: which class each one is, burned window by window."""
+"""Reads polygons as labels, rasterised window by window."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ def load_polygons(name: str, modified: int, code: LabelCode, wkt: str | None) ->
     Args:
         name: The vector file.
         modified: When it was last changed (ns); a changed file is loaded again.
-        code: How its attributes say classes.
+        code: How its attributes encode classes.
         wkt: CRS of the scene, None when it has none.
 
     Raises:
-        UnreadableError: No vector file, or no polygons in it.
-        RssegError: Unknown attribute or values, or a scene without a place.
+        UnreadableError: The file is not a vector file, or has no polygons.
+        RssegError: Unknown attribute or values, or the scene has no CRS.
     """
     table = read_vector(name)
     indices = _class_of_rows(table, code, name)
@@ -73,7 +73,7 @@ def load_polygons(name: str, modified: int, code: LabelCode, wkt: str | None) ->
         raise RssegError(
             "the labels have a CRS but their image has none",
             where=name,
-            fix="`reader: {crs: EPSG:...}` in dataset.yaml says where the images lie",
+            fix="`reader: {crs: EPSG:...}` in dataset.yaml gives the CRS of the images",
         )
     if table.crs is None and wkt is not None:
         warnings.warn(f"{name} has no CRS: that of its image is taken", RssegWarning, stacklevel=2)
@@ -88,7 +88,7 @@ def read_vector(path: str | PathLike[str]) -> Any:
     """Read the polygons of a vector file as a GeoDataFrame.
 
     Raises:
-        UnreadableError: No vector file, or no polygons in it.
+        UnreadableError: The file is not a vector file, or has no polygons.
     """
     import geopandas  # a second of import that raster labels do not need
 
@@ -124,7 +124,7 @@ def _class_of_rows(table: Any, code: LabelCode, name: str) -> NDArray[np.uint8]:
         only = [index for index in range(len(code.classes)) if index != code.background]
         if len(only) != 1:
             raise RssegError(
-                f"{len(only)} classes are possible but no attribute tells them apart",
+                f"{len(only)} classes are possible, and no attribute is given",
                 where=name,
                 fix=f"`field: ...` in dataset.yaml, one of: {_attributes(table)}",
             )
@@ -144,7 +144,7 @@ def _class_of_rows(table: Any, code: LabelCode, name: str) -> NDArray[np.uint8]:
     unknown = sorted({text for text in texts if text is not None and text not in known})
     if unknown:
         raise RssegError(
-            f"the attribute {code.field} holds values that are no class: {', '.join(unknown[:10])}",
+            f"{code.field} holds values that are not classes: {', '.join(unknown[:10])}",
             where=name,
             fix=f"a class with that `value`, or `ignore` it (known: {', '.join(known)})",
         )

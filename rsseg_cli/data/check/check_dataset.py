@@ -1,4 +1,4 @@
-"""Compares what lies on disk with what is known about a dataset, without stopping at a mistake."""
+"""Checks a dataset on disk against its spec; a mistake does not stop the check."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Count:
 
 @dataclass
 class Check:
-    """What `rsseg data check` says."""
+    """Result of `rsseg data check`."""
 
     name: str
     title: str
@@ -51,12 +51,12 @@ class Check:
         return all(finding.fits is not False for finding in self.findings)
 
     def to_json(self) -> dict[str, Any]:
-        """Give the machine-readable form."""
+        """Return the machine-readable form."""
         return asdict(self) | {"root": str(self.root), "fits": self.fits}
 
 
 def check(source: Source, *, sample: int) -> Check:
-    """Look at a dataset.
+    """Check a dataset.
 
     Args:
         source: Where it lies.
@@ -66,7 +66,7 @@ def check(source: Source, *, sample: int) -> Check:
     try:
         entries = find_entries(source.spec, source.root)
     except RssegError as error:
-        found.findings.append(Finding("files", "readable", _said(error), False, error.fix))
+        found.findings.append(Finding("files", "readable", _message(error), False, error.fix))
         return found
     found.findings += _partners(source, entries)
     found.counts, doubts = _count(source, entries)
@@ -83,12 +83,12 @@ def check(source: Source, *, sample: int) -> Check:
     return found
 
 
-def _said(error: RssegError) -> str:
+def _message(error: RssegError) -> str:
     return error.what + (f" ({error.where})" if error.where else "")
 
 
 def _partners(source: Source, entries: Sequence[ImageEntry]) -> list[Finding]:
-    """Look for images without label and labels without image: a half-downloaded set."""
+    """Find images without label and labels without image: an incomplete download."""
     withheld = [split for split in source.spec.splits.values() if not split.labelled]
     bare = [
         entry.path
@@ -129,7 +129,7 @@ def _count(source: Source, entries: Sequence[ImageEntry]) -> tuple[list[Count], 
         try:
             own = [entry for entry in entries if source.admits(split, entry)]
         except RssegError as error:
-            findings.append(Finding(f"split {name}", "listed", _said(error), False, error.fix))
+            findings.append(Finding(f"split {name}", "listed", _message(error), False, error.fix))
             continue
         members[name] = {entry.path for entry in own}
         counts += _by_domain(source, name, own)
@@ -146,7 +146,7 @@ def _count(source: Source, entries: Sequence[ImageEntry]) -> tuple[list[Count], 
 
 
 def _cut(source: Source) -> bool:
-    """Tell whether splits share images and divide their ground."""
+    """Return whether splits share images and divide their pixels."""
     return any(split.box or split.blocks for split in source.spec.splits.values())
 
 
@@ -191,7 +191,7 @@ def _places(
         try:
             places[entry.path] = source.opener.place(entry.image)
         except RssegError as error:
-            findings[error.what] = Finding("image", "readable", _said(error), False, error.fix)
+            findings[error.what] = Finding("image", "readable", _message(error), False, error.fix)
     return places, list(findings.values())
 
 
@@ -238,7 +238,7 @@ def _small(places: Sequence[Place]) -> bool:
 
 
 def _placeless(source: Source) -> str:
-    """Say what a missing CRS means, and whether rational polynomials lie beside the images."""
+    """Return what a missing CRS means, and whether there are rational polynomials."""
     if any(True for _ in source.root.rglob("*.rpb")):
         return "maps keep pixel order; warped by the .rpb files they are tens of metres off"
     return "maps keep pixel order (`reader: {crs: ...}` if it is known)"

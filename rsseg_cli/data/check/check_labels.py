@@ -1,4 +1,4 @@
-"""Looks at what labels really hold, and says how to read them where a dataset's file is wrong."""
+"""Checks the values of labels against the spec, and suggests how to correct it."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ SHOWN = 12
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """Result of one check.
 
     Attributes:
-        what: Which thing.
-        expected: What the dataset's file says.
+        what: What was checked.
+        expected: Value in the spec.
         found: What is on disk.
-        fits: Whether that is so; None where nothing is wrong but should be known.
-        fix: What to change, where it is not.
+        fits: Whether the two agree; None for a remark.
+        fix: What to change where they do not.
     """
 
     what: str
@@ -62,7 +62,7 @@ def check_labels(opener: Opener, pairs: Sequence[Pair]) -> list[Finding]:
         except RssegError as error:
             findings.append(_refused("label", error))
     if bands:
-        # A nodata tag says "nothing here", but where the class list names the value it wins.
+        # A nodata value that is the id of a class means that class.
         findings += _values(code, bands, seen - (empty - set(code.ids())), colors)
     misread = [finding for finding in findings if finding.fits is False]
     findings += _decoding(opener, pairs, told=bool(misread))
@@ -126,13 +126,13 @@ def _index(code: LabelCode, seen: set[int]) -> Finding:
 
 
 def _from_zero(code: LabelCode, seen: set[int]) -> bool:
-    """Tell whether ids look as if they began at 0 where those of the classes begin at 1."""
+    """Return whether ids seem to begin at 0 where those of the classes begin at 1."""
     ids = {one.id for one in code.classes}
     return min(ids) == 1 and seen - {255} == {value - 1 for value in ids}
 
 
 def override(code: LabelCode, seen: set[int]) -> str:
-    """Say which lines of a dataset's file would read ids as they are.
+    """Return the lines of a spec that would read ids as they are.
 
     Args:
         code: How they are to be read now.
@@ -182,7 +182,7 @@ def _rgb(code: LabelCode, bands: set[int], colors: set[Color]) -> Finding:
 
 
 def _decoding(opener: Opener, pairs: Sequence[Pair], *, told: bool) -> list[Finding]:
-    """Read labels as a fit would; say what it would say, once per message."""
+    """Read labels as `fit` does, and collect its errors, each once."""
     findings: dict[str, Finding] = {}
     for pair in pairs:
         try:

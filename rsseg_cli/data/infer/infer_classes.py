@@ -1,4 +1,4 @@
-"""Finds the classes of labels nobody has described: ids, colours or attribute values in use."""
+"""Infers the classes of labels from the ids, colours or attribute values in use."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ GREY = (120, 120, 120)
 
 @dataclass(frozen=True)
 class ClassesFound:
-    """Classes as found, in the words of a spec; `remarks` say what was assumed."""
+    """Inferred classes, as settings of a spec; `remarks` list the assumptions."""
 
     classes: tuple[ClassSpec, ...]
     encoding: Encoding = "index"
@@ -113,7 +113,7 @@ def _distinct(path: Path) -> tuple[NDArray[Any], float | None]:
             found |= set(map(tuple, np.unique(values[:, valid], axis=1).T.tolist()))
             if len(found) > MOST:
                 raise RssegError(
-                    f"the label holds more than {MOST} distinct values: these are no classes",
+                    f"the label holds more than {MOST} distinct values, too many for classes",
                     where=str(path),
                     fix="a label of class ids; or list the colours of the classes in dataset.yaml, "
                     "where colours that are slightly off are taken for the nearest",
@@ -129,7 +129,7 @@ def _ids(paths: Sequence[Path], table: dict[int, tuple[int, int, int]]) -> Class
         odd = sorted(v for v in found if not v.is_integer() or not 0 <= v <= 255)
         if odd:
             raise RssegError(
-                f"the label holds {as_text(odd[0])}, which is no class id (0..254)",
+                f"the label holds {as_text(odd[0])}, which is not a class id (0..254)",
                 where=str(path),
                 fix="`remap` or `ignore` such values in a dataset.yaml",
             )
@@ -150,14 +150,14 @@ def _ids(paths: Sequence[Path], table: dict[int, tuple[int, int, int]]) -> Class
         ClassSpec(id=value, name=f"class {value}", color=table.get(value, default_color(index)))
         for index, value in enumerate(value for value in ids if value != 255)
     )
-    remarks = ("255 is taken as no class.",) if 255 in ids else ()
+    remarks = ("255 is ignored.",) if 255 in ids else ()
     return ClassesFound(classes, ignore=(255,) if 255 in ids else (), remarks=remarks)
 
 
 def _palettes(
     paths: Sequence[Path], tables: Sequence[dict[int, tuple[int, int, int]]]
 ) -> ClassesFound:
-    """Tell classes by colour where the files number the same colours differently."""
+    """Return one class per colour where files number the same colours differently."""
     colors: set[tuple[int, int, int]] = set()
     for path, table in zip(paths, tables, strict=True):
         values, _ = _distinct(path)
@@ -209,7 +209,7 @@ def _in_vectors(paths: Sequence[Path]) -> ClassesFound:
         ignore=ignore,
         field=field,
         background="ignore",
-        remarks=(f"The attribute {field} tells the classes; ground outside polygons has none.",),
+        remarks=(f"The attribute {field} holds the classes; pixels outside polygons have none.",),
     )
 
 
@@ -233,7 +233,7 @@ def _single(
         remarks=(
             f"Every polygon is taken as {name}, the ground outside them as background.",
             *(
-                [f"`field: NAME` if one of these tells classes: {', '.join(other)}."]
+                [f"`field: NAME` if one of these holds the classes: {', '.join(other)}."]
                 if other
                 else []
             ),
@@ -242,7 +242,7 @@ def _single(
 
 
 def _choose_field(shared: Sequence[str], tables: Sequence[Any]) -> str | None:
-    """Choose the attribute that says the class: by name, or the only text that repeats itself."""
+    """Choose the attribute with the class: by name, or the only text with repeated values."""
     for wanted in FIELDS:
         exact = [column for column in shared if column.lower() == wanted]
         partly = [column for column in shared if wanted in column.lower()]
@@ -254,7 +254,7 @@ def _choose_field(shared: Sequence[str], tables: Sequence[Any]) -> str | None:
 
 
 def _repeats(field: str, tables: Sequence[Any]) -> bool:
-    """Tell whether every polygon has a text of its own kind, and kinds are few."""
+    """Return whether every polygon has a text, and few of the texts differ."""
     texts = [value for table in tables for value in table[field]]
     distinct = set(texts)
     worded = all(isinstance(text, str) and not text.lstrip("-").isdigit() for text in texts)

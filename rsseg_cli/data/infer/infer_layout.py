@@ -1,4 +1,4 @@
-"""Finds where a folder without a spec keeps its images and labels, by the usual names."""
+"""Infers where a folder has its images and labels, by the usual names."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ENDED = re.compile(f"(?P<stem>.+?)(?P<ending>{'|'.join(ENDINGS)})", re.IGNORECAS
 
 @dataclass(frozen=True)
 class Layout:
-    """Where images and labels lie, in the words of a spec.
+    """Location of images and labels, as settings of a spec.
 
     Attributes:
         glob: Matches the images, and maybe more.
@@ -60,13 +60,13 @@ class _Folder:
 
 
 def find_layout(root: Path) -> Layout:
-    """Look for a folder of images with a folder of labels, and for labels beside their images.
+    """Find a folder of images with a folder of labels, or labels beside their images.
 
-    `images/` with `labels/` is what we ask for, so that other folders may lie beside it. Any other
-    layout is taken if it is the only one.
+    `images/` with `labels/` is the documented layout and comes first. Any other layout is used if
+    it is the only one.
 
     Raises:
-        RssegError: There is no layout that we know, or more than one.
+        RssegError: There is no known layout, or more than one.
     """
     images = _folders(root, IMAGE_FOLDERS, _is_raster)
     labels = _folders(root, LABEL_FOLDERS, is_label)
@@ -80,9 +80,9 @@ def find_layout(root: Path) -> Layout:
         return _in_folders(*found[asked_for], remarks)
     if len(found) + len(others) > 1:
         raise RssegError(
-            f"it is not clear where images and labels lie: {', or '.join([*found, *others])}",
+            f"the layout is ambiguous: {', or '.join([*found, *others])}",
             where=str(root),
-            fix="keep one of these, or say it in dataset.yaml (`images`, `pattern` and `labels`)",
+            fix="keep one of these, or set `images`, `pattern` and `labels` in dataset.yaml",
         )
     if others:
         return _side_by_side(root, beside)
@@ -93,7 +93,7 @@ def find_layout(root: Path) -> Layout:
 
 
 def image_folder(root: Path) -> Path:
-    """Find where the images of a folder lie: below it by a usual name, else in the folder itself.
+    """Return the subfolder of images by a usual name, else the folder itself.
 
     Raises:
         RssegError: Several have a usual name, and none of them is the documented one.
@@ -103,7 +103,7 @@ def image_folder(root: Path) -> Path:
     chosen = asked_for or found
     if len(chosen) > 1:
         raise RssegError(
-            f"it is not clear where images lie: {', or '.join(map(str, chosen))}",
+            f"the folder of the images is ambiguous: {', or '.join(map(str, chosen))}",
             where=str(root),
             fix="name one of these folders",
         )
@@ -111,7 +111,7 @@ def image_folder(root: Path) -> Path:
 
 
 def labels_beside(root: Path) -> dict[Path, str]:
-    """Find labels in a folder that are named after an image there; give their endings."""
+    """Return the labels in a folder that are named after an image there, with their endings."""
     files = sorted(path for path in root.iterdir() if is_label(path) and path.is_file())
     stems = {path.stem for path in files if _is_raster(path)}
     return _ended(_Folder(root, tuple(files)), stems)
@@ -130,13 +130,13 @@ def _folders(root: Path, names: Iterable[str], fits: Callable[[Path], bool]) -> 
 
 
 def _nothing(root: Path, images: Sequence[_Folder]) -> UnreadableError:
-    """Say what was looked for."""
+    """Build the error that lists the known layouts."""
     if images:
         have = f"{', '.join(map(str, images))} without any of {_either(LABEL_FOLDERS, '{}/')}"
         what = f"the folder has images but no labels: {have}"
     else:
         what = (
-            f"the folder is no dataset: no images in {_either(IMAGE_FOLDERS, '{}/')}, "
+            f"the folder is not a dataset: no images in {_either(IMAGE_FOLDERS, '{}/')}, "
             f"and no label beside its image, as a.tif with {_either(ENDINGS, 'a{}.*')}"
         )
     return UnreadableError(
@@ -165,7 +165,7 @@ def _in_folders(images: _Folder, labels: _Folder, remarks: Sequence[str]) -> Lay
 
 
 def _pair(images: _Folder, labels: _Folder) -> tuple[str, tuple[Path, ...], tuple[str, ...]]:
-    """Find how labels belong to images: by name, by name and ending, or one for all of them.
+    """Match labels to images: by name, by name and ending, or one for all of them.
 
     Returns:
         The template of a label's path, the labels that count, and what was assumed.
@@ -195,7 +195,7 @@ def _pair(images: _Folder, labels: _Folder) -> tuple[str, tuple[Path, ...], tupl
 
 
 def _ended(labels: _Folder, stems: set[str]) -> dict[Path, str]:
-    """Give the endings of labels that have one, if any of these is named after an image."""
+    """Return the endings of labels that have one, if any of these is named after an image."""
     matches = {path: ENDED.fullmatch(labels.stem(path)) for path in labels.files}
     ended = {path: match for path, match in matches.items() if match}
     named = any(match["stem"] in stems for match in ended.values())
@@ -210,7 +210,7 @@ def _the_ending(labels: _Folder, ended: dict[Path, str]) -> str:
     endings = _endings(ended)
     if len(endings) > 1:
         raise RssegError(
-            f"it is not clear which labels are meant: some end in {', some in '.join(endings)}",
+            f"the labels are ambiguous: some end in {', some in '.join(endings)}",
             where=str(labels.path),
             fix="keep one of these, or list them in `labels` of dataset.yaml",
         )

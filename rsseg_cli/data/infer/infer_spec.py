@@ -1,4 +1,4 @@
-"""Makes a spec for a folder that has none, by looking at its images and labels."""
+"""Infers a spec from the images and labels of a folder without `dataset.yaml`."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ COMMON = {3: ("red", "green", "blue"), 4: ("red", "green", "blue", "nir")}
 """Order that is assumed where files do not name their bands."""
 
 
-def discover(root: Path) -> tuple[DatasetSpec, str]:
-    """Look at the images and labels of a folder.
+def infer_spec(root: Path) -> tuple[DatasetSpec, str]:
+    """Infer the spec of a folder from its images and labels.
 
     Returns:
-        The spec, and a remark that says what was found and what was assumed.
+        The spec, and a remark about what was found and what was assumed.
 
     Raises:
-        RssegError: No layout that we know, or several; unreadable files; or labels whose classes
-            cannot be told.
+        RssegError: There is no known layout, or several; a file is unreadable; or the classes of
+            the labels are ambiguous.
     """
     layout = find_layout(root)
     images, labels = layout.images, layout.labels
@@ -68,14 +68,14 @@ def discover(root: Path) -> tuple[DatasetSpec, str]:
 
 
 def name_bands(scene: Scene) -> tuple[tuple[BandSpec, ...], bool]:
-    """Name the bands of a scene from its descriptions, else by their number.
+    """Return the bands of a scene, named by its descriptions, else by their number.
 
     Returns:
         The bands, and whether their order is only assumed.
     """
-    said = [(text or "").strip().lower() for text in scene.descriptions]
-    if all(said) and len(set(said)) == len(said):
-        return tuple(_band(text) for text in said), False
+    descriptions = [(text or "").strip().lower() for text in scene.descriptions]
+    if all(descriptions) and len(set(descriptions)) == len(descriptions):
+        return tuple(_band(text) for text in descriptions), False
     common = COMMON.get(scene.count) if scene.bands == tuple(range(1, scene.count + 1)) else None
     names = common or [f"band {number}" for number in scene.bands]
     return tuple(_band(name) for name in names), True

@@ -1,4 +1,4 @@
-"""Turns the classes of one dataset into those of another."""
+"""Mapping of the classes of one dataset to those of another."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ class ClassMap(Strict):
 
     @model_validator(mode="after")
     def _leads_somewhere(self) -> ClassMap:
-        names = [one.name for one in self.classes]
+        names = [cls.name for cls in self.classes]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"name {twice[0]} occurs twice")
         lost = sorted({name for name in self.map.values() if name is not None} - set(names))
         if lost:
-            raise ValueError(f"map leads to {lost[0]}, which is no class of {', '.join(names)}")
+            raise ValueError(f"map leads to {lost[0]}, which is not a class of {', '.join(names)}")
         return self
 
     @classmethod
@@ -56,7 +56,7 @@ class ClassMap(Strict):
         """Read a map by file or by the name of a preset.
 
         Raises:
-            RssegError: There is none, or it is no class map.
+            RssegError: The file or preset does not exist, or is not a class map.
         """
         path = Path(text).expanduser()
         if path.suffix.lower() not in (".yaml", ".yml"):
@@ -65,7 +65,7 @@ class ClassMap(Strict):
 
     def class_list(self) -> list[Class]:
         """List the classes that come out."""
-        return [Class(one.id, one.name, one.color) for one in self.classes]
+        return [Class(cls.id, cls.name, cls.color) for cls in self.classes]
 
     def fit(self, classes: Sequence[Class], *, where: str) -> Merge:
         """Apply the map to a class list.
@@ -77,7 +77,7 @@ class ClassMap(Strict):
         Raises:
             RssegError: A class is not mapped, or the map names one that is not there.
         """
-        names = [one.name for one in classes]
+        names = [cls.name for cls in classes]
         strange = [name for name in self.map if name not in names]
         if strange:
             raise unknown("class", strange[0], names, where=f"map, for {where}")
@@ -88,7 +88,7 @@ class ClassMap(Strict):
                 where=f"map, for {where}",
                 fix="a line for each: `name: other name`, or `name: null` for none",
             )
-        place = {one.name: index for index, one in enumerate(self.classes)}
+        place = {cls.name: index for index, cls in enumerate(self.classes)}
         targets = [self.map[name] for name in names]
         table = tuple(IGNORE if target is None else place[target] for target in targets)
         return Merge(tuple(self.class_list()), table)

@@ -1,4 +1,4 @@
-"""What a dataset is: its files, bands, classes and splits, as a flat and strict YAML.
+"""Dataset spec: files, bands, classes and splits, as a flat and strict YAML.
 
 A preset (`presets/datasets/<name>.yaml`) and a user's `dataset.yaml` have the same form. Paths in
 it are relative to the dataset's root and use `/`.
@@ -19,7 +19,7 @@ from rsseg_cli.settings import Strict
 
 
 def _listed(value: Any) -> Any:
-    """Let a single text stand for a list of one."""
+    """Return a single text as a list of one."""
     return (value,) if isinstance(value, str | int | float) else value
 
 
@@ -33,9 +33,9 @@ class BandSpec(Strict):
 
     name: str
     wavelength_nm: float | None = None
-    """Centre of the band; None where it is no light (height, temperature, masks)."""
+    """Centre of the band; None for non-optical bands (height, temperature, masks)."""
     bandwidth_nm: float | None = None
-    """Width of the band, which Copernicus-FM wants to know."""
+    """Width of the band, an input of Copernicus-FM."""
     band: Annotated[int, Field(ge=1)] | None = None
     """Band of the file, from 1; by default the position in the list."""
 
@@ -72,7 +72,7 @@ class SplitTable(Strict):
     key: str
     """Column that names the image of a row."""
     name: str
-    """What that column says of an image: a template of the groups of `pattern`."""
+    """Key of an image in that column: a template of the groups of `pattern`."""
     column: str
     value: Texts
 
@@ -102,7 +102,7 @@ def _regex(text: str) -> str:
 
 
 class ImageSelection(Strict):
-    """Which images are meant: those that pass every condition given."""
+    """Selection of the images that meet every condition."""
 
     groups: dict[str, Texts] = Field(default_factory=dict)
     """Named group of `pattern` to the texts it may have."""
@@ -165,7 +165,7 @@ class DatasetSpec(Strict):
     listing: Listing | None = None
     """Files that pair images and labels, in place of `images`, `pattern` and `labels`."""
     spare_labels: bool = False
-    """Labels without an image are no mistake: the images are published elsewhere."""
+    """Labels without an image are not a mistake: the images are published elsewhere."""
     reader: Reader = Reader()
 
     classes: tuple[ClassSpec, ...] = Field(min_length=1, max_length=255)
@@ -176,7 +176,7 @@ class DatasetSpec(Strict):
     align: bool = False
     """Raster labels on another grid than their images are resampled, nearest neighbour."""
     field: str | None = None
-    """Attribute of vector labels that says the class; None: every polygon is the same class."""
+    """Attribute of vector labels with the class; None: every polygon is the same class."""
     background: str | None = None
     """Class of ground outside polygons, or `ignore`. By default a class called background that
     stands beside a single other one, else `ignore`."""
@@ -211,7 +211,7 @@ class DatasetSpec(Strict):
 
     def _class_complaints(self) -> list[str]:
         found = []
-        ids, names = [one.id for one in self.classes], [one.name for one in self.classes]
+        ids, names = [cls.id for cls in self.classes], [cls.name for cls in self.classes]
         bands = [one.name for one in self.bands]
         for what, given in (("id", [str(one) for one in ids]), ("name", names), ("band", bands)):
             twice = sorted({one for one in given if given.count(one) > 1})
@@ -221,9 +221,9 @@ class DatasetSpec(Strict):
         both = sorted(unmapped & {one for one in self.ignore if isinstance(one, int)})
         found += [f"id {both[0]} is both a class and ignored"] if both else []
         lost = sorted(set(self.remap.values()) - set(ids))
-        found += [f"remap leads to id {lost[0]}, which is no class"] if lost else []
+        found += [f"remap leads to id {lost[0]}, which is not a class"] if lost else []
         if self.background not in (None, "ignore", *names):
-            found.append(f"background: {self.background} is no class (of {', '.join(names)})")
+            found.append(f"background: {self.background} is not a class (of {', '.join(names)})")
         if self.encoding == "threshold" and len(self.classes) != 2:
             found.append("encoding threshold needs exactly two classes")
         if self.norm and {len(self.norm.mean), len(self.norm.std)} != {len(self.bands)}:
@@ -255,13 +255,13 @@ class DatasetSpec(Strict):
 
     def class_list(self) -> list[Class]:
         """List the classes; a label index is a place in this list."""
-        return [Class(one.id, one.name, one.color) for one in self.classes]
+        return [Class(cls.id, cls.name, cls.color) for cls in self.classes]
 
     def code(self) -> LabelCode:
-        """Say how labels are decoded."""
+        """Return the encoding of the labels."""
         return LabelCode(
             classes=tuple(self.class_list()),
-            values=tuple(one.value for one in self.classes),
+            values=tuple(cls.value for cls in self.classes),
             encoding=self.encoding,
             ignore=self.ignore,
             remap=tuple(sorted(self.remap.items())),
@@ -272,7 +272,7 @@ class DatasetSpec(Strict):
         )
 
     def _background(self) -> int | None:
-        names = [one.name for one in self.classes]
+        names = [cls.name for cls in self.classes]
         if self.background is None:
             alone = len(names) == 2 and "background" in names
             return names.index("background") if alone else None
@@ -299,7 +299,7 @@ class DatasetSpec(Strict):
 
 
 def template_groups(template: str) -> set[str]:
-    """Name the groups that a path template asks for."""
+    """Return the names of the groups in a path template."""
     return {name.partition(".")[0] for _, name, _, _ in Formatter().parse(template) if name}
 
 

@@ -1,4 +1,4 @@
-"""Finds the files of a dataset: which images there are, and the label of each."""
+"""Files of a dataset: the images, and the label of each."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class ImageEntry:
         path: Path below the root, with `/`.
         image: The file.
         label: Its label's file.
-        groups: What the named groups of `pattern` caught.
+        groups: Text of the named groups of `pattern`.
     """
 
     name: str
@@ -109,10 +109,10 @@ def _images(spec: DatasetSpec, root: Path) -> dict[str, tuple[Path, dict[str, st
 
 
 def read_listing(spec: DatasetSpec, listing: Listing, root: Path) -> list[ImageEntry]:
-    """Read the lines that name images and labels; images that are not on disk are left out.
+    """Read lists of images and labels; images that are not on disk are left out.
 
     Raises:
-        UnreadableError: There is no list, a line is of another form, or no image is there.
+        UnreadableError: There is no list, a line has another form, or no image exists.
     """
     line_regex = re.compile(listing.line)
     entries: dict[str, ImageEntry] = {}
@@ -146,7 +146,7 @@ def read_listing(spec: DatasetSpec, listing: Listing, root: Path) -> list[ImageE
 
 
 def _names(found: dict[str, tuple[Path, dict[str, str]]]) -> dict[str, str]:
-    """Name images by stem where that is unique, else by path without suffix."""
+    """Return names of images: the stem where that is unique, else the path without suffix."""
     stems = [groups["stem"] for _, groups in found.values()]
     unique = len(set(stems)) == len(stems)
     named: dict[str, str] = {}
@@ -220,7 +220,7 @@ class _Labels:
 
 
 def is_label(path: Path) -> bool:
-    """Tell by the suffix whether a file can be a label."""
+    """Return whether a file can be a label, by its suffix."""
     return path.suffix.lower() in RASTER_SUFFIXES | VECTOR_SUFFIXES
 
 
@@ -249,7 +249,7 @@ def _wildcard(name: re.Match[str]) -> str:
 
 
 def selects(selection: ImageSelection, entry: ImageEntry, root: Path) -> bool:
-    """Tell whether an image passes every condition of a selection."""
+    """Return whether an image meets every condition of a selection."""
     if any(entry.groups.get(name) not in texts for name, texts in selection.groups.items()):
         return False
     if selection.glob and not glob.globmatch(entry.path, selection.glob, flags=GLOB):

@@ -1,4 +1,4 @@
-"""Reads the lists and tables that datasets bring to say which image is in which split."""
+"""Reads the lists and tables of datasets that assign images to splits."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def column(path: Path, key: str, name: str) -> dict[str, str]:
 
     Args:
         path: A CSV, or the attributes of a vector file.
-        key: Column that tells the rows apart.
-        name: Column that is wanted.
+        key: Column that identifies the rows.
+        name: Column to read.
 
     Raises:
         UnreadableError: The file is missing or broken, or has no such column.

@@ -65,7 +65,7 @@ def cut(places: Sequence[Place], side_px: int) -> list[BlockWindow]:
 
 
 def _world(place: Place, side_px: int, *, number: int) -> World:
-    """Lay a lattice on a scene so that whole blocks of whole pixels fill it."""
+    """Return a lattice of blocks of whole pixels that fills a scene."""
     transform = place.transform
     corners = [transform @ (x, y) for x in (0, place.width) for y in (0, place.height)]
     xs, ys = [x for x, _ in corners], [y for _, y in corners]
@@ -86,7 +86,7 @@ def _cut_scene(index: int, place: Place, world: World, side_px: int) -> list[Blo
 
 
 def _cut_straight(index: int, place: Place, world: World) -> list[BlockWindow]:
-    """Cut along the lattice itself: every patch lies in one block."""
+    """Cut a scene along the lattice: every window lies in one block."""
     transform = place.transform
     columns = _spans(transform.c, transform.a, place.width, world.origin[0], world.sides[0])
     rows = _spans(transform.f, transform.e, place.height, world.origin[1], world.sides[1])
@@ -118,7 +118,7 @@ def _spans(
 
 
 def _cut_cells(index: int, place: Place, world: World, cell: int) -> list[BlockWindow]:
-    """Cut into small cells, each of which may touch several blocks."""
+    """Cut a scene into small cells, each of which may touch several blocks."""
     windows = [
         Window(x, y, min(cell, place.width - x), min(cell, place.height - y))
         for y in range(0, place.height, cell)
@@ -225,7 +225,7 @@ def merge(windows: Sequence[Window]) -> tuple[Window, ...]:
 
 
 def subtract(windows: Sequence[Window], hole: Window) -> tuple[Window, ...]:
-    """Cut a window out of disjoint windows."""
+    """Return disjoint windows without the pixels of `hole`."""
     left: list[Window] = []
     for window in windows:
         inner = window.intersect(hole)

@@ -1,4 +1,4 @@
-"""Says which pairs, and which ground of them, a split may use."""
+"""Spatial splits: the pairs, and the windows of them, that each split may use."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ SCAN_PX = 2**26
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """Which split got which blocks of the ground.
+    """Blocks of each split.
 
     Attributes:
         patches: Patches of each scene, by its image's path.
-        owned: Blocks of each split that asked for some.
+        owned: Blocks of each split with a fraction.
     """
 
     patches: Mapping[str, Sequence[BlockWindow]]
@@ -53,7 +53,7 @@ def plan_blocks(
     counted: Sequence[bool],
     fractions: Mapping[str, float],
 ) -> SplitPlan:
-    """Deal out blocks so that every class is left for training and ground is never shared.
+    """Assign blocks to splits so that every class stays in training and no pixel is shared.
 
     The same files give the same blocks.
 
@@ -97,7 +97,7 @@ def _deal(
     *,
     together: bool,
 ) -> dict[str, frozenset[Block]] | None:
-    """Draw the blocks of each split in turn; None when one gets far from what it wants."""
+    """Draw the blocks of each split in turn; None when one misses its fraction by far."""
     generator = np.random.default_rng(0)
     total = sum(weight.sum() for weight in weights.values())
     left = dict(weights)
@@ -154,7 +154,7 @@ def _centre(window: Window, share: float) -> Window:
 
 
 def fraction_box(box: tuple[float, float, float, float], place: Place) -> Window:
-    """Turn fractions of a scene into pixels; boxes that share an edge share no pixel."""
+    """Return a box in pixels from fractions; boxes that share an edge have no pixel in common."""
     x0, y0, x1, y1 = box
     left, top = round(x0 * place.width), round(y0 * place.height)
     return Window(left, top, round(x1 * place.width) - left, round(y1 * place.height) - top)
@@ -163,14 +163,14 @@ def fraction_box(box: tuple[float, float, float, float], place: Place) -> Window
 def restrict(
     pair: Pair, split: Split, name: str, others: Mapping[str, Split], plan: SplitPlan | None
 ) -> Pair | None:
-    """Cut a pair down to the ground of a split, None when nothing is left.
+    """Restrict a pair to the windows of a split, None when nothing is left.
 
     Args:
         pair: The whole pair.
-        split: What the split asks for.
+        split: Settings of the split.
         name: The split's name.
         others: The splits it excludes, those that take ground rather than whole images.
-        plan: Who got which blocks.
+        plan: Blocks of each split.
     """
     regions = pair.ground if split.box is None else (fraction_box(split.box, pair.place),)
     for other in others.values():
@@ -190,7 +190,7 @@ def restrict(
 
 
 def cut_out(pair: Pair, held: Sequence[Window]) -> Pair | None:
-    """Take windows out of the ground of a pair, None when nothing is left."""
+    """Remove windows from a pair, None when nothing is left."""
     regions = pair.ground
     for window in held:
         regions = subtract(regions, window)

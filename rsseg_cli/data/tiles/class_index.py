@@ -1,4 +1,4 @@
-"""Where the classes are: pixels per class, and pixels to draw tiles around."""
+"""Index of classes: pixels per class, and pixels to draw tiles around."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ClassIndex:
         """Read every label of the usable ground once; all of it is checked on the way.
 
         Raises:
-            RssegError: A label holds values that are no class, or does not fit its image.
+            RssegError: A label has values that are not classes, or does not match its image.
         """
         classes = len(parts[0][0].classes)
         counts = np.zeros(256, np.int64)

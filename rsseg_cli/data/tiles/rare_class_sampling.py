@@ -22,7 +22,7 @@ class RareClasses(ClassIndex):
 
     @classmethod
     def of(cls, index: ClassIndex, temperature: float) -> RareClasses:
-        """Draw by rarity from an index that is there."""
+        """Build from an existing index."""
         return cls(index.counts, index.positions, temperature)
 
     @property

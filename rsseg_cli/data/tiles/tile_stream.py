@@ -37,7 +37,7 @@ TORCH_TYPES = {"float64": "float32", "uint32": "float32", "int64": "float32", "u
 
 @dataclass
 class Batch:
-    """Tiles of one size, with what is known about each.
+    """Tiles of one size, with labels and names.
 
     Attributes:
         image: (B, C, H, W) samples in the stored type; missing ones hold the band's mean.
@@ -122,7 +122,7 @@ class TileStream(Dataset[Batch]):
         self._ground = [(opener, pair) for opener, pairs in parts for pair in pairs]
         areas = np.array([pair.area for _, pair in self._ground], np.float64)
         if not areas.sum():
-            raise RssegError("there is no ground to draw tiles from")
+            raise RssegError("there are no pixels to draw tiles from")
         self._chances = areas / areas.sum()
         self._striped = np.array([_is_striped(pair, tile) for _, pair in self._ground])
         self._fill = bands.mean
@@ -191,7 +191,7 @@ def _pixel(pair: Pair, generator: np.random.Generator) -> tuple[int, int]:
 
 
 def place(pair: Pair, x: int, y: int, side: int, generator: np.random.Generator) -> Window:
-    """Lay a window around a pixel, inside the scene and on usable ground as far as they reach."""
+    """Return a window around a pixel, as far as possible inside the scene and on usable pixels."""
     best, most = None, -1
     for _ in range(PLACEMENTS):
         window = Window(
@@ -232,7 +232,7 @@ def mask_outside(
     valid: NDArray[np.bool_],
     fill: Sequence[float],
 ) -> None:
-    """Blank what lies outside the usable ground: no pixel of another split gets through."""
+    """Mask all pixels outside the usable windows, so that no pixel of another split is read."""
     if pair.regions is None:
         return
     usable = np.zeros(label.shape, np.bool_)
@@ -253,7 +253,7 @@ def mask_outside(
 
 
 def stack(images: Sequence[Samples], labels: Sequence[Labels], pairs: Sequence[Pair]) -> Batch:
-    """Make a batch of samples (C, h, w) and labels (h, w) of one size."""
+    """Build a batch of samples (C, h, w) and labels (h, w) of one size."""
     image = np.stack(images)
     image = image.astype(TORCH_TYPES.get(image.dtype.name, image.dtype.name), copy=False)
     return Batch(
@@ -265,7 +265,7 @@ def stack(images: Sequence[Samples], labels: Sequence[Labels], pairs: Sequence[P
 
 
 def require_alike(parts: Sequence[SourcePairs]) -> None:
-    """Refuse sources whose tiles cannot stand in one batch.
+    """Check that tiles of all sources fit into one batch.
 
     Raises:
         RssegError: They differ in bands, type or classes, or there is no image at all.

@@ -1,4 +1,4 @@
-"""Ground without labels: tiles say where there is an image, and no label file is opened."""
+"""Tiles without labels: they mark where there is an image, and no label file is opened."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Everywhere(LabelReader):
         return labels
 
     def close(self) -> None:
-        """Do nothing: there is no file."""
+        """Close nothing: no file is open."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class UnlabelledOpener(Opener):
     """Opens images only."""
 
     def labels(self, pair: Pair) -> LabelReader:
-        """Say where the scene is, whatever label the pair names."""
+        """Return labels that mark the valid pixels; the label of the pair is not used."""
         return Everywhere(pair.place.window)
 
 
@@ -57,7 +57,7 @@ def without_labels(opener: Opener, pairs: Sequence[Pair]) -> SourcePairs:
 
 
 def has_image(opener: Opener, pair: Pair, side: int = 512) -> bool:
-    """Tell whether any pixel of the ground is there, looking at blocks in random order."""
+    """Return whether any usable pixel is valid, reading blocks in random order."""
     windows = [
         block.shift(region.x, region.y)
         for region in pair.ground
@@ -71,7 +71,7 @@ def has_image(opener: Opener, pair: Pair, side: int = 512) -> bool:
 def hold_back(
     parts: Sequence[SourcePairs], share: float, tile: int
 ) -> tuple[list[SourcePairs], list[SourcePairs]]:
-    """Cut some tiles out of the ground, the same ones in every run.
+    """Hold out some tiles for validation, the same ones in every run.
 
     Args:
         parts: The ground.
