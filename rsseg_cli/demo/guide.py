@@ -106,8 +106,8 @@ def run(
     scene = unseen / "images" / f"{REGIONS[1].name}_2.tif"
     truth = unseen / "labels" / scene.name
     target = folder / f"{scene.stem}.seg.tif"
-    request = PredictOptions(output=target, overwrite=overwrite)
-    predict([str(scene)], request, model=Path(fitted.model), device=device, quiet=quiet)
+    options = PredictOptions(output=target, overwrite=overwrite)
+    predict([str(scene)], options, model=Path(fitted.model), device=device, quiet=quiet)
     report = evaluate.rasters(target, truth, field=None, align=False, ignore=(0,))
     picture = quicklook(target, CLASSES, image=scene, truth=truth, rgb=BANDS_SHOWN)
     look = folder / "quicklook.png"
