@@ -151,7 +151,7 @@ def _open_writers(task: SceneTask, begun: Begun, stack: ExitStack) -> list[MapWr
                 batch=begun.batch,
             )
         )
-        for layer in outputs.made()
+        for layer in outputs.layers()
     ]
 
 
@@ -160,7 +160,7 @@ def _publish(task: SceneTask, writers: Sequence[MapWriter]) -> None:
     if distributed.world_size() > 1:
         for writer in writers:
             writer.await_others()
-    layers = list(zip(task.outputs.made(), writers, strict=True))
+    layers = list(zip(task.outputs.layers(), writers, strict=True))
     drafts = {}
     for layer, writer in layers:
         return_memory()
@@ -176,5 +176,5 @@ def _publish(task: SceneTask, writers: Sequence[MapWriter]) -> None:
             simplify=polygons.simplify,
         )
     for layer, writer in layers:
-        if layer.shown:
+        if layer.published:
             writer.appear()
