@@ -64,7 +64,7 @@ def group(device: str, environment: Mapping[str, str] = os.environ) -> Iterator[
     """Join the processes that `torchrun` has started, or work as a single one.
 
     Each process gets its own GPU; tensors on the CPU are exchanged by gloo. Inside a group this
-    does nothing. An error that all ranks raise leaves rank 0 only; the others exit with its code.
+    does nothing. An error raised on all ranks is passed on by rank 0 only; the others exit.
 
     Args:
         device: auto, cpu, cuda or cuda:N.

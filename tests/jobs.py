@@ -109,7 +109,9 @@ def job(folder: Path, method: str = "full", **changes: Any) -> Job:
 def run(work: Job, *, resume: bool = False) -> TrainingResult:
     """Run a job without showing anything."""
     state = checkpoint.load_resume(work.folder.resume) if resume else None
-    return train(work, Progress(work.settings.steps, quiet=True), state)
+    outcome = train(work, Progress(work.settings.steps, quiet=True), state)
+    work.folder.finish()
+    return outcome
 
 
 def weights(path: Path) -> dict[str, Tensor]:

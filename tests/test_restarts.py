@@ -14,9 +14,11 @@ from conftest import random_samples, write_raster
 from jobs import same, weights
 from runs import SMALL, rsseg, write_city
 from test_processes import free_port
+from torch import Tensor
 from torch.distributed import TCPStore
 
 from rsseg_cli import distributed
+from rsseg_cli.training.gradient_accumulation import StepBatches
 from rsseg_cli.training.loop import Updates
 from rsseg_cli.training.run_folder import RunFolder
 
@@ -145,6 +147,33 @@ def test_a_restart_begins_again_what_has_no_state(
     again = rsseg(*fit(city, run), "--overwrite")
     assert again.code == 1  # finished: a restart replaces nothing
     assert "is there already" in again.err
+
+
+def test_a_restart_continues_an_adaptation(
+    fitted: Path, tmp_path: Path, launch: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_city(tmp_path / "town", scenes=2)
+    run = RunFolder(tmp_path / "run")
+    call = [
+        "adapt", "--model", fitted, "--tgt", tmp_path / "town" / "images", "--source-free",
+        "-o", run.path, "--steps", "5", "--batch", "2", "--device", "cpu",
+        "--set", "training.save_every=2", "--set", "training.threads=0",
+    ]  # fmt: skip
+    steps: list[int] = []
+    original = Updates.take
+
+    def take(self: Updates, index: int, batches: StepBatches) -> dict[str, Tensor]:
+        steps.append(index)
+        return 1 / 0 if len(steps) == 4 else original(self, index, batches)  # type: ignore
+
+    monkeypatch.setattr(Updates, "take", take)
+    with pytest.raises(ZeroDivisionError):
+        rsseg(*call)
+    launch()
+    assert rsseg(*call).code == 0
+    assert steps == [0, 1, 2, 3, 2, 3, 4]
+    assert run.finished
+    assert (run.report / "report.html").is_file()
 
 
 def test_a_restart_does_not_outlive_the_time(tmp_path: Path, launch: Callable[[], None]) -> None:

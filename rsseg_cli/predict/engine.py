@@ -152,7 +152,7 @@ def _open_maps(task: SceneTask, state: ResumeState, stack: ExitStack) -> list[Ma
                 keep=outputs.journal is not None,
             )
         )
-        for layer in outputs.made()
+        for layer in outputs.layers()
     ]
 
 
@@ -169,7 +169,7 @@ def _publish(task: SceneTask, writers: Sequence[MapWriter]) -> None:
     if distributed.world_size() > 1:
         for writer in writers:
             writer.await_others()
-    layers = list(zip(task.outputs.made(), writers, strict=True))
+    layers = list(zip(task.outputs.layers(), writers, strict=True))
     drafts = {}
     for layer, writer in layers:
         return_memory()
@@ -185,5 +185,5 @@ def _publish(task: SceneTask, writers: Sequence[MapWriter]) -> None:
             simplify=polygons.simplify,
         )
     for layer, writer in layers:
-        if layer.shown:
+        if layer.published:
             writer.publish()

@@ -35,7 +35,7 @@ class Polygons:
 
 
 @dataclass(frozen=True)
-class Made:
+class MapLayer:
     """One map of a scene.
 
     Attributes:
@@ -43,14 +43,14 @@ class Made:
         path: The file.
         look: Its metadata.
         product: Computes its rows from class probabilities.
-        shown: Whether it is published; else it serves only to make the polygons.
+        published: Whether it is published; else it serves only to draw the polygons.
     """
 
     kind: Literal["map", "probabilities", "soft", "confidence"]
     path: Path
     look: MapStyle
     product: Product
-    shown: bool = True
+    published: bool = True
 
 
 @dataclass(frozen=True)
@@ -96,30 +96,30 @@ class Outputs:
         probabilities = len(self.classes) if self.probabilities else 0
         return 1 + probabilities + bool(self.soft) + bool(self.confidence or self.polygons)
 
-    def made(self) -> Iterator[Made]:
+    def layers(self) -> Iterator[MapLayer]:
         """Yield the maps in the order in which they are published, the class map last."""
         yield from self._probabilities()
         if self.confidence is not None or self.polygons is not None:
             look = MapStyle((f"confidence ({self.measure})",), scale=SCALE, tags=self.tags)
             # Polygons need it too; then it is not published.
             path = self.confidence or self.map.with_name(f"{self.map.name}.confidence")
-            shown = self.confidence is not None
-            yield Made("confidence", path, look, products.confidence(self.measure), shown)
+            published = self.confidence is not None
+            yield MapLayer("confidence", path, look, products.confidence(self.measure), published)
         classes = tuple(self.classes)
         product = products.class_map([cls.id for cls in classes], reject=self.reject)
-        yield Made("map", self.map, MapStyle(("class",), classes, tags=self.tags), product)
+        yield MapLayer("map", self.map, MapStyle(("class",), classes, tags=self.tags), product)
 
-    def _probabilities(self) -> Iterator[Made]:
+    def _probabilities(self) -> Iterator[MapLayer]:
         if self.probabilities is not None:
             names = tuple(cls.name for cls in self.classes)
             look = MapStyle(names, scale=SCALE, tags=self.tags)
             product = products.probabilities(len(names))
-            yield Made("probabilities", self.probabilities, look, product)
+            yield MapLayer("probabilities", self.probabilities, look, product)
         if self.soft is not None:
             _, foreground = self.classes
             tags = {**self.tags, **classes_tag(self.classes)}
             look = MapStyle((foreground.name,), scale=SCALE, tags=tags)
-            yield Made("soft", self.soft, look, products.share_of(1))
+            yield MapLayer("soft", self.soft, look, products.share_of(1))
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ class _Finished:
 
 @dataclass
 class _Region:
-    """A part of the scene that is mapped in one go.
+    """A part of the scene that is mapped without a break.
 
     Attributes:
         window: The region.
@@ -137,7 +137,7 @@ class Pipeline:
     def run(self) -> None:
         """Map all parts."""
         task, plan = self.task, self.plan
-        products = [layer.product for layer in task.outputs.made()]
+        products = [layer.product for layer in task.outputs.layers()]
         others = set(range(len(plan.parts))) - set(self.parts)
         with computing_with(1), BackgroundWriter(self._write, AHEAD) as writer:
             for window in plan.regions(others):

@@ -37,7 +37,7 @@ CACHE_MB = 32
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a scene is cut for the model.
+    """Settings of tiles, batches and memory.
 
     Attributes:
         tile: Side of a tile in pixels.
@@ -73,7 +73,7 @@ class Tiling:
 
 @dataclass(frozen=True)
 class Plan:
-    """How one scene is cut.
+    """Tiles and parts of one scene.
 
     Attributes:
         across: Tiles along its columns.
@@ -92,7 +92,7 @@ class Plan:
     read_rows: int
 
     def regions(self, finished: set[int]) -> Iterator[Window]:
-        """Join unfinished parts into regions that are mapped in one go."""
+        """Join unfinished parts into regions that are mapped without a break."""
         region: Window | None = None
         for number, part in enumerate(self.parts):
             follows = region is not None and (part.x, part.y) == (region.x, region.bottom)

@@ -59,7 +59,7 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether the last step was taken: a killed run may have a best model, too."""
+        """Return whether the run is complete: a killed run may have a best model, too."""
         return self.model.is_file() and self.last.is_file() and not self.resume.exists()
 
     def begin(self, config: str) -> None:
@@ -79,7 +79,8 @@ class RunFolder:
 
     def finish(self) -> None:
         """Delete the state to resume from: the run, with its report, is complete."""
-        self.resume.unlink(missing_ok=True)
+        if distributed.is_main():
+            self.resume.unlink(missing_ok=True)
 
     def save_model(self, path: Path, model: Segmenter, score: Json, step: int) -> None:
         """Write a model file together with its validation score."""

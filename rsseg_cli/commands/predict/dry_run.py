@@ -134,7 +134,7 @@ def survey(task: SceneTask, fitted: LoadedModel) -> Survey:
         free_mb=_free_mb(outputs),
         seconds=seconds,
         mpx_per_s=pixels / 1e6 / seconds,
-        more=[str(m.path) for m in outputs.made() if m.shown and m.path != outputs.map],
+        more=[str(m.path) for m in outputs.layers() if m.published and m.path != outputs.map],
         warnings=doubts,
     )
 

@@ -232,8 +232,8 @@ class ScenePredictor:
         """Draw the quicklooks, and yield all files of a scene beside its class map."""
         for task in tasks:
             outputs = task.outputs
-            shown = (layer.path for layer in outputs.made() if layer.shown)
-            yield from (path for path in shown if path != target.map)
+            published = (layer.path for layer in outputs.layers() if layer.published)
+            yield from (path for path in published if path != target.map)
             if self.options.quicklook:
                 from rsseg_cli.commands.predict.quicklook import (
                     quicklook_beside,  # matplotlib takes a second
