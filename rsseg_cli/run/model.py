@@ -26,7 +26,7 @@ from rsseg_cli.words import counted
 
 
 def build(config: RunConfig, bands: Bands, classes: int) -> Segmenter:
-    """Make the model that the settings name, seeded by them, on the default device."""
+    """Build the model of a configuration, seeded by it, on the default device."""
     torch.manual_seed(config.training.seed)
     name = str(getattr(config.backbone, "name", ""))
     new_backbone: Callable[..., Backbone] = find("backbones", family(name), Backbone)
@@ -44,7 +44,7 @@ def build(config: RunConfig, bands: Bands, classes: int) -> Segmenter:
 def metadata(
     config: RunConfig, model: Segmenter, classes: Sequence[Class], sources: Json
 ) -> dict[str, Json]:
-    """Say in a model file all that is needed to use it, and where it comes from."""
+    """Return the metadata of a model file: settings, classes, bands, origin of the weights."""
     return {
         "rsseg": __version__,
         "torch": str(torch.__version__),
@@ -75,11 +75,11 @@ class Fitted:
 
     @property
     def name(self) -> str:
-        """What the terminal calls it: its run folder."""
+        """Run folder of the model, as the terminal shows it."""
         return str(self.path.parent)
 
     def describe(self) -> str:
-        """Say in a line what it is."""
+        """Return a one-line description."""
         bands = self.model.bands
         score = self.about.get("score") or {}
         miou = score.get("miou")
@@ -119,7 +119,7 @@ def open_model(path: Path | None, *, weights: Path | None = None) -> Fitted:
 
 
 def newest(runs: Path = Path("runs")) -> Path:
-    """Find the model file of the newest finished run.
+    """Return the model file of the newest finished run.
 
     Raises:
         RssegError: There is none.
@@ -135,7 +135,7 @@ def newest(runs: Path = Path("runs")) -> Path:
 
 
 def pick_device(wanted: str) -> torch.device:
-    """Choose where to compute; each of several processes gets a GPU of its own.
+    """Return the device; each of several processes gets its own GPU.
 
     Raises:
         RssegError: The device is unknown, or not there.

@@ -35,7 +35,7 @@ SECOND_DERIVATIVES = (
 
 
 def split(tokens: Tensor, sizes: Sizes) -> list[Tensor]:
-    """Lay tokens (B, sum of h * w, D) of several grids out as maps (B, D, h, w).
+    """Split tokens (B, sum of h * w, D) of several grids into maps (B, D, h, w).
 
     The maps are views, channels last in memory: so are tokens.
     """
