@@ -28,7 +28,7 @@ class Bands(Strict):
         return len(self.names)
 
     def nearest(self, wavelength_nm: float, *, tolerance_nm: float) -> int | None:
-        """Find the band whose centre is nearest to a wavelength, None when none is near enough."""
+        """Return the band whose centre is nearest to a wavelength, None if it is too far."""
         distances = [
             (abs(centre - wavelength_nm), index)
             for index, centre in enumerate(self.wavelengths_nm)
@@ -39,7 +39,7 @@ class Bands(Strict):
         return min(distances)[1]
 
     def rgb(self) -> tuple[int, int, int] | None:
-        """Find the bands that show red, green and blue, None if one is absent."""
+        """Return the bands that show red, green and blue, None if one is absent."""
         found = [self.nearest(centre, tolerance_nm=45.0) for centre in (660.0, 560.0, 485.0)]
         red, green, blue = found
         if red is None or green is None or blue is None or len({red, green, blue}) < 3:

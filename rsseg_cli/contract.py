@@ -110,7 +110,7 @@ class Backbone(nn.Module):
 
     @classmethod
     def licence(cls, size: str) -> tuple[str, str]:
-        """Tell the licence of a size's weights, empty where unknown, and the page that says it."""
+        """Return the licence of a size's weights, empty if unknown, and the page that states it."""
         raise NotImplementedError
 
     def embed(self, image: Tensor) -> tuple[Tensor, Grid]:
@@ -259,7 +259,7 @@ class Method(nn.Module, Generic[S]):
         return cls(config, backbone)
 
     def trainable_parameters(self, backbone: Backbone) -> Iterator[tuple[str, Parameter]]:
-        """Name everything the method may ever train: its own and, if so, the backbone's.
+        """Return everything the method may ever train: its own and, if so, the backbone's.
 
         Names of the backbone's parameters start with `backbone.`, its own with `method.`.
         The loop sets `requires_grad` of these (and the head's) once; hooks may flip it later.
@@ -272,11 +272,11 @@ class Method(nn.Module, Generic[S]):
         return len(backbone.out_indices)
 
     def no_weight_decay(self) -> Collection[Parameter]:
-        """Name own parameters without weight decay besides the biases, norms and scalars."""
+        """Return own parameters without weight decay besides the biases, norms and scalars."""
         return ()
 
     def no_grad_clip(self) -> Collection[Parameter]:
-        """Name parameters whose gradients stay out of the shared clip."""
+        """Return parameters whose gradients stay out of the shared clip."""
         return ()
 
     # --- forward -----------------------------------------------------------------------------
@@ -298,7 +298,7 @@ class Method(nn.Module, Generic[S]):
 
     # --- training ----------------------------------------------------------------------------
     def before_step(self, step: Step) -> None:
-        """Choose what trains in this step (phases, selections); may run probes.
+        """Return what trains in this step (phases, selections); may run probes.
 
         After a restart `requires_grad` is as the loop first set it: derive it from buffers here.
         """
@@ -311,7 +311,7 @@ class Method(nn.Module, Generic[S]):
 
     # --- files and pictures --------------------------------------------------------------------
     def adapter_state(self, backbone: Backbone) -> dict[str, Tensor]:
-        """Collect what the model file stores: own state, and the backbone's tuned tensors.
+        """Return what the model file stores: own state, and the backbone's tuned tensors.
 
         Values are absolute, not differences: unpacking twice changes nothing.
         """

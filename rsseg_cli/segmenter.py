@@ -51,13 +51,13 @@ class Segmenter(nn.Module):
         self.freeze()
 
     def trainable_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        """Name everything that may ever train: the method's choice and the head."""
+        """Return everything that may ever train: the method's choice and the head."""
         yield from self.method.trainable_parameters(self.backbone)
         for name, parameter in self.head.named_parameters():
             yield f"head.{name}", parameter
 
     def freeze(self) -> None:
-        """Let nothing require a gradient but what `tuned` names."""
+        """Require gradients of `trainable_parameters` only."""
         self.requires_grad_(False)
         for _, parameter in self.trainable_parameters():
             parameter.requires_grad_(True)
@@ -87,7 +87,7 @@ class Segmenter(nn.Module):
         return output, features.losses
 
     def features(self, image: Tensor) -> tuple[Features, tuple[int, int]]:
-        """Give what the head gets of a standardised image, and the size of the padded image."""
+        """Compute the features of a standardised image, and the (H, W) of the padded image."""
         height, width = image.shape[-2:]
         bottom, right = -height % self.multiple, -width % self.multiple
         if bottom or right:
@@ -102,7 +102,7 @@ class Segmenter(nn.Module):
         *,
         apart: int = 0,
     ) -> dict[str, Tensor]:
-        """Name the weighted terms of the loss.
+        """Compute the weighted terms of the loss.
 
         Args:
             image: (B, C, H, W), standardised.
@@ -130,16 +130,16 @@ class Segmenter(nn.Module):
         } | features.losses
 
     def probabilities(self, image: Tensor) -> Tensor:
-        """Give class probabilities (B, K, H, W) for a standardised image."""
+        """Compute class probabilities (B, K, H, W) of a standardised image."""
         height, width = image.shape[-2:]
         return self.score(image)[0].probabilities()[..., :height, :width]
 
     def infer(self, raw: Tensor) -> Tensor:
-        """Give class probabilities (B, K, H, W) for stored values (B, C, H, W)."""
+        """Compute class probabilities (B, K, H, W) of stored values (B, C, H, W)."""
         return self.probabilities(self.standardise(raw))
 
     def pack(self) -> dict[str, Tensor]:
-        """Collect what a model file stores: the method's share, the head, what is nowhere else."""
+        """Return the tensors of a model file: adapter, head, and weights that are not public."""
         head = {f"head.{name}": tensor for name, tensor in self.head.state_dict().items()}
         method = self.method.adapter_state(self.backbone)
         if self.weights_are_public:

@@ -10,8 +10,8 @@ from timm.models import adapt_input_conv
 from torch import Tensor
 
 from rsseg_cli.backbones._band_adaptation import (
-    Adapt,
-    Stats,
+    InputStatistics,
+    KernelAdaptation,
     adapt_kernel,
     mixing,
     native,
@@ -84,7 +84,7 @@ def test_cycle_is_timms_rule(count: int) -> None:
     ],
 )
 def test_bands_that_are_all_the_same_answer_as_grey_did(
-    adapt: Adapt, wavelengths: Sequence[float | None]
+    adapt: KernelAdaptation, wavelengths: Sequence[float | None]
 ) -> None:
     found = adapt_kernel(kernel(), mixing(bands(*wavelengths), adapt))
     torch.testing.assert_close(found.sum(1), kernel().sum(1))
@@ -130,7 +130,11 @@ def test_native_statistics_whatever_the_order() -> None:
     ],
 )
 def test_when_native_statistics_are_used(
-    dtype: str, wavelengths: Sequence[float | None], pretrained: bool, stats: Stats, expected: bool
+    dtype: str,
+    wavelengths: Sequence[float | None],
+    pretrained: bool,
+    stats: InputStatistics,
+    expected: bool,
 ) -> None:
     assert native(bands(*wavelengths, dtype=dtype), stats, pretrained=pretrained) is expected
 

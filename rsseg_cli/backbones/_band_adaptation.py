@@ -22,7 +22,7 @@ EVEN = (1 / 3, 1 / 3, 1 / 3)
 
 
 def mixing(bands: Bands, adapt: KernelAdaptation) -> Tensor:
-    """Tell how much of red, green and blue each band takes: (C, 3), rows summing to 1.
+    """Return how much of red, green and blue each band takes: (C, 3), rows summing to 1.
 
     `interpolate` goes by wavelength: an image's red, green and blue bands keep their own, visible
     bands between them are interpolated linearly, all others take the mean. `cycle` is timm's rule
@@ -39,7 +39,7 @@ def mixing(bands: Bands, adapt: KernelAdaptation) -> Tensor:
 
 
 def _anchors(bands: Bands) -> list[float]:
-    """Find the centres of an image's red, green and blue bands, in that order."""
+    """Return the centres of an image's red, green and blue bands, in that order."""
     found = [bands.nearest(centre, tolerance_nm=45.0) for centre in RGB_NM]
     centres = [None if index is None else bands.wavelengths_nm[index] for index in found]
     return [default if own is None else own for own, default in zip(centres, RGB_NM, strict=True)]
@@ -86,7 +86,7 @@ def native(bands: Bands, stats: InputStatistics, *, pretrained: bool) -> bool:
 def restatement(
     bands: Bands, mix: Tensor, mean: Sequence[float], std: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
-    """Find gain and offset, each (C, 1, 1), from standardised 8-bit data to native statistics.
+    """Return gain and offset, each (C, 1, 1), from standardised 8-bit data to native statistics.
 
     Args:
         bands: Mean and std of the data, in 0..255.

@@ -16,7 +16,7 @@ ROLES: tuple[Role, Role, Role] = ("q", "k", "v")
 def project(
     backbone: Backbone, index: int, block: Any, asking: Tensor, tokens: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Make queries of rows (B, Q, D), keys and values of tokens (B, T, D), each by head."""
+    """Compute queries of rows (B, Q, D), and keys and values of tokens (B, T, D), per head."""
     attention, seen = block.attn, block.norm1(tokens)
     found = []
     for role, rows in zip(ROLES, (block.norm1(asking), seen, seen), strict=True):
@@ -30,7 +30,7 @@ def project(
 
 
 def attend(attention: Any, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Do what is left of a module's work once it has its queries, keys and values by head."""
+    """Compute attention and the output projection from queries, keys and values per head."""
     found = F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2).flatten(2)
     mixed: Tensor = attention.proj(attention.norm(found))
     return mixed

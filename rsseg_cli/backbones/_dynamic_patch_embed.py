@@ -52,7 +52,7 @@ class WeightGenerator(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where its numbers are."""
+        """Device of the parameters."""
         return next(self.parameters()).device
 
     def forward(self, codes: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,7 +99,7 @@ class DynamicPatchEmbed(Vit):
         del self.maker, self.codes
 
     def coding(self, bands: Bands) -> Tensor:
-        """Turn what is known of the bands into their codes (C, 128).
+        """Encode wavelengths or other properties of the bands: (C, 128).
 
         Raises:
             RssegError: Something that is needed is not known.
@@ -115,7 +115,7 @@ class DynamicPatchEmbed(Vit):
         return model  # type: ignore[no-any-return]  # timm is untyped
 
     def translate(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Make the kernels from the file's maker, and leave out what is behind the blocks."""
+        """Generate the kernels with the file's generator, and drop what follows the blocks."""
         load_part(self.maker, below(self.stem, tensors))
         trunk = {
             name: t
@@ -126,17 +126,17 @@ class DynamicPatchEmbed(Vit):
         return super().translate(trunk | made)
 
     def widen(self, mix: Tensor) -> None:
-        """Leave the kernels alone: they were made for these bands."""
+        """Do nothing: the kernels were generated for these bands."""
 
     @torch.no_grad()
     def _kernels(self) -> dict[str, Tensor]:
-        """Make weight (D, C, p, p) and bias (D,) of the patch embedding."""
+        """Generate weight (D, C, p, p) and bias (D,) of the patch embedding."""
         weight, bias = self.maker.eval()(self.codes.to(self.maker.device))
         return {"weight": _resize.resize_kernel(weight, self.patch, self.resize), "bias": bias}
 
 
 def below(stem: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Pick the tensors whose names begin with `stem`, and name them by the rest."""
+    """Return the tensors whose names begin with `stem`, without it."""
     return {name.removeprefix(stem): t for name, t in tensors.items() if name.startswith(stem)}
 
 
@@ -158,7 +158,7 @@ def require(
     bands: Bands,
     values: tuple[float | None, ...],
 ) -> list[float]:
-    """Collect what must be known of every band.
+    """Return a property of every band.
 
     Raises:
         RssegError: It is not known of some.

@@ -41,7 +41,7 @@ class EvaBackbone(TimmBackbone):
         return self._add(index, tokens, block.attn(block.norm1(tokens), rope=turn))
 
     def cross_attend(self, index: int, asking: Tensor, tokens: Tensor, grid: Grid) -> Tensor:
-        """Apply a block to rows that attend to its input and that nothing attends to."""
+        """Apply a block to query rows that attend to its input."""
         block = self.model.blocks[index]
         queries, keys, values = project(self, index, block, asking, tokens)
         still, placed = keys.tensor_split([self.num_prefix_tokens], 2)
@@ -58,7 +58,7 @@ class EvaBackbone(TimmBackbone):
         return between + answer + self.parallel_branch(index, between)
 
     def rotation(self, grid: Grid, extra: int, device: torch.device) -> Tensor:
-        """Find sine and cosine of all tokens after the prefix, (extra + N, 2 * head width).
+        """Compute sine and cosine of all tokens after the prefix, (extra + N, 2 * head width).
 
         Extra tokens have no place: sine 0 and cosine 1 leave them as they are. All blocks of a
         pass ask for the same, so the last answer is kept.

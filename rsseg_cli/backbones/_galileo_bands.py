@@ -44,7 +44,7 @@ RED_NM = 665.0
 
 
 def tolerance_nm(centre: float) -> float:
-    """Say how far a band may lie from a Sentinel-2 band to stand in for it."""
+    """Return the largest distance at which a band replaces a Sentinel-2 band."""
     return 45.0 if centre < 1000 else 100.0
 
 
@@ -64,7 +64,7 @@ class Recipe:
 
 
 def plan(bands: Bands) -> Recipe:
-    """Give each image band to the Sentinel-2 band nearest in wavelength.
+    """Assign each image band to the Sentinel-2 band nearest in wavelength.
 
     A group counts only when it is complete; bands of incomplete groups may move to another group.
 
@@ -158,7 +158,7 @@ def _warn_of_unused(bands: Bands, recipe: Recipe) -> None:
 
 
 def reflectance(bands: Bands) -> tuple[Tensor, Tensor]:
-    """Find gain and offset, each (C, 1, 1), from standardised values to reflectance.
+    """Return gain and offset, each (C, 1, 1), from standardised values to reflectance.
 
     Raises:
         RssegError: The data have no known scale.
@@ -177,7 +177,7 @@ def reflectance(bands: Bands) -> tuple[Tensor, Tensor]:
 def normalisation(
     recipe: Recipe, bands: Bands, statistics: ChannelStatistics
 ) -> tuple[Tensor, Tensor]:
-    """Find gain and offset, each (C, 1, 1), from reflectance to what the authors fed.
+    """Return gain and offset, each (C, 1, 1), from reflectance to what the authors fed.
 
     That is (x - (mean - 2 std)) / (4 std) of x = reflectance * 10000; bands without use get 0.
     """

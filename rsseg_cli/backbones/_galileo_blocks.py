@@ -25,7 +25,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, tokens: Tensor, *, asking: Tensor | None = None) -> Tensor:
-        """Let tokens (B, T, D) attend to each other, or rows `asking` (B, Q, D) to the tokens."""
+        """Compute attention of tokens (B, T, D), or of rows `asking` (B, Q, D), to tokens."""
         asking = tokens if asking is None else asking
         q, k, v = (
             linear(rows).view(*rows.shape[:2], self.heads, -1).transpose(1, 2)

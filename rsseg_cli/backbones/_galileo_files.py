@@ -26,7 +26,7 @@ class EncoderShape:
 
 
 def locate(weights: Path | None, size: str) -> Path:
-    """Find `encoder.pt`: a file, one in a folder, or, without either, that of a size on the hub.
+    """Return `encoder.pt`: a file, one in a folder, or, without either, that of a size on the hub.
 
     Raises:
         RssegError: The hub cannot be reached.

@@ -167,7 +167,7 @@ class TimmBackbone(Backbone):
         return {key: t for key, t in translated.items() if not key.startswith("head.")}
 
     def _positions(self, name: str) -> _resize.Positions:
-        """Choose the rule for positions.
+        """Return the rule for resizing positions.
 
         Raises:
             RssegError: The authors have none.
@@ -186,11 +186,11 @@ class TimmBackbone(Backbone):
         return rule
 
     def authors_resize(self) -> _resize.Positions | None:
-        """Tell how the authors' own code resizes positions, None where it does not."""
+        """Return the rule of the authors' code for positions; None if it resizes none."""
         return None
 
     def widen(self, mix: Tensor) -> None:
-        """Give the loaded patch embedding for RGB a kernel for the bands of `mix` (C, 3)."""
+        """Replace the RGB kernel of the patch embedding by one for the bands of `mix` (C, 3)."""
         patches: nn.Conv2d = self.model.patch_embed.proj
         patches.weight = nn.Parameter(_band_adaptation.adapt_kernel(patches.weight.detach(), mix))
         patches.in_channels = len(mix)
@@ -208,14 +208,14 @@ class TimmBackbone(Backbone):
         self.register_buffer("offset", offset, persistent=False)
 
     def renormalise(self, image: Tensor) -> Tensor:
-        """Put a standardised image (B, C, H, W) into the statistics that the weights want."""
+        """Convert a standardised image (B, C, H, W) to the statistics of the pretraining."""
         if self.gain is None or self.offset is None:
             return image
         return image * self.gain + self.offset
 
     @classmethod
     def licence(cls, size: str) -> tuple[str, str]:
-        """Tell the licence of a size's weights and the page that says it."""
+        """Return the licence of a size's weights and the page that states it."""
         entry = cls.sizes[size]
         if not entry.published:
             return "none: it starts at random", "-"
@@ -236,7 +236,7 @@ class TimmBackbone(Backbone):
         return [third(block.attn.qkv, "qkv".index(role))]
 
     def grid_of(self, image: Tensor) -> Grid:
-        """Lay the grid of patches over an image (B, C, H, W)."""
+        """Return the grid of patches of an image (B, C, H, W)."""
         return Grid(image.shape[2] // self.patch, image.shape[3] // self.patch)
 
 
@@ -275,11 +275,11 @@ def choose_out_indices(
 
 
 def whole(linear: nn.Linear) -> Projection:
-    """Say that all rows of a linear map play one role."""
+    """Return the projection of all rows of a linear map."""
     return Projection(linear, slice(0, linear.out_features))
 
 
 def third(fused: nn.Linear, index: int) -> Projection:
-    """Pick queries (0), keys (1) or values (2) out of a fused linear map."""
+    """Return queries (0), keys (1) or values (2) out of a fused linear map."""
     rows = fused.out_features // 3
     return Projection(fused, slice(index * rows, (index + 1) * rows))

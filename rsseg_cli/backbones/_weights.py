@@ -81,7 +81,7 @@ def read_hub(model: str) -> dict[str, Tensor]:
 
 
 def fetch(home: WeightsSource) -> Path:
-    """Find a published file in the hub's cache, or download it there.
+    """Return the path of a published file in the hub's cache; download it first if need be.
 
     Raises:
         RssegError: No network.
@@ -94,7 +94,7 @@ def fetch(home: WeightsSource) -> Path:
 
 
 def published_as(model: str) -> dict[str, Any]:
-    """Look up what timm knows about a `name.tag`: repository, licence, input size, mean and std."""
+    """Return timm's entry of a `name.tag`: repository, licence, input size, mean and std."""
     config = timm.get_pretrained_cfg(model)
     if config is None:
         raise LookupError(f"timm {timm.__version__} does not know {model}")
@@ -104,7 +104,7 @@ def published_as(model: str) -> dict[str, Any]:
 def unavailable(
     repository: str, license_name: str | None, error: Exception, *, name: str = ""
 ) -> RssegError:
-    """Build the error for published weights that cannot be had; `name` says which file."""
+    """Build the error for published weights that cannot be downloaded."""
     page = f"https://huggingface.co/{repository}"
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return RssegError(
@@ -163,7 +163,7 @@ def _shape(tensor: Tensor) -> str:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Make networks whose random numbers depend on `seed` only; on the meta device none at all.
+    """Seed the construction of networks; on the meta device nothing is drawn.
 
     They are drawn on the CPU wherever the network will run, and the caller's stream stays as it is.
     """

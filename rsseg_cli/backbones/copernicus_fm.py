@@ -100,7 +100,7 @@ class CopernicusFm(DynamicPatchEmbed):
         return translated
 
     def default_out_indices(self) -> tuple[int, ...]:
-        """Choose those of the authors' segmentation."""
+        """Return the blocks of the authors' segmentation model."""
         return 3, 5, 7, 11
 
 
@@ -115,7 +115,7 @@ class MetadataEncoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, area: float | None) -> Tensor:
-        """Make the summand (1, 1, D) from the area of a patch in square kilometres."""
+        """Compute the embedding (1, 1, D) from the area of a patch in square kilometres."""
         total: Any = 0.0
         for what in METADATA:
             code: Tensor = self.get_parameter(f"{what}_token")
@@ -127,7 +127,7 @@ class MetadataEncoder(nn.Module):
 
 
 def _named(what: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Pick the tensors of one thing that tokens are told."""
+    """Return the tensors of one kind of metadata."""
     return {f"{what}_{name}": t for name, t in below(f"{what}_", tensors).items()}
 
 

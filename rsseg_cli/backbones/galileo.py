@@ -120,7 +120,7 @@ class Galileo(Backbone):
 
     @staticmethod
     def _encoder(config: Config, size: str) -> Path | None:
-        """Find the weights file; None for random numbers."""
+        """Return the weights file; None for random numbers."""
         if config.pretrained:
             return locate(config.weights, size)
         if config.weights is not None:
@@ -129,11 +129,11 @@ class Galileo(Backbone):
 
     @classmethod
     def licence(cls, size: str) -> tuple[str, str]:
-        """Tell the licence of a size's weights and the page that says it."""
+        """Return the licence of a size's weights and the page that states it."""
         return LICENCE, f"https://huggingface.co/{REPOSITORY}"
 
     def _make(self) -> None:
-        """Lay out the network; tensors are named as in the published file."""
+        """Build the layers; tensors are named as in the published file."""
         quarter, groups = self.dim // 4, self.recipe.groups
         channels = {name: len(groups.get(name, ("NDVI",))) for name in self.recipe.present}
         self.space_time_embed = nn.ModuleDict(
@@ -170,12 +170,12 @@ class Galileo(Backbone):
         return f"{REPOSITORY}: {encoder.name}", _weights.digest(tensors)
 
     def _is_absent(self, key: str) -> bool:
-        """Tell whether a tensor of the file serves inputs that this image does not have."""
+        """Return whether a tensor of the file belongs to inputs that this image lacks."""
         absent = [name for name in _galileo_bands.CHANNEL_ROWS if name not in self.recipe.present]
         return key.startswith((*UNUSED, *(f"space_time_embed.{name}." for name in absent)))
 
     def inputs(self, image: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Make each present group's input (B, channels, H, W) from a standardised image."""
+        """Yield each present group's input (B, channels, H, W) from a standardised image."""
         reflectance = self.to_reflectance(image)
         normalised = self.normalise(reflectance)
         for name, slots in self.recipe.groups.items():
@@ -194,7 +194,7 @@ class Galileo(Backbone):
         return (content + self.placing(grid)).flatten(1, 3), grid
 
     def placing(self, grid: Grid) -> Tensor:
-        """Make the embedding (h, w, G, D) = [channel | time | month | space], a quarter each."""
+        """Compute the embedding (h, w, G, D) = [channel | time | month | space], a quarter each."""
         rows = [_galileo_bands.CHANNEL_ROWS.index(name) for name in self.recipe.present]
         channel = self.s_t_channel_embed[rows]
         time = self.pos_embed[0].expand_as(channel)
@@ -204,7 +204,7 @@ class Galileo(Backbone):
         return torch.cat([what, where], dim=-1)
 
     def _space(self, grid: Grid, like: Tensor) -> Tensor:
-        """Make the sine-cosine embedding (h, w, D/4) of metres on the ground, in units of 10 m.
+        """Compute the sine-cosine embedding (h, w, D/4) of metres on the ground, in units of 10 m.
 
         The first half is from the column. The frequencies fall by twice the published formula's
         width, 10000^-(i / (D/4)): that is what the weights were trained with.
@@ -228,7 +228,7 @@ class Galileo(Backbone):
         return self._add(index, tokens, block.attn(block.norm1(tokens)))
 
     def cross_attend(self, index: int, asking: Tensor, tokens: Tensor, grid: Grid) -> Tensor:
-        """Apply a block to rows that attend to its input and that nothing attends to."""
+        """Apply a block to query rows that attend to its input."""
         block: Any = self.blocks[index]
         attended = block.attn(block.norm1(tokens), asking=block.norm1(asking))
         return self._add(index, asking, attended)
@@ -247,5 +247,5 @@ class Galileo(Backbone):
         return [whole(owner.get_submodule(role))]
 
     def to_map(self, tokens: Tensor, grid: Grid, extra: int = 0) -> Tensor:
-        """Lay tokens out as (B, D, h, w), averaged over groups, normed first if so configured."""
+        """Reshape tokens to (B, D, h, w), averaged over groups, normed if `norm_taps`."""
         return super().to_map(self.norm(tokens) if self.norm_taps else tokens, grid, extra)

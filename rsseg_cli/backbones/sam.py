@@ -39,7 +39,7 @@ class Sam(TimmBackbone):
         return {key: t for key, t in translated.items() if not key.startswith("neck.")}
 
     def default_out_indices(self) -> tuple[int, ...]:
-        """Choose the blocks that attend globally."""
+        """Return the blocks that attend globally."""
         return tuple(i for i, block in enumerate(self.model.blocks) if block.window_size == 0)
 
     def embed(self, image: Tensor) -> tuple[Tensor, Grid]:

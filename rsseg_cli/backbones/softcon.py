@@ -68,7 +68,7 @@ class Softcon(Vit):
         super().__init__(config.model_copy(update={"stats": "data"}), bands)
 
     def widen(self, mix: Tensor) -> None:
-        """Pick the kernel's slices, scaled so that any number of equal bands answers alike."""
+        """Return the kernel's slices, scaled so that any number of equal bands answers alike."""
         patches: nn.Conv2d = self.model.patch_embed.proj
         kernel = patches.weight.detach()
         chosen = kernel[:, self.slices] * (kernel.shape[1] / len(self.slices))
@@ -76,7 +76,7 @@ class Softcon(Vit):
         patches.in_channels = len(self.slices)
 
     def renormalise(self, image: Tensor) -> Tensor:
-        """Put a standardised image (B, C, H, W) between 0 and 1 as in training."""
+        """Clamp a standardised image (B, C, H, W) to 0..1, as in pretraining."""
         return torch.clamp((image + SPREAD) / (2 * SPREAD), 0.0, 1.0)
 
     def authors_resize(self) -> Positions:
@@ -84,12 +84,12 @@ class Softcon(Vit):
         return Positions(BARE.antialias, offset=0.1)
 
     def default_out_indices(self) -> tuple[int, ...]:
-        """Choose as for Copernicus-FM, whose authors are the same; raw, before the final norm."""
+        """Return as for Copernicus-FM, whose authors are the same; raw, before the final norm."""
         return 3, 5, 7, 11
 
 
 def by_wavelength(bands: Bands) -> list[int]:
-    """Find for each band the slice of the Sentinel-2 band that is nearest.
+    """Return for each band the slice of the Sentinel-2 band that is nearest.
 
     Raises:
         RssegError: A band has no wavelength.
@@ -108,7 +108,7 @@ def by_wavelength(bands: Bands) -> list[int]:
 
 
 def by_name(bands: Bands) -> list[int]:
-    """Find for each radar band the slice of its name.
+    """Return for each radar band the slice of its name.
 
     Raises:
         RssegError: A band is no VV or VH.

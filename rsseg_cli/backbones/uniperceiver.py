@@ -104,7 +104,7 @@ def _renamed(key: str) -> str:
 
 
 def fetch() -> Path:
-    """Find the published file in torch's cache, or download it there.
+    """Return the path of the published file in torch's cache; download it first if need be.
 
     Raises:
         RssegError: No network.

@@ -42,7 +42,7 @@ class Vit(TimmBackbone):
         return self._add(index, tokens, block.attn(block.norm1(tokens)))
 
     def cross_attend(self, index: int, asking: Tensor, tokens: Tensor, grid: Grid) -> Tensor:
-        """Apply a block to rows that attend to its input and that nothing attends to."""
+        """Apply a block to query rows that attend to its input."""
         block = self.model.blocks[index]
         queries, keys, values = project(self, index, block, asking, tokens)
         return self._add(index, asking, attend(block.attn, queries, keys, values))

@@ -52,7 +52,7 @@ class ChildTune(Sparse):
 
     # --- form F ------------------------------------------------------------------------------
     def warmup(self, total: int) -> int:
-        """Give the steps of the warm-up; form F has none unless told."""
+        """Return the steps of the warm-up; form F has none unless told."""
         if self.config.form == "F" and self.config.warmup is None:
             return 0
         return super().warmup(total)
@@ -87,7 +87,7 @@ class ChildTune(Sparse):
                 weight.grad.mul_(mask).div_(ratio)
 
     def adapter_state(self, backbone: Backbone) -> dict[str, Tensor]:
-        """Collect the chosen elements, or all weights: form F moves everything."""
+        """Return the chosen elements, or all weights: form F moves everything."""
         return (
             super().adapter_state(backbone)
             if self.config.form == "D"

@@ -167,7 +167,7 @@ class CrossEarthGate(Method[State]):
 
     # --- training ----------------------------------------------------------------------------
     def before_step(self, step: Step) -> None:
-        """Select when it is time; let what is selected train, and only that."""
+        """Select modules every `every` steps, and train the selected ones only."""
         now = time.perf_counter()
         if self._started is None:
             self._started = now
@@ -217,7 +217,7 @@ class CrossEarthGate(Method[State]):
         return fisher
 
     def _settle(self) -> None:
-        """Make `requires_grad` follow `active`; note the selection for the next line."""
+        """Build `requires_grad` follow `active`; note the selection for the next line."""
         self._open(self.active)
         self.ever |= self.active
         self._trainable = self._size(self.active)
@@ -226,7 +226,7 @@ class CrossEarthGate(Method[State]):
             self._selections.append(self._selection())
 
     def _selection(self) -> dict[str, Json]:
-        """Describe the last selection, scores to four digits."""
+        """Return the last selection, scores to four digits."""
         active: dict[str, Json] = {}
         scores: dict[str, Json] = {}
         for row, name in enumerate(self.config.pathways):
@@ -276,7 +276,7 @@ class CrossEarthGate(Method[State]):
 
 
 def _count(config: CrossEarthGate.Config, depth: int) -> int:
-    """Choose how many modules are active at once.
+    """Return how many modules are active at once.
 
     Raises:
         RssegError: There are not so many.

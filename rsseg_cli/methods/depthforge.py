@@ -56,11 +56,11 @@ class DepthForge(DepthMethod[DepthState]):
             self.refinement = Refinement(backbone.dim, len(backbone.out_indices))
 
     def no_weight_decay(self) -> Collection[Parameter]:
-        """Name the tokens."""
+        """Return the tokens."""
         return self.adapter.no_weight_decay()
 
     def begin(self, image: Tensor, grid: Grid) -> DepthState:
-        """Show the image to the depth encoder."""
+        """Embed the image in the depth encoder."""
         state = DepthState(grid)
         if self.view is not None:
             self.view.begin(image, state)
@@ -75,7 +75,7 @@ class DepthForge(DepthMethod[DepthState]):
         return self.adapter.refine(prefix, patches, self.adapter.adjustment(index, asking))
 
     def finish(self, maps: list[Tensor], state: DepthState) -> Features:
-        """Refine the finest map and hand the queries over."""
+        """Return the maps, the finest one refined, and the queries."""
         if self.refinement is not None:
             maps = [self.refinement(maps), *maps[1:]]
         return Features(maps, self.adapter.queries())

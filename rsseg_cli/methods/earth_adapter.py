@@ -29,7 +29,7 @@ ExpertStart = Literal["identity", "random"]
 def low_pass(
     h: int, w: int, *, rho: float, box: FrequencyBox, device: torch.device | None = None
 ) -> Tensor:
-    """Say how much of each frequency of a real (h, w) image is low.
+    """Compute the low-pass filter of a real (h, w) image.
 
     The box keeps row and column frequencies of at most c = floor(min(h, w) * rho / 2), at least
     1. The published one holds -c..c-1, so that the real part of what it lets through has half of
@@ -163,18 +163,18 @@ class EarthAdapter(Method[Spectrum]):
         )
 
     def begin(self, image: Tensor, grid: Grid) -> Spectrum:
-        """Lay the box of low frequencies over the grid."""
+        """Build the low-pass filter of the grid."""
         gain = low_pass(grid.h, grid.w, rho=self.rho, box=self.box, device=image.device)
         return Spectrum(grid, gain=gain)
 
     def after_block(self, index: int, tokens: Tensor, state: Spectrum) -> Tensor:
-        """Add what the experts of this block say to its patch tokens."""
+        """Add the output of this block's experts to its patch tokens."""
         skip = self.num_prefix_tokens + state.extra
         refined: Tensor = tokens + self.blocks[index](tokens, state, skip)
         return refined
 
     def explanations(self) -> Mapping[str, tuple[str, ...]]:
-        """Offer which expert weighs most."""
+        """Return the map of the router's weights."""
         return {"routing": ("all frequencies", "low frequencies", "high frequencies")}
 
     def explain(self, name: str, state: Spectrum) -> Tensor:

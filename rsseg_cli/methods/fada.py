@@ -50,7 +50,7 @@ class Fada(Method[State]):
             one.spread_evenly(backbone.patch)
 
     def no_weight_decay(self) -> Collection[Parameter]:
-        """Name the tokens."""
+        """Return the tokens."""
         return [*self.low.no_weight_decay(), *self.high.no_weight_decay()]
 
     def after_block(self, index: int, tokens: Tensor, state: State) -> Tensor:
@@ -62,7 +62,7 @@ class Fada(Method[State]):
         return torch.cat([prefix, patches + added], 1)
 
     def finish(self, maps: list[Tensor], state: State) -> Features:
-        """Hand the queries, made from the low band's tokens, over with the maps."""
+        """Return the maps, and queries of the low band's tokens."""
         return Features(maps, self.low.queries())
 
 

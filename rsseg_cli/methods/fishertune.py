@@ -109,11 +109,11 @@ class FisherTune(Sparse):
 
     # --- forward -----------------------------------------------------------------------------
     def before_block(self, index: int, tokens: Tensor, state: State) -> Tensor:
-        """Let the estimation see the embedding."""
+        """Apply the feature hook to the embedding."""
         return self._see(EMBEDDING, tokens, state) if index == 0 else tokens
 
     def after_block(self, index: int, tokens: Tensor, state: State) -> Tensor:
-        """Let the estimation see what comes out of a block."""
+        """Apply the feature hook to the output of a block."""
         return self._see(index, tokens, state)
 
     def _see(self, site: int, tokens: Tensor, state: State) -> Tensor:
@@ -258,7 +258,7 @@ class FisherTune(Sparse):
         return clean.fisher(), shifted.fisher() if shifted else None
 
     def _take_gradients(self) -> list[Tensor | None]:
-        """Hand the gradients over, so that they are gone when the next sample is drawn."""
+        """Return the gradients and clear them before the next sample is drawn."""
         found = [weight.grad for weight in self.candidates.weights]
         for weight in self.candidates.weights:
             weight.grad = None
@@ -266,7 +266,7 @@ class FisherTune(Sparse):
 
 
 def schedule(kind: Schedule, low: float, high: float, steepness: float) -> list[float]:
-    """Give the share that trains in each part of the tuning phase.
+    """Return the fraction that trains in each part of the tuning phase.
 
     `grow` begins with `low` and ends with `high`, as the text of section 3.3.3 says:
     low + (high - low) (1 - exp(-k t)) / (1 - exp(-k)). Equation 16 as printed would fall.
@@ -279,7 +279,7 @@ def schedule(kind: Schedule, low: float, high: float, steepness: float) -> list[
 
 
 def _sites(config: FisherTune.Config, depth: int) -> frozenset[int]:
-    """Choose where features are shifted.
+    """Return where features are shifted.
 
     Raises:
         RssegError: There is no such block.

@@ -13,6 +13,6 @@ class Full(Method[State]):
     """Tunes the whole backbone."""
 
     def trainable_parameters(self, backbone: Backbone) -> Iterator[tuple[str, Parameter]]:
-        """Name all parameters of the backbone."""
+        """Return all parameters of the backbone."""
         for name, parameter in backbone.named_parameters():
             yield f"backbone.{name}", parameter

@@ -36,7 +36,7 @@ class Rein(Method[State]):
         self.adapter.spread_evenly(backbone.patch)
 
     def no_weight_decay(self) -> Collection[Parameter]:
-        """Name the tokens."""
+        """Return the tokens."""
         return self.adapter.no_weight_decay()
 
     def after_block(self, index: int, tokens: Tensor, state: State) -> Tensor:
@@ -45,5 +45,5 @@ class Rein(Method[State]):
         return self.adapter.refine(prefix, patches, self.adapter.adjustment(index, patches))
 
     def finish(self, maps: list[Tensor], state: State) -> Features:
-        """Hand the queries over with the maps."""
+        """Return the maps and the queries."""
         return Features(maps, self.adapter.queries())

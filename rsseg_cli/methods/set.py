@@ -52,7 +52,7 @@ class Set(Method[State]):
             one.spread_evenly(backbone.patch)
 
     def no_weight_decay(self) -> Collection[Parameter]:
-        """Name the tokens."""
+        """Return the tokens."""
         return [*self.phase.no_weight_decay(), *self.amplitude.no_weight_decay()]
 
     def after_block(self, index: int, tokens: Tensor, state: State) -> Tensor:
@@ -65,7 +65,7 @@ class Set(Method[State]):
         return torch.cat([prefix, patches + self.scale * added.to(patches.dtype)], 1)
 
     def finish(self, maps: list[Tensor], state: State) -> Features:
-        """Hand the queries, made from the phase's tokens, over with the maps."""
+        """Return the maps, and queries of the phase's tokens."""
         return Features(maps, self.phase.queries())
 
 

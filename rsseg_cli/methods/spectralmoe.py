@@ -110,12 +110,12 @@ class SpectralMoe(DepthMethod[Routing]):
         self.register_buffer("usage", torch.zeros(shape), persistent=False)
 
     def no_weight_decay(self) -> Collection[Parameter]:
-        """Name the tokens and the gates."""
+        """Return the tokens and the gates."""
         return [*self.adapter.no_weight_decay(), *self.gates.parameters()]
 
     # --- forward -----------------------------------------------------------------------------
     def begin(self, image: Tensor, grid: Grid) -> Routing:
-        """Show the image to the depth encoder."""
+        """Embed the image in the depth encoder."""
         state = Routing(grid)
         if self.view is not None:
             self.view.begin(image, state)
@@ -139,7 +139,7 @@ class SpectralMoe(DepthMethod[Routing]):
         return self.adapter.refine(prefix, patches, mixed @ span)
 
     def finish(self, maps: list[Tensor], state: Routing) -> Features:
-        """Hand over maps, queries, and the terms of the loss: means over blocks, (8) to (11)."""
+        """Return maps, queries and the losses of equations (8) to (11), averaged over blocks."""
         losses = {}
         if state.balance:
             losses["balance"] = self.config.balance_weight * torch.stack(state.balance).mean()
@@ -148,7 +148,7 @@ class SpectralMoe(DepthMethod[Routing]):
         return Features(maps, self.adapter.queries(), losses)
 
     def _route(self, index: int, seen: list[Tensor]) -> list[Routes]:
-        """Let the gates of a block choose experts for each modality (B, N, D)."""
+        """Return the experts that the gates of a block choose for each modality (B, N, D)."""
         if not self.gates:
             return []
         own = len(self.gates) // len(self.adapter.blocks)
@@ -156,7 +156,7 @@ class SpectralMoe(DepthMethod[Routing]):
         return [cast(Routes, gate(one)) for gate, one in zip(gates, seen, strict=True)]
 
     def _judge(self, index: int, state: Routing) -> None:
-        """Note how evenly a block's experts are used: equations (10) and (11), and the load."""
+        """Accumulate the balance of a block's experts: equations (10) and (11), and the load."""
         if not self.training or not state.routes:
             return
         totals = [batch_shard.mean(routes.shares.sum((0, 1))) for routes in state.routes]
@@ -186,7 +186,7 @@ class SpectralMoe(DepthMethod[Routing]):
         yield from plots.draw(records, MODALITIES)
 
     def explanations(self) -> Mapping[str, tuple[str, ...]]:
-        """Offer which expert tokens went to, by what they look like and by their depth."""
+        """Return the maps of the experts of each modality, visual and depth."""
         if not self.gates:
             return {}
         names = ("routing", "routing-depth")[: self.modalities]

@@ -43,7 +43,7 @@ class Vpt(Method[State]):
         spread([self.prompts], backbone.patch, backbone.dim)
 
     def no_weight_decay(self) -> Collection[Parameter]:
-        """Name the prompts, as Rein does with its tokens."""
+        """Return the prompts, as Rein does with its tokens."""
         return (self.prompts,)
 
     def before_block(self, index: int, tokens: Tensor, state: State) -> Tensor:

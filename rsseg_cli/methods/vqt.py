@@ -77,15 +77,15 @@ class Vqt(Method[Summaries]):
             cast("TokenExperts | FullTokens", one).spread_evenly(backbone.patch)
 
     def no_weight_decay(self) -> Collection[Parameter]:
-        """Name the tokens, as Rein does."""
+        """Return the tokens, as Rein does."""
         return list(self.blocks.parameters())
 
     def begin(self, image: Tensor, grid: Grid) -> Summaries:
-        """Start without anything heard."""
+        """Return an empty state."""
         return Summaries(grid)
 
     def before_block(self, index: int, tokens: Tensor, state: Summaries) -> Tensor:
-        """Ask the block; its own tokens go on as they are."""
+        """Run the cross-attention of the block; its own tokens stay unchanged."""
         if str(index) in self.blocks:
             own = cast("TokenExperts | FullTokens", self.blocks[str(index)]).mean()
             own = F.dropout(own, self.dropout, self.training).to(tokens.dtype)
@@ -94,7 +94,7 @@ class Vqt(Method[Summaries]):
         return tokens
 
     def finish(self, maps: list[Tensor], state: Summaries) -> Features:
-        """Hand the queries over with the maps."""
+        """Return the maps and the queries."""
         queries = None if self.link is None else self.link(list(state.summaries.values()))
         if self.scale is not None:
             pairs = zip(maps, self.out_indices, strict=True)
@@ -103,7 +103,7 @@ class Vqt(Method[Summaries]):
 
 
 def attend(features: Tensor, summaries: Tensor) -> Tensor:
-    """Let a map (B, D, h, w) attend to rows (B, Q, D): softmax(f Z^T / sqrt D) Z per cell."""
+    """Attend from a map f (B, D, h, w) to rows Z (B, Q, D): softmax(f Z^T / sqrt D) Z."""
     cells = features.flatten(2).mT[:, None]
     keys = summaries.to(cells.dtype)[:, None]
     found = F.scaled_dot_product_attention(cells, keys, keys)[:, 0]

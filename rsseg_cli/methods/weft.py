@@ -175,7 +175,7 @@ class Weft(Method[WeftState]):
         return LEVELS
 
     def no_weight_decay(self) -> Collection[Parameter]:
-        """Name the numbers whose softmax shares out the enhancers' branches."""
+        """Return the branch logits of the enhancers."""
         return [m.shares for m in self.modules() if isinstance(m, SpatialExpert)]
 
     def begin(self, image: Tensor, grid: Grid) -> WeftState:
@@ -238,7 +238,7 @@ class Weft(Method[WeftState]):
         return norm(total), None
 
     def log_entry(self) -> dict[str, Json]:
-        """Say which experts the last batch chose, and how strong each injection is."""
+        """Return the experts' usage in the last batch and the strength of each injection."""
         gammas = [injector.get_parameter("gamma").detach() for injector in self.injectors]
         return {
             "experts": [float(share) for share in self.pyramid.usage],

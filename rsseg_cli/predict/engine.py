@@ -160,7 +160,7 @@ def _join_maps(task: SceneTask, state: ResumeState, stack: ExitStack) -> list[Pa
     """Open the writers of another rank, which only write parts."""
     return [
         stack.enter_context(PartWriter(layer.path, len(layer.look.bands), state))
-        for layer in task.outputs.made()
+        for layer in task.outputs.layers()
     ]
 
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rsseg_cli.layers.haar import Haar
-from rsseg_cli.methods._weft.cascade import BatchNorm, Cascade, Running
-from rsseg_cli.methods._weft.pyramid import Experts, Pyramid, Router, StemNorm, Trained
+from rsseg_cli.methods._weft.cascade import BatchNorm, Cascade, RunningStatistics
+from rsseg_cli.methods._weft.pyramid import Experts, Pyramid, Router, StemNorm, TrainedExperts
 from rsseg_cli.methods._weft.spatial_enhancement import Edges, Enhancer, SpatialExpert, join, split
 from rsseg_cli.methods._weft.token_optimizer import TokenOptimizer
 from rsseg_cli.methods._weft.wavelets import WaveletConvolution
@@ -87,14 +87,14 @@ def test_wavelet_filters_are_constants() -> None:
     assert names == {"image.weight", "image.bias", "bands.weight", "image_scale", "bands_scale"}
 
 
-def small_cascade(running: Running = "own") -> Cascade:
+def small_cascade(running: RunningStatistics = "own") -> Cascade:
     """Build a cascade of 8 channels for 3 levels."""
     return Cascade(8, nn.Conv2d(2, 2, 3, padding=1), levels=3, running=running)
 
 
 @pytest.mark.parametrize("level", [0, 2])
 @pytest.mark.parametrize("running", ["own", "shared"])
-def test_cascade_is_its_equation(running: Running, level: int) -> None:
+def test_cascade_is_its_equation(running: RunningStatistics, level: int) -> None:
     module = scramble(small_cascade(running)).eval()
     assert isinstance(module, Cascade)
     for one in (module.norm, module.merge_norm):
@@ -127,7 +127,7 @@ def test_batch_norm_of_a_single_value() -> None:
 
 
 @pytest.mark.parametrize("running", ["own", "shared"])
-def test_places_of_a_batch_norm_are_batch_norms_of_their_own(running: Running) -> None:
+def test_places_of_a_batch_norm_are_batch_norms_of_their_own(running: RunningStatistics) -> None:
     ours = BatchNorm(3, 2, running).train()
     rows = 2 if running == "own" else 1
     plain = [nn.BatchNorm2d(3, momentum=None).train() for _ in range(rows)]
@@ -177,7 +177,7 @@ def plainly(module: Cascade, z: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("running", ["own", "shared"])
-def test_recomputing_changes_neither_gradients_nor_statistics(running: Running) -> None:
+def test_recomputing_changes_neither_gradients_nor_statistics(running: RunningStatistics) -> None:
     gradients, states = [], []
     for call in (plainly, lambda module, z: module(z, 1)):
         torch.manual_seed(0)
@@ -246,7 +246,7 @@ def test_router_shares() -> None:
     assert least - 1e-6 < softened.min() < softened.max() < most + 1e-6  # it cannot decide
 
 
-def small_experts(kernels: tuple[int, ...], *, active: int, trained: Trained) -> Experts:
+def small_experts(kernels: tuple[int, ...], *, active: int, trained: TrainedExperts) -> Experts:
     """Build experts of 8 channels."""
     return Experts(8, kernels, active=active, shares="proportional", trained=trained, running="own")
 

@@ -39,7 +39,7 @@ class Explanation:
     precision: Precision
 
     def __call__(self, tiles: Tensor) -> Tensor:
-        """Share out each pixel of tiles (B, C, T, T) among E things: (B, E, T, T)."""
+        """Compute the shares of E things for each pixel of tiles (B, C, T, T): (B, E, T, T)."""
         method, backbone = self.model.method, self.model.backbone
         with torch.inference_mode(), self.precision.autocast():
             image = self.model.standardise(tiles)
@@ -48,15 +48,15 @@ class Explanation:
             return F.interpolate(shares.float(), image.shape[-2:], mode="nearest")
 
     def path(self, stem: Path) -> Path:
-        """Name its map beside others of a scene."""
+        """Return the path of the map."""
         return stem.with_name(f"{stem.name}.{self.name}.tif")
 
     def journal(self, journal: dict[str, str]) -> dict[str, str]:
-        """Name all that the map depends on."""
+        """Return all settings that the map depends on."""
         return journal | {"--explain": self.name, "--block": str(self.block)}
 
     def outputs(self, like: Outputs, stem: Path, journal: dict[str, str]) -> Outputs:
-        """Say what the engine is to make, in the format of the class map."""
+        """Return the output specification, in the format of the class map."""
         journal = self.journal(journal)
         about = {
             "explains": self.name,
@@ -77,7 +77,7 @@ class Explanation:
 def choose(
     names: Sequence[str], block: int | None, fitted: LoadedModel, precision: Precision
 ) -> list[Explanation]:
-    """Find the maps that are asked for.
+    """Return the requested maps.
 
     Args:
         names: What the method calls them.

@@ -89,7 +89,7 @@ class Candidates:
             yield part.of(tensors)
 
     def open(self, flag: bool) -> None:
-        """Let the weights train, or not."""
+        """Set whether the weights require gradients."""
         for weight in self.weights:
             weight.requires_grad_(flag)
 

@@ -29,7 +29,7 @@ class FeatureHook(Protocol):
     """Sees the tokens of a site, and may change them."""
 
     def __call__(self, site: int, tokens: Tensor, grid: Grid) -> Tensor:
-        """Give tokens (B, P+N, D) for those of a site."""
+        """Return tokens (B, P+N, D) for those of a site."""
 
 
 def statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,7 +40,7 @@ def statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _patches(tokens: Tensor, grid: Grid) -> Tensor:
-    """Lay the last N tokens of (B, P+N, D) out as float32 (B, h*w, G, D)."""
+    """Reshape the last N tokens of (B, P+N, D) to float32 (B, h*w, G, D)."""
     batch, _, dim = tokens.shape
     return tokens[:, -grid.tokens :].float().reshape(batch, -1, grid.groups, dim)
 
@@ -61,7 +61,7 @@ class FeatureStatistics:
         return tokens
 
     def spreads(self, average: Callable[[Tensor], Tensor]) -> dict[int, Tensor]:
-        """Give S_mu and S_s (2, G, D) of each site, over the images of all processes."""
+        """Return S_mu and S_s (2, G, D) of each site, over the images of all processes."""
         found = {}
         for site, moments in self._moments.items():
             images = average(torch.tensor(float(self._images[site]), device=moments.device))

@@ -65,7 +65,7 @@ class MeanSquares:
             mean.copy_(_merged(mean, self.total, average))
 
     def fisher(self) -> list[Tensor]:
-        """Give the mean squares."""
+        """Return the mean squares."""
         return self.squares
 
 
@@ -81,7 +81,7 @@ class Natural(MeanSquares):
         self.prior, self.noise = prior, noise
 
     def precision(self, index: int) -> Tensor:
-        """Give the precision of one tensor's elements."""
+        """Return the precision of one tensor's elements."""
         return self.squares[index] / self.prior.gamma(index) + self.prior.tau[index] ** -2
 
     def sample(self, weights: Sequence[Tensor], centre: Sequence[Tensor], seed: int) -> None:

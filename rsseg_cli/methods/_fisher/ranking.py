@@ -60,13 +60,13 @@ def levels(scores: Sequence[Tensor], cuts: Sequence[int], into: Iterable[Tensor]
 
 
 def value_at(scores: Sequence[Tensor], rank: int) -> float:
-    """Give the score at a rank, 1 being the highest."""
+    """Return the score at a rank, 1 being the highest."""
     values, _ = _at_ranks(scores, [rank])
     return values.to(torch.int32).view(torch.float32).item()
 
 
 def median_above_zero(scores: Sequence[Tensor]) -> float:
-    """Give the median of the positive scores (of two middle ones the higher); 0 without any."""
+    """Return the median of the positive scores (of two middle ones the higher); 0 without any."""
     positive = sum(int((chunk > 0).sum()) for chunk in _chunks(scores))
     return value_at(scores, (positive + 1) // 2) if positive else 0.0
 
@@ -89,7 +89,7 @@ def _histogram(scores: Sequence[Tensor]) -> Tensor:
 
 
 def _at_ranks(scores: Sequence[Tensor], ranks: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Find the bits of the scores at ranks (from 1), and how many scores are higher (R,)."""
+    """Return the bits of the scores at ranks (from 1), and how many scores are higher (R,)."""
     wanted = torch.tensor(list(ranks))
     bins, above = _descend(_histogram(scores), wanted)
     opened, slots = torch.unique(bins, return_inverse=True)
@@ -116,7 +116,7 @@ def _at_ranks(scores: Sequence[Tensor], ranks: Sequence[int]) -> tuple[Tensor, T
 
 
 def _descend(counts: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:
-    """Find the bin of each rank counted from the highest bin, and the count above that bin."""
+    """Return the bin of each rank counted from the highest bin, and the count above that bin."""
     cumulated = counts.flip(0).cumsum(0)
     place = torch.searchsorted(cumulated, ranks)
     bins = len(counts) - 1 - place

@@ -104,7 +104,7 @@ class Sparse(Method[State]):
         raise NotImplementedError
 
     def trainable_parameters(self, backbone: Backbone) -> Iterator[tuple[str, Parameter]]:
-        """Name the weights that elements are chosen from."""
+        """Return the weights that elements are chosen from."""
         pairs = zip(self.candidates.names, self.candidates.weights, strict=True)
         for name, weight in pairs:
             yield f"backbone.{name}", weight
@@ -115,7 +115,7 @@ class Sparse(Method[State]):
 
     # --- training ----------------------------------------------------------------------------
     def warmup(self, total: int) -> int:
-        """Give the steps of the warm-up in a run of `total`.
+        """Return the steps of the warm-up in a run of `total`.
 
         Raises:
             RssegError: Nothing would be left for tuning.
@@ -195,12 +195,12 @@ class Sparse(Method[State]):
         return torch.split(self.index, self.counts.sum(1).tolist())
 
     def _gather(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Collect the chosen elements of tensors shaped like the weights, in `index` order."""
+        """Return the chosen elements of tensors shaped like the weights, in `index` order."""
         pairs = zip(self._places(), self.candidates.split(tensors), strict=True)
         return torch.cat([part[places] for places, part in pairs])
 
     def _admit(self, level: int) -> None:
-        """Let the elements of a level train; the others stay as they are now."""
+        """Set the mask of a level; the other elements keep their present values."""
         if level == self._level:
             return
         # Elements that were never admitted are as they were at first; those that leave again
@@ -236,7 +236,7 @@ class Sparse(Method[State]):
 
     # --- files and pictures --------------------------------------------------------------------
     def adapter_state(self, backbone: Backbone) -> dict[str, Tensor]:
-        """Collect which elements are chosen and their values: eight bytes an element."""
+        """Return which elements are chosen and their values: eight bytes an element."""
         state = {f"method.{name}": tensor for name, tensor in self.state_dict().items()}
         weights = [weight.detach() for weight in self.candidates.weights]
         return state | {"method.value": self._gather(weights)}
@@ -282,7 +282,7 @@ class Sparse(Method[State]):
         return admitted / torch.tensor(self.candidates.sizes())
 
     def _table(self, values: Tensor) -> dict[str, Json]:
-        """Lay values of parts (parts,) out as a number per block for each role."""
+        """Return values of slices (S,) as one number per block for each role."""
         rows = zip(self.candidates.parts, self.candidates.sizes(), values.tolist(), strict=True)
         return plots.table(rows)
 

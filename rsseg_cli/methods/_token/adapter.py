@@ -97,7 +97,7 @@ class TokenBranch(nn.Module):
         self.link = None if queries is None else QueryLink(dim, queries.width)
 
     def block(self, index: int) -> TokenExperts:
-        """Give the tokens of a block; those of full rank know no routes and no mean."""
+        """Return the tokens of a block; those of full rank know no routes and no mean."""
         return cast(TokenExperts, self.blocks[index])
 
     def _all(self) -> list[TokenExperts]:
@@ -114,7 +114,7 @@ class TokenBranch(nn.Module):
             block.start_from_zero()
 
     def adjustment(self, index: int, features: Tensor) -> Tensor:
-        """Find what features (B, N, D) get from the tokens of a block: (B, N, D)."""
+        """Return what features (B, N, D) get from the tokens of a block: (B, N, D)."""
         block = self.block(index)
         return block.coefficients(features) @ block.span(self.value)
 

@@ -82,7 +82,7 @@ class DepthEncoder(Dinov2):
     """DINOv2 as it stands in the files of depth networks, transformers' or the authors'."""
 
     def translate(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Pick the encoder out of a depth network and name its tensors as timm does."""
+        """Return the encoder out of a depth network and name its tensors as timm does."""
         if any(name.startswith("backbone.encoder.layer.") for name in tensors):
             return super().translate(_from_transformers(tensors))
         plain = {name.removeprefix("pipeline."): tensor for name, tensor in tensors.items()}
@@ -200,7 +200,7 @@ class DepthView(nn.Module):
 
 
 def _open(name: DepthName, weights: Path | None, backbone: Backbone) -> Backbone:
-    """Make the encoder and check that it fits the visual one."""
+    """Build the encoder and check that it fits the visual one."""
     if name == "random":
         return _random(backbone)
     published = PUBLISHED[name]
@@ -232,7 +232,7 @@ def _download(name: DepthName, published: Published) -> Path:
 
 
 def _random(backbone: Backbone) -> Backbone:
-    """Make a seeded encoder as wide and deep as the visual one."""
+    """Build a seeded encoder as wide and deep as the visual one."""
     shape = {
         "embed_dim": backbone.dim,
         "depth": backbone.depth,
@@ -274,13 +274,13 @@ class DepthMethod(Method[D]):
     view: DepthView | None
 
     def trainable_parameters(self, backbone: Backbone) -> Iterator[tuple[str, Parameter]]:
-        """Name everything of its own but the depth encoder."""
+        """Return everything of its own but the depth encoder."""
         for name, parameter in self.named_parameters():
             if not name.startswith("view."):
                 yield f"method.{name}", parameter
 
     def adapter_state(self, backbone: Backbone) -> dict[str, Tensor]:
-        """Collect its own state, and the depth encoder's digest in its place."""
+        """Return its own state, and the depth encoder's digest in its place."""
         tensors = super().adapter_state(backbone)
         own = {n: t for n, t in tensors.items() if not n.startswith("method.view.")}
         return own if self.view is None else own | {MARK: self.view.digest()}

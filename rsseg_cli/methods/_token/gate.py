@@ -72,7 +72,7 @@ def affinity(features: Tensor, centres: Tensor, kind: GateKind) -> Tensor:
 
 
 def chance_of_choice(clean: Tensor, noisy: Tensor, deviation: Tensor, k: int) -> Tensor:
-    """Find the chance of every expert to be among the best k if its noise were drawn anew.
+    """Return the chance of every expert to be among the best k if its noise were drawn anew.
 
     The other experts keep their noise (Shazeer et al. 2017, appendix A). All are (B, N, E).
     """

@@ -30,7 +30,7 @@ def draw(
 def _history(
     records: Sequence[dict[str, Json]], modality: str
 ) -> tuple[list[Any], np.ndarray[Any, np.dtype[np.float64]]]:
-    """Collect steps and shares (T, L, E) from the records that have them."""
+    """Return steps and shares (T, L, E) from the records that have them."""
     steps: list[Any] = []
     shares: list[Any] = []
     for record in records:

@@ -48,13 +48,13 @@ class FullTokens(nn.Module):
         return mapped
 
     def coefficients(self, features: Tensor) -> Tensor:
-        """Find what features (B, N, D) get, as coefficients (B, N, m - first) of `span`."""
+        """Return what features (B, N, D) get, as coefficients (B, N, m - first) of `span`."""
         dim = features.shape[-1]
         similarities = features @ self.rows.mT * dim**-0.5
         return self.weighing(similarities, dim).to(similarities.dtype)
 
     def mean(self) -> Tensor:
-        """Give the tokens (m, D): there is one set."""
+        """Return the tokens (m, D): there is one set."""
         return self.rows
 
     def spread_evenly(self, patch: int) -> None:
@@ -96,7 +96,7 @@ class TokenExperts(nn.Module):
         return F.pad(torch.cat([directions, value.bias[None]]), (0, 0, 0, self.spare))
 
     def coefficients(self, features: Tensor, routes: Routes | None = None) -> Tensor:
-        """Find what features (B, N, D) get, as coefficients (B, N, E*r + 1 + spare) of `span`.
+        """Return what features (B, N, D) get, as coefficients (B, N, E*r + 1 + spare) of `span`.
 
         Args:
             features: What attends to the tokens.
@@ -193,7 +193,7 @@ def token_set(
     rank: int | None,
     weighing: Weighing = REIN,
 ) -> TokenExperts | FullTokens:
-    """Make the tokens of a block; without a rank there are no experts."""
+    """Build the tokens of a block; without a rank there are no experts."""
     if rank is None:
         return FullTokens(tokens=tokens, dim=dim, weighing=weighing)
     return TokenExperts(experts=experts, tokens=tokens, dim=dim, rank=rank, weighing=weighing)

@@ -42,7 +42,7 @@ class Router(nn.Module):
         self.gate = nn.Linear(channels, experts)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Look at features (B, C, h, w).
+        """Route images by their features (B, C, h, w).
 
         Returns:
             ExpertShares (B, E) that sum to 1, 0 for those not chosen; and who is chosen (B, E).
@@ -86,7 +86,7 @@ class Experts(nn.Module):
         )
 
     def forward(self, features: Tensor, level: int) -> tuple[Tensor, Tensor]:
-        """Add the experts' answers to features (B, C, h, w); also say who was chosen (B, E)."""
+        """Add the experts' outputs to features (B, C, h, w); also return who was chosen (B, E)."""
         shares, chosen = self.router(features)
         answering = torch.ones_like(chosen) if self.training and self.trained == "all" else chosen
         somewhere = batch_shard.mean(answering.float().mean(0)) > 0

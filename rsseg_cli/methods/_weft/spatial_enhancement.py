@@ -13,12 +13,7 @@ from torch.nn import functional as F
 from rsseg_cli.layers.deformable_attention import cell_centres
 from rsseg_cli.layers.recompute import recomputed
 from rsseg_cli.methods._weft.attention import NormedDeformableAttention
-from rsseg_cli.methods._weft.cascade import (
-    BatchStatistics,
-    Cascade,
-    RunningStatistics,
-    initialise,
-)
+from rsseg_cli.methods._weft.cascade import BatchStatistics, Cascade, RunningStatistics, initialise
 
 Laplacian = Literal["directional", "free"]
 Pooling = Literal["adaptive", "identity"]
@@ -34,7 +29,7 @@ SECOND_DERIVATIVES = (
 
 
 def split(tokens: Tensor, sizes: Sizes) -> list[Tensor]:
-    """Lay tokens (B, sum of h * w, D) of several grids out as maps (B, D, h, w).
+    """Split tokens (B, sum of h * w, D) of several grids into maps (B, D, h, w).
 
     The maps are views, channels last in memory: so are tokens.
     """

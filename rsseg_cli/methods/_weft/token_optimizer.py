@@ -52,7 +52,7 @@ class TokenOptimizer(nn.Module):
         return tokens + gate[..., None] * refined
 
     def boundaries(self, tokens: Tensor) -> Tensor:
-        """Say how much of a boundary each token is: (B, N, 1) in (0, 1), without gradient."""
+        """Compute the boundary mask of tokens: (B, N, 1) in (0, 1), without gradient."""
         variance = tokens.detach().float().var(dim=2, keepdim=True)
         if self.statistics == "image":
             std, mean = torch.std_mean(variance, dim=1, keepdim=True)
