@@ -12,10 +12,8 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn import functional as F
 
-from rsseg_cli import batch_shard
-from rsseg_cli.bands import Bands
 from rsseg_cli.classes import IGNORE
-from rsseg_cli.contract import Backbone, Features, Head, Method, Output
+from rsseg_cli.contract import Backbone, Bands, Features, Head, Method, Output, batch_shard
 
 
 class Segmenter(nn.Module):

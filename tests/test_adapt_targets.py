@@ -19,10 +19,10 @@ from jobs import same, weights
 from numpy.typing import NDArray
 from runs import CLASSES, Call, describe, ground, rsseg, seen, write_pair
 
-from rsseg_cli.bands import Bands
 from rsseg_cli.classes import IGNORE, Class
 from rsseg_cli.commands.adapt.target_labels import labelled
 from rsseg_cli.commands.adapt.targets import Targets
+from rsseg_cli.contract import Bands
 from rsseg_cli.data.pair import Opener, Pair, SourcePairs
 from rsseg_cli.errors import RssegWarning
 from rsseg_cli.raster.grid import Window

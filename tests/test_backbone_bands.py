@@ -17,7 +17,7 @@ from rsseg_cli.backbones._band_adaptation import (
     native,
     restatement,
 )
-from rsseg_cli.bands import Bands
+from rsseg_cli.contract import Bands
 from rsseg_cli.errors import RssegError
 
 RED, GREEN, BLUE, EVEN = (1, 0, 0), (0, 1, 0), (0, 0, 1), (1 / 3, 1 / 3, 1 / 3)

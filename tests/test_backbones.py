@@ -19,10 +19,7 @@ from rsseg_cli.backbones.eva02 import Eva02
 from rsseg_cli.backbones.mae import Mae
 from rsseg_cli.backbones.sam import Sam
 from rsseg_cli.backbones.vit import Vit
-from rsseg_cli.bands import Bands
-from rsseg_cli.contract import Backbone, Method
-from rsseg_cli.grid import Grid
-from rsseg_cli.projection import Role
+from rsseg_cli.contract import Backbone, Bands, Grid, Method, Role
 
 SMALL = {"embed_dim": 32, "depth": 3, "num_heads": 2}
 WINDOWS = {**SMALL, "window_size": 3, "global_attn_indexes": (1, 2)}

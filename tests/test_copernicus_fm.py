@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from rsseg_cli.backbones._dynamic_patch_embed import WeightGenerator
 from rsseg_cli.backbones.copernicus_fm import CopernicusFm, MetadataEncoder
-from rsseg_cli.bands import Bands
 from rsseg_cli.config import family
+from rsseg_cli.contract import Bands
 from rsseg_cli.errors import RssegError, UnreadableError
 from rsseg_cli.methods.frozen import Frozen
 

@@ -13,10 +13,10 @@ from PIL import Image
 from runs import SMALL, rsseg
 
 from rsseg_cli import presets
-from rsseg_cli.bands import Bands
 from rsseg_cli.classes import IGNORE
 from rsseg_cli.commands.model import build
 from rsseg_cli.config import resolve
+from rsseg_cli.contract import Bands
 from rsseg_cli.data.pair import Pair
 from rsseg_cli.data.source import Source
 from rsseg_cli.data.spec.dataset_spec import DatasetSpec

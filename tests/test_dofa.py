@@ -15,7 +15,7 @@ from rsseg_cli.backbones import _weights
 from rsseg_cli.backbones._dynamic_patch_embed import WeightGenerator
 from rsseg_cli.backbones._timm import TimmBackbone
 from rsseg_cli.backbones.dofa import Dofa
-from rsseg_cli.bands import Bands
+from rsseg_cli.contract import Bands
 from rsseg_cli.errors import RssegError, UnreadableError
 from rsseg_cli.methods.frozen import Frozen
 

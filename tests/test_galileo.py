@@ -15,10 +15,7 @@ from torch import Tensor
 
 from rsseg_cli.backbones._galileo_bands import CHANNELS, PUBLISHED
 from rsseg_cli.backbones.galileo import Galileo
-from rsseg_cli.bands import Bands
-from rsseg_cli.contract import Method, fingerprint
-from rsseg_cli.grid import Grid
-from rsseg_cli.projection import Role
+from rsseg_cli.contract import Bands, Grid, Method, Role, fingerprint
 
 SHARED = Path(os.environ.get("RSSEG_SHARED", Path(__file__).parents[2] / "shared"))
 WEIGHTS = SHARED / "data" / "weights" / "galileo-nano"

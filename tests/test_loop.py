@@ -14,13 +14,13 @@ from jobs import Scores, Scripted, job, run, same, signalled, weights
 from torch import Tensor
 from torch.nn import Parameter
 
+from rsseg_cli.contract import Step
 from rsseg_cli.data.tiles.tile_stream import Batch
 from rsseg_cli.errors import Interrupted, RssegError
 from rsseg_cli.find import names
 from rsseg_cli.methods.frozen import Frozen
 from rsseg_cli.methods.full import Full
 from rsseg_cli.segmenter import Segmenter
-from rsseg_cli.step import Step
 from rsseg_cli.training import checkpoint
 from rsseg_cli.training.optimizer import Optimization
 from rsseg_cli.training.run_folder import RunFolder

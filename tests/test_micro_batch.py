@@ -15,11 +15,11 @@ from test_self_training import Both, objective
 from torch import Tensor, nn
 
 from rsseg_cli import distributed
+from rsseg_cli.contract import Step
 from rsseg_cli.data.tiles.tile_stream import Batch
 from rsseg_cli.errors import Interrupted, RssegError
 from rsseg_cli.find import names
 from rsseg_cli.segmenter import Segmenter
-from rsseg_cli.step import Step
 from rsseg_cli.training import checkpoint, loop, optimizer
 from rsseg_cli.training.micro_batch import (
     divisor,

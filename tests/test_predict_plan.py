@@ -21,11 +21,11 @@ from conftest import write_raster
 from runs import ground, rsseg, seen
 from torch import Tensor
 
-from rsseg_cli.bands import Bands
 from rsseg_cli.commands.predict import scene_mapper as mapper
 from rsseg_cli.commands.predict.dry_run import find_doubts
 from rsseg_cli.commands.predict.options import PredictOptions
 from rsseg_cli.commands.predict.progress import Line
+from rsseg_cli.contract import Bands
 from rsseg_cli.errors import RssegWarning
 from rsseg_cli.predict import batch
 from rsseg_cli.raster.scene import Scene

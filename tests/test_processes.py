@@ -16,7 +16,8 @@ from jobs import job, run, weights
 from processes import CASES, CUT, act, command
 from runs import write_city
 
-from rsseg_cli import batch_shard, distributed
+from rsseg_cli import distributed
+from rsseg_cli.contract import batch_shard
 from rsseg_cli.errors import RssegError
 from rsseg_cli.training.loop import Trainer
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rsseg_cli.backbones._resize import Positions
 from rsseg_cli.backbones.softcon import OPTICAL_NM, Softcon
-from rsseg_cli.bands import Bands
+from rsseg_cli.contract import Bands
 from rsseg_cli.errors import RssegError
 from rsseg_cli.methods.frozen import Frozen
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from conftest import write_raster
 
-from rsseg_cli.bands import Bands
 from rsseg_cli.classes import IGNORE, Class
+from rsseg_cli.contract import Bands
 from rsseg_cli.data import pair as pair_module
 from rsseg_cli.data.pair import Handles, Opener, Pair, SourcePairs
 from rsseg_cli.data.spec.dataset_spec import Reader

@@ -21,8 +21,7 @@ from rsseg_cli.backbones.dinov3 import Dinov3
 from rsseg_cli.backbones.eva02 import Eva02
 from rsseg_cli.backbones.sam import Sam
 from rsseg_cli.backbones.vit import Vit
-from rsseg_cli.bands import Bands
-from rsseg_cli.contract import fingerprint
+from rsseg_cli.contract import Bands, fingerprint
 from rsseg_cli.errors import RssegError, UnreadableError
 
 SMALL: dict[str, Any] = {"embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -286,7 +285,7 @@ def test_training_does_not_change_a_fingerprint(vit_file: Path) -> None:
 TINY = """
 from rsseg_cli.contract import fingerprint
 from rsseg_cli.backbones.vit import Vit
-from rsseg_cli.bands import Bands
+from rsseg_cli.contract import Bands
 bands = Bands(names=("x",), wavelengths_nm=(None,), mean=(0.0,), std=(1.0,), dtype="uint8")
 print(fingerprint(Vit(Vit.Config(name="vit_tiny", seed=4), bands)))
 """

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rsseg_cli.bands import Bands
+from rsseg_cli.contract import Bands
 from rsseg_cli.errors import RssegError
 
 KernelAdaptation = Literal["interpolate", "cycle", "mean"]

@@ -7,8 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from rsseg_cli.contract import Backbone
-from rsseg_cli.projection import Role
+from rsseg_cli.contract import Backbone, Role
 
 ROLES: tuple[Role, Role, Role] = ("q", "k", "v")
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from rsseg_cli.backbones import _resize, _weights
 from rsseg_cli.backbones._timm import ModelSize, TimmBackbone
 from rsseg_cli.backbones.vit import Vit
-from rsseg_cli.bands import Bands
+from rsseg_cli.contract import Bands
 from rsseg_cli.errors import RssegError
 
 WIDTH = 128

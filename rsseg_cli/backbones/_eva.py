@@ -11,9 +11,7 @@ from torch import Tensor
 from rsseg_cli.backbones import _resize
 from rsseg_cli.backbones._cross_attention import attend, project
 from rsseg_cli.backbones._timm import TimmBackbone, third, whole
-from rsseg_cli.bands import Bands
-from rsseg_cli.grid import Grid
-from rsseg_cli.projection import Projection, Role
+from rsseg_cli.contract import Bands, Grid, Projection, Role
 
 
 class EvaBackbone(TimmBackbone):

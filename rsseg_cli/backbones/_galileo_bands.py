@@ -10,7 +10,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from rsseg_cli.bands import Bands
+from rsseg_cli.contract import Bands
 from rsseg_cli.errors import RssegError, RssegWarning
 
 ChannelStatistics: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]

@@ -15,11 +15,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from rsseg_cli.backbones import _band_adaptation, _resize, _weights
-from rsseg_cli.bands import Bands
-from rsseg_cli.contract import Backbone
+from rsseg_cli.contract import Backbone, Bands, Grid, Projection, Role
 from rsseg_cli.errors import RssegError, unknown
-from rsseg_cli.grid import Grid
-from rsseg_cli.projection import Projection, Role
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from rsseg_cli.backbones._dynamic_patch_embed import (
 )
 from rsseg_cli.backbones._timm import ModelSize, TimmBackbone
 from rsseg_cli.backbones._weights import WeightsSource
-from rsseg_cli.bands import Bands
+from rsseg_cli.contract import Bands
 from rsseg_cli.errors import RssegError
 from rsseg_cli.number_format import counted
 from rsseg_cli.settings import Json

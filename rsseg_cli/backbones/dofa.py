@@ -14,7 +14,7 @@ from torch import Tensor
 from rsseg_cli.backbones._dynamic_patch_embed import PLAIN, WIDTH, DynamicPatchEmbed, require
 from rsseg_cli.backbones._timm import ModelSize
 from rsseg_cli.backbones._weights import WeightsSource
-from rsseg_cli.bands import Bands
+from rsseg_cli.contract import Bands
 
 
 def _home(file: str) -> WeightsSource:

@@ -22,11 +22,8 @@ from rsseg_cli.backbones._galileo_files import (
     read_statistics,
 )
 from rsseg_cli.backbones._timm import choose_out_indices, even_out_indices, whole
-from rsseg_cli.bands import Bands
-from rsseg_cli.contract import Backbone
+from rsseg_cli.contract import Backbone, Bands, Grid, Projection, Role
 from rsseg_cli.errors import RssegError, unknown
-from rsseg_cli.grid import Grid
-from rsseg_cli.projection import Projection, Role
 
 KERNEL = 8
 """Side of the published kernels and the largest patch."""

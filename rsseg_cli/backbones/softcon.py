@@ -16,7 +16,7 @@ from rsseg_cli.backbones._resize import BARE, Positions
 from rsseg_cli.backbones._timm import ModelSize, TimmBackbone
 from rsseg_cli.backbones._weights import WeightsSource
 from rsseg_cli.backbones.vit import Vit
-from rsseg_cli.bands import Bands
+from rsseg_cli.contract import Bands
 from rsseg_cli.errors import RssegError
 
 OPTICAL_NM: Mapping[str, float] = {

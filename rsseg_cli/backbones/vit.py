@@ -10,7 +10,7 @@ from torch import Tensor
 from rsseg_cli.backbones import _resize
 from rsseg_cli.backbones._cross_attention import attend, project
 from rsseg_cli.backbones._timm import ModelSize, TimmBackbone
-from rsseg_cli.grid import Grid
+from rsseg_cli.contract import Grid
 
 
 class Vit(TimmBackbone):

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from rsseg_cli.atomic_write import atomic_path, write_bytes, write_errors
-from rsseg_cli.bands import Bands
 from rsseg_cli.classes import Class
 from rsseg_cli.commands.model import model_file
 from rsseg_cli.config import family
-from rsseg_cli.contract import Backbone
+from rsseg_cli.contract import Backbone, Bands
 from rsseg_cli.errors import OutputExistsError, RssegWarning
 from rsseg_cli.find import find
 from rsseg_cli.metrics.scores import Scores

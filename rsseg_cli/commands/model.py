@@ -11,10 +11,9 @@ from typing import Any
 import torch
 
 from rsseg_cli import __version__, distributed
-from rsseg_cli.bands import Bands
 from rsseg_cli.classes import Class
 from rsseg_cli.config import RunConfig, family, parse
-from rsseg_cli.contract import Backbone, Head, Method, fingerprint
+from rsseg_cli.contract import Backbone, Bands, Head, Method, fingerprint
 from rsseg_cli.errors import RssegError
 from rsseg_cli.find import find
 from rsseg_cli.number_format import counted

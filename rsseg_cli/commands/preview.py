@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rsseg_cli.atomic_write import write_bytes, write_errors
-from rsseg_cli.bands import Bands
 from rsseg_cli.commands.fit.final_evaluation import shown_bands
 from rsseg_cli.commands.model import model_file
 from rsseg_cli.commands.options import parse_bands
+from rsseg_cli.contract import Bands
 from rsseg_cli.errors import OutputExistsError, RssegError
 from rsseg_cli.number_format import counted
 from rsseg_cli.predict.plan import Tiling

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rsseg_cli.bands import Bands
 from rsseg_cli.classes import Class
+from rsseg_cli.contract import Bands
 from rsseg_cli.data.pair import Opener, Pair, Place
 from rsseg_cli.data.resolve_source import SPEC_FILE, find_dataset, take_apart
 from rsseg_cli.data.spec.class_map import ClassMap, Merge

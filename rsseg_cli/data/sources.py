@@ -10,8 +10,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from rsseg_cli.bands import Bands
 from rsseg_cli.classes import Class
+from rsseg_cli.contract import Bands
 from rsseg_cli.data.pair import SourcePairs
 from rsseg_cli.data.source import Source
 from rsseg_cli.errors import RssegError

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rsseg_cli import batch_shard
+from rsseg_cli.contract import batch_shard
 from rsseg_cli.heads._matching import LossWeights, Matching, costs, match
 from rsseg_cli.heads._points import PointLabels, present, sample, spread
 

@@ -11,9 +11,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rsseg_cli import batch_shard
 from rsseg_cli.classes import IGNORE
-from rsseg_cli.contract import Features, Head, Output
+from rsseg_cli.contract import Features, Head, Output, batch_shard
 
 
 @dataclass

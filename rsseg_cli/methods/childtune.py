@@ -14,12 +14,11 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import Parameter
 
-from rsseg_cli.contract import Backbone, Method
+from rsseg_cli.contract import Backbone, Method, Step
 from rsseg_cli.methods._fisher.domain_fisher import SelectionScores
 from rsseg_cli.methods._fisher.posterior import mean_squares
 from rsseg_cli.methods._fisher.sparse import Sparse
 from rsseg_cli.settings import Json
-from rsseg_cli.step import Step
 
 
 class ChildTune(Sparse):

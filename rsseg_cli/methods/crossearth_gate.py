@@ -18,9 +18,8 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from rsseg_cli.contract import Backbone, Method, State
+from rsseg_cli.contract import Backbone, Grid, Method, Projection, Role, State, Step
 from rsseg_cli.errors import RssegError
-from rsseg_cli.grid import Grid
 from rsseg_cli.methods._fisher.module_selection import (
     Normalise,
     draw_pathways,
@@ -31,9 +30,7 @@ from rsseg_cli.methods._fisher.module_selection import (
 from rsseg_cli.methods.adaptformer import AdaptFormer
 from rsseg_cli.methods.earth_adapter import EarthAdapter, FrequencyBox, Spectrum
 from rsseg_cli.methods.lora import Lora
-from rsseg_cli.projection import Projection, Role
 from rsseg_cli.settings import Json
-from rsseg_cli.step import Step
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

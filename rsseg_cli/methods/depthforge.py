@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn import functional as F
 
-from rsseg_cli.contract import Backbone, Features, QueryShape
-from rsseg_cli.grid import Grid
+from rsseg_cli.contract import Backbone, Features, Grid, QueryShape
 from rsseg_cli.methods._token.adapter import TokenAdapter, TokenSettings, count_tokens
 from rsseg_cli.methods._token.depth_encoder import (
     DepthMethod,

@@ -17,9 +17,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rsseg_cli.contract import Backbone, Method, State
+from rsseg_cli.contract import Backbone, Grid, Method, State
 from rsseg_cli.errors import RssegError
-from rsseg_cli.grid import Grid
 from rsseg_cli.layers.bottleneck import Bottleneck
 
 FrequencyBox = Literal["paper", "symmetric"]

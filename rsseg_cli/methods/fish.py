@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from pydantic import Field
 from torch import Tensor
 
-from rsseg_cli.contract import Backbone
+from rsseg_cli.contract import Backbone, Step
 from rsseg_cli.methods._fisher.domain_fisher import SelectionScores
 from rsseg_cli.methods._fisher.posterior import mean_squares
 from rsseg_cli.methods._fisher.sparse import Sparse
-from rsseg_cli.step import Step
 
 
 class Fish(Sparse):

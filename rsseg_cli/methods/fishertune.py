@@ -19,7 +19,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from rsseg_cli import distributed
-from rsseg_cli.contract import Backbone, State
+from rsseg_cli.contract import Backbone, State, Step
 from rsseg_cli.errors import RssegError
 from rsseg_cli.methods._fisher import domain_fisher, ranking
 from rsseg_cli.methods._fisher.feature_shift import (
@@ -31,7 +31,6 @@ from rsseg_cli.methods._fisher.feature_shift import (
 from rsseg_cli.methods._fisher.posterior import Natural, PosteriorKind, Prior, mean_squares, sample
 from rsseg_cli.methods._fisher.sparse import Sparse
 from rsseg_cli.number_format import counted
-from rsseg_cli.step import Step
 
 PARTS = 100
 """Equal parts of the tuning phase, each with its share of admitted elements."""

@@ -9,8 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from rsseg_cli.contract import Backbone, Method, State
-from rsseg_cli.projection import Role
+from rsseg_cli.contract import Backbone, Method, Role, State
 
 
 class LowRank(nn.Module):

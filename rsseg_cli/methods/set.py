@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from rsseg_cli.contract import Backbone, Features, Method, QueryShape, State
-from rsseg_cli.grid import Grid
+from rsseg_cli.contract import Backbone, Features, Grid, Method, QueryShape, State
 from rsseg_cli.methods._token.adapter import START_SCALE, TokenBranch, TokenSettings, count_tokens
 from rsseg_cli.methods._token.attention_weights import Weighing
 

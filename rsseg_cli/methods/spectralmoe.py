@@ -11,9 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from rsseg_cli import batch_shard
-from rsseg_cli.contract import Backbone, Features, QueryShape
-from rsseg_cli.grid import Grid
+from rsseg_cli.contract import Backbone, Features, Grid, QueryShape, batch_shard
 from rsseg_cli.methods._token import plots
 from rsseg_cli.methods._token.adapter import TokenAdapter, count_tokens
 from rsseg_cli.methods._token.depth_encoder import (

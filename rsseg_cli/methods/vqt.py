@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn import functional as F
 
-from rsseg_cli.contract import Backbone, Features, Method, QueryShape, State
+from rsseg_cli.contract import Backbone, Features, Grid, Method, QueryShape, State
 from rsseg_cli.errors import RssegError
-from rsseg_cli.grid import Grid
 from rsseg_cli.methods._token.adapter import START_SCALE, QueryLink, count_tokens
 from rsseg_cli.methods._token.tokens import FullTokens, TokenExperts, token_set
 

@@ -20,9 +20,8 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn import functional as F
 
-from rsseg_cli.contract import Backbone, Features, Method, State
+from rsseg_cli.contract import Backbone, Features, Grid, Method, State
 from rsseg_cli.errors import RssegError
-from rsseg_cli.grid import Grid
 from rsseg_cli.layers.recompute import recomputed
 from rsseg_cli.methods._weft.attention import NormedDeformableAttention
 from rsseg_cli.methods._weft.cascade import BatchNorm, Cascade, RunningStatistics

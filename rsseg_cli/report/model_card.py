@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from rsseg_cli.bands import Bands
 from rsseg_cli.classes import Class
+from rsseg_cli.contract import Bands
 from rsseg_cli.metrics.scores import Scores
 from rsseg_cli.number_format import counted
 from rsseg_cli.report.score_text import headline

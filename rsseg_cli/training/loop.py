@@ -11,8 +11,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import Parameter
 
-from rsseg_cli import batch_shard, distributed
+from rsseg_cli import distributed
 from rsseg_cli.choices import Format
+from rsseg_cli.contract import batch_shard
 from rsseg_cli.data.tiles.tile_stream import Batch
 from rsseg_cli.errors import Interrupted, RssegError
 from rsseg_cli.number_format import counted

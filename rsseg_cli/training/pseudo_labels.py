@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rsseg_cli import batch_shard, distributed
+from rsseg_cli import distributed
 from rsseg_cli.classes import IGNORE
+from rsseg_cli.contract import batch_shard
 
 THINNED = 4
 """Quantiles of the entropy are taken from every 4th row and column."""

@@ -17,9 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rsseg_cli.bands import Bands
 from rsseg_cli.config import family
-from rsseg_cli.contract import Backbone
+from rsseg_cli.contract import Backbone, Bands
 from rsseg_cli.find import find
 from rsseg_cli.heads.mask2former import Mask2Former
 from rsseg_cli.methods.spectralmoe import Routing, SpectralMoe

@@ -21,9 +21,8 @@ import timm
 import torch
 from torch import Tensor
 
-from rsseg_cli.bands import Bands
 from rsseg_cli.config import family
-from rsseg_cli.contract import Backbone, Head, Method
+from rsseg_cli.contract import Backbone, Bands, Head, Method
 from rsseg_cli.find import find
 from rsseg_cli.methods.crossearth_gate import CrossEarthGate
 from rsseg_cli.segmenter import Segmenter

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rsseg_cli.bands import Bands
+from rsseg_cli.contract import Bands
 
 BANDS = Bands(
     names=("red", "green", "blue"),

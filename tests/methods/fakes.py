@@ -12,8 +12,7 @@ from torch import Tensor
 
 from rsseg_cli.backbones.dinov2 import Dinov2
 from rsseg_cli.backbones.vit import Vit
-from rsseg_cli.bands import Bands
-from rsseg_cli.contract import Backbone, Head, Method, QueryShape
+from rsseg_cli.contract import Backbone, Bands, Head, Method, QueryShape
 from rsseg_cli.find import find
 from rsseg_cli.segmenter import Segmenter
 

@@ -8,7 +8,7 @@ from test_contract import BANDS
 from timm.layers.layer_scale import LayerScale
 from torch.nn import functional as F
 
-from rsseg_cli.grid import Grid
+from rsseg_cli.contract import Grid
 from rsseg_cli.methods.adaptformer import AdaptFormer
 
 

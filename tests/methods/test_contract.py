@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from rsseg_cli import presets
-from rsseg_cli.bands import Bands
 from rsseg_cli.classes import IGNORE
-from rsseg_cli.contract import Backbone, Head, Method
+from rsseg_cli.contract import Backbone, Bands, Head, Method
 from rsseg_cli.find import find, names
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training import optimizer

@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rsseg_cli.backbones.vit import Vit
-from rsseg_cli.bands import Bands
+from rsseg_cli.contract import Bands, Grid
 from rsseg_cli.errors import RssegError
-from rsseg_cli.grid import Grid
 from rsseg_cli.methods._token import depth_encoder
 from rsseg_cli.methods._token.depth_encoder import DepthEncoder, DepthState, DepthView
 from rsseg_cli.methods.depthforge import DepthForge

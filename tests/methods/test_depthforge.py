@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rsseg_cli.backbones.vit import Vit
-from rsseg_cli.contract import QueryShape
-from rsseg_cli.grid import Grid
+from rsseg_cli.contract import Grid, QueryShape
 from rsseg_cli.methods._token.depth_encoder import DepthState
 from rsseg_cli.methods.depthforge import DepthForge
 from rsseg_cli.methods.rein import Rein

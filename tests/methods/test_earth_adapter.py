@@ -8,8 +8,8 @@ from fakes import at_vit_large, build
 from test_contract import BANDS
 from torch import Tensor
 
+from rsseg_cli.contract import Grid
 from rsseg_cli.errors import RssegError
-from rsseg_cli.grid import Grid
 from rsseg_cli.methods.earth_adapter import (
     EarthAdapter,
     FrequencyExperts,

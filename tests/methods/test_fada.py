@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rsseg_cli.backbones.vit import Vit
-from rsseg_cli.contract import QueryShape, State
-from rsseg_cli.grid import Grid
+from rsseg_cli.contract import Grid, QueryShape, State
 from rsseg_cli.layers.haar import Haar
 from rsseg_cli.methods.fada import Fada, join, split
 

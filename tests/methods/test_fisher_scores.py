@@ -19,7 +19,7 @@ from selections import (
 from torch import Tensor
 from torch.nn import functional as F
 
-from rsseg_cli.grid import Grid
+from rsseg_cli.contract import Grid
 from rsseg_cli.methods._fisher import domain_fisher, feature_shift
 from rsseg_cli.methods._fisher.posterior import MeanSquares, Natural, Prior
 

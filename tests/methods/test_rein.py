@@ -8,9 +8,8 @@ from fakes import RGB, at_vit_large, tiny_vit
 from pydantic import ValidationError
 
 from rsseg_cli.backbones.vit import Vit
-from rsseg_cli.contract import QueryShape, State
+from rsseg_cli.contract import Grid, QueryShape, State
 from rsseg_cli.errors import RssegError
-from rsseg_cli.grid import Grid
 from rsseg_cli.heads.mask2former import Mask2Former
 from rsseg_cli.methods.lora import Lora
 from rsseg_cli.methods.rein import Rein

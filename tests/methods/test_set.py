@@ -12,8 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from rsseg_cli.backbones.vit import Vit
-from rsseg_cli.contract import QueryShape, State
-from rsseg_cli.grid import Grid
+from rsseg_cli.contract import Grid, QueryShape, State
 from rsseg_cli.methods.set import Set, join, split
 
 

@@ -16,8 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from rsseg_cli.backbones._timm import ModelSize
 from rsseg_cli.backbones.dinov3 import Dinov3
 from rsseg_cli.backbones.vit import Vit
-from rsseg_cli.contract import Backbone, QueryShape
-from rsseg_cli.grid import Grid
+from rsseg_cli.contract import Backbone, Grid, QueryShape
 from rsseg_cli.heads.linear import Linear
 from rsseg_cli.heads.mask2former import Mask2Former
 from rsseg_cli.methods._token.gate import affinity, chance_of_choice, imbalance

@@ -17,10 +17,8 @@ from rsseg_cli.backbones.dinov2 import Dinov2
 from rsseg_cli.backbones.galileo import Galileo
 from rsseg_cli.backbones.uniperceiver import Uniperceiver
 from rsseg_cli.backbones.vit import Vit
-from rsseg_cli.bands import Bands
-from rsseg_cli.contract import Backbone, Method, State
+from rsseg_cli.contract import Backbone, Bands, Grid, Method, State
 from rsseg_cli.errors import RssegError
-from rsseg_cli.grid import Grid
 from rsseg_cli.heads.linear import Linear
 from rsseg_cli.heads.mask2former import Mask2Former
 from rsseg_cli.methods.weft import Weft, WeftState

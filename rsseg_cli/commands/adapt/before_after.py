@@ -10,9 +10,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from rsseg_cli.bands import Bands
 from rsseg_cli.classes import Class
 from rsseg_cli.commands.fit.final_evaluation import shown_bands
+from rsseg_cli.contract import Bands
 from rsseg_cli.data.pair import Opener, Pair, SourcePairs
 from rsseg_cli.predict.engine import predict_scene
 from rsseg_cli.predict.outputs import Outputs

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rsseg_cli.bands import Bands
 from rsseg_cli.classes import IGNORE, Class
 from rsseg_cli.commands.adapt.targets import as_dataset
+from rsseg_cli.contract import Bands
 from rsseg_cli.data.infer.infer_classes import find_classes
 from rsseg_cli.data.infer.infer_layout import IMAGE_FOLDERS, find_layout
 from rsseg_cli.data.pair import Opener, SourcePairs

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rsseg_cli import presets
-from rsseg_cli.bands import Bands
 from rsseg_cli.classes import Class
 from rsseg_cli.commands.adapt.resample import resampled
 from rsseg_cli.commands.evaluate.band_matching import match_bands, unit_scale
 from rsseg_cli.commands.predict.paths import expand
+from rsseg_cli.contract import Bands
 from rsseg_cli.data.infer.infer_layout import image_folder, labels_beside
 from rsseg_cli.data.infer.infer_spec import ground_size_m, name_bands
 from rsseg_cli.data.pair import Opener, Pair, SourcePairs

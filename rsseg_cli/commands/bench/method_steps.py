@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from rsseg_cli.bands import Bands
 from rsseg_cli.commands.model import build, pick_device
 from rsseg_cli.config import RunConfig, resolve
+from rsseg_cli.contract import Bands
 from rsseg_cli.errors import RssegError
 from rsseg_cli.memory import peak_memory_mb
 from rsseg_cli.segmenter import Segmenter

@@ -17,12 +17,12 @@ from rasterio.windows import Window as FileWindow
 from rich.console import Console
 from torch import Tensor
 
-from rsseg_cli.bands import Bands
 from rsseg_cli.classes import Class, default_color
 from rsseg_cli.commands.fit.run_report import versions
 from rsseg_cli.commands.model import LoadedModel, build, open_model, pick_device
 from rsseg_cli.commands.predict.scene_mapper import ModelInfer, tiling_for
 from rsseg_cli.config import resolve
+from rsseg_cli.contract import Bands
 from rsseg_cli.predict.engine import predict_scene
 from rsseg_cli.predict.outputs import Outputs, SceneResult
 from rsseg_cli.predict.pipeline import Infer, SceneTask

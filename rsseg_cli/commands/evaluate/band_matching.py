@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rsseg_cli.bands import Bands
+from rsseg_cli.contract import Bands
 from rsseg_cli.data.pair import Opener
 from rsseg_cli.data.source import Source
 from rsseg_cli.data.spec.dataset_spec import BandSpec

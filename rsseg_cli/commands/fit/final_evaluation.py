@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rsseg_cli.bands import Bands
 from rsseg_cli.classes import IGNORE, Class
+from rsseg_cli.contract import Bands
 from rsseg_cli.data.tiles.tile_stream import Batch
 from rsseg_cli.data.tiles.validation_tiles import CoveringTiles
 from rsseg_cli.evaluate.evaluation import Evaluation

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rsseg_cli import distributed
-from rsseg_cli.bands import Bands
 from rsseg_cli.commands.fit.dry_run import TrainingPlan
 from rsseg_cli.commands.fit.final_evaluation import final_evaluation, shown_bands
 from rsseg_cli.commands.fit.run_folder_checks import open_state
 from rsseg_cli.commands.fit.run_report import write_report
 from rsseg_cli.config import RunConfig
+from rsseg_cli.contract import Bands
 from rsseg_cli.data.pair import SourcePairs
 from rsseg_cli.data.sources import Sources
 from rsseg_cli.data.tiles.class_index import ClassIndex

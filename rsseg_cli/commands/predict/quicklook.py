@@ -8,9 +8,9 @@ from pathlib import Path
 import rasterio
 
 from rsseg_cli.atomic_write import write_bytes, write_errors
-from rsseg_cli.bands import Bands
 from rsseg_cli.classes import Class
 from rsseg_cli.commands.fit.final_evaluation import shown_bands
+from rsseg_cli.contract import Bands
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.report.charts import to_png
 from rsseg_cli.report.map_figure import quicklook

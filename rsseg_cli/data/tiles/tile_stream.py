@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from rsseg_cli.bands import Bands
 from rsseg_cli.classes import IGNORE, Class
+from rsseg_cli.contract import Bands
 from rsseg_cli.data.pair import Handles, Pair, SourcePairs
 from rsseg_cli.data.tiles.class_index import ClassIndex
 from rsseg_cli.errors import RssegError

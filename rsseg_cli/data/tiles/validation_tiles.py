@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from torch.utils.data import Dataset
 
-from rsseg_cli.bands import Bands
 from rsseg_cli.classes import IGNORE
+from rsseg_cli.contract import Bands
 from rsseg_cli.data.pair import Opener, Pair, SourcePairs
 from rsseg_cli.data.tiles.tile_stream import Batch, Readers, Samples, require_alike, stack
 from rsseg_cli.raster.decode import Labels

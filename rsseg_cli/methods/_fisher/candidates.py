@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from rsseg_cli.contract import Backbone
+from rsseg_cli.contract import Backbone, Role
 from rsseg_cli.errors import RssegError
-from rsseg_cli.projection import Role
 
 
 @dataclass(frozen=True)

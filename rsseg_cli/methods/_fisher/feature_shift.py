@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from rsseg_cli.grid import Grid
+from rsseg_cli.contract import Grid
 
 EMBEDDING = -1
 """The site before the first block; sites 0..L-1 lie after the blocks."""

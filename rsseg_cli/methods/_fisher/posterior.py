@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rsseg_cli.step import Probe
+from rsseg_cli.contract import Probe
 
 Average = Callable[[Tensor], Tensor]
 

@@ -17,15 +17,13 @@ from pydantic import Field, field_validator
 from torch import Tensor
 from torch.nn import Parameter
 
-from rsseg_cli.contract import Backbone, Method, State
+from rsseg_cli.contract import Backbone, Method, Role, State, Step
 from rsseg_cli.errors import RssegError
 from rsseg_cli.methods._fisher import plots, ranking
 from rsseg_cli.methods._fisher.candidates import Candidates
 from rsseg_cli.methods._fisher.domain_fisher import SelectionScores
 from rsseg_cli.number_format import counted
-from rsseg_cli.projection import Role
 from rsseg_cli.settings import Json
-from rsseg_cli.step import Step
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -21,10 +21,8 @@ from torch.nn import functional as F
 
 from rsseg_cli.backbones._timm import ModelSize
 from rsseg_cli.backbones.dinov2 import Dinov2
-from rsseg_cli.bands import Bands
-from rsseg_cli.contract import Backbone, Method, State
+from rsseg_cli.contract import Backbone, Bands, Grid, Method, State
 from rsseg_cli.errors import RssegError
-from rsseg_cli.grid import Grid
 
 DepthName = Literal[
     "prompt_depth_anything_large",

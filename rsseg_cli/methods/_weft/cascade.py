@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rsseg_cli import batch_shard
+from rsseg_cli.contract import batch_shard
 from rsseg_cli.layers.pointwise import pointwise
 from rsseg_cli.layers.recompute import recomputed
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rsseg_cli.grid import Grid
+from rsseg_cli.contract import Grid
 from rsseg_cli.layers.deformable_attention import cell_centres
 from rsseg_cli.methods._weft.attention import NormedDeformableAttention
 from rsseg_cli.methods._weft.spatial_enhancement import Sizes

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rsseg_cli import batch_shard
+from rsseg_cli.contract import batch_shard
 from rsseg_cli.layers.pointwise import pointwise
 from rsseg_cli.methods._weft.cascade import BatchNorm, Cascade, RunningStatistics, initialise
 from rsseg_cli.methods._weft.wavelets import WaveletConvolution

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rsseg_cli import batch_shard
+from rsseg_cli.contract import batch_shard
 
 Similarity = Literal["head", "token"]
 VarianceStatistics = Literal["image", "batch"]
