@@ -23,7 +23,7 @@ from rsseg_cli.commands.fit.job import RunJob, RunOptions
 from rsseg_cli.config import RunConfig
 from rsseg_cli.data.pair import Handles, Opener
 from rsseg_cli.data.source import Source
-from rsseg_cli.data.tiles.unlabelled import hold_back, without_labels
+from rsseg_cli.data.tiles.unlabelled import hold_out, without_labels
 from rsseg_cli.errors import RssegError
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.segmenter import Segmenter
@@ -194,16 +194,16 @@ def _described(root: Path) -> Path:
 
 
 def test_held_back_tiles_are_never_learnt(tmp_path: Path) -> None:
-    source = Source.locate(str(_described(tmp_path)), held_back=0.0)
+    source = Source.locate(str(_described(tmp_path)), holdout=0.0)
     part = without_labels(source.opener, source.pairs())
-    train, held = hold_back([part], 0.25, 32)
+    train, held = hold_out([part], 0.25, 32)
     (opener, left), (_, kept) = train[0], held[0]
     area = left[0].area + kept[0].area
     assert area == 96 * 112
     assert kept[0].area / area == pytest.approx(0.25, abs=0.12)
     crossing = [a.intersect(b) for a in left[0].ground for b in kept[0].ground]
     assert not any(crossing)
-    assert hold_back([part], 0.25, 32)[1] == held
+    assert hold_out([part], 0.25, 32)[1] == held
     _, label, valid = Handles().read(opener, left[0], Window(-8, 0, 32, 32), fill=(0.0, 0.0, 0.0))
     assert (label[:, :8] == IGNORE).all()
     assert (label[valid] == 0).all()

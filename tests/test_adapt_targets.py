@@ -137,7 +137,7 @@ def test_0_and_255_are_a_mask_for_two_classes_only(
 
 def report_on(path: Path, known: Sequence[Class] = KNOWN) -> SourcePairs:
     """Open a target and give its held-out ground the labels that are there."""
-    given = Adaptation(tgt=(str(path),), held_back=0.0)
+    given = Adaptation(tgt=(str(path),), holdout=0.0)
     found = Targets.open(given, BANDS, known, tile=32, data_root=None)
     [part] = labelled(found.holdout, given, BANDS, known, None)
     return part

@@ -236,7 +236,7 @@ def test_every_method_is_resolved_with_the_same_training(method: str) -> None:
 # --- pairs ----------------------------------------------------------------------------------------
 def ground(text: str) -> tuple[Source, list[tuple[Path, rasterio.Affine, Window]]]:
     """List usable windows in pixels of the file, beyond any box of the reader."""
-    source = Source.locate(text, held_back=0.0)
+    source = Source.locate(text, holdout=0.0)
     x, y, *_ = source.spec.reader.box or (0, 0)
     found = []
     for pair in source.pairs():
@@ -302,7 +302,7 @@ def test_labels_under_clouds_are_left_out(tmp_path: Path) -> None:
     given = DATA / "seasons" / "chiapas"
     with rasterio.open(given / "labels" / "training_data.gtif") as file:
         every = file.read(1)
-    dataset = Source.locate(pair.source.removesuffix(":lush"), held_back=0.0)
+    dataset = Source.locate(pair.source.removesuffix(":lush"), holdout=0.0)
     for scene in dataset.pairs():
         with rasterio.open(scene.image) as file:
             clouds = file.read(8) != 0
@@ -319,7 +319,7 @@ def test_labels_under_clouds_are_left_out(tmp_path: Path) -> None:
 @real
 def test_plausible_reflectance(tmp_path: Path) -> None:
     for name in PAIRS:
-        source = Source.locate(make(name, data=DATA, work=tmp_path).source, held_back=0.0)
+        source = Source.locate(make(name, data=DATA, work=tmp_path).source, holdout=0.0)
         bands = source.bands()
         assert bands.scale is not None
         for mean in bands.mean:

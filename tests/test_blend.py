@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
-from rsseg_cli.predict import products
+from rsseg_cli.predict import map_layers
 from rsseg_cli.raster.blend import Product, RowBlender
 from rsseg_cli.raster.grid import Axis, Window
 
@@ -91,7 +91,7 @@ def test_convolution_in_tiles_equals_the_whole() -> None:
 def test_tiles_left_out_are_nodata_and_leave_the_rest_alone() -> None:
     across = down = Axis(40, 16, 4)
     region = Window(0, 0, 40, 40)
-    blender = RowBlender(across, down, region, [products.class_map([3, 7])], CPU)
+    blender = RowBlender(across, down, region, [map_layers.class_map([3, 7])], CPU)
     tile = torch.tensor([0.2, 0.8])[:, None, None].expand(2, 16, 16)
     rows = []
     for row in blender.rows:
@@ -107,7 +107,7 @@ def test_tiles_left_out_are_nodata_and_leave_the_rest_alone() -> None:
 
 def test_tiles_out_of_turn_and_missing_tiles_are_found() -> None:
     across = down = Axis(20, 16, 4)
-    blender = RowBlender(across, down, Window(0, 0, 20, 20), [products.class_map([0])], CPU)
+    blender = RowBlender(across, down, Window(0, 0, 20, 20), [map_layers.class_map([0])], CPU)
     list(blender.feed(0, 0, torch.ones(1, 16, 16)))
     with pytest.raises(ValueError, match="where \\(0, 1\\) was due"):
         list(blender.feed(1, 0, None))
@@ -120,14 +120,14 @@ def test_class_map_is_argmax_first_of_equals(classes: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     shares = torch.randint(0, 4, (classes, 5, 7), generator=generator) / 4  # many ties
     rows = torch.empty(1, 5, 7, dtype=torch.uint8)
-    products.class_map(range(10, 10 + classes)).write(shares, rows)
+    map_layers.class_map(range(10, 10 + classes)).write(shares, rows)
     assert torch.equal(rows[0], (shares.argmax(0) + 10).byte())
 
 
 def test_reject_makes_nodata() -> None:
     shares = torch.tensor([[0.9, 0.4, 0.5], [0.1, 0.6, 0.5]])[:, None]
     rows = torch.empty(1, 1, 3, dtype=torch.uint8)
-    products.class_map([1, 2], reject=0.6).write(shares, rows)
+    map_layers.class_map([1, 2], reject=0.6).write(shares, rows)
     assert rows.flatten().tolist() == [1, 2, 255]
 
 
@@ -136,12 +136,12 @@ def test_confidence_by_its_definitions() -> None:
     rows = torch.empty(1, 1, 3, dtype=torch.uint8)
     entropy = [1, 0, 1 + (0.7 * torch.tensor(0.7).log2() + 0.3 * torch.tensor(0.3).log2()).item()]
     for kind, expected in {"max": [1, 0.5, 0.7], "margin": [1, 0, 0.4], "entropy": entropy}.items():
-        products.confidence(kind).write(shares, rows)  # type: ignore[arg-type]  # from a dict
+        map_layers.confidence(kind).write(shares, rows)  # type: ignore[arg-type]  # from a dict
         assert rows.flatten().tolist() == [round(value * 254) for value in expected]
 
 
 def test_probabilities_are_steps_of_one_254th() -> None:
     shares = torch.rand(4, 3, 5).softmax(0)
     rows = torch.empty(4, 3, 5, dtype=torch.uint8)
-    products.probabilities(4).write(shares, rows)
+    map_layers.probabilities(4).write(shares, rows)
     assert (rows / 254 - shares).abs().max() <= 0.5 / 254 + 1e-6

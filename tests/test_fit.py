@@ -376,7 +376,7 @@ def test_pretrained_weights_without_a_network(city: Path, tmp_path: Path) -> Non
         (["--set", "data.val_fraction=1.5"], "data.val_fraction"),
         (["--set", "augment.scale=[2, 1]"], "augment"),
         (["--no-pretrained", "--weights", "w.pth"], "weights"),
-        (["--set", "head.doublings=2"], "doublings need a width"),
+        (["--set", "head.upsamplings=2"], "upsamplings need a width"),
     ],
 )
 def test_settings_that_cannot_work(

@@ -47,7 +47,7 @@ def plain(batch: int = 2, h: int = 4, w: int = 6, maps: int = 4) -> list[Tensor]
 def both() -> list[Head[Any]]:
     return [
         Linear(Linear.Config(), dim=DIM, maps=4, classes=CLASSES),
-        Linear(Linear.Config(width=32, doublings=2), dim=DIM, maps=4, classes=CLASSES),
+        Linear(Linear.Config(width=32, upsamplings=2), dim=DIM, maps=4, classes=CLASSES),
         mask_head(),
     ]
 
@@ -158,17 +158,17 @@ def test_probe_is_linear_in_the_normalised_maps() -> None:
 
 
 @pytest.mark.parametrize("width", [4, 40, 128])
-@pytest.mark.parametrize("doublings", [0, 1, 2])
-def test_decoder_refines_the_grid(width: int, doublings: int) -> None:
-    config = Linear.Config(width=width, doublings=doublings)
+@pytest.mark.parametrize("upsamplings", [0, 1, 2])
+def test_decoder_refines_the_grid(width: int, upsamplings: int) -> None:
+    config = Linear.Config(width=width, upsamplings=upsamplings)
     head = Linear(config, dim=DIM, maps=4, classes=CLASSES)
     logits = head(Features(plain()), (64, 96)).logits
-    assert logits.shape == (2, CLASSES, 4 << doublings, 6 << doublings)
+    assert logits.shape == (2, CLASSES, 4 << upsamplings, 6 << upsamplings)
 
 
 def test_doublings_without_width_are_refused() -> None:
-    with pytest.raises(ValidationError, match="doublings need a width"):
-        Linear.Config(doublings=1)
+    with pytest.raises(ValidationError, match="upsamplings need a width"):
+        Linear.Config(upsamplings=1)
 
 
 def test_linear_loss_is_weighted_cross_entropy_of_labelled_pixels() -> None:

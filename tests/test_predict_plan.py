@@ -21,7 +21,7 @@ from conftest import write_raster
 from runs import ground, rsseg, seen
 from torch import Tensor
 
-from rsseg_cli.commands.predict import scene_mapper as mapper
+from rsseg_cli.commands.predict import scene_predictor as mapper
 from rsseg_cli.commands.predict.dry_run import find_doubts
 from rsseg_cli.commands.predict.options import PredictOptions
 from rsseg_cli.commands.predict.progress import Line

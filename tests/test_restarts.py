@@ -24,7 +24,7 @@ from rsseg_cli.training.run_folder import RunFolder
 
 HERE = Path(__file__).parent
 STEP, REPORT = "rsseg_cli.training.loop:Updates.take", "rsseg_cli.commands.fit.fit:write_report"
-INFER = "rsseg_cli.commands.predict.scene_mapper:ModelInfer.__call__"
+INFER = "rsseg_cli.commands.predict.scene_predictor:ModelInfer.__call__"
 Kill = tuple[int, str, int]
 
 

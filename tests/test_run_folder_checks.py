@@ -27,7 +27,7 @@ MATTERS = {
     "optimizer": "lr backbone_lr weight_decay betas clip schedule power warmup",
     "training": "steps batch accumulate precision validate_every seed",
     "adapt": "start decay threshold weight share jitter jitter_chance blur keep source_free rare "
-    "held_back patience collapse report_labels bands nodata gsd_m",
+    "holdout patience collapse report_labels bands nodata gsd_m",
 }
 """Settings that change the model, or which of its states is kept."""
 

@@ -18,7 +18,7 @@ from rsseg_cli.data.tiles.domain_batches import DomainBatch, ProbeTiles
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training.precision import Precision
 from rsseg_cli.training.self_training import SelfTraining
-from rsseg_cli.training.step import TrainingStep
+from rsseg_cli.training.training_step import TrainingStep
 
 CPU = torch.device("cpu")
 STILL = Augment.Config(scale=(1.0, 1.0), flip=False, rot90=False)

@@ -154,7 +154,7 @@ def test_a_single_labelled_pixel_cannot_be_split(tmp_path: Path) -> None:
 
 def test_nothing_is_held_back_on_demand(tmp_path: Path) -> None:
     dataset(tmp_path, {"a": (NORTH_UP, "EPSG:32633")}, stripes)
-    source = Source.locate(str(tmp_path), held_back=0.0)
+    source = Source.locate(str(tmp_path), holdout=0.0)
     train, val = source.training_and_validation()
     assert (train[0].regions, val) == (None, [])
 

@@ -19,7 +19,7 @@ from rsseg_cli.training import optimizer
 from rsseg_cli.training.optimizer import Optimization
 from rsseg_cli.training.precision import Precision
 from rsseg_cli.training.progress import Progress
-from rsseg_cli.training.step import TrainingStep, seed_for
+from rsseg_cli.training.training_step import TrainingStep, seed_for
 
 CPU = torch.device("cpu")
 

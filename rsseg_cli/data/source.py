@@ -30,7 +30,7 @@ class Source:
         root: Folder that the spec's paths are relative to.
         split: Split asked for, None: whatever the command is about.
         domain: Domain asked for, None: all.
-        held_back: Share of the labelled ground for `val` where the spec has none; 0: no `val`.
+        holdout: Share of the labelled ground for `val` where the spec has none; 0: no `val`.
         remark: For a spec made by looking at the files, what was found and assumed; else empty.
         merge: What becomes of the spec's classes; None: they stay.
     """
@@ -40,7 +40,7 @@ class Source:
     split: str | None = None
     domain: str | None = None
     remark: str = ""
-    held_back: float = 0.2
+    holdout: float = 0.2
     merge: Merge | None = None
     _places: dict[Path, Place] = field(default_factory=dict, repr=False)
     _entries: list[ImageEntry] | None = field(default=None, repr=False)
@@ -52,7 +52,7 @@ class Source:
         text: str,
         *,
         data_root: Path | None = None,
-        held_back: float = 0.2,
+        holdout: float = 0.2,
         class_map: str | None = None,
     ) -> Source:
         """Find the dataset that a user means.
@@ -61,7 +61,7 @@ class Source:
             text: A folder, a YAML file or the name of a preset, then optionally `:split` and
                 `:domain` (`loveda::rural` is all splits of a domain).
             data_root: Folder that holds the datasets of presets; $RSSEG_DATA when None.
-            held_back: Share of the ground for `val` where the dataset has none.
+            holdout: Share of the ground for `val` where the dataset has none.
             class_map: File or preset that turns its classes into others.
 
         Raises:
@@ -72,7 +72,7 @@ class Source:
         merge = None
         if class_map is not None:
             merge = ClassMap.read(class_map).fit(spec.class_list(), where=spec.name)
-        return cls(spec, root, split, domain, remark, held_back, merge)
+        return cls(spec, root, split, domain, remark, holdout, merge)
 
     @property
     def classes(self) -> list[Class]:
@@ -93,13 +93,13 @@ class Source:
         the same in every run, so that `NAME:val` is never ground that a model has learnt.
         """
         own = self.spec.splits
-        if "val" in own or not self.held_back:
+        if "val" in own or not self.holdout:
             return own
         train = own.get("train", Split())
         return {
             **own,
             "train": train.model_copy(update={"exclude": (*train.exclude, "val")}),
-            "val": train.model_copy(update={"blocks": self.held_back, "images": None}),
+            "val": train.model_copy(update={"blocks": self.holdout, "images": None}),
         }
 
     def pairs(self, split: str | None = None) -> list[Pair]:

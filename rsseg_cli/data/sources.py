@@ -68,7 +68,7 @@ class Sources:
             Source.locate(
                 text,
                 data_root=data_root,
-                held_back=config.val_fraction,
+                holdout=config.val_fraction,
                 class_map=config.class_map,
             )
             for text in config.src

@@ -35,7 +35,7 @@ SETTINGS = {
     "optimizer.warmup": 20,
     "data.tile": 128,
     "head.width": 48,
-    "head.doublings": 1,
+    "head.upsamplings": 1,
     "augment.scale": "[0.8, 1.25]",
     "augment.gain": 0.2,
     "augment.offset": 0.3,

@@ -44,7 +44,7 @@ class Linear(Head[LinearOutput]):
 
         width: int = Field(0, ge=0)
         """Channels of the decoder, usually 64 to 256; 0 for a linear probe."""
-        doublings: int = Field(0, ge=0, le=4)
+        upsamplings: int = Field(0, ge=0, le=4)
         """Number of 2x upsamplings of the grid in the decoder, before bilinear resizing.
 
         With patches of 16 pixels, 2 give cells of 4 x 4 pixels. Needs a `width`.
@@ -54,8 +54,8 @@ class Linear(Head[LinearOutput]):
 
         @model_validator(mode="after")
         def _needs_width(self) -> Linear.Config:
-            if self.doublings and not self.width:
-                raise ValueError("doublings need a width, e.g. width: 128")
+            if self.upsamplings and not self.width:
+                raise ValueError("upsamplings need a width, e.g. width: 128")
             return self
 
     def __init__(self, config: Config, *, dim: int, maps: int, classes: int) -> None:
@@ -101,7 +101,7 @@ def _decoder(config: Linear.Config, classes: int) -> Iterator[nn.Module]:
     width = config.width
     yield from (nn.Conv2d(width, width, 3, padding=1), nn.GroupNorm(1, width), nn.GELU())
     narrowest = min(width, 16)
-    channels = [max(width >> step, narrowest) for step in range(config.doublings + 1)]
+    channels = [max(width >> step, narrowest) for step in range(config.upsamplings + 1)]
     for wide, narrow in pairwise(channels):
         yield nn.ConvTranspose2d(wide, narrow, kernel_size=2, stride=2)
         yield from (nn.GroupNorm(1, narrow), nn.GELU())

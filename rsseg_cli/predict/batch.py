@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rsseg_cli.predict.turns import as_signed
+from rsseg_cli.predict.tta import as_signed
 
 PROBE_SHARE = 0.02
 """Fraction of the work that trials may take; smaller scenes use the usual batch."""

@@ -9,13 +9,13 @@ from typing import Literal
 
 from rsseg_cli.choices import Confidence
 from rsseg_cli.classes import Class
-from rsseg_cli.predict import products
-from rsseg_cli.predict.clock import Wait
+from rsseg_cli.predict import map_layers
+from rsseg_cli.predict.timing import Wait
 from rsseg_cli.raster.blend import Product
 from rsseg_cli.raster.class_names import classes_tag
 from rsseg_cli.raster.map_style import MapStyle
 
-SCALE = 1 / products.STEPS
+SCALE = 1 / map_layers.STEPS
 """Probability = stored value * scale."""
 
 
@@ -104,22 +104,22 @@ class Outputs:
             # Polygons need it too; then it is not published.
             path = self.confidence or self.map.with_name(f"{self.map.name}.confidence")
             published = self.confidence is not None
-            yield MapLayer("confidence", path, look, products.confidence(self.measure), published)
+            yield MapLayer("confidence", path, look, map_layers.confidence(self.measure), published)
         classes = tuple(self.classes)
-        product = products.class_map([cls.id for cls in classes], reject=self.reject)
+        product = map_layers.class_map([cls.id for cls in classes], reject=self.reject)
         yield MapLayer("map", self.map, MapStyle(("class",), classes, tags=self.tags), product)
 
     def _probabilities(self) -> Iterator[MapLayer]:
         if self.probabilities is not None:
             names = tuple(cls.name for cls in self.classes)
             look = MapStyle(names, scale=SCALE, tags=self.tags)
-            product = products.probabilities(len(names))
+            product = map_layers.probabilities(len(names))
             yield MapLayer("probabilities", self.probabilities, look, product)
         if self.soft is not None:
             _, foreground = self.classes
             tags = {**self.tags, **classes_tag(self.classes)}
             look = MapStyle((foreground.name,), scale=SCALE, tags=tags)
-            yield MapLayer("soft", self.soft, look, products.share_of(1))
+            yield MapLayer("soft", self.soft, look, map_layers.share_of(1))
 
 
 @dataclass(frozen=True)

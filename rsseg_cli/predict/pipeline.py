@@ -22,11 +22,11 @@ from torch import Tensor
 
 from rsseg_cli.classes import IGNORE
 from rsseg_cli.errors import RssegError
-from rsseg_cli.predict.clock import Clock, computing_with
 from rsseg_cli.predict.outputs import Outputs, Progress
 from rsseg_cli.predict.plan import AHEAD, Plan, Tiling
-from rsseg_cli.predict.strips import Strip, read_strips
-from rsseg_cli.predict.turns import as_signed
+from rsseg_cli.predict.strip_reader import Strip, read_strips
+from rsseg_cli.predict.timing import Clock, computing_with
+from rsseg_cli.predict.tta import as_signed
 from rsseg_cli.raster.aoi import Area
 from rsseg_cli.raster.blend import RowBlender, Rows
 from rsseg_cli.raster.grid import Window

@@ -18,7 +18,7 @@ class Adaptation(SelfTraining.Config):
     """Train on the target alone."""
     rare_class_temperature: float | None = Field(None, gt=0)
     """Temperature of rare class sampling on the source (DAFormer .01); null: as `data.sampling`."""
-    held_back: float = Field(0.1, ge=0, lt=1)
+    holdout: float = Field(0.1, ge=0, lt=1)
     """Fraction of the target's tiles held out to choose the model."""
     patience: int | None = Field(None, ge=1)
     """Validations without a better model after which the run stops; null: never."""

@@ -36,8 +36,8 @@ from rsseg_cli.training.prefetch import pinned
 from rsseg_cli.training.progress import Progress
 from rsseg_cli.training.run_folder import RunFolder
 from rsseg_cli.training.signals import StopSignal
-from rsseg_cli.training.step import TrainingStep, seed_for
 from rsseg_cli.training.step_log import StepLog, TrainingResult
+from rsseg_cli.training.training_step import TrainingStep, seed_for
 
 
 class Training(Strict):

@@ -25,7 +25,7 @@ from rsseg_cli.training.optimizer import Optimization
 from rsseg_cli.training.precision import Precision
 from rsseg_cli.training.progress import Progress
 from rsseg_cli.training.run_folder import RunFolder
-from rsseg_cli.training.step import TrainingStep
+from rsseg_cli.training.training_step import TrainingStep
 
 STEPS, CPU = 12, torch.device("cpu")
 SHORT = {"statistics": 2, "gauge": 2, "estimation": 3, "warmup": 3}

@@ -93,7 +93,7 @@ def _folder(path: Path, bands: Bands, classes: Sequence[Class]) -> Source | None
         ignore=(IGNORE,) if ids else labels.ignore,
         field=labels.field,
     )
-    return Source(spec, root, held_back=0.0)
+    return Source(spec, root, holdout=0.0)
 
 
 def _require_same(source: Source, classes: Sequence[Class]) -> None:

@@ -24,7 +24,7 @@ from rsseg_cli.data.pair import Opener, Pair, SourcePairs
 from rsseg_cli.data.resolve_source import SPEC_FILE, take_apart
 from rsseg_cli.data.source import Source
 from rsseg_cli.data.spec.dataset_spec import ClassSpec, DatasetSpec, Reader
-from rsseg_cli.data.tiles.unlabelled import has_image, hold_back, without_labels
+from rsseg_cli.data.tiles.unlabelled import has_image, hold_out, without_labels
 from rsseg_cli.errors import RssegError, RssegWarning
 from rsseg_cli.number_format import counted
 from rsseg_cli.raster.scene import Scene
@@ -89,9 +89,7 @@ class Targets:
             parts = [_resample(source, part, bands, settings, folder) for source, part in opened]
             parts = [(opener, _with_image(opener, pairs)) for opener, pairs in parts]
             _require_alike(parts, bands)
-            train, holdout = hold_back(
-                [part for part in parts if part[1]], settings.held_back, tile
-            )
+            train, holdout = hold_out([part for part in parts if part[1]], settings.holdout, tile)
             targets = cls(name, train, holdout, scales.pop(), images)
             weakref.finalize(targets, leaving.pop_all().close)  # the folder lives as long as they
         return targets
@@ -172,7 +170,7 @@ def as_dataset(text: str, data_root: Path | None) -> Source | None:
     described = path.is_dir() and (path / SPEC_FILE).is_file()
     if not preset and not described and path.suffix.lower() not in (".yaml", ".yml"):
         return None
-    return Source.locate(text, data_root=data_root, held_back=0.0)
+    return Source.locate(text, data_root=data_root, holdout=0.0)
 
 
 def _require_split_without_labels(source: Source, text: str) -> None:
@@ -221,7 +219,7 @@ def _describe(
             "classes": [ClassSpec(id=c.id, name=c.name, color=c.color) for c in classes],
         }
     )
-    return Source(spec, Path(scenes[0]).parent, held_back=0.0)
+    return Source(spec, Path(scenes[0]).parent, holdout=0.0)
 
 
 def _match(bands: Bands, source: Source, settings: Adaptation) -> Opener:

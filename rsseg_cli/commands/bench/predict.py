@@ -20,7 +20,7 @@ from torch import Tensor
 from rsseg_cli.classes import Class, default_color
 from rsseg_cli.commands.fit.run_report import versions
 from rsseg_cli.commands.model import LoadedModel, build, open_model, pick_device
-from rsseg_cli.commands.predict.scene_mapper import ModelInfer, tiling_for
+from rsseg_cli.commands.predict.scene_predictor import ModelInfer, tiling_for
 from rsseg_cli.config import resolve
 from rsseg_cli.contract import Bands
 from rsseg_cli.predict.engine import predict_scene

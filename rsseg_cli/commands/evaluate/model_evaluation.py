@@ -21,7 +21,7 @@ from rsseg_cli.commands.fit.final_evaluation import shown_bands
 from rsseg_cli.commands.fit.run_report import versions
 from rsseg_cli.commands.model import LoadedModel, open_model, pick_device
 from rsseg_cli.commands.predict.progress import Line
-from rsseg_cli.commands.predict.scene_mapper import ModelInfer, tiling_for
+from rsseg_cli.commands.predict.scene_predictor import ModelInfer, tiling_for
 from rsseg_cli.data.pair import Opener, Pair
 from rsseg_cli.data.source import Source
 from rsseg_cli.data.spec.class_map import Merge
@@ -79,7 +79,7 @@ def evaluate_model(
     val_fraction = loaded.config.data.val_fraction
     sources, merge = _match_classes(
         loaded,
-        [Source.locate(text, data_root=data_root, held_back=val_fraction) for text in on],
+        [Source.locate(text, data_root=data_root, holdout=val_fraction) for text in on],
         class_map,
     )
     classes = loaded.classes if merge is None else list(merge.classes)

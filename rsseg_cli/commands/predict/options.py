@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from rsseg_cli.choices import Confidence, RasterFormat, Turns
+from rsseg_cli.choices import TTA, Confidence, RasterFormat
 from rsseg_cli.commands.options import (
     ADVANCED,
     DATA,
@@ -71,7 +71,7 @@ class PredictOptions(
     shard: str | None = option(
         None, "Map only the I-th (from 0) of N shares of the scenes.", RUNNING, metavar="I/N"
     )
-    tta: Turns | None = option(None, "Test-time augmentation: average 4 or 8 views.", RUNNING)
+    tta: TTA | None = option(None, "Test-time augmentation: average 4 or 8 views.", RUNNING)
     explain: tuple[str, ...] = option(
         (), "Also SCENE.NAME.tif, e.g. routing; repeatable.", ADVANCED
     )

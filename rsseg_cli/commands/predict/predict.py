@@ -13,7 +13,7 @@ from rsseg_cli.commands.predict.options import PredictOptions
 from rsseg_cli.commands.predict.outputs import map_suffixes, read_creation_options
 from rsseg_cli.commands.predict.paths import Target
 from rsseg_cli.commands.predict.progress import Line
-from rsseg_cli.commands.predict.scene_mapper import ScenePredictor
+from rsseg_cli.commands.predict.scene_predictor import ScenePredictor
 from rsseg_cli.errors import Interrupted, PartialFailure, RssegError
 from rsseg_cli.predict.outputs import SceneResult
 from rsseg_cli.predict.plan import PART_PIXELS

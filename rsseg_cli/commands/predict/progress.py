@@ -9,7 +9,7 @@ from time import perf_counter
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from rsseg_cli.predict.clock import Wait
+from rsseg_cli.predict.timing import Wait
 
 
 class Line:

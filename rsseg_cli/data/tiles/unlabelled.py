@@ -68,7 +68,7 @@ def has_image(opener: Opener, pair: Pair, side: int = 512) -> bool:
         return any(bool(scene.read(windows[index])[1].any()) for index in order)
 
 
-def hold_back(
+def hold_out(
     parts: Sequence[SourcePairs], share: float, tile: int
 ) -> tuple[list[SourcePairs], list[SourcePairs]]:
     """Hold out some tiles for validation, the same ones in every run.

@@ -18,7 +18,7 @@ from rsseg_cli.commands.fit.fit import prepare_fit
 from rsseg_cli.commands.fit.job import RunOptions, run
 from rsseg_cli.methods._fisher.sparse import Sparse
 from rsseg_cli.methods.fishertune import FisherTune
-from rsseg_cli.training.step import TrainingStep
+from rsseg_cli.training.training_step import TrainingStep
 
 FAR = 1_000
 """Steps between the places in the stream of probes at which two estimations start."""

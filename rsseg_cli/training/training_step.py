@@ -29,7 +29,7 @@ def seed_for(seed: int, step: int, stream: int = 0) -> int:
 
 @dataclass
 class TaskProbe:
-    """A labelled batch apart from the training, with its own seed; see `rsseg_cli.step.Probe`."""
+    """A labelled batch apart from the training, with its own seed; see `contract.Probe`."""
 
     model: Segmenter
     objective: Objective
@@ -58,7 +58,7 @@ class TaskProbe:
 
 @dataclass
 class TrainingStep:
-    """One update of the loop; see `rsseg_cli.step.Step`.
+    """One update of the loop; see `rsseg_cli.contract.step.Step`.
 
     Attributes:
         index: Number of the step, from 0.

@@ -28,7 +28,7 @@ from rsseg_cli.predict.engine import predict_scene
 from rsseg_cli.predict.outputs import Outputs, SceneResult
 from rsseg_cli.predict.pipeline import Infer, SceneTask
 from rsseg_cli.predict.plan import Tiling
-from rsseg_cli.predict.turns import Turned
+from rsseg_cli.predict.tta import TestTimeAugmentation
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.training.precision import Precision
@@ -122,7 +122,7 @@ class ScenePredictor:
         self.precision = self._model.precision
         self.infer: Infer = self._model
         if options.tta is not None:
-            self.infer = Turned(self._model, options.tta)
+            self.infer = TestTimeAugmentation(self._model, options.tta)
         self.explanations = choose(
             tuple(dict.fromkeys(options.explain)), options.block, self.fitted, self.precision
         )

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rsseg_cli.choices import Turns
+from rsseg_cli.choices import TTA
 
 
 @dataclass(frozen=True)
-class Turned:
+class TestTimeAugmentation:
     """A model that scores each tile in several views and returns the mean.
 
     Attributes:
@@ -21,7 +21,7 @@ class Turned:
     """
 
     infer: Callable[[Tensor], Tensor]
-    turns: Turns
+    views: TTA
 
     def __call__(self, tiles: Tensor) -> Tensor:
         """Score tiles (B, C, T, T): (B, K, T, T)."""
@@ -37,7 +37,7 @@ class Turned:
         return total.div_(len(views))
 
     def _transposes(self) -> tuple[bool, ...]:
-        return (False,) if self.turns == "flips" else (False, True)
+        return (False,) if self.views == "flips" else (False, True)
 
 
 def _view(tiles: Tensor, flip: tuple[int, ...], transpose: bool) -> Tensor:
