@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+from paths import SHARED
 
 from rsseg_cli import config
 from rsseg_cli.data.source import Source
@@ -24,7 +24,7 @@ from generalise import settings, table
 from generalise.pairs import PAIRS, Pair, make
 from generalise.runs import Job, Workshop, run_all
 
-DATA = Path(os.environ.get("RSSEG_SHARED", Path(__file__).parents[2] / "shared")) / "data"
+DATA = SHARED / "data"
 real = pytest.mark.skipif(not DATA.is_dir(), reason=f"real imagery is not at {DATA}")
 TINY = settings.Budget(steps=2, batch=2)
 

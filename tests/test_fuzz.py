@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import rasterio
 import rasterio.shutil
-from conftest import random_samples, write_raster
 from rasterio.control import GroundControlPoint
+from scenes import random_samples, write_raster
 from test_engine import CLASSES, null_model
 
 from rsseg_cli.errors import RssegError, RssegWarning

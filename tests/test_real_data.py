@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,8 @@ import geopandas
 import numpy as np
 import pytest
 import rasterio
-from conftest import write_raster
+from paths import SHARED
+from scenes import write_raster
 from shapely.geometry import box
 
 from rsseg_cli.classes import IGNORE
@@ -21,7 +21,7 @@ from rsseg_cli.data.tiles.validation_tiles import CoveringTiles
 from rsseg_cli.errors import RssegWarning
 from rsseg_cli.raster.grid import Window
 
-DATA = Path(os.environ.get("RSSEG_SHARED", Path(__file__).parents[2] / "shared")) / "data"
+DATA = SHARED / "data"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"real imagery is not at {DATA}")
 
 RGB = (
