@@ -42,8 +42,8 @@ STYLE: Any = {
     "ytick.labelcolor": SOFT,
     "svg.fonttype": "none",
 }
-_VARIABLES = {INK: "--ink", SOFT: "--soft", RULE: "--rule", PAPER: "--paper"} | {
-    color: f"--l{index}" for index, color in enumerate(SERIES_LIGHT)
+_VARIABLES = {INK: "ink", SOFT: "soft", RULE: "rule", PAPER: "paper"} | {
+    color: f"l{index}" for index, color in enumerate(SERIES_LIGHT)
 }
 """CSS variables of the page by the colour that stands for them in a figure."""
 MOST_MARKERS = 40
@@ -203,7 +203,7 @@ def _make_inline(element: ElementTree.Element, names: set[str | None]) -> None:
             element.insert(0, tooltip)
     style = attributes.get("style", "")
     for color, variable in _VARIABLES.items():
-        style = style.replace(color, f"var({variable})")
+        style = style.replace(color, f"var(--{variable})")
     style = re.sub(r"font-family: [^;]*;? ?", "", style)  # as matplotlib 3.11 writes fonts
     style = re.sub(r"font: [^;]*?(\S+px)[^;]*", r"font-size: \1", style)  # as earlier ones do
     if style:
