@@ -1,13 +1,14 @@
-"""The map of rsseg: what a backbone, a method and a head are, and the one seam between them.
+"""The map of rsseg: backbone, method and head, and the one seam between them.
 
 Shape legend, used everywhere: B batch, C bands, H W pixels, h w token rows and columns, G token
 groups per location, N = h*w*G patch tokens, P prefix tokens (class and registers), D width,
 K classes, Q queries, L blocks.
 
 A model is a `Backbone` that walks its blocks, a `Method` that sits between the blocks or beside
-their branches, and a `Head` that turns the tapped maps into class scores. None of the three knows
-the others' kinds. Images reach this level *standardised* (see `Bands`), with nodata at 0. What
-these three speak of stands beside this file: `bands`, `grid`, `projection` and `step`.
+their branches, and a `Head` that turns feature maps into class scores. None of the three depends
+on the kind of the others. Images reach this level *standardised* (see `Bands`), with nodata at 0.
+The types in these interfaces are in the files beside this one: `bands`, `grid`, `projection` and
+`step`.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Features:
-    """What a backbone and a method hand to a head."""
+    """The input of a head."""
 
     maps: list[Tensor]
     """Each (B, D, h, w), finest first. A plain transformer gives several of one size."""
@@ -64,7 +65,7 @@ class QueryShape:
 
 @dataclass
 class State:
-    """What a method remembers during one forward pass; methods extend it with their own fields."""
+    """The state of a method during one forward pass; methods add their own fields."""
 
     grid: Grid
     extra: int = 0
@@ -85,7 +86,7 @@ class Backbone(nn.Module):
         """Settings of every backbone; families add their own."""
 
     sizes: ClassVar[Mapping[str, Any]]
-    """What stands after the family in the names of its backbones."""
+    """Sizes by the second part of a backbone's name, after that of the family."""
     dim: int
     """Width D of a token."""
     depth: int
@@ -98,15 +99,15 @@ class Backbone(nn.Module):
     """Blocks whose output becomes a map, in ascending order."""
     bands: Bands
     takes_prompts: ClassVar[bool] = True
-    """Whether `run` accepts `extra` tokens; where it does not, a method refuses at start."""
+    """Whether `run` accepts `extra` tokens; methods that need them raise an error otherwise."""
     supports_queries: ClassVar[bool] = False
-    """Whether there is `ask`; where there is not, a method refuses at start."""
+    """Whether `cross_attend` is implemented; methods that need it raise an error otherwise."""
     weights_are_public: bool = False
-    """Whether the weights can be had again from where they came; else model files hold them."""
+    """Whether the weights can be downloaded again; otherwise model files contain them."""
     origin: Mapping[str, Json] = MappingProxyType({})
     """Where the weights come from and how they were fitted; `fingerprint` hashes it."""
     recompute = False
-    """Drop activations inside blocks and compute them again in backward (less memory, slower)."""
+    """Activation checkpointing: compute activations inside blocks again in backward."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -129,12 +130,12 @@ class Backbone(nn.Module):
         """
         raise NotImplementedError
 
-    def cross_attend(self, index: int, asking: Tensor, tokens: Tensor, grid: Grid) -> Tensor:
+    def cross_attend(self, index: int, queries: Tensor, tokens: Tensor, grid: Grid) -> Tensor:
         """Apply block `index` to rows that attend to its input and that nothing attends to.
 
         Args:
             index: The block.
-            asking: (B, Q, D), rows without a place: rotary embeddings leave them alone.
+            queries: (B, Q, D), rows without a position: rotary embeddings leave them unchanged.
             tokens: (B, P+N, D), what goes into the block; what comes out of it stays the same.
             grid: The layout of the tokens.
 
@@ -157,7 +158,7 @@ class Backbone(nn.Module):
         self._beside.setdefault(index, []).append(listener)
 
     def parallel_branch(self, index: int, tokens: Tensor) -> Tensor | float:
-        """Sum what listens beside the MLP of block `index`."""
+        """Sum the outputs of the listeners beside the MLP of block `index`."""
         total: Tensor | float = 0.0
         for listener in self._beside.get(index, ()):
             total = total + listener(tokens)
@@ -203,7 +204,7 @@ class Backbone(nn.Module):
         return self.run(index, tokens, grid, extra)
 
     def train(self, mode: bool = True) -> Backbone:
-        """Stay in eval mode whatever `mode` says: dropout and drop-path never act."""
+        """Stay in eval mode whatever `mode` is: dropout and drop-path never act."""
         super().train(False)
         return self
 
@@ -311,13 +312,13 @@ class Method(nn.Module, Generic[S]):
         """Change gradients between backward and clip."""
 
     def after_step(self, step: Step) -> None:
-        """Put back what must not have moved."""
+        """Restore parameters that this step must not change."""
 
     # --- files and pictures --------------------------------------------------------------------
     def adapter_state(self, backbone: Backbone) -> dict[str, Tensor]:
-        """Return what the model file stores: own state, and the backbone's tuned tensors.
+        """Return the tensors of a model file: own state and the backbone's trained parameters.
 
-        Values are absolute, not differences: unpacking twice changes nothing.
+        Values are absolute, not differences: loading them twice changes nothing.
         """
         tensors = {f"method.{name}": tensor for name, tensor in self.state_dict().items()}
         for name, parameter in self.trainable_parameters(backbone):
@@ -326,7 +327,7 @@ class Method(nn.Module, Generic[S]):
         return tensors
 
     def load_adapter_state(self, tensors: dict[str, Tensor], backbone: Backbone) -> None:
-        """Restore what `pack` collected, into a method and a backbone as first made."""
+        """Load the result of `adapter_state` into a newly built method and backbone."""
         own = {
             name.removeprefix("method."): t for name, t in tensors.items() if name[:7] == "method."
         }
@@ -346,7 +347,7 @@ class Method(nn.Module, Generic[S]):
 
     @classmethod
     def figures(cls, records: Sequence[dict[str, Json]]) -> Iterator[tuple[str, Figure]]:
-        """Draw the method's own pictures for the report from the lines of `metrics.jsonl`."""
+        """Draw the method's own figures for the report from the lines of `metrics.jsonl`."""
         yield from ()
 
     def explanations(self) -> Mapping[str, tuple[str, ...]]:
@@ -368,7 +369,7 @@ class Method(nn.Module, Generic[S]):
 
 @dataclass
 class Output:
-    """What a head says about a batch; each head extends it."""
+    """The prediction of a head for a batch; each head extends it."""
 
     size: tuple[int, int]
     """(H, W) of the image."""
@@ -382,7 +383,7 @@ O = TypeVar("O", bound=Output)  # noqa: E741 - the type of a head's output
 
 
 class Head(nn.Module, Generic[O]):
-    """Turns features into class scores and knows their loss.
+    """Turns features into class scores and computes their loss.
 
     A subclass takes `(config, dim, maps, classes)`: width D and number of the maps it will get,
     and the number of classes K.
