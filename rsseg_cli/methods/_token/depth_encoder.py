@@ -40,7 +40,7 @@ DepthName = Literal[
 
 @dataclass(frozen=True)
 class Published:
-    """Where an encoder's weights are to be had."""
+    """Source of a depth encoder's weights."""
 
     size: str
     repository: str
