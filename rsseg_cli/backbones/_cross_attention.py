@@ -1,4 +1,4 @@
-"""Attention of a few rows to the tokens of a block, for timm's attention modules."""
+"""Cross-attention from extra query rows to the tokens of a block, for timm's modules."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ ROLES: tuple[Role, Role, Role] = ("q", "k", "v")
 
 
 def project(
-    backbone: Backbone, index: int, block: Any, asking: Tensor, tokens: Tensor
+    backbone: Backbone, index: int, block: Any, queries: Tensor, tokens: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute queries of rows (B, Q, D), and keys and values of tokens (B, T, D), per head."""
-    attention, seen = block.attn, block.norm1(tokens)
-    found = []
-    for role, rows in zip(ROLES, (block.norm1(asking), seen, seen), strict=True):
+    attention, normed = block.attn, block.norm1(tokens)
+    projections = []
+    for role, rows in zip(ROLES, (block.norm1(queries), normed, normed), strict=True):
         projected = backbone.projections(index, role)[0](rows)
-        beside = getattr(attention, f"{role}_bias", None)  # where the module itself has none
-        projected = projected if beside is None else projected + beside
+        bias = getattr(attention, f"{role}_bias", None)  # where the module itself has none
+        projected = projected if bias is None else projected + bias
         heads = projected.reshape(*rows.shape[:2], attention.num_heads, -1)
-        found.append(heads.transpose(1, 2))
-    queries, keys, values = found
-    return attention.q_norm(queries), attention.k_norm(keys), values
+        projections.append(heads.transpose(1, 2))
+    q, k, v = projections
+    return attention.q_norm(q), attention.k_norm(k), v
 
 
 def attend(attention: Any, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Compute attention and the output projection from queries, keys and values per head."""
-    found = F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2).flatten(2)
-    mixed: Tensor = attention.proj(attention.norm(found))
-    return mixed
+    attended = F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2).flatten(2)
+    projected: Tensor = attention.proj(attention.norm(attended))
+    return projected

@@ -1,4 +1,4 @@
-"""Patch kernels that a small network makes from what is known of the bands (DOFA and its kin).
+"""Patch kernels that a weight generator computes from wavelengths (DOFA and its successors).
 
 A transformer turns one code per band into one kernel per band. The bands of a model do not change,
 so that it runs once, when the backbone is made: what remains is a plain vision transformer.

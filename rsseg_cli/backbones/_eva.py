@@ -15,7 +15,7 @@ from rsseg_cli.contract import Bands, Grid, Projection, Role
 
 
 class EvaBackbone(TimmBackbone):
-    """What DINOv3 and EVA02 share."""
+    """Base class of DINOv3 and EVA02."""
 
     supports_queries: ClassVar[bool] = True
 
@@ -33,20 +33,20 @@ class EvaBackbone(TimmBackbone):
         return tokens, self.grid_of(image)
 
     def run(self, index: int, tokens: Tensor, grid: Grid, extra: int = 0) -> Tensor:
-        """Apply a block; queries and keys of patches are rotated by their place."""
+        """Apply a block; queries and keys of patches are rotated by their position."""
         block = self.model.blocks[index]
         turn = self.rotation(grid, extra, tokens.device)
         return self._add(index, tokens, block.attn(block.norm1(tokens), rope=turn))
 
-    def cross_attend(self, index: int, asking: Tensor, tokens: Tensor, grid: Grid) -> Tensor:
+    def cross_attend(self, index: int, queries: Tensor, tokens: Tensor, grid: Grid) -> Tensor:
         """Apply a block to query rows that attend to its input."""
         block = self.model.blocks[index]
-        queries, keys, values = project(self, index, block, asking, tokens)
-        still, placed = keys.tensor_split([self.num_prefix_tokens], 2)
+        q, k, v = project(self, index, block, queries, tokens)
+        still, placed = k.tensor_split([self.num_prefix_tokens], 2)
         turn = self.rotation(grid, 0, tokens.device)
         placed = apply_rot_embed_cat(placed, turn, half=block.attn.rotate_half)
-        keys = torch.cat([still, placed], 2).type_as(values)
-        return self._add(index, asking, attend(block.attn, queries, keys, values))
+        k = torch.cat([still, placed], 2).type_as(v)
+        return self._add(index, queries, attend(block.attn, q, k, v))
 
     def _add(self, index: int, tokens: Tensor, attended: Tensor) -> Tensor:
         """Add both branches of a block to tokens."""
@@ -58,8 +58,8 @@ class EvaBackbone(TimmBackbone):
     def rotation(self, grid: Grid, extra: int, device: torch.device) -> Tensor:
         """Compute sine and cosine of all tokens after the prefix, (extra + N, 2 * head width).
 
-        Extra tokens have no place: sine 0 and cosine 1 leave them as they are. All blocks of a
-        pass ask for the same, so the last answer is kept.
+        Extra tokens have no position: sine 0 and cosine 1 leave them unchanged. The result is
+        cached, as all blocks of a pass use the same one.
         """
         key = (grid, extra, device)
         if self._rotation is None or self._rotation[0] != key:

@@ -24,12 +24,12 @@ class Attention(nn.Module):
         self.q, self.k, self.v = nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, tokens: Tensor, *, asking: Tensor | None = None) -> Tensor:
-        """Compute attention of tokens (B, T, D), or of rows `asking` (B, Q, D), to tokens."""
-        asking = tokens if asking is None else asking
+    def forward(self, tokens: Tensor, *, queries: Tensor | None = None) -> Tensor:
+        """Compute attention of tokens (B, T, D), or of rows `queries` (B, Q, D), to tokens."""
+        queries = tokens if queries is None else queries
         q, k, v = (
             linear(rows).view(*rows.shape[:2], self.heads, -1).transpose(1, 2)
-            for linear, rows in ((self.q, asking), (self.k, tokens), (self.v, tokens))
+            for linear, rows in ((self.q, queries), (self.k, tokens), (self.v, tokens))
         )
         answer = scaled_dot_product_attention(q, k, v)
         mixed: Tensor = self.proj(answer.transpose(1, 2).flatten(2))

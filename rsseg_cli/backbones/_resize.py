@@ -1,4 +1,4 @@
-"""Fits patch kernels and absolute positions to other sizes, by the rule of who made them.
+"""Resizes patch kernels and absolute position embeddings, by one of three rules.
 
 The three rules differ in numbers that weights have learnt to expect: a kernel of 14 pixels that is
 made one of 16 by `plain` answers 1.3 times as strongly to an even patch, and `plain` positions of

@@ -1,4 +1,4 @@
-"""What timm's vision transformers share behind the contract: making, loading, embedding."""
+"""Base class of the backbones from timm: construction, loading, statistics of the input."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ModelSize:
 
 
 class TimmBackbone(Backbone):
-    """A transformer of timm's with its blocks laid open. A family adds `sizes` and `run`."""
+    """A vision transformer of timm with access to its blocks. A family adds `sizes` and `run`."""
 
     class Config(Backbone.Config):
         """Which model, and how it is fitted to the bands."""

@@ -108,7 +108,7 @@ def unavailable(
     page = f"https://huggingface.co/{repository}"
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return RssegError(
-        f"the pretrained weights {name or repository} are neither in the cache nor to be had: "
+        f"the pretrained weights {name or repository} are not cached and could not be downloaded: "
         f"{reason}",
         where=f"{page} (licence: {license_name or 'see there'})",
         fix="connect and, if it is asked for, accept the licence on that page and `hf auth login`;"

@@ -37,14 +37,14 @@ WIDTHS_NM = (1.0, 1e9)
 AREAS_KM2 = (1e-3, 5.1e8)
 """Range of a patch's area, up to that of the earth."""
 METADATA = ("coord", "scale", "time")
-"""What the tokens are told of: place, area of a patch, day."""
+"""Kinds of metadata: location, area of a patch, day."""
 
 
 class CopernicusFm(DynamicPatchEmbed):
     """A band is its centre and its width, both in nanometres; radar has some too.
 
-    Products that are no light (elevation, air pollution) are known by name to the full model; they
-    would need a language model here, and are refused.
+    The full model encodes non-optical products (elevation, air pollution) by name. That needs a
+    language model, so that they are refused here.
     """
 
     class Config(TimmBackbone.Config):
@@ -105,7 +105,7 @@ class CopernicusFm(DynamicPatchEmbed):
 
 
 class MetadataEncoder(nn.Module):
-    """Turns what is known of an image into a summand of all tokens; named as in the files."""
+    """Encodes metadata (location, scale, time) as an additive embedding; named as in the files."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()

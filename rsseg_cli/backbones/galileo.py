@@ -31,7 +31,7 @@ UNUSED = (
     "space_embed.", "time_embed.", "static_embed.",
     "sp_channel_embed", "t_channel_embed", "st_channel_embed",
 )  # fmt: skip
-"""Tensors of the file for elevation, weather and place, which are no imagery."""
+"""Tensors of the file for elevation, weather and location, which are not imagery."""
 
 
 class Galileo(Backbone):
@@ -224,11 +224,11 @@ class Galileo(Backbone):
         block: Any = self.blocks[index]
         return self._add(index, tokens, block.attn(block.norm1(tokens)))
 
-    def cross_attend(self, index: int, asking: Tensor, tokens: Tensor, grid: Grid) -> Tensor:
+    def cross_attend(self, index: int, queries: Tensor, tokens: Tensor, grid: Grid) -> Tensor:
         """Apply a block to query rows that attend to its input."""
         block: Any = self.blocks[index]
-        attended = block.attn(block.norm1(tokens), asking=block.norm1(asking))
-        return self._add(index, asking, attended)
+        attended = block.attn(block.norm1(tokens), queries=block.norm1(queries))
+        return self._add(index, queries, attended)
 
     def _add(self, index: int, tokens: Tensor, attended: Tensor) -> Tensor:
         """Add both branches of a block to tokens."""

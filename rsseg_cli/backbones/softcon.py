@@ -111,7 +111,7 @@ def by_name(bands: Bands) -> list[int]:
     """Return for each radar band the slice of its name.
 
     Raises:
-        RssegError: A band is no VV or VH.
+        RssegError: A band is not VV or VH.
     """
     lower = [name.lower() for name in bands.names]
     for name in lower:

@@ -117,7 +117,7 @@ def fetch() -> Path:
         torch.hub.download_url_to_file(URL, os.fspath(path), progress=sys.stderr.isatty())
     except OSError as error:
         raise RssegError(
-            f"the pretrained weights {FILE} are neither in the cache nor to be had: {error}",
+            f"the pretrained weights {FILE} are not cached and could not be downloaded: {error}",
             where=f"{URL} (licence: Apache-2.0)",
             fix="connect; or fetch the file by other means and give it with --weights FILE;"
             " or go without on purpose: --no-pretrained",

@@ -41,11 +41,11 @@ class Vit(TimmBackbone):
         block = self.model.blocks[index]
         return self._add(index, tokens, block.attn(block.norm1(tokens)))
 
-    def cross_attend(self, index: int, asking: Tensor, tokens: Tensor, grid: Grid) -> Tensor:
+    def cross_attend(self, index: int, queries: Tensor, tokens: Tensor, grid: Grid) -> Tensor:
         """Apply a block to query rows that attend to its input."""
         block = self.model.blocks[index]
-        queries, keys, values = project(self, index, block, asking, tokens)
-        return self._add(index, asking, attend(block.attn, queries, keys, values))
+        q, k, v = project(self, index, block, queries, tokens)
+        return self._add(index, queries, attend(block.attn, q, k, v))
 
     def _add(self, index: int, tokens: Tensor, attended: Tensor) -> Tensor:
         """Add both branches of a block to tokens."""

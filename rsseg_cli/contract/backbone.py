@@ -33,7 +33,7 @@ class Backbone(nn.Module):
         """Settings of every backbone; families add their own."""
 
     sizes: ClassVar[Mapping[str, Any]]
-    """What stands after the family in the names of its backbones."""
+    """Sizes by the second part of a backbone's name, after that of the family."""
     dim: int
     """Width D of a token."""
     depth: int
@@ -46,15 +46,15 @@ class Backbone(nn.Module):
     """Blocks whose output becomes a map, in ascending order."""
     bands: Bands
     takes_prompts: ClassVar[bool] = True
-    """Whether `run` accepts `extra` tokens; where it does not, a method refuses at start."""
+    """Whether `run` accepts `extra` tokens; methods that need them raise an error otherwise."""
     supports_queries: ClassVar[bool] = False
-    """Whether there is `ask`; where there is not, a method refuses at start."""
+    """Whether `cross_attend` is implemented; methods that need it raise an error otherwise."""
     weights_are_public: bool = False
-    """Whether the weights can be had again from where they came; else model files hold them."""
+    """Whether the weights can be downloaded again; otherwise model files contain them."""
     origin: Mapping[str, Json] = MappingProxyType({})
     """Where the weights come from and how they were fitted; `fingerprint` hashes it."""
     recompute = False
-    """Drop activations inside blocks and compute them again in backward (less memory, slower)."""
+    """Activation checkpointing: compute activations inside blocks again in backward."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,12 +77,12 @@ class Backbone(nn.Module):
         """
         raise NotImplementedError
 
-    def cross_attend(self, index: int, asking: Tensor, tokens: Tensor, grid: Grid) -> Tensor:
+    def cross_attend(self, index: int, queries: Tensor, tokens: Tensor, grid: Grid) -> Tensor:
         """Apply block `index` to rows that attend to its input and that nothing attends to.
 
         Args:
             index: The block.
-            asking: (B, Q, D), rows without a place: rotary embeddings leave them alone.
+            queries: (B, Q, D), rows without a position: rotary embeddings leave them unchanged.
             tokens: (B, P+N, D), what goes into the block; what comes out of it stays the same.
             grid: The layout of the tokens.
 
@@ -105,7 +105,7 @@ class Backbone(nn.Module):
         self._beside.setdefault(index, []).append(listener)
 
     def parallel_branch(self, index: int, tokens: Tensor) -> Tensor | float:
-        """Sum what listens beside the MLP of block `index`."""
+        """Sum the outputs of the listeners beside the MLP of block `index`."""
         total: Tensor | float = 0.0
         for listener in self._beside.get(index, ()):
             total = total + listener(tokens)
@@ -151,7 +151,7 @@ class Backbone(nn.Module):
         return self.run(index, tokens, grid, extra)
 
     def train(self, mode: bool = True) -> Backbone:
-        """Stay in eval mode whatever `mode` says: dropout and drop-path never act."""
+        """Stay in eval mode whatever `mode` is: dropout and drop-path never act."""
         super().train(False)
         return self
 

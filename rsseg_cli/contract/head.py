@@ -14,7 +14,7 @@ from rsseg_cli.settings import Strict
 
 @dataclass
 class Output:
-    """What a head says about a batch; each head extends it."""
+    """The prediction of a head for a batch; each head extends it."""
 
     size: tuple[int, int]
     """(H, W) of the image."""
@@ -28,7 +28,7 @@ O = TypeVar("O", bound=Output)  # noqa: E741 - the type of a head's output
 
 
 class Head(nn.Module, Generic[O]):
-    """Turns features into class scores and knows their loss.
+    """Turns features into class scores and computes their loss.
 
     A subclass takes `(config, dim, maps, classes)`: width D and number of the maps it will get,
     and the number of classes K.

@@ -111,13 +111,13 @@ class Method(nn.Module, Generic[S]):
         """Change gradients between backward and clip."""
 
     def after_step(self, step: Step) -> None:
-        """Put back what must not have moved."""
+        """Restore parameters that this step must not change."""
 
     # --- files and pictures --------------------------------------------------------------------
     def adapter_state(self, backbone: Backbone) -> dict[str, Tensor]:
-        """Return what the model file stores: own state, and the backbone's tuned tensors.
+        """Return the tensors of a model file: own state and the backbone's trained parameters.
 
-        Values are absolute, not differences: unpacking twice changes nothing.
+        Values are absolute, not differences: loading them twice changes nothing.
         """
         tensors = {f"method.{name}": tensor for name, tensor in self.state_dict().items()}
         for name, parameter in self.trainable_parameters(backbone):
@@ -126,7 +126,7 @@ class Method(nn.Module, Generic[S]):
         return tensors
 
     def load_adapter_state(self, tensors: dict[str, Tensor], backbone: Backbone) -> None:
-        """Restore what `pack` collected, into a method and a backbone as first made."""
+        """Load the result of `adapter_state` into a newly built method and backbone."""
         own = {
             name.removeprefix("method."): t for name, t in tensors.items() if name[:7] == "method."
         }
@@ -146,7 +146,7 @@ class Method(nn.Module, Generic[S]):
 
     @classmethod
     def figures(cls, records: Sequence[dict[str, Json]]) -> Iterator[tuple[str, Figure]]:
-        """Draw the method's own pictures for the report from the lines of `metrics.jsonl`."""
+        """Draw the method's own figures for the report from the lines of `metrics.jsonl`."""
         yield from ()
 
     def explanations(self) -> Mapping[str, tuple[str, ...]]:

@@ -34,7 +34,7 @@ MODALITIES = ("visual", "depth")
 
 @dataclass
 class Routing(DepthState):
-    """What the gates decided so far."""
+    """The routes of the gates and their balance."""
 
     routes: list[Routes] = field(default_factory=list)
     """After the last block, per modality."""
@@ -43,7 +43,7 @@ class Routing(DepthState):
 
 
 class SpectralMoe(DepthMethod[Routing]):
-    """Adds to every block's output what the chosen experts make of it and of its depth."""
+    """Refines every block's output by experts chosen from it and from its depth features."""
 
     class Config(DepthSettings):
         """Settings of SpectralMoE; equation numbers are the paper's."""

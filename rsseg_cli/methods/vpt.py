@@ -33,7 +33,7 @@ class Vpt(Method[State]):
         super().__init__(config, backbone)
         if not backbone.takes_prompts:
             raise RssegError(
-                "this backbone attends within windows, where prompts have no place",
+                "this backbone uses windowed attention and does not support prompt tokens",
                 where="method.name",
                 fix="another --method, or another --backbone",
             )

@@ -1,8 +1,8 @@
-"""Visual query tuning: tokens that ask every block and change nothing (Tu et al., CVPR 2023).
+"""Visual query tuning: tokens that attend to every block and change nothing (CVPR 2023).
 
-Their queries attend to the keys of the frozen features, which need not know: the features stay
-those of the frozen backbone, bit for bit, and gradients flow through the few rows of the tokens
-alone. What the tokens have heard becomes the queries of a mask head.
+Tu et al., arXiv 2212.03220. The tokens attend to the frozen features, and the features do not
+attend to them: they stay those of the frozen backbone, bit for bit, and gradients flow through the
+rows of the tokens alone. The attended tokens become the queries of a mask head.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rsseg_cli.methods._token.tokens import FullTokens, TokenExperts, token_set
 
 @dataclass
 class Summaries(State):
-    """What the tokens have heard so far, by block."""
+    """The tokens after their cross-attention, by block."""
 
     summaries: dict[int, Tensor] = field(default_factory=dict)
     """Each (B, Q, D), every row with mean 0 and variance 1: raw ones grow from block to block."""
@@ -56,7 +56,7 @@ class Vqt(Method[Summaries]):
         super().__init__(config, backbone)
         if not backbone.supports_queries:
             raise RssegError(
-                "the blocks of this backbone cannot be asked by tokens that they do not see",
+                "this backbone does not support VQT (no cross-attention from extra query tokens)",
                 where="method.name",
                 fix="another --method, or another --backbone",
             )

@@ -58,7 +58,7 @@ LAST = 2
 
 @dataclass
 class WeftState(State):
-    """The stream beside the backbone, and what the backbone said after each stage."""
+    """The pyramid beside the backbone, and the backbone's map after each stage."""
 
     finest: Tensor = field(default_factory=lambda: torch.empty(0))
     """(B, channels, 4h, 4w); waits for the end, narrow as long as it waits."""

@@ -174,7 +174,7 @@ def test_the_model_file_says_how_its_backbone_was_made(run: Path) -> None:
 
 
 def test_a_licence_that_nobody_says_is_not_made_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Galileo, "terms", classmethod(lambda cls, size: ("", "a page")))
+    monkeypatch.setattr(Galileo, "licence", classmethod(lambda cls, size: ("", "a page")))
     assert backbone_licence({"name": "galileo_nano"}) == Licence("galileo_nano", UNKNOWN, "a page")
 
 

@@ -209,7 +209,7 @@ def test_counts_at_vit_large(settings: dict[str, Any], count: int) -> None:
 def test_what_cannot_work_is_refused() -> None:
     with torch.device("meta"):
         backbone = Sam(Sam.Config(name="sam_base", pretrained=False), BANDS)
-    with pytest.raises(RssegError, match="cannot be asked"):
+    with pytest.raises(RssegError, match="does not support VQT"):
         build(backbone)
     for settings in ({"tokens": 1}, {"rank": 0}, {"dropout": 1.0}):
         with pytest.raises(ValidationError):

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from fakes import build
 from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fakes import build
+from test_self_training import Both, objective
+from torch import Tensor
+from training_jobs import SMALL, job, run
+
 from rsseg_cli.classes import IGNORE
 from rsseg_cli.data.tiles.augment import Augment
-from rsseg_cli.data.tiles.domain_batches import DomainBatch
-from rsseg_cli.data.tiles.domain_batches import ProbeTiles
+from rsseg_cli.data.tiles.domain_batches import DomainBatch, ProbeTiles
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training.precision import Precision
 from rsseg_cli.training.pseudo_labels import by_entropy
 from rsseg_cli.training.self_training import SelfTraining
 from rsseg_cli.training.training_step import TrainingStep
-from test_self_training import Both
-from test_self_training import objective
-from torch import Tensor
-from training_jobs import SMALL
-from training_jobs import job
-from training_jobs import run
-from typing import Any
-import pytest
-import torch
 
 CPU = torch.device("cpu")
 STILL = Augment.Config(scale=(1.0, 1.0), flip=False, rot90=False)

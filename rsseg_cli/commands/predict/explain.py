@@ -22,7 +22,7 @@ from rsseg_cli.training.precision import Precision
 
 @dataclass(frozen=True)
 class Explanation:
-    """A map of its own work that a method has been asked for; the engine's `Infer`.
+    """A map of a method's own work; the engine's `Infer`.
 
     Attributes:
         name: What the method calls it.

@@ -2,7 +2,7 @@
 
 It is the DINOv2 encoder of Depth Anything V2 or Prompt Depth Anything; their decoders, and the
 prompt that enters there, are not needed. It walks its blocks beside the visual encoder, one image
-pass in all, without a graph. Its weights are no part of a model file: only their digest is.
+pass in all, without a graph. Model files contain only the digest of its weights.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ DepthName = Literal[
 
 @dataclass(frozen=True)
 class Published:
-    """Where an encoder's weights are to be had."""
+    """Source of a depth encoder's weights."""
 
     size: str
     repository: str
@@ -222,7 +222,7 @@ def _download(name: DepthName, published: Published) -> Path:
         page = f"https://huggingface.co/{published.repository}"
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RssegError(
-            f"the weights of {name} are neither in the cache nor to be had: {reason}",
+            f"the weights of {name} are not cached and could not be downloaded: {reason}",
             where=f"{page} (licence: {published.license})",
             fix=f"connect once; or fetch {FILE} there by other means and set "
             "method.depth_weights=FILE; or go without depth: method.depth=off",
