@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from jobs import same, weights
 from runs import SMALL, rsseg, write_city
 from test_processes import free_port
 from torch import Tensor
-from torch.distributed import TCPStore
+from torch.distributed import HashStore, TCPStore
 
 from rsseg_cli import distributed
 from rsseg_cli.training.folder import RunFolder
@@ -97,9 +99,9 @@ def launch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
     store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(port))
-    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "2")
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     distributed._launch_store.cache_clear()
-    yield lambda: monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    yield lambda: monkeypatch.setattr(distributed, "_attempt", "the next one")
     distributed._launch_store.cache_clear()
     del store
 
@@ -117,6 +119,18 @@ def test_what_is_begun_is_known_after_a_restart_only(
     distributed.remember("started", "6.0")
     assert distributed.recall("started") == "5.0"
     assert distributed.seconds_before_restart() > 1e9
+
+
+def test_old_keys_of_a_store_do_not_mislead_the_processes() -> None:
+    store, seen = HashStore(), []
+    for _ in range(3):
+        with ThreadPoolExecutor(3) as pool:
+            late = [pool.submit(distributed._agree, store, number, 3) for number in (1, 2)]
+            time.sleep(0.05)  # they find the offer of the attempt before
+            ids = {distributed._agree(store, 0, 3), *(each.result() for each in late)}
+        assert len(ids) == 1
+        seen += ids
+    assert len(set(seen)) == 3
 
 
 def test_a_restart_leaves_the_runs_of_others_alone(

@@ -148,9 +148,10 @@ class ScenePredictor:
             for explanation, explained in zip(self.explanations, explaining, strict=True):
                 self.line.say(f"explain  {explanation.name} at block {explanation.block}")
                 self._map(explained, together)
-            if distributed.is_main():
-                further = self._further_files([task, *explaining], target)
-                result = replace(result, more=tuple(map(str, further)))
+            with distributed.raise_together():
+                if distributed.is_main():
+                    further = self._further_files([task, *explaining], target)
+                    result = replace(result, more=tuple(map(str, further)))
             return result
 
     def dry_run(self, path: str, target: Target) -> Survey:
