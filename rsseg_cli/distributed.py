@@ -11,6 +11,7 @@ from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import uuid4
 
 import torch
 from torch import Tensor, distributed
@@ -30,6 +31,8 @@ BUCKET = 2**24
 
 _store: Store | None = None
 """Key-value store of the process group."""
+_attempt = uuid4().hex
+"""Id of this attempt of the command, the same on all ranks; a restart has another one."""
 _alone = False
 """Whether this process works on its own inside the group for now."""
 
@@ -74,8 +77,8 @@ def group(device: str, environment: Mapping[str, str] = os.environ) -> Iterator[
         RssegError: There are fewer GPUs than processes, or the others cannot be reached or
             have ended.
     """
-    remember("started", str(time.time()))
     if active() or int(environment.get("WORLD_SIZE", "1")) == 1:
+        remember("started", str(time.time()))
         yield
         return
     gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
@@ -85,6 +88,7 @@ def group(device: str, environment: Mapping[str, str] = os.environ) -> Iterator[
         raise RssegError("this PyTorch cannot work with several processes", fix="another build")
     with _reaching_others("the other processes cannot be reached"):
         _init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
+    remember("started", str(time.time()))
     try:
         with _reaching_others("another process has ended"):
             yield
@@ -102,14 +106,37 @@ def _init_process_group(backend: str) -> None:
     from torch._C._distributed_c10d import PrefixStore  # absent from some builds of PyTorch
     from torch.distributed.rendezvous import rendezvous
 
-    global _store
+    global _attempt, _store
     store, number, size = next(rendezvous("env://", timeout=TIMEOUT))
-    # The store of torchrun's agent outlives a restart, and with it the keys of earlier attempts.
-    store = PrefixStore(f"rsseg/attempt_{_attempt()}", store)
+    _attempt = _agree(PrefixStore("rsseg", store), number, size)
+    store = PrefixStore(f"rsseg/{_attempt}", store)
     distributed.init_process_group(
         backend, store=store, rank=number, world_size=size, timeout=TIMEOUT
     )
     _store = PrefixStore("claims", store)
+
+
+def _agree(store: Store, number: int, size: int) -> str:
+    """Agree on the id of this attempt.
+
+    The store of torchrun's agent outlives a restart, and with it the keys of earlier attempts.
+    Each process has a new id: rank 0 offers its own, waits for the ids of all who accept the
+    offer, and confirms them. An offer that does not confirm this process is an old one. The
+    restart count is not used, as each machine has its own.
+    """
+    own = uuid4().hex
+    if number == 0:
+        store.set("attempt", own)
+        accepted = [f"{own}/{other}" for other in range(1, size)]
+        store.wait(accepted, TIMEOUT)
+        store.set(own, " ".join(store.get(key).decode() for key in accepted))
+        return own
+    while True:
+        offer = store.get("attempt").decode()
+        store.set(f"{offer}/{number}", own)
+        if store.check([offer]) and own in store.get(offer).decode():
+            return offer
+        time.sleep(0.02)
 
 
 def _take_gpu(device: str, environment: Mapping[str, str]) -> None:
@@ -300,24 +327,22 @@ def remember(key: str, value: str) -> None:
     """Keep a value for attempts after a restart, unless there is one; only `torchrun` restarts."""
     store = _launch_store()
     if store is not None:
-        store.compare_set(key, "", value)
+        store.compare_set(key, "", f"{_attempt} {value}")
 
 
 def recall(key: str) -> str | None:
-    """Return the value that an earlier attempt has kept; None in the first attempt."""
-    store = _launch_store() if _attempt() else None
-    return store.get(key).decode() if store is not None and store.check([key]) else None
-
-
-def _attempt() -> int:
-    """Return how often `torchrun` has restarted this command."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    """Return the value that an earlier attempt has kept; None if none has."""
+    store = _launch_store()
+    if store is None or not store.check([key]):
+        return None
+    attempt, _, value = store.get(key).decode().partition(" ")
+    return None if attempt == _attempt else value
 
 
 @cache
 def _launch_store() -> Store | None:
     """Connect to the store of torchrun's agent, which lives as long as the whole command."""
-    if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0":
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
     from torch._C._distributed_c10d import PrefixStore, TCPStore
 

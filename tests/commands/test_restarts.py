@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-import pytest
-from paths import ENVIRONMENT, SUPPORT
-from runs import SMALL, rsseg, write_city
-from scenes import random_samples, write_raster
-from test_training_processes import free_port
-from torch import Tensor
-from torch.distributed import TCPStore
-from training_jobs import same, weights
-
+from paths import ENVIRONMENT
+from paths import SUPPORT
 from rsseg_cli import distributed
 from rsseg_cli.data.tiles.tile_stream import Batch
 from rsseg_cli.training.loop import Trainer
 from rsseg_cli.training.run_folder import RunFolder
+from runs import SMALL
+from runs import rsseg
+from runs import write_city
+from scenes import random_samples
+from scenes import write_raster
+from test_training_processes import free_port
+from torch import Tensor
+from torch.distributed import HashStore
+from torch.distributed import TCPStore
+from training_jobs import same
+from training_jobs import weights
+import json
+import pytest
+import subprocess
+import sys
+import time
 
 STEP, REPORT = "rsseg_cli.training.loop:Trainer.step", "rsseg_cli.commands.fit.job:write_report"
 INFER = "rsseg_cli.commands.predict.scene_predictor:ModelInfer.__call__"
@@ -94,9 +101,9 @@ def launch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
     store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(port))
-    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "2")
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     distributed._launch_store.cache_clear()
-    yield lambda: monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    yield lambda: monkeypatch.setattr(distributed, "_attempt", "the next one")
     distributed._launch_store.cache_clear()
     del store
 
@@ -114,6 +121,18 @@ def test_what_is_begun_is_known_after_a_restart_only(
     distributed.remember("started", "6.0")
     assert distributed.recall("started") == "5.0"
     assert distributed.seconds_before_restart() > 1e9
+
+
+def test_old_keys_of_a_store_do_not_mislead_the_processes() -> None:
+    store, seen = HashStore(), []
+    for _ in range(3):
+        with ThreadPoolExecutor(3) as pool:
+            late = [pool.submit(distributed._agree, store, number, 3) for number in (1, 2)]
+            time.sleep(0.05)  # they find the offer of the attempt before
+            ids = {distributed._agree(store, 0, 3), *(each.result() for each in late)}
+        assert len(ids) == 1
+        seen += ids
+    assert len(set(seen)) == 3
 
 
 def test_a_restart_leaves_the_runs_of_others_alone(
