@@ -2,50 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from collections.abc import Sequence
-from contextlib import ExitStack
-from contextlib import nullcontext
-from dataclasses import fields
-from dataclasses import replace
-from functools import cached_property
-from functools import reduce
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import fields, replace
+from functools import cached_property, reduce
 from pathlib import Path
-from rsseg_cli import __version__
-from rsseg_cli import distributed
+
+import torch
+from torch import Tensor
+
+from rsseg_cli import __version__, distributed
 from rsseg_cli.choices import Format
-from rsseg_cli.commands.model import LoadedModel
-from rsseg_cli.commands.model import open_model
-from rsseg_cli.commands.model import pick_device
+from rsseg_cli.commands.model import LoadedModel, open_model, pick_device
 from rsseg_cli.commands.options import parse_bands
-from rsseg_cli.commands.predict.dry_run import Survey
-from rsseg_cli.commands.predict.dry_run import require_disk
-from rsseg_cli.commands.predict.dry_run import survey
-from rsseg_cli.commands.predict.dry_run import warn_of_doubts
+from rsseg_cli.commands.predict.dry_run import Survey, require_disk, survey, warn_of_doubts
 from rsseg_cli.commands.predict.explain import choose
 from rsseg_cli.commands.predict.options import PredictOptions
-from rsseg_cli.commands.predict.outputs import read_area
-from rsseg_cli.commands.predict.outputs import scene_outputs
+from rsseg_cli.commands.predict.outputs import read_area, scene_outputs
 from rsseg_cli.commands.predict.paths import Target
 from rsseg_cli.commands.predict.progress import Line
-from rsseg_cli.commands.predict.provenance import file_digest
-from rsseg_cli.commands.predict.provenance import identity
-from rsseg_cli.commands.predict.provenance import journal_digest
-from rsseg_cli.commands.predict.provenance import made_before
+from rsseg_cli.commands.predict.provenance import file_digest, identity, journal_digest, made_before
 from rsseg_cli.errors import RssegError
 from rsseg_cli.number_format import counted
 from rsseg_cli.predict.engine import predict_scene
-from rsseg_cli.predict.outputs import Outputs
-from rsseg_cli.predict.outputs import SceneResult
-from rsseg_cli.predict.pipeline import Infer
-from rsseg_cli.predict.pipeline import SceneTask
+from rsseg_cli.predict.outputs import Outputs, SceneResult
+from rsseg_cli.predict.pipeline import Infer, SceneTask
 from rsseg_cli.predict.plan import Tiling
 from rsseg_cli.predict.tta import TestTimeAugmentation
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.training.precision import Precision
-from torch import Tensor
-import torch
 
 TILES_PX = {"cuda": 16 * 512 * 512, "cpu": 2 * 512 * 512}
 """Pixels of a batch by default; larger ones exceed a CPU's caches."""
