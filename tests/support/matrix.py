@@ -1,23 +1,15 @@
-"""Which method works on which backbone: tries all pairs, and keeps the README's table.
-
-`python tests/methods/matrix.py` prints the table, `--write` puts it into the README. A pair works
-if a tiny model of it keeps the core of the contract; it is refused if building it raises an
-`RssegError`; anything else is a mistake and stops the run.
-"""
+"""Tiny models of every method on every backbone, held to the core of the contract."""
 
 from __future__ import annotations
 
 import copy
-import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from fakes import FakeStep
-from test_contract import BANDS, HEADS, METHODS, TINY, batch, head_settings
+from test_contract import BANDS, HEADS, TINY, batch, head_settings
 from torch import Tensor
 
 from rsseg_cli.contract import Backbone, Head, Method
@@ -25,10 +17,6 @@ from rsseg_cli.errors import RssegError
 from rsseg_cli.find import find, names
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training import optimizer
-
-README = Path(__file__).parents[2] / "README.md"
-MARKS = "<!-- matrix -->\n", "<!-- end of matrix -->"
-WORKS, REFUSED = "yes", "no"
 
 FAMILIES = names("backbones")
 PATCH = 8
@@ -130,48 +118,3 @@ def refusal(method: str, family: str) -> str:
         return error.what
     check(method, family)
     return ""
-
-
-def row(method: str, refusals: dict[str, str]) -> str:
-    """Write a method's line of the table."""
-    cells = [REFUSED if refusals[family] else WORKS for family in FAMILIES]
-    return f"| `{method}` | {' | '.join(cells)} |\n"
-
-
-def table(refusals: dict[str, dict[str, str]]) -> Iterator[str]:
-    """Write the table from the refusals by method and family, and the reasons below it."""
-    yield f"| method | {' | '.join(f'`{family}`' for family in FAMILIES)} |\n"
-    yield "|---" * (len(FAMILIES) + 1) + "|\n"
-    reasons: dict[str, list[str]] = {}
-    for method, found in refusals.items():
-        yield row(method, found)
-        for family, reason in found.items():
-            if reason:
-                reasons.setdefault(reason, []).append(f"`{method}` on `{family}`")
-    yield "\n"
-    for reason, pairs in reasons.items():
-        yield f"- {', '.join(pairs)}: {reason}.\n"
-
-
-def kept() -> str:
-    """What the README holds between the marks."""
-    text = README.read_text(encoding="utf-8")
-    return text.partition(MARKS[0])[2].partition(MARKS[1])[0]
-
-
-def write() -> None:
-    """Try all pairs and put the table into the README, or print it."""
-    refusals = {
-        method: {family: refusal(method, family) for family in FAMILIES} for method in METHODS
-    }
-    text = "".join(table(refusals))
-    if "--write" not in sys.argv:
-        sys.stdout.write(text)
-        return
-    before, _, rest = README.read_text(encoding="utf-8").partition(MARKS[0])
-    after = rest.partition(MARKS[1])[2]
-    README.write_text(before + MARKS[0] + text + MARKS[1] + after, encoding="utf-8")
-
-
-if __name__ == "__main__":
-    write()
