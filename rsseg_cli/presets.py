@@ -161,12 +161,21 @@ def to_yaml(values: object, *, flow: bool = False) -> str:
         flow: Write all on one line, in brackets.
     """
     yaml = YAML(typ="safe", pure=True)
+    yaml.representer.add_representer(float, _represent_float)
     yaml.default_flow_style = flow
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     yaml.width = 10**6 if flow else 80
     stream = StringIO()
     yaml.dump(values, stream)
     return stream.getvalue().removesuffix("...\n")
+
+
+def _represent_float(representer: Any, value: float) -> ScalarNode:
+    """Write `1.0e-05`, not `1e-05`, which readers of YAML 1.1 take for text."""
+    node: ScalarNode = representer.represent_float(value)
+    if "." not in node.value and "e" in node.value:
+        node.value = node.value.replace("e", ".0e")
+    return node
 
 
 def explain(

@@ -101,11 +101,12 @@ def _map_parts(
 def _begin(task: SceneTask) -> ResumeState:
     """Choose parts and batch, those of an earlier run if it is continued."""
     outputs = task.outputs
+    dependencies = dict(outputs.journal or {})
     begun = read_resume_state(outputs.map) if outputs.resume else None
     if begun is not None:
-        return ResumeState(_plan(task, begun).parts, begun.batch, begun.dependencies)
+        return ResumeState(_plan(task, begun).parts, begun.batch, dependencies)
     plan = _plan(task, None)
-    return ResumeState(plan.parts, _choose_batch(task, plan), dict(outputs.journal or {}))
+    return ResumeState(plan.parts, _choose_batch(task, plan), dependencies)
 
 
 def _plan(task: SceneTask, begun: ResumeState | None) -> Plan:

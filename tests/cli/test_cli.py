@@ -206,21 +206,6 @@ def test_options_that_messages_name_exist() -> None:
     assert not unknown
 
 
-@pytest.mark.parametrize("flag", [[], ["-W", "default"]])
-def test_warnings_of_libraries_are_shown_on_demand(flag: list[str]) -> None:
-    code = (
-        "import warnings, sys, rsseg_cli.cli as cli\n"
-        "cli.app = lambda **_: (warnings.warn('of a library'), cli.warnings.warn("
-        "'of rsseg', cli.RssegWarning))\n"
-        "cli.main()\n"
-    )
-    done = subprocess.run(
-        [sys.executable, *flag, "-c", code], capture_output=True, text=True, check=True, timeout=60
-    )
-    assert "warning: of rsseg" in done.stderr
-    assert ("of a library" in done.stderr) == bool(flag)
-
-
 def test_debugging_shows_the_warnings_of_libraries(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -355,7 +355,7 @@ CHANGED: dict[str, Any] = {
     "sieve": 3,
     "simplify": 1.0,
     "format": "GTiff",
-    "options": ("COMPRESS=LZW",),
+    "creation_options": ("COMPRESS=LZW",),
 }
 """Another value of each option that changes a map; an option is here or in `WITHOUT_EFFECT`."""
 NEEDED = {"bbox_crs": "bbox", "sieve": "polygons", "simplify": "polygons"}
@@ -371,15 +371,16 @@ def test_every_option_is_in_the_journal_or_without_effect() -> None:
 @pytest.mark.parametrize("name", CHANGED)
 def test_the_journal_changes_with_an_option(name: str, scene: Path, fitted: Path) -> None:
     def journal(options: PredictOptions) -> dict[str, str]:
-        predictor = mapper.ScenePredictor(options, fitted, None, "cpu", Line(quiet=True))
+        predictor = mapper.ScenePredictor(options, Line(quiet=True))
         predictor.fitted.classes[2:] = []  # --soft is for models of two classes
         with Scene.open(scene) as opened:
             return predictor.journal(opened)
 
     needed = NEEDED.get(name)
-    options = PredictOptions() if needed is None else PredictOptions(**{needed: CHANGED[needed]})
+    common = {"scenes": (str(scene),), "model": fitted, "device": "cpu"}
+    options = PredictOptions(**common, **({needed: CHANGED[needed]} if needed else {}))
     before, after = journal(options), journal(replace(options, **{name: CHANGED[name]}))
-    option = "--co" if name == "options" else f"--{name.replace('_', '-')}"
+    option = "--co" if name == "creation_options" else f"--{name.replace('_', '-')}"
     assert {key for key in before if before[key] != after[key]} == {option}
     unchanged = {"batch": 3, "threads": 1, "memory_mb": 9999, "quicklook": False, "resume": True}
     assert journal(replace(options, **unchanged)) == before

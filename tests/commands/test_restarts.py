@@ -141,7 +141,7 @@ def test_a_restart_leaves_the_runs_of_others_alone(
     before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
     call = rsseg(*fit(city, run))
     assert call.code == 1
-    assert "is there already, unfinished" in call.err
+    assert "already exists, unfinished" in call.err
     assert {path: path.read_bytes() for path in before} == before
 
 
@@ -157,7 +157,7 @@ def test_a_restart_begins_again_what_has_no_state(
     assert rsseg(*fit(city, run)).code == 0
     again = rsseg(*fit(city, run), "--overwrite")
     assert again.code == 1  # finished: a restart replaces nothing
-    assert "is there already" in again.err
+    assert "already exists" in again.err
 
 
 def test_a_restart_continues_an_adaptation(
@@ -168,7 +168,7 @@ def test_a_restart_continues_an_adaptation(
     call = [
         "adapt", "--model", fitted, "--tgt", tmp_path / "town" / "images", "--source-free",
         "-o", run.path, "--steps", "5", "--batch", "2", "--device", "cpu",
-        "--set", "training.save_every=2", "--set", "training.threads=0",
+        "--set", "training.save_every=2", "--set", "training.num_workers=0",
     ]  # fmt: skip
     steps: list[int] = []
     original = Trainer.step

@@ -23,11 +23,12 @@ COMMON = ("data", "augment", "optimizer", "training", "adapt")
 
 MATTERS = {
     "data": "class_map tile sampling val_fraction class_weights",
-    "augment": "scale flips turns gain offset band_gain band_offset noise blur",
-    "optimizer": "lr backbone_lr weight_decay betas clip schedule power warmup",
-    "training": "steps batch accumulate precision validate_every seed",
-    "adapt": "start decay threshold weight share jitter jitter_chance blur keep source_free rare "
-    "holdout patience collapse report_labels bands nodata gsd_m",
+    "augment": "scale flip rot90 gain offset band_gain band_offset noise blur",
+    "optimizer": "lr backbone_lr weight_decay betas clip_grad_norm schedule power warmup",
+    "training": "steps batch precision validate_every seed",
+    "adapt": "warmup_fraction decay threshold weight target_weight jitter jitter_chance blur "
+    "keep_fraction source_free rare_class_temperature holdout patience max_class_shift "
+    "report_labels bands nodata gsd_m",
 }
 """Settings that change the model, or which of its states is kept."""
 

@@ -81,7 +81,7 @@ def test_the_micro_batch_found_is_as_if_configured(tmp_path: Path, method: str) 
 def test_a_probe_takes_itself_back(method: str) -> None:
     model = build(method, **SMALL.get(method, {}))
     with torch.no_grad():
-        for _, parameter in model.tuned():
+        for _, parameter in model.trainable_parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     adam = optimizer.build(optimizer.Optimization(lr=1.0, weight_decay=1.0), model)
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -271,7 +271,7 @@ def test_both_domains_need_a_tile_each() -> None:
 
 def test_all_processes_take_the_smallest(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = [True, False]  # another process fails once
-    monkeypatch.setattr(distributed, "any_wants", lambda failed: answers.pop(0) or failed)
+    monkeypatch.setattr(distributed, "any_rank", lambda failed: answers.pop(0) or failed)
     assert find_micro_batch(8, 1, lambda size: None) == 4
 
 

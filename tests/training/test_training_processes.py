@@ -141,7 +141,7 @@ def test_averages_over_shards_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     with batch_shard.sharded():  # by one process
         assert not batch_shard.is_sharded()
         assert batch_shard.mean(tensor) is tensor
-    monkeypatch.setattr(distributed, "world", lambda: 3)
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
     with batch_shard.sharded():
         assert batch_shard.global_count(4) == 12
         with batch_shard.independent():

@@ -97,7 +97,7 @@ def test_steps_and_processes_see_other_samples(monkeypatch: pytest.MonkeyPatch) 
         seen += opened[0].numbers
     assert seen == [0, 1, 2, 3, 4, 5]
     shares = []
-    monkeypatch.setattr(distributed, "world", lambda: 2)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
     for rank in (0, 1):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
         one, opened = step(1)

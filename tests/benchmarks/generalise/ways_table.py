@@ -34,7 +34,7 @@ class Row:
 
     pair: str
     method: str
-    default_resize: str
+    way: str
     target: Spread
     gain: Spread
     last: Spread
