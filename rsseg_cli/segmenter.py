@@ -136,7 +136,7 @@ class Segmenter(nn.Module):
         """Compute class probabilities (B, K, H, W) of stored values (B, C, H, W)."""
         return self.probabilities(self.standardise(raw))
 
-    def pack(self) -> dict[str, Tensor]:
+    def adapter_state(self) -> dict[str, Tensor]:
         """Return the tensors of a model file: adapter, head, and weights that are not public."""
         head = {f"head.{name}": tensor for name, tensor in self.head.state_dict().items()}
         method = self.method.adapter_state(self.backbone)
@@ -146,7 +146,7 @@ class Segmenter(nn.Module):
         rest = {f"rest.{n}": t for n, t in whole if f"backbone.{n}" not in method}
         return method | head | rest
 
-    def unpack(self, tensors: dict[str, Tensor]) -> None:
+    def load_adapter_state(self, tensors: dict[str, Tensor]) -> None:
         """Restore what `pack` collected, into a model as first made."""
         parts: dict[str, dict[str, Tensor]] = {"head": {}, "rest": {}, "method": {}}
         for name, tensor in tensors.items():

@@ -112,7 +112,7 @@ def open_model(path: Path | None, *, weights: Path | None = None) -> LoadedModel
             where=f"{file} (fingerprint {about['fingerprint'][:12]}, now {current[:12]})",
             fix="the weights file of the fit: --weights FILE",
         )
-    model.unpack(tensors)
+    model.load_adapter_state(tensors)
     model.eval()
     return LoadedModel(file, model, config, classes, about)
 

@@ -125,11 +125,11 @@ def test_pack_and_unpack_into_a_new_model(method: str) -> None:
     model = make(method)
     steps(model)
     perturb(model)
-    packed = {name: tensor.clone() for name, tensor in model.pack().items()}
+    packed = {name: tensor.clone() for name, tensor in model.adapter_state().items()}
     image, _ = batch()
     other = make(method, seed=5)
-    other.unpack(packed)
-    other.unpack(packed)  # absolute values: twice changes nothing
+    other.load_adapter_state(packed)
+    other.load_adapter_state(packed)  # absolute values: twice changes nothing
     assert torch.equal(model.eval().probabilities(image), other.eval().probabilities(image))
 
 

@@ -304,7 +304,7 @@ def test_both_encoders_stay_and_are_not_in_the_file() -> None:
         torch.autograd.backward(torch.stack(list(losses.values())).sum())
         adam.step()
     assert all(torch.equal(a, b) for a, b in zip(before, frozen, strict=True))
-    packed = model.pack()
+    packed = model.adapter_state()
     assert not [name for name in packed if "view" in name]
     assert packed["method.depth_digest"].numel() == 32
 

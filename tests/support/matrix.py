@@ -103,7 +103,7 @@ def check(method: str, family: str) -> None:
     assert scores.shape == (2, 3, 32, 40)
     assert torch.allclose(scores.sum(1), torch.ones(2, 32, 40), atol=1e-4)
     other = build(method, family, seed=1)
-    other.unpack(model.pack())
+    other.load_adapter_state(model.adapter_state())
     assert torch.equal(other.eval().probabilities(image), scores), "it does not come back"
 
 

@@ -112,7 +112,7 @@ def test_a_state_is_restored_to_the_bit(method: str) -> None:
     for step in range(2):
         learn(made, model, step)
     other = make(method, seed=4)
-    other.unpack(model.pack())
+    other.load_adapter_state(model.adapter_state())
     again = objective(other)
     again.restore({name: tensor.clone() for name, tensor in made.state().items()})
     image, _ = sample(8)
