@@ -316,7 +316,9 @@ def test_a_copy_chooses_for_itself() -> None:
     model, method = gated(unselected="bypass")
     shake(model)
     train(model, range(1))
-    teacher = copy.deepcopy(model, memo={id(tensor): tensor for tensor in model.frozen()})
+    teacher = copy.deepcopy(
+        model, memo={id(tensor): tensor for tensor in model.frozen_parameters()}
+    )
     theirs = teacher.method
     assert isinstance(theirs, CrossEarthGate)
     ours = {id(p) for p in method.parameters()} | {id(b) for b in method.buffers()}

@@ -260,7 +260,7 @@ def _saved(state: Any) -> Any:
 
 def test_the_file_holds_eight_bytes_an_element(tmp_path: Path) -> None:
     model, method = fishertune(share_max=0.3)
-    model.weights_are_public = True
+    model.backbone.weights_are_public = True
     train(model, range(8), total=8)
     packed = {name: tensor.clone() for name, tensor in model.adapter_state().items()}
     assert not any(name.startswith(("rest.", "backbone.")) for name in packed)
@@ -271,7 +271,7 @@ def test_the_file_holds_eight_bytes_an_element(tmp_path: Path) -> None:
     # 15,209,933 elements and the counts of 120 parts: 122 MB.
     assert round((8 * 15_209_933 + 4 * 120 * 100) / 1e6) == 122
     fresh, loaded = fishertune(share_max=0.3)
-    fresh.weights_are_public = True
+    fresh.backbone.weights_are_public = True
     for _ in range(2):
         fresh.load_adapter_state(packed)
         for a, b in zip(weights(model), weights(fresh), strict=True):

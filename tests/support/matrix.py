@@ -89,14 +89,14 @@ def build(method: str, family: str, seed: int = 0) -> Segmenter:
 def check(method: str, family: str) -> None:
     """Hold a pair to the core of the contract."""
     model = build(method, family)
-    before = [tensor.clone() for tensor in model.frozen()]
+    before = [tensor.clone() for tensor in model.frozen_parameters()]
     tuned = {name: tensor.detach().clone() for name, tensor in model.trainable_parameters()}
     loss = _step(model)
     assert torch.isfinite(loss), "the loss is no number"
     assert any(
         not torch.equal(tensor, tuned[name]) for name, tensor in model.trainable_parameters()
     )
-    for old, new in zip(before, model.frozen(), strict=True):
+    for old, new in zip(before, model.frozen_parameters(), strict=True):
         assert torch.equal(old, new), "something frozen has moved"
     image, _ = batch(32, 40)
     scores = model.eval().probabilities(image)
