@@ -1,4 +1,4 @@
-"""Values that pass between backbone, method and head during a forward pass."""
+"""Values that backbone, method and head pass to each other during a forward pass."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class Features:
     """Input of a head: feature maps from the backbone, and queries and losses from the method."""
 
     maps: list[Tensor]
-    """Each (B, D, h, w), finest first. A plain transformer gives several of one size."""
+    """Each (B, D, h, w), finest first; those of a plain transformer have the same size."""
     queries: Tensor | None = None
-    """(Q, D') or (B, Q, D') for heads that decode with queries."""
+    """(Q, D') or (B, Q, D'), for heads that take queries."""
     losses: dict[str, Tensor] = field(default_factory=dict)
-    """Extra terms of the loss, already weighted."""
+    """Additional terms of the loss, already weighted."""
 
 
 @dataclass(frozen=True)
@@ -39,4 +39,4 @@ class State:
     """Number of prompt tokens that the method inserts between prefix and patches."""
 
 
-S = TypeVar("S", bound=State)
+StateT = TypeVar("StateT", bound=State)

@@ -1,4 +1,4 @@
-"""What the training loop tells a method around an update."""
+"""Interface of the training loop for the hooks of a method."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from torch import Tensor
 
 
 class Probe(Protocol):
-    """Some labelled samples with random numbers of their own, outside the training stream."""
+    """Labelled samples whose gradients a method measures, apart from the training stream."""
 
     def backward(self) -> float:
-        """Put fresh gradients of the task loss into `.grad` of all that requires them.
+        """Return the task loss and store its gradients, replacing all others, in `.grad`.
 
-        Gradients that were there are dropped first; they are fp32 and unscaled. Called twice it
-        uses the same samples, crops, matching points and random numbers. Returns the loss.
+        They are fp32 and unscaled. Each call uses the same samples, crops, matching points and
+        random numbers.
         """
 
 
 class Step(Protocol):
-    """What the loop tells a method around an update."""
+    """The current training step."""
 
     index: int
     """Number of this step, from 0."""
@@ -28,10 +28,10 @@ class Step(Protocol):
     """Number of steps of the whole run."""
 
     def probes(self, count: int, *, samples: int = 1) -> Iterator[Probe]:
-        """Draw `count` probes of `samples` images each; never touches the training stream.
+        """Yield `count` probes of `samples` images each; several processes divide them.
 
-        Nothing is updated. After the last one the gradients are gone. Under several processes
-        each draws its own share of `count`.
+        No parameter is updated, the training stream is not used, and gradients are removed after
+        the last probe.
         """
 
     def average(self, tensor: Tensor) -> Tensor:

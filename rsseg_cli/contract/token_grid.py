@@ -1,4 +1,4 @@
-"""Where the patch tokens of an image stand."""
+"""Layout of the patch tokens of an image."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Grid:
         return self.h * self.w * self.groups
 
     def to_images(self, tokens: Tensor) -> Tensor:
-        """Lay patch tokens (B, N, D) out as (B*groups, D, h, w): each group its own image."""
+        """Reshape patch tokens (B, N, D) to one image per group: (B*groups, D, h, w)."""
         batch, _, dim = tokens.shape
         images = tokens.reshape(batch, self.h, self.w, self.groups, dim).permute(0, 3, 4, 1, 2)
         return images.reshape(batch * self.groups, dim, self.h, self.w)
 
     def to_tokens(self, images: Tensor) -> Tensor:
-        """Undo `to_images`: (B*groups, D, h, w) to (B, N, D)."""
+        """Compute the inverse of `to_images`: (B*groups, D, h, w) to (B, N, D)."""
         dim = images.shape[1]
         tokens = images.reshape(-1, self.groups, dim, self.h, self.w).permute(0, 3, 4, 1, 2)
         return tokens.reshape(-1, self.tokens, dim)
