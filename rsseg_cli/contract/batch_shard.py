@@ -75,8 +75,8 @@ class _Mean(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        return distributed.average(tensor.clone(memory_format=torch.contiguous_format))
+        return distributed.reduce_mean(tensor.clone(memory_format=torch.contiguous_format))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return distributed.average(gradients[0].clone(memory_format=torch.contiguous_format))
+        return distributed.reduce_mean(gradients[0].clone(memory_format=torch.contiguous_format))

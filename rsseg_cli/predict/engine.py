@@ -42,7 +42,7 @@ def predict_scene(
         UnreadableError: The scene is truncated.
         RssegError: Any other error of a stage, on any rank. No map is half-written.
     """
-    with nullcontext() if together else distributed.alone():
+    with nullcontext() if together else distributed.single_process():
         started = time.perf_counter()
         with rasterio.Env(GDAL_CACHEMAX=CACHE_MB * MIB), ExitStack() as stack:
             pipeline, maps = _map_parts(task, stack, progress)

@@ -160,7 +160,7 @@ def train(job: Job, progress: Progress, resumed: dict[str, Any] | None = None) -
             if ends:
                 distributed.barrier()  # for the one that writes
                 if late:
-                    distributed.remember("time is up", "yes")
+                    distributed.save_for_restart("time is up", "yes")
                 raise Interrupted(
                     f"stopped after step {done:,} of {settings.steps:,}"
                     + ": the time of --max-time is up" * late,

@@ -236,7 +236,7 @@ class PseudoLabelStatistics:
         """Return fractions of all valid pixels, over all processes; None without any batch."""
         if self.sums is None:
             return None
-        pixels, sure, confidence, *classes = distributed.total(self.sums).tolist()
+        pixels, sure, confidence, *classes = distributed.reduce_sum(self.sums).tolist()
         pixels = max(1.0, pixels)
         return {
             "coverage": sure / pixels,

@@ -93,4 +93,4 @@ class TrainingStep:
 
     def average(self, tensor: Tensor) -> Tensor:
         """Average a tensor over all processes, in place."""
-        return distributed.average(tensor)
+        return distributed.reduce_mean(tensor)

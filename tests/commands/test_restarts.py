@@ -107,14 +107,14 @@ def test_what_is_begun_is_known_after_a_restart_only(
     tmp_path: Path, launch: Callable[[], None]
 ) -> None:
     distributed.mark_begun(tmp_path / "run")
-    distributed.remember("started", "5.0")
+    distributed.save_for_restart("started", "5.0")
     assert not distributed.begun_before_restart(tmp_path / "run")
     assert distributed.seconds_before_restart() == 0
     launch()
     assert distributed.begun_before_restart(tmp_path / "run")
     assert not distributed.begun_before_restart(tmp_path / "other")
-    distributed.remember("started", "6.0")
-    assert distributed.recall("started") == "5.0"
+    distributed.save_for_restart("started", "6.0")
+    assert distributed.value_before_restart("started") == "5.0"
     assert distributed.seconds_before_restart() > 1e9
 
 

@@ -141,7 +141,7 @@ def test_averages_over_shards_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     with batch_shard.sharded():  # by one process
         assert not batch_shard.is_sharded()
         assert batch_shard.mean(tensor) is tensor
-    monkeypatch.setattr(distributed, "world", lambda: 3)
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
     with batch_shard.sharded():
         assert batch_shard.global_count(4) == 12
         with batch_shard.independent():
@@ -158,7 +158,7 @@ def test_alone_there_is_no_group() -> None:
         assert distributed.any_rank(True)
         assert distributed.gather(3) == [3]
         assert distributed.broadcast(3) == 3
-        assert list(distributed.claim(3)) == [0, 1, 2]
+        assert list(distributed.claim_indices(3)) == [0, 1, 2]
         with pytest.raises(RssegError, match="own"), distributed.raise_together():
             raise RssegError("own")
     assert torch.equal(distributed.all_gather_cat(torch.ones(2)), torch.ones(2))
