@@ -14,7 +14,7 @@ from rsseg_cli.backbones._timm import ModelSize, TimmBackbone
 from rsseg_cli.backbones.clip import Clip
 from rsseg_cli.backbones.dinov2 import Dinov2
 from rsseg_cli.backbones.dinov3 import Dinov3
-from rsseg_cli.backbones.dofa import PLAIN, Dofa
+from rsseg_cli.backbones.dofa import NO_HEAD, Dofa
 from rsseg_cli.backbones.eva02 import Eva02
 from rsseg_cli.backbones.mae import Mae
 from rsseg_cli.backbones.sam import Sam
@@ -36,7 +36,7 @@ CASES: dict[str, tuple[type[TimmBackbone], ModelSize, int]] = {
     "dinov3_biased": (Dinov3, ModelSize("vit_small_patch16_dinov3_qkvb.lvd1689m", 16, SMALL), 5),
     "eva02": (Eva02, ModelSize("eva02_base_patch14_224.mim_in22k", 14, SMALL), 1),
     "eva02_fused": (Eva02, ModelSize("eva02_small_patch14_224.mim_in22k", 14, SMALL), 1),
-    "dofa": (Dofa, ModelSize("vit_base_patch16_224.mae", 16, {**SMALL, **PLAIN}), 1),
+    "dofa": (Dofa, ModelSize("vit_base_patch16_224.mae", 16, {**SMALL, **NO_HEAD}), 1),
     "sam": (Sam, ModelSize("samvit_base_patch16.sa1b", 16, WINDOWS), 0),
 }
 EVERY = pytest.mark.parametrize("case", CASES)

@@ -108,8 +108,8 @@ def test_built_in_statistics_are_the_published_ones() -> None:
 def test_a_part_of_a_wide_image_is_that_part() -> None:
     """Grids that are not square: places count from the corner, row and column each their own."""
     backbone = Galileo(Galileo.Config(name="galileo_nano", weights=WEIGHTS), bands(LANDSAT))
-    wide, tall = backbone.placing(Grid(2, 5, 4)), backbone.placing(Grid(5, 2, 4))
-    square = backbone.placing(Grid(5, 5, 4))
+    wide, tall = backbone.encodings(Grid(2, 5, 4)), backbone.encodings(Grid(5, 2, 4))
+    square = backbone.encodings(Grid(5, 5, 4))
     assert wide.shape == (2, 5, 4, 128)
     torch.testing.assert_close(wide, square[:2])
     torch.testing.assert_close(tall, square[:, :2])
