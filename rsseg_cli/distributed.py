@@ -89,11 +89,11 @@ def group(device: str, environment: Mapping[str, str] = os.environ) -> Iterator[
         _take_gpu(device, environment)
     if not distributed.is_available():
         raise RssegError("this PyTorch cannot work with several processes", fix="another build")
-    with _reaching_others("the other processes cannot be reached"):
+    with _connection_errors("the other processes cannot be reached"):
         _init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
     save_for_restart("started", str(time.time()))
     try:
-        with _reaching_others("another process has ended"):
+        with _connection_errors("another process has ended"):
             yield
             barrier()
     except RssegError as error:
@@ -111,7 +111,7 @@ def _init_process_group(backend: str) -> None:
 
     global _attempt, _store
     store, index, size = next(rendezvous("env://", timeout=TIMEOUT))
-    _attempt = _agree(PrefixStore("rsseg", store), index, size)
+    _attempt = _agree_on_attempt(PrefixStore("rsseg", store), index, size)
     store = PrefixStore(f"rsseg/{_attempt}", store)
     distributed.init_process_group(
         backend, store=store, rank=index, world_size=size, timeout=TIMEOUT
@@ -119,7 +119,7 @@ def _init_process_group(backend: str) -> None:
     _store = PrefixStore("claims", store)
 
 
-def _agree(store: Store, index: int, size: int) -> str:
+def _agree_on_attempt(store: Store, index: int, size: int) -> str:
     """Return the id of this attempt: that of rank 0.
 
     The store of torchrun's agent outlives a restart and still has the keys of earlier attempts.
@@ -162,7 +162,7 @@ def _take_gpu(device: str, environment: Mapping[str, str]) -> None:
 
 
 @contextmanager
-def _reaching_others(what: str) -> Iterator[None]:
+def _connection_errors(what: str) -> Iterator[None]:
     """Raise an `RssegError` for a backend's error about lost processes."""
     try:
         yield
@@ -341,7 +341,7 @@ def _launch_store() -> Store | None:
         return None
     from torch._C._distributed_c10d import PrefixStore, TCPStore
 
-    with _reaching_others("the agent of torchrun cannot be reached"):
+    with _connection_errors("the agent of torchrun cannot be reached"):
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = TCPStore(address, port, is_master=False)
     return PrefixStore("rsseg/launch", store)

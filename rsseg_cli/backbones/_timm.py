@@ -7,7 +7,6 @@ import io
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
 import timm
@@ -42,21 +41,11 @@ class ModelSize:
 class TimmBackbone(Backbone):
     """A vision transformer of timm with access to its blocks. A family adds `sizes` and `run`."""
 
-    class Config(Backbone.Config):
+    class Config(_weights.PretrainedConfig):
         """Choice of the model, and its adaptation to bands and patch size."""
 
-        name: str
-        """`<family>_<size>`."""
-        weights: Path | None = None
-        """A file with the weights; None downloads the published ones."""
-        pretrained: bool = True
-        """False starts from random numbers."""
-        seed: int = 0
-        """Seed of those random numbers."""
         patch: int | None = Field(default=None, ge=1)
         """Side of a patch in pixels; None keeps that of the weights, others resize the kernel."""
-        out_indices: tuple[int, ...] | None = None
-        """Blocks whose output becomes a feature map; None selects four at equal steps."""
         adapt: _band_adaptation.KernelAdaptation = "interpolate"
         """Adaptation of the RGB kernel to all bands, see `_band_adaptation.mixing_matrix`."""
         stats: _band_adaptation.InputStatistics = "auto"
@@ -80,8 +69,7 @@ class TimmBackbone(Backbone):
         self.bands = bands
         self.resize = config.resize or self.default_resize
         self.patch = config.patch or size.patch
-        if config.weights is not None and not config.pretrained:
-            raise _weights.weights_conflict()
+        config.check_weights()
         if config.stats == "native" and not self.has_native_statistics:
             raise RssegError(
                 f"{config.name} was trained with the statistics of each sensor: "

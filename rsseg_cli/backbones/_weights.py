@@ -17,6 +17,7 @@ from huggingface_hub import hf_hub_download
 from timm.models import load_state_dict, load_state_dict_from_hf
 from torch import Tensor, nn
 
+from rsseg_cli.contract import Backbone
 from rsseg_cli.errors import RssegError, UnreadableError
 from rsseg_cli.number_format import listed
 
@@ -41,6 +42,30 @@ class WeightsSource:
     def page(self) -> str:
         """Page with the licence."""
         return self.url or f"https://huggingface.co/{self.repository}"
+
+
+class PretrainedConfig(Backbone.Config):
+    """Settings of backbones with published weights."""
+
+    name: str
+    """`<family>_<size>`."""
+    weights: Path | None = None
+    """A file with the weights; None downloads the published ones."""
+    pretrained: bool = True
+    """False starts from random numbers."""
+    seed: int = 0
+    """Seed of those random numbers, from which model files restore them."""
+    out_indices: tuple[int, ...] | None = None
+    """Blocks whose output becomes a feature map; None selects four at equal steps."""
+
+    def check_weights(self) -> None:
+        """Raise an `RssegError` for a weights file together with `pretrained: false`."""
+        if self.weights is not None and not self.pretrained:
+            raise RssegError(
+                "a weights file and no pretrained weights are requested at once",
+                where="backbone.weights and backbone.pretrained",
+                fix="one of the two",
+            )
 
 
 def read_file(path: Path) -> dict[str, Tensor]:
@@ -124,15 +149,6 @@ def _unavailable(source: WeightsSource, error: Exception) -> RssegError:
         fix="connect and, if it is required, accept the licence on that page and `hf auth login`;"
         " or download the file by other means and use --weights FILE;"
         " or start from random numbers: --no-pretrained",
-    )
-
-
-def weights_conflict() -> RssegError:
-    """Build the error for a weights file together with `pretrained: false`."""
-    return RssegError(
-        "a weights file and no pretrained weights are requested at once",
-        where="backbone.weights and backbone.pretrained",
-        fix="one of the two",
     )
 
 

@@ -10,10 +10,10 @@ import torch
 from pydantic import Field
 from timm.layers.patch_embed import resample_patch_embed
 from torch import Tensor, nn
+from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from rsseg_cli.backbones import _galileo_bands, _weights
 from rsseg_cli.backbones._band_adaptation import Affine
-from rsseg_cli.backbones._galileo_blocks import Block
 from rsseg_cli.backbones._galileo_files import (
     LICENSE,
     REPOSITORY,
@@ -42,21 +42,14 @@ class Galileo(Backbone):
     `_galileo_bands.CHANNEL_ROWS`. There is no prefix.
     """
 
-    class Config(Backbone.Config):
-        """Choice of the model, and metadata of the imagery."""
+    class Config(_weights.PretrainedConfig):
+        """Choice of the model, and metadata of the imagery.
 
-        name: str
-        """`galileo_<size>`."""
-        weights: Path | None = None
-        """`encoder.pt` or its folder, with config.json and normalization.json; None for the hub."""
-        pretrained: bool = True
-        """False starts from random numbers."""
-        seed: int = 0
-        """Seed of those random numbers, from which model files restore them."""
+        `weights` is `encoder.pt` or its folder, with config.json and normalization.json.
+        """
+
         patch: int | None = None
         """Side of a patch, 1..8 pixels; None selects 8, as in the published kernels."""
-        out_indices: tuple[int, ...] | None = None
-        """Blocks whose output becomes a feature map; None selects four at equal steps."""
         norm_taps: bool = False
         """Apply the final norm, trained for the last block, to every feature map."""
         month: int = Field(default=6, ge=0, le=11)
@@ -85,7 +78,8 @@ class Galileo(Backbone):
                 f"patch {self.patch} is not one of Galileo's", where="backbone.patch", fix="1..8"
             )
         self.assignment = _galileo_bands.assign_groups(bands)
-        encoder = self._encoder(config, size)
+        config.check_weights()
+        encoder = locate(config.weights, size) if config.pretrained else None
         statistics = read_statistics(encoder) if encoder else _galileo_bands.PUBLISHED
         self.to_reflectance = Affine(*_galileo_bands.reflectance(bands))
         self.normalise = Affine(*_galileo_bands.normalisation(self.assignment, bands, statistics))
@@ -115,15 +109,6 @@ class Galileo(Backbone):
         }
         self.weights_are_public = encoder is not None
         self.eval()
-
-    @staticmethod
-    def _encoder(config: Config, size: str) -> Path | None:
-        """Return the path of `encoder.pt`; None for random numbers."""
-        if config.pretrained:
-            return locate(config.weights, size)
-        if config.weights is not None:
-            raise _weights.weights_conflict()
-        return None
 
     @classmethod
     def licence(cls, size: str) -> tuple[str, str]:
@@ -245,3 +230,46 @@ class Galileo(Backbone):
     def to_map(self, tokens: Tensor, grid: Grid, extra: int = 0) -> Tensor:
         """Reshape tokens to (B, D, h, w), averaged over groups, after the norm if `norm_taps`."""
         return super().to_map(self.norm(tokens) if self.norm_taps else tokens, grid, extra)
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block without layer scale; `Galileo.run` applies it."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.attn, self.mlp = Attention(dim, heads), Mlp(dim)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with separate queries, keys and values."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q, self.k, self.v = nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, tokens: Tensor, *, queries: Tensor | None = None) -> Tensor:
+        """Compute the attention of tokens (B, T, D), or of `queries` (B, Q, D), to tokens."""
+        queries = tokens if queries is None else queries
+        q, k, v = (
+            linear(rows).view(*rows.shape[:2], self.heads, -1).transpose(1, 2)
+            for linear, rows in ((self.q, queries), (self.k, tokens), (self.v, tokens))
+        )
+        attended = scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        projected: Tensor = self.proj(attended)
+        return projected
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an exact GELU in between."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Apply both layers to tokens (B, T, D)."""
+        result: Tensor = self.fc2(gelu(self.fc1(tokens)))
+        return result

@@ -30,12 +30,10 @@ K classes, Q queries, L blocks.
 
 from rsseg_cli.contract.backbone import Backbone, fingerprint
 from rsseg_cli.contract.bands import Bands
-from rsseg_cli.contract.features import Features, QueryShape, State
+from rsseg_cli.contract.features import Features, Grid, QueryShape, State
 from rsseg_cli.contract.head import Head, Output
-from rsseg_cli.contract.method import Method
+from rsseg_cli.contract.method import Method, Probe, Step
 from rsseg_cli.contract.projection import Projection, Role
-from rsseg_cli.contract.step import Probe, Step
-from rsseg_cli.contract.token_grid import Grid
 
 __all__ = [
     "Backbone",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,9 +14,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rsseg_cli.contract.bands import Bands
-from rsseg_cli.contract.features import Features, StateT
+from rsseg_cli.contract.features import Features, Grid, StateT
 from rsseg_cli.contract.projection import Branch, Projection, Role, check_branch
-from rsseg_cli.contract.token_grid import Grid
 from rsseg_cli.settings import Json, Strict
 
 if TYPE_CHECKING:
@@ -128,23 +128,19 @@ class Backbone(nn.Module):
         Returns:
             The feature maps, and the method's state after the last block that ran.
         """
+        recompute = self.recompute and torch.is_grad_enabled()
+        run: Callable[..., Tensor] = (
+            partial(checkpoint, self.run, use_reentrant=False) if recompute else self.run
+        )
         tokens, grid = self.embed(image)
         state, maps = method.begin(image, grid), []
         for index in range(self.depth if stop is None else stop + 1):
             tokens = method.before_block(index, tokens, state)
-            tokens = self._run(index, tokens, grid, state.extra)
+            tokens = run(index, tokens, grid, state.extra)
             tokens = method.after_block(index, tokens, state)
             if index in self.out_indices:
                 maps.append(self.to_map(tokens, grid, state.extra))
         return maps, state
-
-    def _run(self, index: int, tokens: Tensor, grid: Grid, extra: int) -> Tensor:
-        if self.recompute and torch.is_grad_enabled():
-            recomputed: Tensor = checkpoint(
-                self.run, index, tokens, grid, extra, use_reentrant=False
-            )
-            return recomputed
-        return self.run(index, tokens, grid, extra)
 
     def train(self, mode: bool = True) -> Backbone:
         """Stay in eval mode for every `mode`: dropout and drop-path stay off."""

@@ -58,7 +58,7 @@ class TaskProbe:
 
 @dataclass
 class TrainingStep:
-    """One update of the loop; see `rsseg_cli.contract.step.Step`.
+    """One update of the loop; see `rsseg_cli.contract.Step`.
 
     Attributes:
         index: Number of the step, from 0.

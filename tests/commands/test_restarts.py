@@ -122,9 +122,11 @@ def test_old_keys_of_a_store_do_not_mislead_the_processes() -> None:
     store, seen = HashStore(), []
     for _ in range(3):
         with ThreadPoolExecutor(3) as pool:
-            late = [pool.submit(distributed._agree, store, number, 3) for number in (1, 2)]
+            late = [
+                pool.submit(distributed._agree_on_attempt, store, number, 3) for number in (1, 2)
+            ]
             time.sleep(0.05)  # they find the offer of the attempt before
-            ids = {distributed._agree(store, 0, 3), *(each.result() for each in late)}
+            ids = {distributed._agree_on_attempt(store, 0, 3), *(each.result() for each in late)}
         assert len(ids) == 1
         seen += ids
     assert len(set(seen)) == 3
