@@ -1,4 +1,4 @@
-"""Lets `python -m rsseg_cli` be the command `rsseg`."""
+"""Runs the command `rsseg` as `python -m rsseg_cli`."""
 
 from rsseg_cli.cli import main
 

@@ -1,4 +1,4 @@
-"""Atomic writes: a file is complete or absent, and a failure is an error that names the file."""
+"""Atomic writes, and errors that name the file which could not be written."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ FIX = "free space, or write permission, in that folder"
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` that is renamed to `path` at the end of the block.
 
-    After an exception nothing is renamed and the temporary file is removed. One that a killed
-    process has left is written over.
+    After an exception nothing is renamed and the temporary file is removed. The temporary file of
+    a killed process is overwritten.
     """
     part = path.with_name(f".{path.name}.part")
     try:
@@ -31,7 +31,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a small file atomically, in a folder that is created where its parent exists."""
+    """Write a small file atomically; its folder is created if only that is missing."""
     path.parent.mkdir(exist_ok=True)
     with atomic_path(path) as part:
         part.write_bytes(content)
@@ -44,9 +44,9 @@ def write_errors(
     """Raise an `RssegError` for exceptions of these kinds inside the block.
 
     Args:
-        what: Name of the content, with its article.
+        what: The content, with its article.
         path: The file or folder.
-        fix: What to try.
+        fix: A possible solution.
         kinds: Exceptions of the library that writes.
     """
     try:

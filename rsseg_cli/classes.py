@@ -1,4 +1,4 @@
-"""Classes: the number in a map, a name and a colour."""
+"""Classes of a dataset: id, name and colour."""
 
 from __future__ import annotations
 
@@ -8,30 +8,26 @@ from dataclasses import dataclass
 from typing import Any
 
 IGNORE = 255
-"""Label of a pixel without a class: outside every loss, matching and score. Also nodata in maps."""
+"""Label of pixels without a class, which losses and scores leave out; nodata in maps."""
 
 
 @dataclass(frozen=True)
 class Class:
-    """One class of a dataset.
-
-    Attributes:
-        id: The number written into maps and found in labels, 0..254.
-        name: What it is called.
-        color: (red, green, blue), each 0..255.
-    """
+    """One class of a dataset."""
 
     id: int
+    """Number in labels and maps, 0..254."""
     name: str
     color: tuple[int, int, int]
+    """(red, green, blue), each 0..255."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return `id`, `name` and `color` (a list)."""
+        """Return the fields, `color` as a list."""
         return {"id": self.id, "name": self.name, "color": list(self.color)}
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> Class:
-        """Read what `to_json` returned."""
+        """Build a class from the result of `to_json`."""
         return cls(entry["id"], entry["name"], tuple(entry["color"]))
 
     @property
@@ -46,7 +42,7 @@ def hex_color(color: tuple[int, int, int]) -> str:
 
 
 def default_color(index: int) -> tuple[int, int, int]:
-    """Return the `index`-th colour of an endless palette whose neighbours differ (golden angle)."""
+    """Return a colour of an infinite palette; hues advance by the golden angle."""
     hue = (0.11 + index * 0.61803398875) % 1.0
     value = (0.85, 0.65, 0.95)[index % 3]
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.65, value)

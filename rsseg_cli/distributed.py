@@ -1,4 +1,7 @@
-"""Several processes under `torchrun`, or a single one: the same calls."""
+"""Collective calls among the processes of `torchrun`, and state that survives its restarts.
+
+With a single process every call returns its argument.
+"""
 
 from __future__ import annotations
 
@@ -25,25 +28,25 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 TIMEOUT = timedelta(hours=4)
-"""Time limit of a collective call: rank 0 writes and evaluates while the others wait."""
+"""Time limit of a collective call; the other ranks wait while rank 0 evaluates and writes."""
 BUCKET = 2**24
-"""Elements of one all-reduce of gradients, unless a single tensor has more."""
+"""Largest number of elements in one all-reduce of gradients, unless a single tensor has more."""
 
 _store: Store | None = None
-"""Key-value store of the process group."""
+"""Counter of `claim_indices` in the key-value store of the process group."""
 _attempt = uuid4().hex
-"""Id of this attempt of the command, the same on all ranks; a restart has another one."""
-_alone = False
-"""Whether this process works on its own inside the group for now."""
+"""Id of this attempt of the command, the same on all ranks and different after a restart."""
+_single = False
+"""Whether calls ignore the group, see `single_process`."""
 
 
 def active() -> bool:
     """Return whether a process group is in use."""
-    return not _alone and distributed.is_available() and distributed.is_initialized()
+    return not _single and distributed.is_available() and distributed.is_initialized()
 
 
 def rank() -> int:
-    """Return the number of this process, from 0."""
+    """Return the rank of this process."""
     return distributed.get_rank() if active() else 0
 
 
@@ -53,32 +56,32 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """Return whether this is rank 0, the one that writes and prints."""
+    """Return whether this is rank 0, which writes and prints."""
     return rank() == 0
 
 
 def local_rank() -> int:
-    """Return the number of this process on its machine, from 0."""
+    """Return the rank of this process on its machine."""
     return int(os.environ.get("LOCAL_RANK", rank())) if active() else 0
 
 
 @contextmanager
 def group(device: str, environment: Mapping[str, str] = os.environ) -> Iterator[None]:
-    """Join the processes that `torchrun` has started, or work as a single one.
+    """Join the processes that `torchrun` started; do nothing for a single one or inside a group.
 
-    Each process gets its own GPU; tensors on the CPU are exchanged by gloo. Inside a group this
-    does nothing. An error raised on all ranks is passed on by rank 0 only; the others exit.
+    Each process uses a GPU of its own, and gloo exchanges tensors on the CPU. If all ranks raise an
+    error, rank 0 passes it on and the others exit.
 
     Args:
         device: auto, cpu, cuda or cuda:N.
         environment: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
 
     Raises:
-        RssegError: There are fewer GPUs than processes, or the others cannot be reached or
-            have ended.
+        RssegError: There are fewer GPUs than processes, or another process cannot be reached or
+            has ended.
     """
     if active() or int(environment.get("WORLD_SIZE", "1")) == 1:
-        remember("started", str(time.time()))
+        save_for_restart("started", str(time.time()))
         yield
         return
     gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
@@ -86,11 +89,11 @@ def group(device: str, environment: Mapping[str, str] = os.environ) -> Iterator[
         _take_gpu(device, environment)
     if not distributed.is_available():
         raise RssegError("this PyTorch cannot work with several processes", fix="another build")
-    with _reaching_others("the other processes cannot be reached"):
+    with _connection_errors("the other processes cannot be reached"):
         _init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
-    remember("started", str(time.time()))
+    save_for_restart("started", str(time.time()))
     try:
-        with _reaching_others("another process has ended"):
+        with _connection_errors("another process has ended"):
             yield
             barrier()
     except RssegError as error:
@@ -102,65 +105,65 @@ def group(device: str, environment: Mapping[str, str] = os.environ) -> Iterator[
 
 
 def _init_process_group(backend: str) -> None:
-    """Connect all processes; the group's store is kept for `claim`."""
+    """Connect all processes under a prefix of the store that no earlier attempt has used."""
     from torch._C._distributed_c10d import PrefixStore  # absent from some builds of PyTorch
     from torch.distributed.rendezvous import rendezvous
 
     global _attempt, _store
-    store, number, size = next(rendezvous("env://", timeout=TIMEOUT))
-    _attempt = _agree(PrefixStore("rsseg", store), number, size)
+    store, index, size = next(rendezvous("env://", timeout=TIMEOUT))
+    _attempt = _agree_on_attempt(PrefixStore("rsseg", store), index, size)
     store = PrefixStore(f"rsseg/{_attempt}", store)
     distributed.init_process_group(
-        backend, store=store, rank=number, world_size=size, timeout=TIMEOUT
+        backend, store=store, rank=index, world_size=size, timeout=TIMEOUT
     )
     _store = PrefixStore("claims", store)
 
 
-def _agree(store: Store, number: int, size: int) -> str:
-    """Agree on the id of this attempt.
+def _agree_on_attempt(store: Store, index: int, size: int) -> str:
+    """Return the id of this attempt: that of rank 0.
 
-    The store of torchrun's agent outlives a restart, and with it the keys of earlier attempts.
-    Each process has a new id: rank 0 offers its own, waits for the ids of all who accept the
-    offer, and confirms them. An offer that does not confirm this process is an old one. The
-    restart count is not used, as each machine has its own.
+    The store of torchrun's agent outlives a restart and still has the keys of earlier attempts.
+    Each process therefore draws a new id. Rank 0 publishes its id and waits until all ranks have
+    answered with theirs, which it then confirms. An id that never confirms this process belongs to
+    an earlier attempt. The restart count is not used, as machines count separately.
     """
-    own = uuid4().hex
-    if number == 0:
-        store.set("attempt", own)
-        accepted = [f"{own}/{other}" for other in range(1, size)]
-        store.wait(accepted, TIMEOUT)
-        store.set(own, " ".join(store.get(key).decode() for key in accepted))
-        return own
+    process_id = uuid4().hex
+    if index == 0:
+        store.set("attempt", process_id)
+        answers = [f"{process_id}/{other}" for other in range(1, size)]
+        store.wait(answers, TIMEOUT)
+        store.set(process_id, " ".join(store.get(key).decode() for key in answers))
+        return process_id
     while True:
-        offer = store.get("attempt").decode()
-        store.set(f"{offer}/{number}", own)
-        if store.check([offer]) and own in store.get(offer).decode():
-            return offer
+        attempt = store.get("attempt").decode()
+        store.set(f"{attempt}/{index}", process_id)
+        if store.check([attempt]) and process_id in store.get(attempt).decode():
+            return attempt
         time.sleep(0.02)
 
 
 def _take_gpu(device: str, environment: Mapping[str, str]) -> None:
-    """Make the GPU of this process the current one."""
-    gpus, number = torch.cuda.device_count(), int(environment.get("LOCAL_RANK", "0"))
+    """Select the GPU of this process as the current device."""
+    gpus, index = torch.cuda.device_count(), int(environment.get("LOCAL_RANK", "0"))
     if ":" in device:
         raise RssegError(
             f"{device} cannot be the device of all processes",
             where="--device",
             fix="--device cuda, and CUDA_VISIBLE_DEVICES to choose GPUs",
         )
-    if number >= gpus:
-        processes = environment.get("LOCAL_WORLD_SIZE", str(number + 1))
+    if index >= gpus:
+        processes = environment.get("LOCAL_WORLD_SIZE", str(index + 1))
         raise RssegError(
             f"{processes} processes need a GPU each, there are {gpus}",
             where="--device",
             fix=f"torchrun --nproc-per-node {gpus}, or --device cpu" if gpus else "--device cpu",
         )
-    torch.cuda.set_device(number)
+    torch.cuda.set_device(index)
 
 
 @contextmanager
-def _reaching_others(what: str) -> Iterator[None]:
-    """Turn a backend's error about lost processes into an `RssegError`."""
+def _connection_errors(what: str) -> Iterator[None]:
+    """Raise an `RssegError` for a backend's error about lost processes."""
     try:
         yield
     except (RuntimeError, ValueError) as error:
@@ -175,50 +178,44 @@ def _reaching_others(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def alone() -> Iterator[None]:
-    """Work as a single process inside this block: all calls act as without a group."""
-    global _alone
-    before, _alone = _alone, True
+def single_process() -> Iterator[None]:
+    """Ignore the group inside this block: all calls behave as with a single process."""
+    global _single
+    before, _single = _single, True
     try:
         yield
     finally:
-        _alone = before
+        _single = before
 
 
-def claim(items: int) -> Iterator[int]:
-    """Yield numbers from 0 to `items` - 1, each to whichever rank is the first to ask for it.
-
-    All ranks iterate; one call per group.
-    """
+def claim_indices(stop: int) -> Iterator[int]:
+    """Yield indices below `stop`, each on one rank, in order of demand; once per group."""
     if not active() or _store is None:
-        yield from range(items)
+        yield from range(stop)
         return
-    while (number := _store.add("next", 1) - 1) < items:
-        yield number
+    while (index := _store.add("next", 1) - 1) < stop:
+        yield index
 
 
-def numbers() -> Iterator[int]:
-    """Yield the numbers of this rank when items are dealt to all ranks in turn."""
+def round_robin() -> Iterator[int]:
+    """Yield every `world_size`-th index, without end, beginning with the rank."""
     return count(rank(), world_size())
 
 
-def average(tensor: Tensor) -> Tensor:
-    """Average a tensor over all ranks, in place."""
-    if active():
-        distributed.all_reduce(tensor)
-        tensor /= world_size()
-    return tensor
-
-
-def total(tensor: Tensor) -> Tensor:
+def reduce_sum(tensor: Tensor) -> Tensor:
     """Sum a tensor over all ranks, in place."""
     if active():
         distributed.all_reduce(tensor)
     return tensor
 
 
+def reduce_mean(tensor: Tensor) -> Tensor:
+    """Average a tensor over all ranks, in place."""
+    return reduce_sum(tensor).div_(world_size()) if active() else tensor
+
+
 def reduce_min(tensor: Tensor) -> Tensor:
-    """Reduce a tensor to its element-wise minimum over all ranks, in place."""
+    """Compute the element-wise minimum over all ranks, in place."""
     if active():
         distributed.all_reduce(tensor, distributed.ReduceOp.MIN)
     return tensor
@@ -226,9 +223,7 @@ def reduce_min(tensor: Tensor) -> Tensor:
 
 def any_rank(flag: bool) -> bool:
     """Return whether the flag is set on any rank (all-reduce on the CPU, no GPU sync)."""
-    if not active():
-        return flag
-    return not bool(reduce_min(torch.tensor(int(not flag))))
+    return not bool(reduce_min(torch.tensor(int(not flag)))) if active() else flag
 
 
 def barrier() -> None:
@@ -257,16 +252,16 @@ def broadcast(value: T) -> T:
 @contextmanager
 def raise_together() -> Iterator[None]:
     """Wait until all ranks have left the block; raise the lowest rank's `RssegError` on all."""
-    own: RssegError | None = None
+    local: RssegError | None = None
     try:
         yield
     except RssegError as error:
-        own = error
-    for number, first in enumerate(gather(own)):
+        local = error
+    for index, first in enumerate(gather(local)):
         if first is not None:
-            raised = own if own is not None and number == rank() else first  # own has a cause
-            raised.on_all_ranks = active()
-            raise raised
+            failure = local if local and index == rank() else first  # the local one has a cause
+            failure.on_all_ranks = active()
+            raise failure
 
 
 def all_gather_cat(tensor: Tensor) -> Tensor:
@@ -279,21 +274,21 @@ def all_gather_cat(tensor: Tensor) -> Tensor:
 
 
 def average_gradients(parameters: Iterable[Parameter]) -> None:
-    """Average the gradients of trainable tensors over all ranks, in a few flat messages.
+    """Average gradients over all ranks in a few flat messages.
 
-    A tensor has a gradient on all ranks or on none.
+    A parameter must have a gradient on all ranks or on none.
     """
     if not active():
         return
     for gradients in _buckets(p.grad for p in parameters if p.grad is not None):
-        flat = average(torch.cat([gradient.flatten() for gradient in gradients]))
+        flat = reduce_mean(torch.cat([gradient.flatten() for gradient in gradients]))
         sizes = [gradient.numel() for gradient in gradients]
         for gradient, part in zip(gradients, torch.split(flat, sizes), strict=True):
             gradient.copy_(part.view_as(gradient))
 
 
 def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """Group tensors in order, as many as one message holds."""
+    """Yield lists of consecutive tensors with at most `BUCKET` elements."""
     bucket: list[Tensor] = []
     size = 0
     for tensor in tensors:
@@ -308,30 +303,30 @@ def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 
 # --- restarts: `torchrun --max-restarts N` starts the same command again when a process dies ---
 def mark_begun(output: Path) -> None:
-    """Remember that this command has begun an output, for its attempts after a restart."""
-    remember(f"begun {output.resolve()}", "yes")
+    """Record that this command has begun an output."""
+    save_for_restart(f"begun {output.resolve()}", "yes")
 
 
 def begun_before_restart(output: Path) -> bool:
-    """Return whether an earlier attempt of this same command has begun an output."""
-    return recall(f"begun {output.resolve()}") is not None
+    """Return whether an earlier attempt of this command has begun an output."""
+    return value_before_restart(f"begun {output.resolve()}") is not None
 
 
 def seconds_before_restart() -> float:
     """Return the time since the first attempt of this command began; 0 in the first attempt."""
-    started = recall("started")
+    started = value_before_restart("started")
     return 0.0 if started is None else max(0.0, time.time() - float(started))
 
 
-def remember(key: str, value: str) -> None:
-    """Keep a value for attempts after a restart, unless there is one; only `torchrun` restarts."""
+def save_for_restart(key: str, value: str) -> None:
+    """Save a value for attempts after a restart by `torchrun`; the first value of a key stays."""
     store = _launch_store()
     if store is not None:
         store.compare_set(key, "", f"{_attempt} {value}")
 
 
-def recall(key: str) -> str | None:
-    """Return the value that an earlier attempt has kept; None if none has."""
+def value_before_restart(key: str) -> str | None:
+    """Return the value that an earlier attempt saved; None if there is none."""
     store = _launch_store()
     if store is None or not store.check([key]):
         return None
@@ -346,7 +341,7 @@ def _launch_store() -> Store | None:
         return None
     from torch._C._distributed_c10d import PrefixStore, TCPStore
 
-    with _reaching_others("the agent of torchrun cannot be reached"):
+    with _connection_errors("the agent of torchrun cannot be reached"):
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = TCPStore(address, port, is_master=False)
     return PrefixStore("rsseg/launch", store)

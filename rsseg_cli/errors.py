@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from rsseg_cli.number_format import listed
+
 DONE, FAILED, USAGE, PARTIAL, INTERRUPTED = 0, 1, 2, 3, 130
-"""Exit codes: 1 a `RssegError`, 2 wrong usage, 3 some of several scenes failed, 130 resumable."""
+"""Exit codes: 1 `RssegError`, 2 wrong usage, 3 some of several scenes failed, 130 resumable."""
 
 
 class RssegError(Exception):
-    """A mistake that the user can fix.
+    """An error that the user can fix.
 
     Args:
         what: The problem, in one sentence.
-        where: The file, setting or command it was found in.
-        fix: What to try.
+        where: The file, setting or command with the problem.
+        fix: A possible solution.
     """
 
     exit_code = FAILED
@@ -27,7 +29,7 @@ class RssegError(Exception):
         self.what, self.where, self.fix = what, where, fix
 
     def __str__(self) -> str:
-        """The three lines that a terminal shows."""
+        """Return up to three lines for the terminal."""
         lines = [f"error: {self.what}"]
         if self.where:
             lines.append(f"   in: {self.where}")
@@ -41,7 +43,7 @@ class OutputExistsError(RssegError):
 
 
 class UnreadableError(RssegError):
-    """A file is missing, truncated, or not what its name promises."""
+    """A file is missing, truncated or of another format than expected."""
 
 
 class Interrupted(RssegError):
@@ -52,7 +54,7 @@ class Interrupted(RssegError):
 
 
 class PartialFailure(RssegError):
-    """Some of several scenes failed; the others are written."""
+    """Some of several scenes failed; the maps of the others were written."""
 
     exit_code = PARTIAL
 
@@ -62,13 +64,12 @@ class RssegWarning(UserWarning):
 
 
 def unknown(kind: str, name: str, choices: Iterable[str], *, where: str = "") -> RssegError:
-    """Build the error for a name that is not among `choices`, nearest names first."""
+    """Build the error for a name that is not among `choices`; similar names come first."""
     choices = sorted(choices)
-    near = get_close_matches(name, choices, n=3, cutoff=0.5)
-    rest = [choice for choice in choices if choice not in near]
-    listed = ", ".join(rest[:20]) + (", ..." if len(rest) > 20 else "")
-    if near:
-        fix = " or ".join(near) + (f" (also: {listed})" if listed else "")
+    similar = get_close_matches(name, choices, n=3, cutoff=0.5)
+    others = listed([choice for choice in choices if choice not in similar], 20)
+    if similar:
+        fix = " or ".join(similar) + (f" (also: {others})" if others else "")
     else:
-        fix = listed or "nothing is there to choose from"
+        fix = others or f"there is no {kind} to choose from"
     return RssegError(f"{name} is not a known {kind}", where=where, fix=fix)

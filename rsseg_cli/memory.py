@@ -8,11 +8,9 @@ from pathlib import Path
 
 import torch
 
-_STATUS = Path("/proc/self/status")
-
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Return the peak in MiB: allocated on the accelerator, else the resident set."""
+    """Return the peak of allocated GPU memory in MiB; for a CPU that of the resident set."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return peak_rss_mb()
@@ -21,10 +19,11 @@ def peak_memory_mb(device: torch.device) -> float:
 def peak_rss_mb() -> float:
     """Return the peak resident set of this process in MiB.
 
-    Linux counts it per program; `getrusage` would include the process that started this one.
+    On Linux it is read from /proc: `getrusage` would include the parent process.
     """
-    if _STATUS.is_file():
-        for line in _STATUS.read_text(encoding="ascii").splitlines():
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text(encoding="ascii").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

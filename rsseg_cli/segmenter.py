@@ -17,39 +17,26 @@ from rsseg_cli.contract import Backbone, Bands, Features, Head, Method, Output, 
 
 
 class Segmenter(nn.Module):
-    """Composes the three parts; the only place that knows stored units and padding.
+    """Segmentation model; the only place that handles stored units and padding.
 
-    Args:
-        backbone: Walks its blocks; its own parameters are frozen here.
-        method: Sits between the blocks.
-        head: Scores the maps.
-        bands: What the channels are; gives mean and std of the standardisation.
-        weights_are_public: The frozen weights can be had again from a published file. Otherwise the
-            model file stores them too.
+    Only `trainable_parameters` require gradients; the rest of the backbone is frozen here.
     """
 
     mean: Tensor
     std: Tensor
 
     def __init__(
-        self,
-        backbone: Backbone,
-        method: Method[Any],
-        head: Head[Any],
-        bands: Bands,
-        *,
-        weights_are_public: bool = False,
+        self, backbone: Backbone, method: Method[Any], head: Head[Any], bands: Bands
     ) -> None:
         super().__init__()
-        self.backbone, self.method, self.head = backbone, method, head
-        self.bands, self.weights_are_public = bands, weights_are_public
+        self.backbone, self.method, self.head, self.bands = backbone, method, head, bands
         for name in ("mean", "std"):
             values = torch.tensor(getattr(bands, name), dtype=torch.float32).view(-1, 1, 1)
             self.register_buffer(name, values, persistent=False)
         self.freeze()
 
     def trainable_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        """Return everything that may ever train: the method's choice and the head."""
+        """Yield all parameters that may train: those of the method and of the head."""
         yield from self.method.trainable_parameters(self.backbone)
         for name, parameter in self.head.named_parameters():
             yield f"head.{name}", parameter
@@ -60,10 +47,10 @@ class Segmenter(nn.Module):
         for _, parameter in self.trainable_parameters():
             parameter.requires_grad_(True)
 
-    def frozen(self) -> list[Tensor]:
-        """List the tensors that never train; a teacher shares them with its student."""
-        tuned = {id(parameter) for _, parameter in self.trainable_parameters()}
-        return [parameter for parameter in self.parameters() if id(parameter) not in tuned]
+    def frozen_parameters(self) -> list[Parameter]:
+        """Return the parameters that never train; a teacher shares them with its student."""
+        trainable = {id(parameter) for _, parameter in self.trainable_parameters()}
+        return [parameter for parameter in self.parameters() if id(parameter) not in trainable]
 
     @property
     def multiple(self) -> int:
@@ -71,18 +58,8 @@ class Segmenter(nn.Module):
         return math.lcm(self.backbone.patch, self.method.multiple)
 
     def standardise(self, raw: Tensor) -> Tensor:
-        """Turn stored values (B, C, H, W) of any dtype into standardised float32."""
+        """Convert stored values (B, C, H, W) of any dtype to standardised float32."""
         return (raw.float() - self.mean) / self.std
-
-    def score(self, image: Tensor) -> tuple[Output, dict[str, Tensor]]:
-        """Score a standardised image; the output's size is the padded one.
-
-        Returns:
-            The head's output, and the method's own terms of the loss.
-        """
-        features, size = self.features(image)
-        output: Output = self.head(features, size)
-        return output, features.losses
 
     def features(self, image: Tensor) -> tuple[Features, tuple[int, int]]:
         """Compute the features of a standardised image, and the (H, W) of the padded image."""
@@ -98,17 +75,17 @@ class Segmenter(nn.Module):
         labels: Tensor,
         groups: Sequence[int] | None = None,
         *,
-        apart: int = 0,
+        local_groups: int = 0,
     ) -> dict[str, Tensor]:
         """Compute the weighted terms of the loss.
 
         Args:
             image: (B, C, H, W), standardised.
-            labels: (B, H, W), class indices, `IGNORE` where there is none.
+            labels: (B, H, W) class indices, `IGNORE` elsewhere.
             groups: Sizes of consecutive groups of the batch, summing to B. The head's terms are
                 then (G,), one per group; the method's own stay scalars of the whole batch.
-            apart: So many groups, the last ones, are whole in this process; the others are
-                parts of groups that all processes share.
+            local_groups: Number of groups, counted from the end, that this process does not share
+                with other processes.
         """
         features, size = self.features(image)
         bottom, right = size[0] - labels.shape[1], size[1] - labels.shape[2]
@@ -116,56 +93,55 @@ class Segmenter(nn.Module):
             labels = F.pad(labels, (0, right, 0, bottom), value=IGNORE)
         if groups is None:
             return self.head.losses(self.head(features, size), labels) | features.losses
-        found, start = [], 0
+        terms, start = [], 0
         for number, count in enumerate(groups):
-            stop = start + count
-            output = self.head(_images(features, start, stop), size)
-            with batch_shard.independent() if number >= len(groups) - apart else nullcontext():
-                found.append(self.head.losses(output, labels[start:stop]))
-            start = stop
-        return {
-            name: torch.stack([one[name] for one in found]) for name in found[0]
-        } | features.losses
+            images = slice(start, start + count)
+            output = self.head(_select(features, images), size)
+            is_local = number >= len(groups) - local_groups
+            with batch_shard.independent() if is_local else nullcontext():
+                terms.append(self.head.losses(output, labels[images]))
+            start += count
+        by_group = {name: torch.stack([group[name] for group in terms]) for name in terms[0]}
+        return by_group | features.losses
 
     def probabilities(self, image: Tensor) -> Tensor:
         """Compute class probabilities (B, K, H, W) of a standardised image."""
         height, width = image.shape[-2:]
-        return self.score(image)[0].probabilities()[..., :height, :width]
+        output: Output = self.head(*self.features(image))
+        return output.probabilities()[..., :height, :width]
 
     def infer(self, raw: Tensor) -> Tensor:
         """Compute class probabilities (B, K, H, W) of stored values (B, C, H, W)."""
         return self.probabilities(self.standardise(raw))
 
-    def pack(self) -> dict[str, Tensor]:
+    def adapter_state(self) -> dict[str, Tensor]:
         """Return the tensors of a model file: adapter, head, and weights that are not public."""
-        head = {f"head.{name}": tensor for name, tensor in self.head.state_dict().items()}
-        method = self.method.adapter_state(self.backbone)
-        if self.weights_are_public:
-            return method | head
-        whole = self.backbone.state_dict().items()
-        rest = {f"rest.{n}": t for n, t in whole if f"backbone.{n}" not in method}
-        return method | head | rest
+        state = self.method.adapter_state(self.backbone)
+        if not self.backbone.weights_are_public:
+            frozen = self.backbone.state_dict().items()
+            state |= {f"rest.{name}": t for name, t in frozen if f"backbone.{name}" not in state}
+        return state | {f"head.{name}": t for name, t in self.head.state_dict().items()}
 
-    def unpack(self, tensors: dict[str, Tensor]) -> None:
-        """Restore what `pack` collected, into a model as first made."""
+    def load_adapter_state(self, tensors: dict[str, Tensor]) -> None:
+        """Load the result of `adapter_state` into a newly built model."""
         parts: dict[str, dict[str, Tensor]] = {"head": {}, "rest": {}, "method": {}}
         for name, tensor in tensors.items():
-            part, _, own = name.partition(".")
-            if part in ("head", "rest"):
-                parts[part][own] = tensor
+            prefix, _, name_in_part = name.partition(".")
+            if prefix in ("head", "rest"):
+                parts[prefix][name_in_part] = tensor
             else:
                 parts["method"][name] = tensor
         self.head.load_state_dict(parts["head"])
-        # The tuned tensors are missing on purpose; one that the backbone lacks is a mistake.
-        extra = self.backbone.load_state_dict(parts["rest"], strict=False).unexpected_keys
-        if extra:
-            raise KeyError(f"tensors of another backbone: {', '.join(extra[:4])}")
+        # The trained tensors are missing on purpose, but an unexpected one is an error.
+        unexpected = self.backbone.load_state_dict(parts["rest"], strict=False).unexpected_keys
+        if unexpected:
+            raise KeyError(f"tensors of another backbone: {', '.join(unexpected[:4])}")
         self.method.load_adapter_state(parts["method"], self.backbone)
 
 
-def _images(features: Features, start: int, stop: int) -> Features:
-    """Return the maps and queries of images `start` to `stop` - 1 of a batch."""
+def _select(features: Features, images: slice) -> Features:
+    """Return the maps and queries of some images of a batch."""
     queries = features.queries
     if queries is not None and queries.ndim == 3:
-        queries = queries[start:stop]
-    return Features([level[start:stop] for level in features.maps], queries)
+        queries = queries[images]
+    return Features([level[images] for level in features.maps], queries)

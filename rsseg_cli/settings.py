@@ -10,6 +10,6 @@ Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | Non
 
 
 class Strict(BaseModel):
-    """Base of every settings class: unknown keys are errors, and instances are immutable."""
+    """Base class of all settings: unknown keys are errors, and instances are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -1,4 +1,4 @@
-"""Threads that work ahead of or behind the caller."""
+"""Threads that read ahead of the caller or write behind it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from queue import Queue
 from threading import Thread
 from typing import Generic, Protocol, TypeVar
@@ -15,24 +16,23 @@ T = TypeVar("T")
 
 
 class Indexed(Protocol[T_co]):
-    """Items by number, as a map-style dataset; called from several threads."""
+    """Map-style dataset; several threads may call it."""
 
     def __getitem__(self, index: int, /) -> T_co:
-        """Make item `index`."""
+        """Return item `index`."""
 
 
 class Prefetcher(Generic[T]):
     """Iterates over `source[i] for i in indices`, computed ahead by threads, in order.
 
-    Raster reading and decoding release the interpreter's lock, so threads with a handle each
-    keep up without copies between processes. An error is raised where its item is taken. Closing
-    the iterator joins the threads.
+    Raster reading and decoding release the interpreter lock, so that threads suffice. An error is
+    raised when its item is due. Closing the iterator joins the threads.
 
     Args:
-        source: Makes the items; a single thread makes them one after the other.
-        indices: Numbers of the items, in order.
-        threads: Number of threads; 0 makes items in the caller's thread.
-        ahead: Items that may wait.
+        source: Dataset; with a single thread its items are computed in order.
+        indices: Numbers of the items.
+        threads: Number of threads; 0 computes items in the caller's thread.
+        ahead: Largest number of items that wait for the caller.
     """
 
     def __init__(
@@ -41,16 +41,13 @@ class Prefetcher(Generic[T]):
         self.source, self.indices = source, indices
         self.threads, self.ahead = threads, max(ahead, threads)
         self.waited = 0.0
-        """Seconds that the caller has waited for items."""
+        """Seconds for which the caller has waited."""
 
     def __iter__(self) -> Generator[T, None, None]:
         """Yield the items in order."""
         if self.threads == 0:
             for index in self.indices:
-                started = time.perf_counter()
-                item = self.source[index]
-                self.waited += time.perf_counter() - started
-                yield item
+                yield self._timed(partial(self.source.__getitem__, index))
             return
         with ThreadPoolExecutor(self.threads, thread_name_prefix="rsseg-read") as pool:
             waiting: deque[Future[T]] = deque()
@@ -58,22 +55,22 @@ class Prefetcher(Generic[T]):
                 for index in self.indices:
                     waiting.append(pool.submit(self.source.__getitem__, index))
                     if len(waiting) > self.ahead:
-                        yield self._next(waiting)
+                        yield self._timed(waiting.popleft().result)
                 while waiting:
-                    yield self._next(waiting)
+                    yield self._timed(waiting.popleft().result)
             finally:
                 for future in waiting:
                     future.cancel()
 
-    def _next(self, waiting: deque[Future[T]]) -> T:
+    def _timed(self, get: Callable[[], T]) -> T:
         started = time.perf_counter()
-        item = waiting.popleft().result()
+        item = get()
         self.waited += time.perf_counter() - started
         return item
 
 
 class BackgroundWriter(Generic[T]):
-    """Passes items to `work` in a thread, at most `depth` behind; a context manager.
+    """Context manager that calls `work(item)` in a thread, with at most `depth` items waiting.
 
     An error in the thread is raised by the next `put`, or when the block ends.
     """
@@ -95,14 +92,14 @@ class BackgroundWriter(Generic[T]):
             raise self._error
 
     def put(self, item: T) -> None:
-        """Queue an item; blocks while the thread is `depth` behind."""
+        """Queue an item; blocks while `depth` items wait."""
         if self._error is not None:
             raise self._error
         self._queue.put((item,))
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
-            if self._error is None:  # after an error items are only taken off the queue
+            if self._error is None:  # after an error the queue is only emptied
                 try:
                     self._work(item[0])
                 except BaseException as error:

@@ -17,7 +17,8 @@ PACKAGE = Path(__file__).parent.parent / "rsseg_cli"
 
 # From left to right; parts in one group never import each other, except where they are one folder.
 LAYERS: list[set[str]] = [
-    {"errors", "choices", "classes", "memory", "number_format", "settings"},
+    {"choices", "classes", "memory", "number_format", "settings"},
+    {"errors"},
     {"atomic_write"},
     {"distributed", "threads"},
     {"presets"},

@@ -1,1 +1,1 @@
-"""Vision transformers behind the contract, one small file per family."""
+"""Backbones: vision transformers behind `rsseg_cli.contract.Backbone`, one file per family."""

@@ -1,4 +1,4 @@
-"""Cross-attention from extra query rows to the tokens of a block, for timm's modules."""
+"""Cross-attention from extra query rows to the tokens of a block, for modules of timm."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def project(
     projections = []
     for role, rows in zip(ROLES, (block.norm1(queries), normed, normed), strict=True):
         projected = backbone.projections(index, role)[0](rows)
-        bias = getattr(attention, f"{role}_bias", None)  # where the module itself has none
+        bias = getattr(attention, f"{role}_bias", None)  # of linear layers without a bias
         projected = projected if bias is None else projected + bias
         heads = projected.reshape(*rows.shape[:2], attention.num_heads, -1)
         projections.append(heads.transpose(1, 2))
@@ -29,7 +29,7 @@ def project(
 
 
 def attend(attention: Any, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Compute attention and the output projection from queries, keys and values per head."""
+    """Compute attention and output projection from queries, keys and values per head."""
     attended = F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2).flatten(2)
     projected: Tensor = attention.proj(attention.norm(attended))
     return projected

@@ -1,7 +1,7 @@
 """Patch kernels that a weight generator computes from wavelengths (DOFA and its successors).
 
-A transformer turns one code per band into one kernel per band. The bands of a model do not change,
-so that it runs once, when the backbone is made: what remains is a plain vision transformer.
+A transformer computes one kernel per band from one code per band. As the bands of a model do not
+change, it runs once when the backbone is built; the result is a plain vision transformer.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from rsseg_cli.contract import Bands
 from rsseg_cli.errors import RssegError
 
 WIDTH = 128
-"""Width of the transformer that makes kernels, and of a band's code."""
-SHRINK = 0.01
-"""Kernels and bias are scaled by this."""
+"""Width of the weight generator and of a band's code."""
+SCALE = 0.01
+"""Factor of the generated kernels and bias."""
 MARGIN = 1
-"""The convolution pads its image by one pixel, as in training."""
+"""Padding of the convolution in pixels, as in the pretraining."""
 
-PLAIN: dict[str, Any] = {"final_norm": False, "global_pool": ""}
-"""Changes to timm's class: what is behind the last block is not needed."""
+NO_HEAD: dict[str, Any] = {"final_norm": False, "global_pool": ""}
+"""Arguments of timm's constructor that leave out the layers after the last block."""
 
 
 class WeightGenerator(nn.Module):
-    """Turns the codes of bands into patch kernels; its parts are named as in published files."""
+    """Computes patch kernels from the codes of bands; parameters are named as in the files."""
 
     def __init__(self, dim: int, patch: int) -> None:
         super().__init__()
@@ -50,101 +50,85 @@ class WeightGenerator(nn.Module):
             token = nn.Parameter(torch.randn(count, WIDTH) * 0.02)
             self.weight_generator.register_parameter(name, token)
 
-    @property
-    def device(self) -> torch.device:
-        """Device of the parameters."""
-        return next(self.parameters()).device
-
     def forward(self, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn codes (C, 128) into weight (D, C, p, p) and bias (D,)."""
-        made = self.weight_generator
+        """Compute weight (D, C, p, p) and bias (D,) from codes (C, 128)."""
+        layers = self.weight_generator
         hidden = F.relu(self.fclayer["w1"](codes))
         codes = codes + F.relu(self.fclayer["w2"](hidden))
-        tokens = (made.get_parameter("weight_tokens"), codes, made.get_parameter("bias_token"))
-        answered = made["transformer_encoder"](torch.cat(tokens))
-        bands = answered[len(tokens[0]) : -1] + codes
-        weight = made["fc_weight"](bands).view(-1, self.patch, self.patch, self.dim)
-        return weight.permute(3, 0, 1, 2) * SHRINK, made["fc_bias"](answered[-1]) * SHRINK
+        weight_tokens, bias_token = map(layers.get_parameter, ("weight_tokens", "bias_token"))
+        encoded = layers["transformer_encoder"](torch.cat((weight_tokens, codes, bias_token)))
+        bands = encoded[len(weight_tokens) : -1] + codes
+        weight = layers["fc_weight"](bands).view(-1, self.patch, self.patch, self.dim)
+        return weight.permute(3, 0, 1, 2) * SCALE, layers["fc_bias"](encoded[-1]) * SCALE
 
 
 class DynamicPatchEmbed(Vit):
-    """timm's blocks behind kernels made for the bands; `adapt` has nothing to do here.
-
-    A family says with `coding` what its network is told of the bands.
-    """
+    """timm's blocks behind generated kernels; the setting `adapt` has no effect."""
 
     title: ClassVar[str]
-    """What errors call the family."""
-    stem: ClassVar[str]
-    """What the names of the kernel maker's tensors begin with."""
-    left_out: ClassVar[tuple[str, ...]]
-    """Beginnings of names in the file that the model has no use for."""
+    """Name of the family in errors."""
+    generator_prefix: ClassVar[str]
+    """Prefix of the weight generator's tensors in the file."""
+    unused_prefixes: ClassVar[tuple[str, ...]]
+    """Prefixes of tensors in the file that are not used."""
+    has_native_statistics: ClassVar[bool] = False
 
     def __init__(self, config: TimmBackbone.Config, bands: Bands) -> None:
-        self.codes = self.coding(bands)
-        if config.stats == "native":
-            raise RssegError(
-                f"{self.title} was trained with the statistics of each sensor: "
-                "there are no native ones",
-                where="backbone.stats",
-                fix="backbone.stats data (or auto)",
-            )
+        self.codes = self.encode_bands(bands)
         if config.patch is not None and config.patch <= 2 * MARGIN:
             raise RssegError(
                 f"{self.title}'s patches have at least {2 * MARGIN + 1} pixels",
                 where="backbone.patch",
                 fix="backbone.patch 16",
             )
-        super().__init__(config.model_copy(update={"stats": "data"}), bands)
-        del self.maker, self.codes
+        super().__init__(config, bands)
+        del self.generator, self.codes
 
-    def coding(self, bands: Bands) -> Tensor:
+    def encode_bands(self, bands: Bands) -> Tensor:
         """Encode wavelengths or other properties of the bands: (C, 128).
 
         Raises:
-            RssegError: Something that is needed is not known.
+            RssegError: A required property is unknown.
         """
         raise NotImplementedError
 
-    def _make(self, size: ModelSize, seed: int, *, channels: int) -> nn.Module:
-        model: Any = super()._make(size, seed, channels=len(self.bands))
+    def _build(self, size: ModelSize, seed: int, *, channels: int) -> nn.Module:
+        model: Any = super()._build(size, seed, channels=len(self.bands))
         model.patch_embed.proj.padding = (MARGIN, MARGIN)
         with _weights.seeded(seed):
-            self.maker = WeightGenerator(model.embed_dim, size.patch)
+            self.generator = WeightGenerator(model.embed_dim, size.patch)
         model.patch_embed.proj.load_state_dict(self._kernels())
         return model  # type: ignore[no-any-return]  # timm is untyped
 
     def translate(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Generate the kernels with the file's generator, and drop what follows the blocks."""
-        load_part(self.maker, below(self.stem, tensors))
-        trunk = {
-            name: t
-            for name, t in tensors.items()
-            if not name.startswith((self.stem, *self.left_out))
-        }
-        made = {f"patch_embed.proj.{name}": tensor for name, tensor in self._kernels().items()}
-        return super().translate(trunk | made)
+        """Generate the kernels with the file's generator, and drop the layers after the blocks."""
+        load_submodule(self.generator, without_prefix(self.generator_prefix, tensors))
+        dropped = (self.generator_prefix, *self.unused_prefixes)
+        kept = {name: t for name, t in tensors.items() if not name.startswith(dropped)}
+        kernels = {f"patch_embed.proj.{name}": tensor for name, tensor in self._kernels().items()}
+        return super().translate(kept | kernels)
 
-    def widen(self, mix: Tensor) -> None:
+    def adapt_patch_embed(self, mix: Tensor) -> None:
         """Do nothing: the kernels were generated for these bands."""
 
     @torch.no_grad()
     def _kernels(self) -> dict[str, Tensor]:
         """Generate weight (D, C, p, p) and bias (D,) of the patch embedding."""
-        weight, bias = self.maker.eval()(self.codes.to(self.maker.device))
+        device = next(self.generator.parameters()).device
+        weight, bias = self.generator.eval()(self.codes.to(device))
         return {"weight": _resize.resize_kernel(weight, self.patch, self.resize), "bias": bias}
 
 
-def below(stem: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors whose names begin with `stem`, without it."""
-    return {name.removeprefix(stem): t for name, t in tensors.items() if name.startswith(stem)}
+def without_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names start with a prefix, with the rest of their names."""
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
 
-def load_part(module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Load a part of a file.
+def load_submodule(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Load some tensors of a file into a module.
 
     Raises:
-        ValueError: Its tensors are not the module's.
+        ValueError: Names or shapes differ.
     """
     try:
         module.load_state_dict(tensors)
@@ -152,22 +136,22 @@ def load_part(module: nn.Module, tensors: dict[str, Tensor]) -> None:
         raise ValueError(" ".join(str(error).split())) from error
 
 
-def require(
+def require_known(
     title: str,
-    what: Literal["wavelength", "bandwidth"],
+    quantity: Literal["wavelength", "bandwidth"],
     bands: Bands,
     values: tuple[float | None, ...],
 ) -> list[float]:
-    """Return a property of every band.
+    """Return the values of a quantity of all bands.
 
     Raises:
-        RssegError: It is not known of some.
+        RssegError: The value of a band is unknown.
     """
     unknown = [name for name, value in zip(bands.names, values, strict=True) if value is None]
     if unknown:
         raise RssegError(
-            f"{title} needs the {what} of every band, and {', '.join(unknown)} have none",
-            where=f"bands of the dataset ({what}_nm)",
-            fix=f"{what}_nm in the dataset's YAML, or another --backbone",
+            f"{title} needs the {quantity} of every band, and {', '.join(unknown)} have none",
+            where=f"bands of the dataset ({quantity}_nm)",
+            fix=f"{quantity}_nm in the dataset's YAML, or another --backbone",
         )
     return [value for value in values if value is not None]

@@ -8,7 +8,6 @@ import torch
 from timm.layers.pos_embed_sincos import apply_rot_embed_cat
 from torch import Tensor
 
-from rsseg_cli.backbones import _resize
 from rsseg_cli.backbones._cross_attention import attend, project
 from rsseg_cli.backbones._timm import TimmBackbone, third, whole
 from rsseg_cli.contract import Bands, Grid, Projection, Role
@@ -23,55 +22,48 @@ class EvaBackbone(TimmBackbone):
         super().__init__(config, bands)
         self._rotation: tuple[object, Tensor] | None = None
         for block in self.model.blocks:
-            # Else timm takes the fused weight without calling its module, past all listeners.
+            # Otherwise timm uses the fused weight without calling its module and its branches.
             block.attn.qkv_bias_separate = True
-
-    def embed(self, image: Tensor) -> tuple[Tensor, Grid]:
-        """Embed patches, add absolute positions if there are any, put the prefix in front."""
-        patches = self.model.patch_embed(self.renormalise(image))
-        tokens: Tensor = self.model.norm_pre(_resize.place(self.model, patches, self.positions))
-        return tokens, self.grid_of(image)
 
     def run(self, index: int, tokens: Tensor, grid: Grid, extra: int = 0) -> Tensor:
         """Apply a block; queries and keys of patches are rotated by their position."""
         block = self.model.blocks[index]
-        turn = self.rotation(grid, extra, tokens.device)
-        return self._add(index, tokens, block.attn(block.norm1(tokens), rope=turn))
+        rotation = self.rotation(grid, extra, tokens.device)
+        return self._add_residuals(index, tokens, block.attn(block.norm1(tokens), rope=rotation))
 
     def cross_attend(self, index: int, queries: Tensor, tokens: Tensor, grid: Grid) -> Tensor:
         """Apply a block to query rows that attend to its input."""
         block = self.model.blocks[index]
         q, k, v = project(self, index, block, queries, tokens)
-        still, placed = k.tensor_split([self.num_prefix_tokens], 2)
-        turn = self.rotation(grid, 0, tokens.device)
-        placed = apply_rot_embed_cat(placed, turn, half=block.attn.rotate_half)
-        k = torch.cat([still, placed], 2).type_as(v)
-        return self._add(index, queries, attend(block.attn, q, k, v))
+        prefix, patches = k.tensor_split([self.num_prefix_tokens], 2)
+        rotation = self.rotation(grid, 0, tokens.device)
+        patches = apply_rot_embed_cat(patches, rotation, half=block.attn.rotate_half)
+        k = torch.cat([prefix, patches], 2).type_as(v)
+        return self._add_residuals(index, queries, attend(block.attn, q, k, v))
 
-    def _add(self, index: int, tokens: Tensor, attended: Tensor) -> Tensor:
-        """Add both branches of a block to tokens."""
+    def _add_residuals(self, index: int, tokens: Tensor, attended: Tensor) -> Tensor:
         block = self.model.blocks[index]
         between = tokens + _scaled(attended, block.gamma_1)
-        answer = _scaled(block.mlp(block.norm2(between)), block.gamma_2)
-        return between + answer + self.parallel_branch(index, between)
+        mlp = _scaled(block.mlp(block.norm2(between)), block.gamma_2)
+        return between + mlp + self.parallel_branch(index, between)
 
     def rotation(self, grid: Grid, extra: int, device: torch.device) -> Tensor:
-        """Compute sine and cosine of all tokens after the prefix, (extra + N, 2 * head width).
+        """Compute sines and cosines of all tokens after the prefix, (extra + N, 2 * head width).
 
-        Extra tokens have no position: sine 0 and cosine 1 leave them unchanged. The result is
-        cached, as all blocks of a pass use the same one.
+        Extra tokens have no position: sine 0 and cosine 1 do not change them. The result is cached,
+        as all blocks of a forward pass use it.
         """
         key = (grid, extra, device)
         if self._rotation is None or self._rotation[0] != key:
             with torch.inference_mode(mode=False), torch.no_grad():
-                places = self.model.rope.get_embed(shape=(grid.h, grid.w)).to(device)
-                width = places.shape[-1] // 2
-                still = torch.cat([places.new_zeros(width), places.new_ones(width)])
-                self._rotation = key, torch.cat([still.expand(extra, -1), places])
+                patches = self.model.rope.get_embed(shape=(grid.h, grid.w)).to(device)
+                width = patches.shape[-1] // 2
+                identity = torch.cat([patches.new_zeros(width), patches.new_ones(width)])
+                self._rotation = key, torch.cat([identity.expand(extra, -1), patches])
         return self._rotation[1]
 
     def projections(self, index: int, role: Role) -> list[Projection]:
-        """List the linear maps of a block that play a role; a gated MLP has two that open it."""
+        """Return the linear layers with this role; the first layer of a gated MLP is two."""
         attention, mlp = self.model.blocks[index].attn, self.model.blocks[index].mlp
         if role == "fc2":
             return [whole(mlp.fc2)]

@@ -1,4 +1,4 @@
-"""Which bands of an image make which of Galileo's groups, and in which units it wants them."""
+"""Assignment of image bands to the band groups of Galileo, and their normalisation."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ GROUPS: Mapping[str, Mapping[str, float]] = {
     "S2_NIR_20m": {"B8A": 865.0},
     "S2_SWIR": {"B11": 1610.0, "B12": 2190.0},
 }
-"""Optical groups in token order, each Sentinel-2 band with its centre in nm."""
+"""Optical groups in token order: Sentinel-2 bands with their centres in nm."""
 CHANNEL_ROWS = ("S1", *GROUPS, "NDVI")
-"""Order of the learned channel embedding; S1 is radar, which has no wavelength and no part here."""
+"""Order of the learned channel embedding; S1, radar without wavelengths, is not supported."""
 RED_NM = 665.0
 
 
@@ -49,69 +49,65 @@ def tolerance_nm(centre: float) -> float:
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How an image's bands become the inputs of Galileo's groups."""
+class GroupAssignment:
+    """Image bands that are the inputs of Galileo's band groups."""
 
     groups: dict[str, dict[str, int]]
-    """Optical groups that are present: for each of their channels an image band."""
+    """Optical groups that are present: an image band for each Sentinel-2 band."""
     ndvi: tuple[int, int] | None
-    """Red and near-infrared image bands, if both are there."""
+    """Red and near-infrared image bands, if both are present."""
 
     @property
-    def present(self) -> list[str]:
-        """List the groups that get tokens, in token order."""
+    def names(self) -> list[str]:
+        """Groups with tokens, in token order."""
         return [*self.groups, *(["NDVI"] if self.ndvi else [])]
 
 
-def plan(bands: Bands) -> Recipe:
-    """Assign each image band to the Sentinel-2 band nearest in wavelength.
+def assign_groups(bands: Bands) -> GroupAssignment:
+    """Assign image bands to the Sentinel-2 bands nearest in wavelength.
 
-    A group counts only when it is complete; bands of incomplete groups may move to another group.
+    Only complete groups are used; bands of an incomplete group may be assigned to another one.
 
     Raises:
         RssegError: A band has no wavelength or lies outside every group, or no group is complete.
 
     Warns:
-        RssegWarning: A band is left without use, because its group lacks others or it has a double.
+        RssegWarning: A band is not used.
     """
     _require_wavelengths(bands)
-    left = dict(GROUPS)
+    candidates = dict(GROUPS)
     while True:
-        taken = _nearest(bands, left)
-        partial = [
-            name
-            for name, slots in left.items()
-            if any(slot in taken for slot in slots) and not all(slot in taken for slot in slots)
-        ]
-        if not partial:
+        nearest = _nearest(bands, candidates)
+        missing = {name: channels.keys() - nearest for name, channels in candidates.items()}
+        incomplete = [name for name, gaps in missing.items() if 0 < len(gaps) < len(GROUPS[name])]
+        if not incomplete:
             break
-        for name in partial:
-            del left[name]
+        for name in incomplete:
+            del candidates[name]
     groups = {
-        name: {slot: taken[slot] for slot in slots}
-        for name, slots in left.items()
-        if all(slot in taken for slot in slots)
+        name: {channel: nearest[channel] for channel in channels}
+        for name, channels in candidates.items()
+        if not missing[name]
     }
-    red, nir = bands.nearest(RED_NM, tolerance_nm=45.0), taken.get("B8", taken.get("B8A"))
-    ndvi = None if red is None or nir is None else (red, nir)
-    recipe = Recipe(groups, ndvi)
+    red, nir = bands.nearest(RED_NM, tolerance_nm=45.0), nearest.get("B8", nearest.get("B8A"))
+    assignment = GroupAssignment(groups, None if red is None or nir is None else (red, nir))
     if not groups:
         raise RssegError(
             f"the bands {', '.join(bands.names)} complete no group of Galileo's",
             where="dataset.yaml: bands",
-            fix="give blue, green and red, or near infrared, or both short-wave infrared bands",
+            fix="use blue, green and red, or near infrared, or both short-wave infrared bands",
         )
-    _warn_of_unused(bands, recipe)
-    return recipe
+    _warn_of_unused(bands, assignment)
+    return assignment
 
 
 def _require_wavelengths(bands: Bands) -> None:
     for name, centre in zip(bands.names, bands.wavelengths_nm, strict=True):
         if centre is None:
             raise RssegError(
-                f"band {name} has no wavelength, by which Galileo finds its band groups",
+                f"band {name} has no wavelength, which Galileo needs for its band groups",
                 where="dataset.yaml: bands",
-                fix=f"give {name} a wavelength_nm, or leave it out of `bands`",
+                fix=f"a wavelength_nm for {name}, or leave it out of `bands`",
             )
         if not _candidates(centre, GROUPS):
             raise RssegError(
@@ -122,36 +118,36 @@ def _require_wavelengths(bands: Bands) -> None:
 
 
 def _candidates(centre: float, groups: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """List the Sentinel-2 bands that a centre could stand for, with their distance."""
+    """Return the Sentinel-2 bands within tolerance of a centre, with their distances."""
     return {
-        slot: abs(centre - nominal)
-        for slots in groups.values()
-        for slot, nominal in slots.items()
+        channel: abs(centre - nominal)
+        for channels in groups.values()
+        for channel, nominal in channels.items()
         if abs(centre - nominal) <= tolerance_nm(nominal)
     }
 
 
 def _nearest(bands: Bands, groups: Mapping[str, Mapping[str, float]]) -> dict[str, int]:
-    """Match image bands and Sentinel-2 bands one to one, nearest pairs first."""
-    wishes = []
+    """Match Sentinel-2 bands to image bands one to one, nearest pairs first."""
+    pairs = []
     for index, centre in enumerate(bands.wavelengths_nm):
-        candidates = _candidates(centre, groups) if centre is not None else {}
-        if candidates:
-            slot = min(candidates, key=candidates.__getitem__)
-            wishes.append((candidates[slot], index, slot))
-    taken: dict[str, int] = {}
-    for _, index, slot in sorted(wishes):
-        taken.setdefault(slot, index)
-    return taken
+        distances = _candidates(centre, groups) if centre is not None else {}
+        if distances:
+            channel = min(distances, key=distances.__getitem__)
+            pairs.append((distances[channel], index, channel))
+    matches: dict[str, int] = {}
+    for _, index, channel in sorted(pairs):
+        matches.setdefault(channel, index)
+    return matches
 
 
-def _warn_of_unused(bands: Bands, recipe: Recipe) -> None:
-    used = {index for slots in recipe.groups.values() for index in slots.values()}
-    used.update(recipe.ndvi or ())
+def _warn_of_unused(bands: Bands, assignment: GroupAssignment) -> None:
+    used = {index for channels in assignment.groups.values() for index in channels.values()}
+    used.update(assignment.ndvi or ())
     unused = [name for index, name in enumerate(bands.names) if index not in used]
     if unused:
         warnings.warn(
-            f"Galileo has no use for {', '.join(unused)}: no complete group, or taken already",
+            f"Galileo has no use for {', '.join(unused)}: incomplete group or a nearer band",
             RssegWarning,
             stacklevel=2,
         )
@@ -161,11 +157,11 @@ def reflectance(bands: Bands) -> tuple[Tensor, Tensor]:
     """Return gain and offset, each (C, 1, 1), from standardised values to reflectance.
 
     Raises:
-        RssegError: The data have no known scale.
+        RssegError: The scale of the data is unknown.
     """
     if bands.scale is None:
         raise RssegError(
-            "Galileo wants reflectance, and these bands do not say what their values mean",
+            "Galileo needs reflectance, but the scale of these bands is unknown",
             where="dataset.yaml: scale",
             fix="scale: 1.0e-4 for reflectance x 10000, scale: 1.0 for reflectance itself",
         )
@@ -175,23 +171,23 @@ def reflectance(bands: Bands) -> tuple[Tensor, Tensor]:
 
 
 def normalisation(
-    recipe: Recipe, bands: Bands, statistics: ChannelStatistics
+    assignment: GroupAssignment, bands: Bands, statistics: ChannelStatistics
 ) -> tuple[Tensor, Tensor]:
-    """Return gain and offset, each (C, 1, 1), from reflectance to what the authors fed.
+    """Return gain and offset, each (C, 1, 1), from reflectance to the input of the pretraining.
 
-    That is (x - (mean - 2 std)) / (4 std) of x = reflectance * 10000; bands without use get 0.
+    That is (x - (mean - 2 std)) / (4 std) of x = reflectance * 10000, and 0 for unused bands.
     """
     mean, std = statistics
     gain, offset = [0.0] * len(bands), [0.0] * len(bands)
-    for slots in recipe.groups.values():
-        for slot, index in slots.items():
-            row = CHANNELS.index(slot)
+    for channels in assignment.groups.values():
+        for channel, index in channels.items():
+            row = CHANNELS.index(channel)
             gain[index] = 1e4 / (4 * std[row])
             offset[index] = -(mean[row] - 2 * std[row]) / (4 * std[row])
     return torch.tensor(gain)[:, None, None], torch.tensor(offset)[:, None, None]
 
 
 def vegetation_index(red: Tensor, nir: Tensor) -> Tensor:
-    """Compute (NIR - R) / (NIR + R), 0 where both are 0."""
+    """Compute the NDVI, (NIR - R) / (NIR + R), or 0 if the sum is 0."""
     total = nir + red
     return torch.where(total == 0, 0, (nir - red) / torch.where(total == 0, 1, total))

@@ -1,4 +1,4 @@
-"""Finds and reads the files that Galileo is published as."""
+"""Reads the published files of Galileo."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download
-
 from rsseg_cli.backbones import _galileo_bands, _weights
+from rsseg_cli.backbones._weights import WeightsSource
 from rsseg_cli.errors import UnreadableError
 
 REPOSITORY = "nasaharvest/galileo"
-LICENCE = "MIT"
+LICENSE = "MIT"
 
 
 @dataclass(frozen=True)
 class EncoderShape:
-    """The numbers of `config.json` that matter here."""
+    """Size of the network."""
 
     dim: int
     depth: int
@@ -26,22 +25,19 @@ class EncoderShape:
 
 
 def locate(weights: Path | None, size: str) -> Path:
-    """Return `encoder.pt`: a file, one in a folder, or, without either, that of a size on the hub.
+    """Return the path of `encoder.pt`; `weights` is that file, its folder, or None for the hub.
 
     Raises:
         RssegError: The hub cannot be reached.
     """
     if weights is not None:
         return weights / "encoder.pt" if weights.is_dir() else weights
-    try:
-        hf_hub_download(REPOSITORY, f"models/{size}/config.json")
-        return Path(hf_hub_download(REPOSITORY, f"models/{size}/encoder.pt"))
-    except (OSError, RuntimeError, ValueError) as error:
-        raise _weights.unavailable(REPOSITORY, LICENCE, error) from error
+    names = (f"models/{size}/{name}" for name in ("config.json", "encoder.pt"))
+    return [_weights.fetch(WeightsSource(name, LICENSE, REPOSITORY)) for name in names][-1]
 
 
 def read_shape(encoder: Path) -> EncoderShape:
-    """Read the network's numbers from the `config.json` beside `encoder.pt`.
+    """Read the size of the network from `config.json` beside `encoder.pt`.
 
     Raises:
         UnreadableError: It is missing or not Galileo's.
@@ -50,9 +46,7 @@ def read_shape(encoder: Path) -> EncoderShape:
     content = _read_json(path)
     try:
         model = content["model"]["encoder"]
-        return EncoderShape(
-            dim=model["embedding_size"], depth=model["depth"], heads=model["num_heads"]
-        )
+        return EncoderShape(model["embedding_size"], model["depth"], model["num_heads"])
     except (KeyError, TypeError) as error:
         raise UnreadableError(
             f"config.json is not Galileo's: {error} is missing",
@@ -62,12 +56,12 @@ def read_shape(encoder: Path) -> EncoderShape:
 
 
 def read_statistics(encoder: Path) -> _galileo_bands.ChannelStatistics:
-    """Read mean and std of the 13 pretraining channels from the `normalization.json` beside.
+    """Read mean and std of the 13 channels from `normalization.json` beside `encoder.pt`.
 
-    The hub keeps none beside its weights, as all sizes share one: then it is the published one.
+    Without that file, as in the cache of the hub, the published statistics are returned.
 
     Raises:
-        UnreadableError: The file is there and is not Galileo's.
+        UnreadableError: The file is not Galileo's.
     """
     path = encoder.parent / "normalization.json"
     if not path.exists():
@@ -93,5 +87,5 @@ def _read_json(path: Path) -> Any:
         raise UnreadableError(
             f"Galileo's {path.name} cannot be read: {error}",
             where=str(path),
-            fix="keep encoder.pt and config.json together in one folder",
+            fix="encoder.pt and config.json in one folder",
         ) from error

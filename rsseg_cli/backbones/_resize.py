@@ -1,9 +1,9 @@
-"""Resizes patch kernels and absolute position embeddings, by one of three rules.
+"""Resizing of patch kernels and absolute position embeddings, by one of three rules.
 
-The three rules differ in numbers that weights have learnt to expect: a kernel of 14 pixels that is
-made one of 16 by `plain` answers 1.3 times as strongly to an even patch, and `plain` positions of
-32 x 32 places differ from timm's by a fifth. What was fitted with one rule is only right with it:
-`Backbone.origin` names the rule, so that model files remember it.
+Adapters depend on the rule that they were trained with, so `Backbone.origin` records it. Two
+examples of the difference: a kernel of 14 pixels resized to 16 by `plain` has 1.3 times the
+response to a uniform patch, and 37 x 37 positions resized to 32 x 32 differ between `plain` and
+`timm` by a fifth.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from torch.nn import functional as F
 
 Resize = Literal["timm", "authors", "plain"]
 """`timm`: antialiased positions, kernels by the pseudo-inverse of the resize (Beyer et al. 2023).
-`authors`: positions as in the code that the weights were trained with, where it resizes any.
-`plain`: kernels and positions bicubic as they are, as the published rows of Rein and its kin."""
+`authors`: positions as in the code of the pretraining, if it resizes any.
+`plain`: kernels and positions bicubic without either, as in the published results of Rein."""
 
 
 @dataclass(frozen=True)
-class Positions:
-    """How a table of positions becomes one for another grid: bicubic, aligned at the edges."""
+class PositionRule:
+    """Bicubic resizing of a table of positions to another grid, with aligned edges."""
 
     antialias: bool
     offset: float = 0.0
-    """Added to the number of places per side before the scale is computed from it."""
+    """Added to the number of positions per side before the scale is computed from it."""
 
 
-TIMM = Positions(antialias=True)
-BARE = Positions(antialias=False)
+TIMM = PositionRule(antialias=True)
+PLAIN = PositionRule(antialias=False)
 
 
 def resize_kernel(kernel: Tensor, patch: int, resize: Resize) -> Tensor:
-    """Turn a patch kernel (D, C, p, p) into one (D, C, patch, patch)."""
+    """Resize a patch kernel (D, C, p, p) to (D, C, patch, patch)."""
     if kernel.shape[-1] == patch:
         return kernel
     if resize == "plain":
@@ -46,39 +46,31 @@ def resize_kernel(kernel: Tensor, patch: int, resize: Resize) -> Tensor:
 
 
 def resize_positions(
-    table: Tensor, old: tuple[int, int], new: tuple[int, int], rule: Positions
+    table: Tensor, old: tuple[int, int], new: tuple[int, int], rule: PositionRule
 ) -> Tensor:
-    """Turn positions (1, N, D) of a grid `old` = (h, w) into those of a grid `new`."""
+    """Resize positions (1, N, D) of a grid `old` = (h, w) to a grid `new`."""
     if old == new:
         return table
-    places = table.float().mT.reshape(1, -1, *old)
-    if rule.offset:
-        scale = [(wanted + rule.offset) / had for wanted, had in zip(new, old, strict=True)]
-        places = F.interpolate(places, scale_factor=scale, mode="bicubic", antialias=rule.antialias)
-    else:
-        places = F.interpolate(places, size=new, mode="bicubic", antialias=rule.antialias)
-    return places.flatten(2).mT.to(table.dtype)
+    positions = table.float().mT.reshape(1, -1, *old)
+    scale = [(n + rule.offset) / o for n, o in zip(new, old, strict=True)] if rule.offset else None
+    size = None if scale else new
+    positions = F.interpolate(positions, size, scale, mode="bicubic", antialias=rule.antialias)
+    return positions.flatten(2).mT.to(table.dtype)
 
 
-def place(model: Any, patches: Tensor, rule: Positions) -> Tensor:
-    """Add positions to patches (B, h, w, D) and put class and register tokens in front.
+def add_positions(model: Any, patches: Tensor, rule: PositionRule) -> Tensor:
+    """Add positions to patches (B, h, w, D), and prepend class and register tokens: (B, P+N, D).
 
-    Args:
-        model: timm's `VisionTransformer` or `Eva`; its table may begin with rows for the prefix.
-        patches: What its `patch_embed` put out.
-        rule: How its positions are resized to this grid.
-
-    Returns:
-        (B, P+N, D).
+    `model` is timm's `VisionTransformer` or `Eva`; its table may begin with rows for the prefix.
     """
-    first = [token for token in (model.cls_token, model.reg_token) if token is not None]
-    front = [token.expand(len(patches), -1, -1) for token in first]
-    tokens = patches.flatten(1, 2)
+    tokens = [token for token in (model.cls_token, model.reg_token) if token is not None]
+    prefix = [token.expand(len(patches), -1, -1) for token in tokens]
+    flat = patches.flatten(1, 2)
     if model.pos_embed is None:
-        return torch.cat([*front, tokens], 1)
+        return torch.cat([*prefix, flat], 1)
     rows = 0 if model.no_embed_class else model.num_prefix_tokens
     of_prefix, table = model.pos_embed[:, :rows], model.pos_embed[:, rows:]
     size = (patches.shape[1], patches.shape[2])
-    tokens = tokens + resize_positions(table, model.patch_embed.grid_size, size, rule)
-    prefix = torch.cat([*front, tokens[:, :0]], 1)
-    return torch.cat([prefix + of_prefix if rows else prefix, tokens], 1)
+    flat = flat + resize_positions(table, model.patch_embed.grid_size, size, rule)
+    front = torch.cat([*prefix, flat[:, :0]], 1)
+    return torch.cat([front + of_prefix if rows else front, flat], 1)

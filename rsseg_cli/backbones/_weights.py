@@ -1,9 +1,10 @@
-"""Reads pretrained weights, checks them and hashes them."""
+"""Download, reading, checking and hashing of pretrained weights."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,31 +17,62 @@ from huggingface_hub import hf_hub_download
 from timm.models import load_state_dict, load_state_dict_from_hf
 from torch import Tensor, nn
 
+from rsseg_cli.contract import Backbone
 from rsseg_cli.errors import RssegError, UnreadableError
 from rsseg_cli.number_format import listed
 
 SHOWN = 4
-"""Tensors that an error names of each kind."""
+"""Number of tensors of each kind that an error lists."""
 
 
 @dataclass(frozen=True)
 class WeightsSource:
-    """Where weights that timm does not list are published, and on which terms."""
+    """A published file that timm does not list, and its licence."""
 
-    page: str
     file: str
     license: str
-    """An SPDX name; empty where nobody says."""
+    """An SPDX name; empty if unknown."""
     repository: str = ""
-    """On the hub; empty where the file is elsewhere."""
+    """Repository on the Hugging Face Hub; empty if the file is elsewhere."""
     revision: str = "main"
+    url: str = ""
+    """Address of a file outside the hub."""
+
+    @property
+    def page(self) -> str:
+        """Page with the licence."""
+        return self.url or f"https://huggingface.co/{self.repository}"
+
+
+class PretrainedConfig(Backbone.Config):
+    """Settings of backbones with published weights."""
+
+    name: str
+    """`<family>_<size>`."""
+    weights: Path | None = None
+    """A file with the weights; None downloads the published ones."""
+    pretrained: bool = True
+    """False starts from random numbers."""
+    seed: int = 0
+    """Seed of those random numbers, from which model files restore them."""
+    out_indices: tuple[int, ...] | None = None
+    """Blocks whose output becomes a feature map; None selects four at equal steps."""
+
+    def check_weights(self) -> None:
+        """Raise an `RssegError` for a weights file together with `pretrained: false`."""
+        if self.weights is not None and not self.pretrained:
+            raise RssegError(
+                "a weights file and no pretrained weights are requested at once",
+                where="backbone.weights and backbone.pretrained",
+                fix="one of the two",
+            )
 
 
 def read_file(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a safetensors file or of a .pth that holds tensors only.
+    """Read the tensors of a safetensors file, or of a .pth with tensors only.
 
     Raises:
-        UnreadableError: The file is missing, no such file, or would run code when opened.
+        UnreadableError: The file is missing, has another format, or would run code when opened.
     """
     where = str(path)
     if not path.is_file():
@@ -49,16 +81,16 @@ def read_file(path: Path) -> dict[str, Tensor]:
         )
     try:
         tensors = load_state_dict(where, weights_only=True)
-    except Exception as error:  # a damaged pickle raises whatever its bytes happen to ask for
+    except Exception as error:  # a damaged pickle may raise any exception
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UnreadableError(
             f"the weights cannot be opened: {reason}",
             where=where,
-            fix="a .safetensors file, or a .pth that holds tensors and nothing else",
+            fix="a .safetensors file, or a .pth with tensors and nothing else",
         ) from error
     if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise UnreadableError(
-            "the file holds other things than named tensors",
+            "the file does not contain named tensors only",
             where=where,
             fix="a file with the state dict alone, or under `state_dict` or `model`",
         )
@@ -66,91 +98,84 @@ def read_file(path: Path) -> dict[str, Tensor]:
 
 
 def read_hub(model: str) -> dict[str, Tensor]:
-    """Read the published tensors of a timm `name.tag` from the hub's cache or the hub.
+    """Read the published tensors of a timm `name.tag` from the cache or the hub.
 
     Raises:
-        RssegError: No network, or the licence has not been accepted.
+        RssegError: The hub cannot be reached, or the licence has not been accepted.
     """
-    published = published_as(model)
-    repository, filename = str(published["hf_hub_id"]), published.get("hf_hub_filename")
+    config = timm_config(model)
+    repository, filename = str(config["hf_hub_id"]), config.get("hf_hub_filename")
     try:
         tensors = load_state_dict_from_hf(repository, *([filename] if filename else []))
     except (OSError, RuntimeError, ValueError) as error:
-        raise unavailable(repository, published.get("license"), error) from error
+        source = WeightsSource("", config.get("license") or "", repository)
+        raise _unavailable(source, error) from error
     return dict(tensors)
 
 
-def fetch(home: WeightsSource) -> Path:
-    """Return the path of a published file in the hub's cache; download it first if need be.
+def fetch(source: WeightsSource) -> Path:
+    """Return the path of a published file in the cache, after a download if it is missing.
 
     Raises:
-        RssegError: No network.
+        RssegError: The file cannot be downloaded.
     """
     try:
-        return Path(hf_hub_download(home.repository, home.file, revision=home.revision))
+        if not source.url:
+            return Path(hf_hub_download(source.repository, source.file, revision=source.revision))
+        path = Path(torch.hub.get_dir()) / "checkpoints" / source.file
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(source.url, str(path), progress=sys.stderr.isatty())
     except (OSError, RuntimeError, ValueError) as error:
-        name = f"{home.repository}/{home.file}"
-        raise unavailable(home.repository, home.license, error, name=name) from error
+        raise _unavailable(source, error) from error
+    return path
 
 
-def published_as(model: str) -> dict[str, Any]:
+def timm_config(model: str) -> dict[str, Any]:
     """Return timm's entry of a `name.tag`: repository, licence, input size, mean and std."""
     config = timm.get_pretrained_cfg(model)
     if config is None:
-        raise LookupError(f"timm {timm.__version__} does not know {model}")
+        raise LookupError(f"timm {timm.__version__} does not list {model}")
     return dataclasses.asdict(config)
 
 
-def unavailable(
-    repository: str, license_name: str | None, error: Exception, *, name: str = ""
-) -> RssegError:
+def _unavailable(source: WeightsSource, error: Exception) -> RssegError:
     """Build the error for published weights that cannot be downloaded."""
-    page = f"https://huggingface.co/{repository}"
+    name = "/".join(filter(None, (source.repository, source.file)))
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return RssegError(
-        f"the pretrained weights {name or repository} are not cached and could not be downloaded: "
-        f"{reason}",
-        where=f"{page} (licence: {license_name or 'see there'})",
-        fix="connect and, if it is asked for, accept the licence on that page and `hf auth login`;"
-        " or fetch the file by other means and give it with --weights FILE;"
-        " or go without on purpose: --no-pretrained",
-    )
-
-
-def contradiction() -> RssegError:
-    """Build the error for a weights file beside `pretrained: false`."""
-    return RssegError(
-        "a weights file and no pretrained weights are asked for at once",
-        where="backbone.weights and backbone.pretrained",
-        fix="one of the two",
+        f"the pretrained weights {name} are not cached and could not be downloaded: {reason}",
+        where=f"{source.page} (licence: {source.license or 'see there'})",
+        fix="connect and, if it is required, accept the licence on that page and `hf auth login`;"
+        " or download the file by other means and use --weights FILE;"
+        " or start from random numbers: --no-pretrained",
     )
 
 
 def load_strictly(
     model: nn.Module, tensors: Mapping[str, Tensor], *, name: str, where: str
 ) -> None:
-    """Copy `tensors` into `model` if names and shapes are the same on both sides.
+    """Copy `tensors` into `model`.
 
     Raises:
-        RssegError: They are not; some of the missing, unknown and misshapen ones are named.
+        RssegError: Names or shapes differ; the first missing, unknown and misshapen are listed.
     """
     expected = model.state_dict()
-    misshapen = [
-        f"{key} {_shape(tensors[key])} instead of {_shape(tensor)}"
-        for key, tensor in expected.items()
-        if key in tensors and tensors[key].shape != tensor.shape
-    ]
     problems = {
         "missing": [key for key in expected if key not in tensors],
         "unknown": [key for key in tensors if key not in expected],
-        "of another shape": misshapen,
+        "of another shape": [
+            f"{key} {_shape(tensors[key])} instead of {_shape(tensor)}"
+            for key, tensor in expected.items()
+            if key in tensors and tensors[key].shape != tensor.shape
+        ],
     }
-    found = [
+    lines = [
         f"{len(keys)} {kind} ({listed(keys, SHOWN)})" for kind, keys in problems.items() if keys
     ]
-    if found:
+    if lines:
         raise RssegError(
-            f"these weights are not for {name}: tensors {'; '.join(found)}",
+            f"these weights are not for {name}: tensors {'; '.join(lines)}",
             where=where,
             fix=f"the file that was published for {name}, or the --backbone that this file is for",
         )
@@ -163,9 +188,9 @@ def _shape(tensor: Tensor) -> str:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed the construction of networks; on the meta device nothing is drawn.
+    """Seed the construction of networks inside this block; the caller's generator is unchanged.
 
-    They are drawn on the CPU wherever the network will run, and the caller's stream stays as it is.
+    Random numbers are drawn on the CPU, for any later device. On the meta device none are drawn.
     """
     device = "meta" if torch.get_default_device().type == "meta" else "cpu"
     with torch.random.fork_rng(devices=[]), torch.device(device):
@@ -174,7 +199,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """Hash names, types, shapes and bytes of tensors, in the order of their names."""
+    """Compute the SHA-256 of names, types, shapes and bytes of tensors, ordered by name."""
     total = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -184,9 +209,9 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def digest_random(model: nn.Module) -> str:
-    """Hash what is the same on every machine in a seeded random model: names, shapes and signs.
+    """Compute a hash of a seeded random model that is equal on all machines.
 
-    The last bits of random numbers differ between processors, their signs do not.
+    It covers names, shapes and signs: the last bits of random numbers differ between processors.
     """
     tensors = model.state_dict()
     if any(tensor.is_meta for tensor in tensors.values()):

@@ -10,10 +10,9 @@ from rsseg_cli.backbones.vit import Vit
 
 
 class Clip(Vit):
-    """Plain blocks after a first norm.
+    """Plain blocks after a first norm, with OpenAI's activation x * sigmoid(1.702 x).
 
-    The `quickgelu` names carry the activation that OpenAI trained with, x * sigmoid(1.702 x);
-    timm's other names load the same tensors with another one.
+    Only timm's `quickgelu` names have it; the other names load the same tensors with another one.
     """
 
     sizes: ClassVar[Mapping[str, ModelSize]] = {

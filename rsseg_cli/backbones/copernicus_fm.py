@@ -1,74 +1,71 @@
 """Copernicus-FM (Wang et al. 2025, arXiv 2503.11849): kernels from centre and width of each band.
 
-DOFA's successor. Files are torchgeo's or the authors'. What a model may also be told, place, day
-and size of a patch, is added to all tokens alike; where nothing is known a learnt token stands in.
-Place and day differ between the scenes that a model meets, so that they always count as unknown.
+It succeeds DOFA. Files are those of torchgeo or of the authors. The full model adds embeddings of
+location, time and patch area to all tokens, with learned tokens for unknown values. Location and
+time differ between the scenes of a model and are always unknown here.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from rsseg_cli.backbones._dynamic_patch_embed import (
-    PLAIN,
+    NO_HEAD,
     WIDTH,
     DynamicPatchEmbed,
-    below,
-    load_part,
-    require,
+    load_submodule,
+    require_known,
 )
 from rsseg_cli.backbones._timm import ModelSize, TimmBackbone
 from rsseg_cli.backbones._weights import WeightsSource
 from rsseg_cli.contract import Bands
 from rsseg_cli.errors import RssegError
 from rsseg_cli.number_format import counted
-from rsseg_cli.settings import Json
 
 CENTRES_NM = (1e2, 1e9)
-"""Range of wavelengths, ultraviolet to radio."""
+"""Range of wavelengths, from ultraviolet to radio."""
 WIDTHS_NM = (1.0, 1e9)
 """Range of bandwidths."""
 AREAS_KM2 = (1e-3, 5.1e8)
-"""Range of a patch's area, up to that of the earth."""
+"""Range of patch areas, up to that of the earth."""
 METADATA = ("coord", "scale", "time")
-"""Kinds of metadata: location, area of a patch, day."""
+"""Kinds of metadata: location, area of a patch, time."""
 
 
 class CopernicusFm(DynamicPatchEmbed):
-    """A band is its centre and its width, both in nanometres; radar has some too.
+    """Kernels from centres and widths of the bands in nanometres, radar included.
 
-    The full model encodes non-optical products (elevation, air pollution) by name. That needs a
-    language model, so that they are refused here.
+    Products without wavelengths (elevation, air pollution) are not supported: for these the full
+    model encodes names with a language model.
     """
 
     class Config(TimmBackbone.Config):
-        """What is known of bands and imagery."""
+        """Choice of the model, and metadata of bands and imagery."""
 
         bandwidths_nm: tuple[float, ...] | None = None
-        """Width of each band; None takes what the dataset says."""
+        """Width of each band; None uses those of the dataset."""
         gsd_m: float | None = Field(default=None, gt=0)
-        """Size of a pixel on the ground, which makes the area of a patch; None: unknown."""
+        """Ground sampling distance, for the area of a patch; None if unknown."""
 
     name_words = 2
     title = "Copernicus-FM"
-    stem = "patch_embed_spectral."
-    left_out = (
+    generator_prefix = "patch_embed_spectral."
+    unused_prefixes = (
         "patch_embed_variable.", "head.", "fc_norm.", "norm.",
-        *(f"{what}_{part}" for what in METADATA for part in ("fc.", "token")),
+        *(f"{kind}_{suffix}" for kind in METADATA for suffix in ("fc.", "token")),
     )  # fmt: skip
     sizes: ClassVar[Mapping[str, ModelSize]] = {
         "base": ModelSize(
             "vit_base_patch16_224.mae",
             patch=16,
-            changes=PLAIN,
-            home=WeightsSource(
-                page="https://huggingface.co/torchgeo/copernicus-fm",
+            changes=NO_HEAD,
+            source=WeightsSource(
                 file="CopernicusFM_ViT_base_varlang-085350e4.pth",
                 license="CC-BY-4.0",
                 repository="torchgeo/copernicus-fm",
@@ -81,22 +78,22 @@ class CopernicusFm(DynamicPatchEmbed):
         self.widths = _widths(config.bandwidths_nm, bands)
         self.area = _area_km2(config.gsd_m, config.patch or self.sizes["base"].patch)
         super().__init__(config, bands)
-        widths: list[Json] = [*self.widths]
-        self.origin = {**self.origin, "bandwidths_nm": widths, "gsd_m": config.gsd_m}
+        self.origin = {**self.origin, "bandwidths_nm": [*self.widths], "gsd_m": config.gsd_m}
 
-    def coding(self, bands: Bands) -> Tensor:
-        """Sum the codes of centre and width."""
-        centres = require(self.title, "wavelength", bands, bands.wavelengths_nm)
+    def encode_bands(self, bands: Bands) -> Tensor:
+        """Compute the sum of the codes of centre and width: (C, 128)."""
+        centres = require_known(self.title, "wavelength", bands, bands.wavelengths_nm)
         _check("wavelength", centres, CENTRES_NM, bands)
         _check("bandwidth", self.widths, WIDTHS_NM, bands)
         return fourier(centres, CENTRES_NM, WIDTH) + fourier(self.widths, WIDTHS_NM, WIDTH)
 
     def translate(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Add to the positions what is the same for all tokens: resizing leaves it as it is."""
-        told = MetadataEncoder(self.maker.dim)
-        load_part(told, {k: t for what in METADATA for k, t in _named(what, tensors).items()})
+        """Rename published tensors, and add the metadata embedding to the positions."""
+        encoder = MetadataEncoder(self.generator.dim)
+        names = tuple(f"{kind}_" for kind in METADATA)
+        load_submodule(encoder, {name: t for name, t in tensors.items() if name.startswith(names)})
         translated = super().translate(tensors)
-        translated["pos_embed"] = translated["pos_embed"] + told(self.area)
+        translated["pos_embed"] = translated["pos_embed"] + encoder(self.area)
         return translated
 
     def default_out_indices(self) -> tuple[int, ...]:
@@ -105,36 +102,29 @@ class CopernicusFm(DynamicPatchEmbed):
 
 
 class MetadataEncoder(nn.Module):
-    """Encodes metadata (location, scale, time) as an additive embedding; named as in the files."""
+    """Additive embedding of metadata; parameters are named as in the files."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        for what in METADATA:
-            self.add_module(f"{what}_fc", nn.Linear(dim, dim))
-            self.register_parameter(f"{what}_token", nn.Parameter(torch.zeros(1, 1, dim)))
+        for kind in METADATA:
+            self.add_module(f"{kind}_fc", nn.Linear(dim, dim))
+            self.register_parameter(f"{kind}_token", nn.Parameter(torch.zeros(1, 1, dim)))
 
     @torch.no_grad()
     def forward(self, area: float | None) -> Tensor:
         """Compute the embedding (1, 1, D) from the area of a patch in square kilometres."""
-        total: Any = 0.0
-        for what in METADATA:
-            code: Tensor = self.get_parameter(f"{what}_token")
-            if what == "scale" and area is not None:
-                code = fourier([area], AREAS_KM2, code.shape[-1])[None]
-            total = total + self.get_submodule(f"{what}_fc")(code)
-        summand: Tensor = total
-        return summand
-
-
-def _named(what: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors of one kind of metadata."""
-    return {f"{what}_{name}": t for name, t in below(f"{what}_", tensors).items()}
+        codes = {kind: self.get_parameter(f"{kind}_token").detach() for kind in METADATA}
+        if area is not None:
+            codes["scale"] = fourier([area], AREAS_KM2, codes["scale"].shape[-1])[None]
+        terms = [self.get_submodule(f"{kind}_fc")(code) for kind, code in codes.items()]
+        embedding: Tensor = terms[0] + terms[1] + terms[2]
+        return embedding
 
 
 def fourier(values: list[float], span: tuple[float, float], width: int) -> Tensor:
-    """Encode numbers (C,) by sines, then cosines, of periods from `span`: (C, width).
+    """Encode numbers (C,) by sines, then cosines, with periods in the range `span`: (C, width).
 
-    In double precision: the longest period is ten million times the shortest.
+    Computed in double precision: the longest period is 10 million times the shortest.
     """
     low, high = (math.log10(end) for end in span)
     periods = 10.0 ** torch.linspace(low, high, width // 2, dtype=torch.float64)
@@ -142,27 +132,27 @@ def fourier(values: list[float], span: tuple[float, float], width: int) -> Tenso
     return torch.cat([angles.sin(), angles.cos()], 1).float()
 
 
-def _widths(wanted: tuple[float, ...] | None, bands: Bands) -> list[float]:
-    if wanted is None:
+def _widths(setting: tuple[float, ...] | None, bands: Bands) -> list[float]:
+    if setting is None:
         known = bands.bandwidths_nm or (None,) * len(bands)
-        return require(CopernicusFm.title, "bandwidth", bands, known)
-    if len(wanted) != len(bands):
+        return require_known(CopernicusFm.title, "bandwidth", bands, known)
+    if len(setting) != len(bands):
         raise RssegError(
-            f"{counted(len(wanted), 'bandwidth')} for {counted(len(bands), 'band')} "
+            f"{counted(len(setting), 'bandwidth')} for {counted(len(bands), 'band')} "
             f"({' '.join(bands.names)})",
             where="backbone.bandwidths_nm",
             fix="one for each band",
         )
-    return list(wanted)
+    return list(setting)
 
 
-def _check(what: str, values: list[float], span: tuple[float, float], bands: Bands) -> None:
+def _check(quantity: str, values: list[float], span: tuple[float, float], bands: Bands) -> None:
     low, high = span
     for name, value in zip(bands.names, values, strict=True):
         if not low <= value <= high:
             raise RssegError(
-                f"the {what} of {name} is {value:g} nm, outside {low:g}..{high:g}",
-                where=f"bands of the dataset ({what}_nm)",
+                f"the {quantity} of {name} is {value:g} nm, outside {low:g}..{high:g}",
+                where=f"bands of the dataset ({quantity}_nm)",
                 fix="nanometres",
             )
 
@@ -173,8 +163,8 @@ def _area_km2(gsd_m: float | None, patch: int) -> float | None:
     area = (gsd_m * patch / 1000) ** 2
     if not AREAS_KM2[0] <= area <= AREAS_KM2[1]:
         raise RssegError(
-            f"a patch of {gsd_m * patch:g} m is smaller or larger than Copernicus-FM has seen",
+            f"a patch of {gsd_m * patch:g} m is smaller or larger than Copernicus-FM supports",
             where="backbone.gsd_m",
-            fix="leave it out: the area then counts as unknown",
+            fix="leave it out: the area is then unknown",
         )
     return area

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from rsseg_cli.backbones._resize import TIMM, Positions
+from rsseg_cli.backbones._resize import TIMM, PositionRule
 from rsseg_cli.backbones._timm import ModelSize
 from rsseg_cli.backbones.vit import Vit
 
@@ -22,6 +22,6 @@ class Dinov2(Vit):
         "large_reg": ModelSize("vit_large_patch14_reg4_dinov2.lvd142m", patch=14),
     }
 
-    def authors_resize(self) -> Positions:
-        """The authors add 0.1 to each side, and smooth only in models with registers."""
-        return Positions(antialias=False, offset=0.1) if self.model.reg_token is None else TIMM
+    def authors_resize(self) -> PositionRule:
+        """Return the authors' rule, which differs for models with registers."""
+        return PositionRule(antialias=False, offset=0.1) if self.model.reg_token is None else TIMM

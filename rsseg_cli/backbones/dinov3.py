@@ -12,7 +12,7 @@ from rsseg_cli.backbones._timm import ModelSize
 
 
 class Dinov3(EvaBackbone):
-    """Rotary positions only, four registers. Weights are behind the dinov3-license."""
+    """Blocks with rotary positions and four registers; the weights have the dinov3-license."""
 
     sizes: ClassVar[Mapping[str, ModelSize]] = {
         "small": ModelSize("vit_small_patch16_dinov3.lvd1689m", patch=16),
@@ -26,14 +26,14 @@ class Dinov3(EvaBackbone):
     }
 
     def translate(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Rename tensors as published by timm or by the authors.
+        """Rename published tensors of timm or of the authors.
 
-        The authors' files hold biases of queries and values that training left at 0; timm's names
-        have no place for them and would drop any.
+        The authors' files have biases of queries and values, which timm's model lacks: they must be
+        0.
         """
         for name, bias in tensors.items():
             if name.endswith("attn.qkv.bias"):
                 queries, _, values = bias.chunk(3)
                 if queries.any() or values.any():
-                    raise ValueError(f"{name} is not 0, and this size has no such bias")
+                    raise ValueError(f"{name} is not 0, but this size has no such bias")
         return super().translate(tensors)

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from rsseg_cli.backbones._eva import EvaBackbone
-from rsseg_cli.backbones._resize import BARE, Positions
+from rsseg_cli.backbones._resize import PLAIN, PositionRule
 from rsseg_cli.backbones._timm import ModelSize
 
 
 class Eva02(EvaBackbone):
-    """Rotary and absolute positions, separate queries, keys and values, gated MLPs."""
+    """Blocks with rotary and absolute positions, separate queries, keys and values, gated MLPs."""
 
     sizes: ClassVar[Mapping[str, ModelSize]] = {
         "tiny": ModelSize("eva02_tiny_patch14_224.mim_in22k", patch=14),
@@ -20,6 +20,6 @@ class Eva02(EvaBackbone):
         "large": ModelSize("eva02_large_patch14_224.mim_m38m", patch=14),
     }
 
-    def authors_resize(self) -> Positions:
-        """The authors' code takes bicubic positions as they are."""
-        return BARE
+    def authors_resize(self) -> PositionRule:
+        """Return the authors' rule."""
+        return PLAIN

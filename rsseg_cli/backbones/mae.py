@@ -1,17 +1,17 @@
-"""Masked autoencoders (He et al., 2022): encoders only. Their licence is CC-BY-NC-4.0."""
+"""Encoders of masked autoencoders (He et al., 2022), with the licence CC-BY-NC-4.0."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import ClassVar
 
-from rsseg_cli.backbones._resize import BARE, Positions
+from rsseg_cli.backbones._resize import PLAIN, PositionRule
 from rsseg_cli.backbones._timm import ModelSize
 from rsseg_cli.backbones.vit import Vit
 
 
 class Mae(Vit):
-    """Plain blocks without layer scale; sin-cos positions kept as a parameter."""
+    """Plain blocks without layer scale, with sine-cosine positions."""
 
     sizes: ClassVar[Mapping[str, ModelSize]] = {
         "base": ModelSize("vit_base_patch16_224.mae", patch=16),
@@ -19,6 +19,6 @@ class Mae(Vit):
         "huge": ModelSize("vit_huge_patch14_224.mae", patch=14),
     }
 
-    def authors_resize(self) -> Positions:
-        """The authors' code takes bicubic positions as they are."""
-        return BARE
+    def authors_resize(self) -> PositionRule:
+        """Return the authors' rule."""
+        return PLAIN

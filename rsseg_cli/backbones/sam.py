@@ -1,4 +1,4 @@
-"""The image encoder of Segment Anything (Kirillov et al., 2023), without its neck."""
+"""Image encoder of Segment Anything (Kirillov et al., 2023), without its neck."""
 
 from __future__ import annotations
 
@@ -14,46 +14,46 @@ from rsseg_cli.contract import Grid
 
 
 class Sam(TimmBackbone):
-    """Blocks that attend within windows of 14 x 14 tokens, save for four that see all.
+    """Blocks with attention in windows of 14 x 14 tokens, except for four with global attention.
 
-    There is no prefix, and no place for prompts: a window has as many tokens as its cells.
-    Listeners at q, k, v get windows: (B * windows, cells, D), padded with zeros.
+    There is no prefix, and prompts are not supported. Branches at q, k and v get windows
+    (B * windows, cells, D), padded with zeros.
     """
 
     takes_prompts: ClassVar[bool] = False
-    resizable: ClassVar[bool] = False
+    has_dynamic_size: ClassVar[bool] = False
     sizes: ClassVar[Mapping[str, ModelSize]] = {
         "base": ModelSize("samvit_base_patch16.sa1b", patch=16),
         "large": ModelSize("samvit_large_patch16.sa1b", patch=16),
         "huge": ModelSize("samvit_huge_patch16.sa1b", patch=16),
     }
 
-    def _make(self, size: ModelSize, seed: int, *, channels: int) -> Any:
-        model = super()._make(size, seed, channels=channels)
-        model.neck = nn.Identity()  # maps are the outputs of blocks
+    def _build(self, size: ModelSize, seed: int, *, channels: int) -> Any:
+        model = super()._build(size, seed, channels=channels)
+        model.neck = nn.Identity()
         return model
 
     def translate(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Rename tensors as published and leave the neck out."""
+        """Rename published tensors, without the neck."""
         translated = super().translate(tensors)
         return {key: t for key, t in translated.items() if not key.startswith("neck.")}
 
     def default_out_indices(self) -> tuple[int, ...]:
-        """Return the blocks that attend globally."""
+        """Return the blocks with global attention."""
         return tuple(i for i, block in enumerate(self.model.blocks) if block.window_size == 0)
 
     def embed(self, image: Tensor) -> tuple[Tensor, Grid]:
-        """Embed patches and add positions resampled to the grid; no prefix."""
+        """Embed patches and add resized positions."""
         patches = self.model.patch_embed(self.renormalise(image))  # (B, h, w, D)
         table, size = self.model.pos_embed, (patches.shape[1], patches.shape[2])
         old = (table.shape[1], table.shape[2])
-        places = _resize.resize_positions(table.flatten(1, 2), old, size, self.positions)
-        return patches.flatten(1, 2) + places, self.grid_of(image)
+        positions = _resize.resize_positions(table.flatten(1, 2), old, size, self.positions)
+        return patches.flatten(1, 2) + positions, self.grid_of(image)
 
     def run(self, index: int, tokens: Tensor, grid: Grid, extra: int = 0) -> Tensor:
-        """Apply a block; only attention knows windows."""
+        """Apply a block; only its attention uses windows."""
         if extra:
-            raise ValueError("SAM's windows have no room for extra tokens (takes_prompts is False)")
+            raise ValueError("SAM does not support extra tokens (takes_prompts is False)")
         block = self.model.blocks[index]
         between: Tensor = tokens + block.ls1(self._attend(block, block.norm1(tokens), grid))
         after: Tensor = between + block.ls2(block.mlp(block.norm2(between)))
@@ -65,5 +65,5 @@ class Sam(TimmBackbone):
             attended: Tensor = block.attn(cells)
             return attended.flatten(1, 2)
         windows, padded = window_partition(cells, block.window_size)
-        whole_again = window_unpartition(block.attn(windows), block.window_size, size, padded)
-        return whole_again.flatten(1, 2)
+        merged = window_unpartition(block.attn(windows), block.window_size, size, padded)
+        return merged.flatten(1, 2)

@@ -1,4 +1,4 @@
-"""Plain vision transformers of timm (Dosovitskiy et al., 2021), and the tiny one of the tests."""
+"""Plain vision transformers of timm (Dosovitskiy et al., 2021), and a tiny one for tests."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from rsseg_cli.backbones import _resize
 from rsseg_cli.backbones._cross_attention import attend, project
 from rsseg_cli.backbones._timm import ModelSize, TimmBackbone
 from rsseg_cli.contract import Grid
@@ -30,25 +29,18 @@ class Vit(TimmBackbone):
         "large": ModelSize("vit_large_patch16_224.augreg_in21k", patch=16),
     }
 
-    def embed(self, image: Tensor) -> tuple[Tensor, Grid]:
-        """Embed patches, add positions resampled to the grid, put the prefix in front."""
-        patches = self.model.patch_embed(self.renormalise(image))
-        tokens: Tensor = self.model.norm_pre(_resize.place(self.model, patches, self.positions))
-        return tokens, self.grid_of(image)
-
     def run(self, index: int, tokens: Tensor, grid: Grid, extra: int = 0) -> Tensor:
-        """Apply a block; every token attends to every other, so `extra` needs no care."""
+        """Apply a block; attention is global, so that extra tokens need no special treatment."""
         block = self.model.blocks[index]
-        return self._add(index, tokens, block.attn(block.norm1(tokens)))
+        return self._add_residuals(index, tokens, block.attn(block.norm1(tokens)))
 
     def cross_attend(self, index: int, queries: Tensor, tokens: Tensor, grid: Grid) -> Tensor:
         """Apply a block to query rows that attend to its input."""
         block = self.model.blocks[index]
         q, k, v = project(self, index, block, queries, tokens)
-        return self._add(index, queries, attend(block.attn, q, k, v))
+        return self._add_residuals(index, queries, attend(block.attn, q, k, v))
 
-    def _add(self, index: int, tokens: Tensor, attended: Tensor) -> Tensor:
-        """Add both branches of a block to tokens."""
+    def _add_residuals(self, index: int, tokens: Tensor, attended: Tensor) -> Tensor:
         block = self.model.blocks[index]
         between: Tensor = tokens + block.ls1(attended)
         after: Tensor = between + block.ls2(block.mlp(block.norm2(between)))

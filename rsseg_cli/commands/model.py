@@ -37,7 +37,7 @@ def build(config: RunConfig, bands: Bands, classes: int) -> Segmenter:
     # Again: with one seed, the head starts the same for all methods, whatever these have drawn.
     torch.manual_seed(config.training.seed)
     head = new_head(config.head.config, dim=backbone.dim, maps=maps, classes=classes)
-    return Segmenter(backbone, method, head, bands, weights_are_public=backbone.weights_are_public)
+    return Segmenter(backbone, method, head, bands)
 
 
 def metadata(
@@ -106,13 +106,13 @@ def open_model(path: Path | None, *, weights: Path | None = None) -> LoadedModel
     classes = [Class.from_json(entry) for entry in about["classes"]]
     model = build(config, Bands.model_validate(about["bands"]), len(classes))
     current = fingerprint(model.backbone)
-    if model.weights_are_public and current != about["fingerprint"]:
+    if model.backbone.weights_are_public and current != about["fingerprint"]:
         raise RssegError(
             "the backbone's weights are not those that this model was fitted on",
             where=f"{file} (fingerprint {about['fingerprint'][:12]}, now {current[:12]})",
             fix="the weights file of the fit: --weights FILE",
         )
-    model.unpack(tensors)
+    model.load_adapter_state(tensors)
     model.eval()
     return LoadedModel(file, model, config, classes, about)
 

@@ -1,18 +1,27 @@
-"""The contract between backbones, methods and heads. Read this package first.
+"""The contract between backbones, methods and heads: the map of the package. Read it first.
 
-A model is a `Backbone` that runs its blocks one by one, a `Method` that acts between the blocks or
-beside their branches, and a `Head` that turns the feature maps into class scores. None of the three
-depends on the others' kinds. Images reach this level standardised (see `Bands`), with nodata at 0.
+A model is a `rsseg_cli.segmenter.Segmenter`: any backbone, any method and any head.
 
-- `backbone`: the blocks, and the seam (`Backbone.walk`), a single loop over them.
-- `method`: what is trained, hooks between blocks and around training steps, model files, figures.
-- `head`: class scores and losses.
-- `features`: values that pass between the three. `token_grid`: layout of patch tokens.
-- `projection`: linear layers inside blocks, and listeners on them. `bands`: the image's channels.
-- `step`: what hooks get from the training loop. `batch_shard`: averages over processes.
+    image (B, C, H, W)   standardised with the statistics in `Bands`, nodata at 0
+      `Backbone`         frozen transformer: `embed`, then `run` for each block
+      `Method`           trainable: changes the tokens before and after each block, or adds
+                         branches inside blocks (`Projection.add_branch`)
+      `Features`         feature maps (B, D, h, w), and optional queries and losses of the method
+      `Head`             trainable: computes class scores from the features
+      `Output`           class probabilities (B, K, H, W), from which `Head.losses` is computed
 
-For batch statistics and loss denominators use `batch_shard.mean`, which averages over processes.
-Random numbers are seeded by step, process and micro-batch: use `nn.Dropout` or `torch.rand`.
+`Backbone.walk` is the only loop over the blocks, where backbone and method meet. The training loop
+calls the method's hooks around each update with a `Step`.
+
+To add a backbone, method or head, write one file with one class; its name is the file's name:
+
+- `methods/NAME.py`: a subclass of `Method`, which overrides the hooks that it needs.
+- `heads/NAME.py`: a subclass of `Head`, and one of `Output`.
+- `backbones/FAMILY.py`: a subclass of `Backbone`; for models of timm, of `_timm.TimmBackbone`.
+
+A batch may be divided among processes: pass each batch statistic and each denominator of a loss
+through `batch_shard.mean`. The training loop seeds torch's generators by step, process and
+micro-batch: draw random numbers with `nn.Dropout` or `torch.rand`.
 
 Shape legend, used everywhere: B batch, C bands, H W pixels, h w token rows and columns, G token
 groups per location, N = h*w*G patch tokens, P prefix tokens (class and registers), D width,
@@ -21,12 +30,10 @@ K classes, Q queries, L blocks.
 
 from rsseg_cli.contract.backbone import Backbone, fingerprint
 from rsseg_cli.contract.bands import Bands
-from rsseg_cli.contract.features import Features, QueryShape, S, State
-from rsseg_cli.contract.head import Head, O, Output
-from rsseg_cli.contract.method import Method
-from rsseg_cli.contract.projection import Listener, Projection, Role
-from rsseg_cli.contract.step import Probe, Step
-from rsseg_cli.contract.token_grid import Grid
+from rsseg_cli.contract.features import Features, Grid, QueryShape, State
+from rsseg_cli.contract.head import Head, Output
+from rsseg_cli.contract.method import Method, Probe, Step
+from rsseg_cli.contract.projection import Projection, Role
 
 __all__ = [
     "Backbone",
@@ -34,15 +41,12 @@ __all__ = [
     "Features",
     "Grid",
     "Head",
-    "Listener",
     "Method",
-    "O",
     "Output",
     "Probe",
     "Projection",
     "QueryShape",
     "Role",
-    "S",
     "State",
     "Step",
     "fingerprint",

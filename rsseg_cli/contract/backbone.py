@@ -1,10 +1,11 @@
-"""Backbone: a frozen transformer whose blocks run one by one, and the seam for methods."""
+"""Backbone: a frozen transformer whose blocks run one by one."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,9 +14,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rsseg_cli.contract.bands import Bands
-from rsseg_cli.contract.features import Features, S
-from rsseg_cli.contract.projection import Listener, Projection, Role, require_partial
-from rsseg_cli.contract.token_grid import Grid
+from rsseg_cli.contract.features import Features, Grid, StateT
+from rsseg_cli.contract.projection import Branch, Projection, Role, check_branch
 from rsseg_cli.settings import Json, Strict
 
 if TYPE_CHECKING:
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 
 class Backbone(nn.Module):
-    """A transformer whose blocks can be walked one by one.
+    """A transformer whose blocks run one by one, with a method in between.
 
     A subclass sets the attributes below, implements `embed`, `run` and `projections`, and takes
     `(config, bands)` in its constructor. It stays in eval mode: nothing in it is random.
     """
 
     class Config(Strict):
-        """Settings of every backbone; families add their own."""
+        """Settings of every backbone; families add theirs."""
 
     sizes: ClassVar[Mapping[str, Any]]
     """Sizes by the second part of a backbone's name, after that of the family."""
@@ -43,7 +43,7 @@ class Backbone(nn.Module):
     num_prefix_tokens: int
     """Class and register tokens before the patches: 0, 1 or 5."""
     out_indices: tuple[int, ...]
-    """Blocks whose output becomes a map, in ascending order."""
+    """Blocks whose output becomes a feature map, in ascending order."""
     bands: Bands
     takes_prompts: ClassVar[bool] = True
     """Whether `run` accepts `extra` tokens; methods that need them raise an error otherwise."""
@@ -52,13 +52,13 @@ class Backbone(nn.Module):
     weights_are_public: bool = False
     """Whether the weights can be downloaded again; otherwise model files contain them."""
     origin: Mapping[str, Json] = MappingProxyType({})
-    """Where the weights come from and how they were fitted; `fingerprint` hashes it."""
+    """Source of the weights and how they were adapted; `fingerprint` hashes it."""
     recompute = False
     """Activation checkpointing: compute activations inside blocks again in backward."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._beside: dict[int, list[Listener]] = {}
+        self._branches: dict[int, list[Branch]] = {}
 
     @classmethod
     def licence(cls, size: str) -> tuple[str, str]:
@@ -66,53 +66,49 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def embed(self, image: Tensor) -> tuple[Tensor, Grid]:
-        """Turn a standardised image (B, C, H, W) into tokens (B, P+N, D) and their grid."""
+        """Compute tokens (B, P+N, D) and their grid from a standardised image (B, C, H, W)."""
         raise NotImplementedError
 
     def run(self, index: int, tokens: Tensor, grid: Grid, extra: int = 0) -> Tensor:
-        """Apply block `index`, its two residual lines spelled out.
+        """Apply block `index` to tokens (B, P+extra+N, D).
 
-        The second line ends with `+ self.parallel_branch(index, tokens_between)`. `extra` tokens
-        stand between prefix and patches; rotary embeddings leave them alone.
+        Both residual sums are written out, and the second one ends with
+        `+ self.parallel_branch(index, tokens_between)`. The `extra` tokens stand between prefix and
+        patches; rotary embeddings do not change them.
         """
         raise NotImplementedError
 
     def cross_attend(self, index: int, queries: Tensor, tokens: Tensor, grid: Grid) -> Tensor:
-        """Apply block `index` to rows that attend to its input and that nothing attends to.
+        """Apply block `index` to extra rows (B, Q, D) that attend to its input (B, P+N, D).
 
-        Args:
-            index: The block.
-            queries: (B, Q, D), rows without a position: rotary embeddings leave them unchanged.
-            tokens: (B, P+N, D), what goes into the block; what comes out of it stays the same.
-            grid: The layout of the tokens.
-
-        Returns:
-            (B, Q, D), the rows after both residual lines.
+        The tokens do not attend to these rows, so that the block's own output stays the same. The
+        rows have no position: rotary embeddings do not change them. The result is (B, Q, D), the
+        rows after both residual sums.
         """
         raise NotImplementedError
 
     def projections(self, index: int, role: Role) -> list[Projection]:
-        """List the linear maps of block `index` that play a role."""
+        """Return the linear layers of block `index` with this role."""
         raise NotImplementedError
 
-    def listen_beside_mlp(self, index: int, listener: Listener) -> None:
-        """Add `listener(tokens)` beside the MLP of a block.
+    def add_parallel_branch(self, index: int, branch: Branch) -> None:
+        """Add `branch(tokens)` in parallel to the MLP of a block.
 
-        The listener gets the raw residual stream (B, T, D) between the two branches; its result
-        is added to the stream after the MLP branch's layer scale.
+        Its input is the residual stream (B, T, D) between attention and MLP, before the norm. Its
+        output is added to the stream after the layer scale of the MLP.
         """
-        require_partial(listener)
-        self._beside.setdefault(index, []).append(listener)
+        check_branch(branch)
+        self._branches.setdefault(index, []).append(branch)
 
     def parallel_branch(self, index: int, tokens: Tensor) -> Tensor | float:
-        """Sum the outputs of the listeners beside the MLP of block `index`."""
+        """Compute the sum of all branches in parallel to the MLP of block `index`."""
         total: Tensor | float = 0.0
-        for listener in self._beside.get(index, ()):
-            total = total + listener(tokens)
+        for branch in self._branches.get(index, ()):
+            total = total + branch(tokens)
         return total
 
     def to_map(self, tokens: Tensor, grid: Grid, extra: int = 0) -> Tensor:
-        """Lay the patch tokens of (B, P+extra+N, D) out as (B, D, h, w), averaged over groups."""
+        """Reshape the patches of (B, P+extra+N, D) to (B, D, h, w), averaged over groups."""
         return grid.mean_over_groups(tokens[:, self.num_prefix_tokens + extra :])
 
     def forward(self, image: Tensor, method: Method[Any]) -> Features:
@@ -120,49 +116,45 @@ class Backbone(nn.Module):
         return method.finish(*self.walk(image, method))
 
     def walk(
-        self, image: Tensor, method: Method[S], stop: int | None = None
-    ) -> tuple[list[Tensor], S]:
-        """Run the blocks with a method in between: THE SEAM.
+        self, image: Tensor, method: Method[StateT], stop: int | None = None
+    ) -> tuple[list[Tensor], StateT]:
+        """Run the blocks and, before and after each, the method's hooks.
 
         Args:
             image: (B, C, H, W), standardised.
-            method: The method whose hooks are called.
+            method: Its hooks are called.
             stop: The last block to run, from 0; None runs all.
 
         Returns:
-            The tapped maps and the method's state after the last block that ran.
+            The feature maps, and the method's state after the last block that ran.
         """
+        recompute = self.recompute and torch.is_grad_enabled()
+        run: Callable[..., Tensor] = (
+            partial(checkpoint, self.run, use_reentrant=False) if recompute else self.run
+        )
         tokens, grid = self.embed(image)
         state, maps = method.begin(image, grid), []
         for index in range(self.depth if stop is None else stop + 1):
             tokens = method.before_block(index, tokens, state)
-            tokens = self._run(index, tokens, grid, state.extra)
+            tokens = run(index, tokens, grid, state.extra)
             tokens = method.after_block(index, tokens, state)
             if index in self.out_indices:
                 maps.append(self.to_map(tokens, grid, state.extra))
         return maps, state
 
-    def _run(self, index: int, tokens: Tensor, grid: Grid, extra: int) -> Tensor:
-        if self.recompute and torch.is_grad_enabled():
-            recomputed: Tensor = checkpoint(
-                self.run, index, tokens, grid, extra, use_reentrant=False
-            )
-            return recomputed
-        return self.run(index, tokens, grid, extra)
-
     def train(self, mode: bool = True) -> Backbone:
-        """Stay in eval mode whatever `mode` is: dropout and drop-path never act."""
+        """Stay in eval mode for every `mode`: dropout and drop-path stay off."""
         super().train(False)
         return self
 
 
 def fingerprint(backbone: Backbone) -> str:
-    """Compute a hash of a backbone as it was loaded; model files keep it.
+    """Compute a hash of a backbone as it was loaded, which model files store.
 
-    It covers the tensors that were read and how they were fitted to patch and bands
-    (`Backbone.origin`), but not the name of their file: it is equal across processes and machines.
+    It covers the pretrained tensors and how they were adapted to patch and bands
+    (`Backbone.origin`), but not the path of their file: it is equal on all machines.
     """
-    fitted = {key: value for key, value in backbone.origin.items() if key != "source"}
+    origin = {key: value for key, value in backbone.origin.items() if key != "source"}
     shapes = {name: list(tensor.shape) for name, tensor in backbone.state_dict().items()}
-    text = json.dumps([fitted, shapes], sort_keys=True)
+    text = json.dumps([origin, shapes], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

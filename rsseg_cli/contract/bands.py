@@ -1,4 +1,4 @@
-"""What the channels of an image are."""
+"""Description of the channels of an image."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from rsseg_cli.settings import Strict
 
 
 class Bands(Strict):
-    """What the channels of an image are; stored in every model file and checked at `predict`.
+    """Names, wavelengths and statistics of the C bands; stored in every model file.
 
-    All sequences have length C. `mean` and `std` are in stored units (what the file holds).
+    All sequences have length C. `mean` and `std` are in the units of the file's values.
     """
 
     names: tuple[str, ...]
@@ -17,18 +17,18 @@ class Bands(Strict):
     std: tuple[float, ...]
     dtype: str
     scale: float | None = None
-    """Reflectance = stored value * scale, e.g. 1.0e-4; None when values are no reflectance."""
+    """Reflectance = stored value * scale, e.g. 1.0e-4; None if the values are not reflectance."""
     gsd_m: float | None = None
-    """Size of a pixel on the ground in metres, where known."""
+    """Ground sampling distance in metres, if known."""
     bandwidths_nm: tuple[float | None, ...] = ()
-    """Width of each band, where the dataset says it; empty where it says none."""
+    """Width of each band; empty if the dataset lists none."""
 
     def __len__(self) -> int:
-        """Number of bands C."""
+        """Return the number of bands C."""
         return len(self.names)
 
     def nearest(self, wavelength_nm: float, *, tolerance_nm: float) -> int | None:
-        """Return the band whose centre is nearest to a wavelength, None if it is too far."""
+        """Return the index of the band nearest to a wavelength; None if none is within reach."""
         distances = [
             (abs(centre - wavelength_nm), index)
             for index, centre in enumerate(self.wavelengths_nm)
@@ -39,9 +39,8 @@ class Bands(Strict):
         return min(distances)[1]
 
     def rgb(self) -> tuple[int, int, int] | None:
-        """Return the bands that show red, green and blue, None if one is absent."""
-        found = [self.nearest(centre, tolerance_nm=45.0) for centre in (660.0, 560.0, 485.0)]
-        red, green, blue = found
+        """Return the indices of the red, green and blue bands; None if one is absent."""
+        red, green, blue = (self.nearest(nm, tolerance_nm=45.0) for nm in (660.0, 560.0, 485.0))
         if red is None or green is None or blue is None or len({red, green, blue}) < 3:
             return None
         return red, green, blue

@@ -1,12 +1,10 @@
 """The current shard of a training batch, and reductions over all shards.
 
-Under several processes each holds an equal shard of every batch. For the author of a method: pass
-every batch statistic and every count that a loss is divided by through `mean` (plain counts of
-images through `global_count`), and draw random numbers as usual (`nn.Dropout`, `torch.rand`), since
-the loop seeds torch's generators by seed, step, process and micro-batch.
+Under several processes each holds an equal shard of every batch. A method or head passes every
+batch statistic and every denominator of a loss through `mean`, and counts of images through
+`global_count`. With one process these functions return their argument.
 
-Micro-batches follow each other in one process: each has its own statistics and denominators, and
-their losses are averaged. With one process these functions return what they are given.
+Each micro-batch of a process has its own statistics and denominators; their losses are averaged.
 """
 
 from __future__ import annotations
@@ -20,20 +18,20 @@ from torch import Tensor
 
 from rsseg_cli import distributed
 
-_sharded = False
 # Not a context variable: recomputed blocks run in the threads of backward.
+_sharded = False
 
 
 @contextmanager
 def sharded() -> Iterator[None]:
-    """Treat the images in this block as this process' shard of a batch."""
+    """Treat the images in this block as the shard of a batch that this process holds."""
     with _set(distributed.world_size() > 1):
         yield
 
 
 @contextmanager
 def independent() -> Iterator[None]:
-    """Disable the averages over processes in this block: its images belong to no larger batch."""
+    """Disable averaging over processes in this block: its images are a batch of their own."""
     with _set(False):
         yield
 
@@ -49,7 +47,7 @@ def _set(value: bool) -> Iterator[None]:
 
 
 def is_sharded() -> bool:
-    """Return True if other processes hold other images of the same batch."""
+    """Return whether other processes hold other images of the same batch."""
     return _sharded
 
 
@@ -73,12 +71,12 @@ def _mean(tensor: Tensor) -> Tensor:
 
 
 class _Mean(torch.autograd.Function):
-    """The mean over processes; so is its gradient, as the loss is the mean of their losses."""
+    """Mean over processes. Its gradient is averaged too, as the loss is the mean of all losses."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        return distributed.average(tensor.clone(memory_format=torch.contiguous_format))
+        return distributed.reduce_mean(tensor.clone(memory_format=torch.contiguous_format))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return distributed.average(gradients[0].clone(memory_format=torch.contiguous_format))
+        return distributed.reduce_mean(gradients[0].clone(memory_format=torch.contiguous_format))

@@ -14,24 +14,27 @@ from rsseg_cli.settings import Strict
 
 @dataclass
 class Output:
-    """The prediction of a head for a batch; each head extends it."""
+    """Base class of the prediction of a head for a batch."""
 
     size: tuple[int, int]
     """(H, W) of the image."""
 
     def probabilities(self) -> Tensor:
-        """Class probabilities (B, K, H, W): non-negative, summing to 1 over K."""
+        """Compute class probabilities (B, K, H, W): non-negative, summing to 1 over K."""
         raise NotImplementedError
 
 
-O = TypeVar("O", bound=Output)  # noqa: E741 - the type of a head's output
+OutputT = TypeVar("OutputT", bound=Output)
 
 
-class Head(nn.Module, Generic[O]):
-    """Turns features into class scores and computes their loss.
+class Head(nn.Module, Generic[OutputT]):
+    """Base class of modules that compute class scores and losses from features.
 
-    A subclass takes `(config, dim, maps, classes)`: width D and number of the maps it will get,
-    and the number of classes K.
+    Args:
+        config: Settings.
+        dim: Width D of the feature maps.
+        maps: Number of feature maps.
+        classes: Number of classes K.
     """
 
     class Config(Strict):
@@ -39,7 +42,7 @@ class Head(nn.Module, Generic[O]):
 
         @property
         def queries_of_method(self) -> QueryShape | None:
-            """Shape of the queries that the head takes from the method; None: it takes none."""
+            """Shape of the queries that the method must provide; None if the head needs none."""
             return None
 
     class_weights: Tensor
@@ -49,16 +52,14 @@ class Head(nn.Module, Generic[O]):
         self.classes = classes
         self.register_buffer("class_weights", torch.ones(classes), persistent=False)
 
-    def forward(self, features: Features, size: tuple[int, int]) -> O:
-        """Score an image of `size` = (H, W) from its features."""
+    def forward(self, features: Features, size: tuple[int, int]) -> OutputT:
+        """Compute the prediction for images of `size` = (H, W)."""
         raise NotImplementedError
 
-    def losses(self, output: O, labels: Tensor) -> dict[str, Tensor]:
-        """Named, weighted terms of the loss.
+    def losses(self, output: OutputT, labels: Tensor) -> dict[str, Tensor]:
+        """Compute the weighted terms of the loss by name.
 
-        Args:
-            output: What `forward` returned.
-            labels: (B, H, W) class indices 0..K-1, `IGNORE` elsewhere. An image without any
-                labelled pixel adds 0 and no NaN.
+        `labels` are (B, H, W) class indices 0..K-1, `IGNORE` elsewhere. An image without labelled
+        pixels adds 0 to every term, not NaN.
         """
         raise NotImplementedError

@@ -1,18 +1,16 @@
-"""Method: the trainable modules around a frozen backbone, and hooks into training."""
+"""Method: trainable modules around a frozen backbone, and hooks into training."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Generic, Self
+from typing import TYPE_CHECKING, ClassVar, Generic, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
 from rsseg_cli.contract.backbone import Backbone
-from rsseg_cli.contract.features import Features, QueryShape, S, State
-from rsseg_cli.contract.step import Step
-from rsseg_cli.contract.token_grid import Grid
+from rsseg_cli.contract.features import Features, Grid, QueryShape, State, StateT
 from rsseg_cli.errors import RssegError
 from rsseg_cli.settings import Json, Strict
 
@@ -20,23 +18,53 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class Method(nn.Module, Generic[S]):
-    """How a frozen backbone is tuned. Every hook has a do-nothing default.
+class Probe(Protocol):
+    """Labelled samples whose gradients a method measures, apart from the training stream."""
 
-    A subclass takes `(config, backbone)` in its constructor, and `queries` as well if it makes
-    any. It may listen there (`Projection.listen`, `Backbone.listen_beside_mlp`). All that must
-    survive a restart lives in its parameters and buffers.
+    def backward(self) -> float:
+        """Return the task loss and store its gradients, replacing all others, in `.grad`.
+
+        They are fp32 and unscaled. Each call uses the same samples, crops, matching points and
+        random numbers.
+        """
+
+
+class Step(Protocol):
+    """The current training step."""
+
+    index: int
+    """Number of this step, from 0."""
+    total: int
+    """Number of steps of the whole run."""
+
+    def probes(self, count: int, *, samples: int = 1) -> Iterator[Probe]:
+        """Yield `count` probes of `samples` images each; several processes divide them.
+
+        No parameter is updated, the training stream is not used, and gradients are removed after
+        the last probe.
+        """
+
+    def average(self, tensor: Tensor) -> Tensor:
+        """Average a tensor over all processes, in place; all of them must call it."""
+
+
+class Method(nn.Module, Generic[StateT]):
+    """Base class of fine-tuning methods; every hook does nothing unless overridden.
+
+    A subclass takes `(config, backbone)` in its constructor, and `queries` if `makes_queries`. The
+    constructor may add branches (`Projection.add_branch`, `Backbone.add_parallel_branch`). State
+    that must survive a restart is kept in parameters and buffers.
     """
 
     class Config(Strict):
-        """Settings of the method; a subclass lists its own, each with its source."""
+        """Settings of the method; a subclass adds its own, each with its source."""
 
         def without_files(self) -> Self:
-            """Return settings that read no weights, for measuring what a step costs."""
+            """Return settings that read no weights, for measuring the cost of a step."""
             return self
 
     makes_queries: ClassVar[bool] = False
-    """Whether the constructor takes a `QueryShape`, which `finish` then makes queries of."""
+    """Whether the constructor takes a `QueryShape`, the shape of the queries of `finish`."""
     multiple: int = 1
     """Image sides are padded to a multiple of this and of the patch."""
 
@@ -47,77 +75,77 @@ class Method(nn.Module, Generic[S]):
 
     @classmethod
     def build(cls, config: Config, backbone: Backbone, queries: QueryShape | None = None) -> Self:
-        """Build the method for a head that takes such queries, or none.
+        """Build the method for a head that needs these queries, or none.
 
         Raises:
-            RssegError: The head takes queries and the method makes none.
+            RssegError: The head needs queries and the method has none.
         """
         if cls.makes_queries:
             return cls(config, backbone, queries)
         if queries is not None:
             raise RssegError(
-                "the head takes its queries from the method, which makes none",
+                "the head needs queries from the method, which has none",
                 where="head.query_position",
                 fix="head.query_position: learned, or a method with tokens, such as rein",
             )
         return cls(config, backbone)
 
     def trainable_parameters(self, backbone: Backbone) -> Iterator[tuple[str, Parameter]]:
-        """Return everything the method may ever train: its own and, if so, the backbone's.
+        """Yield all parameters that may train, with names.
 
-        Names of the backbone's parameters start with `backbone.`, its own with `method.`.
-        The loop sets `requires_grad` of these (and the head's) once; hooks may flip it later.
+        The method's names start with `method.`, those of the backbone, if any, with `backbone.`.
+        `Segmenter.freeze` enables `requires_grad` of these once; hooks may change it later.
         """
         for name, parameter in self.named_parameters():
             yield f"method.{name}", parameter
 
     def num_feature_maps(self, backbone: Backbone) -> int:
-        """Count the maps that `finish` hands to the head."""
+        """Return the number of feature maps of `finish`."""
         return len(backbone.out_indices)
 
     def no_weight_decay(self) -> Collection[Parameter]:
-        """Return own parameters without weight decay besides the biases, norms and scalars."""
+        """Return parameters without weight decay, besides biases, norms and scalars."""
         return ()
 
     def no_grad_clip(self) -> Collection[Parameter]:
-        """Return parameters whose gradients stay out of the shared clip."""
+        """Return parameters that gradient clipping leaves out."""
         return ()
 
     # --- forward -----------------------------------------------------------------------------
-    def begin(self, image: Tensor, grid: Grid) -> S:
-        """Start a pass: make the state, from the standardised image (B, C, H, W) if need be."""
+    def begin(self, image: Tensor, grid: Grid) -> StateT:
+        """Return the state of a new forward pass on a standardised image (B, C, H, W)."""
         return State(grid)  # type: ignore[return-value]
 
-    def before_block(self, index: int, tokens: Tensor, state: S) -> Tensor:
-        """Change the tokens (B, P+extra+N, D) that go into a block."""
+    def before_block(self, index: int, tokens: Tensor, state: StateT) -> Tensor:
+        """Return the input of a block from the output (B, P+extra+N, D) of the one before."""
         return tokens
 
-    def after_block(self, index: int, tokens: Tensor, state: S) -> Tensor:
-        """Change the tokens that come out of a block, before they are tapped."""
+    def after_block(self, index: int, tokens: Tensor, state: StateT) -> Tensor:
+        """Return the changed output of a block; feature maps are taken from the result."""
         return tokens
 
-    def finish(self, maps: list[Tensor], state: S) -> Features:
-        """Hand the tapped maps to the head, with queries and losses if the method has them."""
+    def finish(self, maps: list[Tensor], state: StateT) -> Features:
+        """Return the features for the head, with queries and losses if the method has them."""
         return Features(maps)
 
     # --- training ----------------------------------------------------------------------------
     def before_step(self, step: Step) -> None:
-        """Return what trains in this step (phases, selections); may run probes.
+        """Select the parameters that train in this step; may run probes.
 
-        After a restart `requires_grad` is as the loop first set it: derive it from buffers here.
+        After a restart `requires_grad` is as in the first step: derive it from buffers here.
         """
 
     def before_update(self, step: Step) -> None:
-        """Change gradients between backward and clip."""
+        """Change gradients after backward and before clipping."""
 
     def after_step(self, step: Step) -> None:
         """Restore parameters that this step must not change."""
 
     # --- files and pictures --------------------------------------------------------------------
     def adapter_state(self, backbone: Backbone) -> dict[str, Tensor]:
-        """Return the tensors of a model file: own state and the backbone's trained parameters.
+        """Return the tensors for a model file: the method's state and trained backbone parameters.
 
-        Values are absolute, not differences: loading them twice changes nothing.
+        Values are absolute, not differences: loading them twice is the same as once.
         """
         tensors = {f"method.{name}": tensor for name, tensor in self.state_dict().items()}
         for name, parameter in self.trainable_parameters(backbone):
@@ -127,40 +155,38 @@ class Method(nn.Module, Generic[S]):
 
     def load_adapter_state(self, tensors: dict[str, Tensor], backbone: Backbone) -> None:
         """Load the result of `adapter_state` into a newly built method and backbone."""
-        own = {
-            name.removeprefix("method."): t for name, t in tensors.items() if name[:7] == "method."
-        }
-        self.load_state_dict(own)
-        tuned = dict(self.trainable_parameters(backbone))
+        state = {n.removeprefix("method."): t for n, t in tensors.items() if n[:7] == "method."}
+        self.load_state_dict(state)
+        trainable = dict(self.trainable_parameters(backbone))
         with torch.no_grad():
             for name, tensor in tensors.items():
                 if name.startswith("backbone."):
-                    tuned[name].copy_(tensor)
+                    trainable[name].copy_(tensor)
 
     def log_entry(self) -> dict[str, Json]:
-        """Return what this method adds to a line of `metrics.jsonl`.
+        """Return the method's entries for a line of `metrics.jsonl`.
 
-        A mapping `cost` names shares of the training time, which the progress line shows.
+        An entry `cost` maps names to fractions of the training time, for the progress line.
         """
         return {}
 
     @classmethod
     def figures(cls, records: Sequence[dict[str, Json]]) -> Iterator[tuple[str, Figure]]:
-        """Draw the method's own figures for the report from the lines of `metrics.jsonl`."""
+        """Yield the method's figures for the report, with names, from lines of `metrics.jsonl`."""
         yield from ()
 
     def explanations(self) -> Mapping[str, tuple[str, ...]]:
-        """Return the maps of its own work that the method offers, each with the names it shows."""
+        """Return the names of the explanation maps, each with the names of its E layers."""
         return {}
 
-    def explain(self, name: str, state: S) -> Tensor:
-        """Compute one of these maps, in eval mode.
+    def explain(self, name: str, state: StateT) -> Tensor:
+        """Compute an explanation map, in eval mode.
 
         Args:
-            name: One of `explanations`, which names E things.
-            state: The state after the block that is explained (`Backbone.walk` with `stop`).
+            name: A key of `explanations`.
+            state: The state after the explained block (`Backbone.walk` with `stop`).
 
         Returns:
-            (B, E, h, w) shares of the E things per token: non-negative, summing to 1 over E.
+            (B, E, h, w) fractions of the E layers per token, summing to 1 over E.
         """
         raise NotImplementedError

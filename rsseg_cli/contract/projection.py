@@ -1,4 +1,4 @@
-"""The linear maps inside a block, and how an adapter listens to them."""
+"""Linear layers inside a block, and trainable branches beside them."""
 
 from __future__ import annotations
 
@@ -8,49 +8,47 @@ from typing import Literal, TypeAlias
 
 from torch import Tensor, nn
 
-Listener: TypeAlias = "partial[Tensor]"
+Branch: TypeAlias = "partial[Tensor]"
+"""`partial(module)` or `partial(function, module)`: unlike a closure it follows `deepcopy`, so that
+an EMA teacher does not share the adapters of its student."""
 Role = Literal["q", "k", "v", "fc1", "fc2"]
 
 
 @dataclass(frozen=True)
 class Projection:
-    """One linear map inside a block: `module`, and the rows of its output that play the role.
+    """Rows of a linear layer that compute queries, keys, values or a layer of the MLP.
 
-    Fused query-key-value matrices are one module with three row ranges. A role with several
-    matrices (the gated MLPs of EVA02 and DINOv3-H) has several projections.
+    A fused query-key-value layer is one module with three row ranges. The gated MLPs of EVA02 and
+    DINOv3-H have two projections with the role fc1.
     """
 
     module: nn.Linear
     rows: slice
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        """Apply these rows to tokens (..., D), past all listeners."""
+        """Apply these rows to tokens (..., D), without the branches."""
         bias = self.module.bias
         return nn.functional.linear(
             tokens, self.module.weight[self.rows], None if bias is None else bias[self.rows]
         )
 
-    def listen(self, listener: Listener) -> None:
-        """Add `listener(input)` (..., rows) to these rows of the output, from now on.
-
-        The listener is `functools.partial(module)` or `partial(function, module)`: unlike a
-        closure it follows `deepcopy`, so that a teacher does not share its student's adapters.
-        """
-        require_partial(listener)
-        self.module.register_forward_hook(partial(_add_rows, listener, self.rows))
+    def add_branch(self, branch: Branch) -> None:
+        """Add `branch(input)` (..., rows) to these rows of the output from now on."""
+        check_branch(branch)
+        self.module.register_forward_hook(partial(_add_rows, branch, self.rows))
 
 
 def _add_rows(
-    listener: Listener, rows: slice, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
+    branch: Branch, rows: slice, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
 ) -> Tensor:
-    delta = listener(inputs[0])
+    delta = branch(inputs[0])
     before, after = rows.start, output.shape[-1] - rows.stop
     return output + nn.functional.pad(delta, (before, after)) if before or after else output + delta
 
 
-def require_partial(listener: object) -> None:
-    """Refuse listeners that `deepcopy` would not follow."""
-    if not isinstance(listener, partial):
+def check_branch(branch: object) -> None:
+    """Raise a `TypeError` for a branch that `deepcopy` would not follow."""
+    if not isinstance(branch, partial):
         raise TypeError(
-            "a listener is functools.partial(function, module): closures share adapters"
+            "a branch is functools.partial(function, module): a copy shares what a closure holds"
         )

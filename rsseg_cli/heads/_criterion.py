@@ -46,7 +46,7 @@ class PointSampling:
 
 @dataclass
 class Predictions:
-    """Predictions of the decoder's layers."""
+    """Predictions of all layers of the decoder."""
 
     classes: Tensor
     """(layers, B, Q, K+1) logits; the last one is "no object"."""
@@ -76,19 +76,19 @@ def set_losses(
         class_weights: (K+1,), the last one for "no object".
     """
     with torch.autocast(labels.device.type, enabled=False):
-        full = Predictions(
+        predictions = Predictions(
             predictions.classes.float(),
             predictions.embeddings.float(),
             predictions.pixels.float(),
         )
-        is_present = present(labels, full.classes.shape[-1] - 1)
+        is_present = present(labels, predictions.classes.shape[-1] - 1)
         with torch.no_grad():
-            matching = match(_matching_costs(full, labels, sampling, weights), is_present)
+            matching = match(_matching_costs(predictions, labels, sampling, weights), is_present)
         masks = batch_shard.mean(is_present.sum().float()).clamp(min=1.0e-6)
-        cross_entropy, dice = _mask_terms(full, labels, matching, sampling)
+        class_term = _class_term(predictions.classes, is_present, matching, class_weights)
+        cross_entropy, dice = _mask_terms(predictions, labels, matching, sampling)
         return {
-            "class": weights.classes
-            * _class_term(full.classes, is_present, matching, class_weights),
+            "class": weights.classes * class_term,
             "mask": weights.masks * cross_entropy / masks,
             "dice": weights.dice * dice / masks,
         }
@@ -121,7 +121,11 @@ def _class_term(
 ) -> Tensor:
     """Compute the weighted mean cross-entropy of all queries; images without labels are left out.
 
-    `classes` are the logits (layers, B, Q, K+1), `is_present` the classes of each image (B, K).
+    Args:
+        classes: (layers, B, Q, K+1) logits.
+        is_present: (B, K) booleans: the image contains the class.
+        matching: The queries of these classes.
+        class_weights: (K+1,).
     """
     layers, batch, queries, width = classes.shape
     # An additional column receives the writes of the empty slots.
@@ -154,8 +158,7 @@ def _at_loss_points(
     """Sample the matched masks at their most uncertain candidates and at some uniform points.
 
     Returns:
-        Mask logits, fractions of the slot's class, and labelled fractions, each
-        (layers, B, N, P).
+        Mask logits, fractions of the slot's class, and labelled fractions, each (layers, B, N, P).
     """
     layers, _, slots = matching.queries.shape
     index = matching.queries[..., None].expand(-1, -1, -1, predictions.embeddings.shape[-1])

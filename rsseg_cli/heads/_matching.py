@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from rsseg_cli.heads._points import PointLabels
 
 WORST = 1.0e9
-"""Cost of a pair whose cost is not finite: matched only when no other pair is left."""
+"""Replacement of a cost that is not finite: such a pair is matched last."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,8 @@ def costs(
     targets = fractions.transpose(1, 2)  # (B, P, K)
     class_probability = classes.softmax(-1)[..., :-1]
     # The binary cross-entropy of logit x and target t is softplus(x) - x t: linear in t.
-    cross_entropy = (F.softplus(masks) @ labelled - masks @ targets) / labelled.sum(1)[
-        :, None
-    ].clamp(min=1.0e-6)
+    counts = labelled.sum(1)[:, None].clamp(min=1.0e-6)
+    cross_entropy = (F.softplus(masks) @ labelled - masks @ targets) / counts
     mask_probability = masks.sigmoid()
     sizes = mask_probability @ labelled + targets.sum(1)[:, None]
     dice = 1 - (2 * (mask_probability @ targets) + 1) / (sizes + 1)
@@ -72,7 +71,7 @@ def costs(
 def match(costs: Tensor, present: Tensor) -> Matching:
     """Assign a query to each present class at the least total cost.
 
-    This is the only place of a training step where the host waits for the device.
+    This is the only device synchronisation of a training step.
 
     Args:
         costs: (layers, B, Q, K).
@@ -96,8 +95,4 @@ def match(costs: Tensor, present: Tensor) -> Matching:
     if costs.is_cuda:
         tensor = tensor.pin_memory()
     tensor = tensor.to(costs.device, non_blocking=True)
-    return Matching(
-        queries=tensor[:layers],
-        classes=tensor[-1],
-        matched=tensor[layers:-1].bool(),
-    )
+    return Matching(tensor[:layers], tensor[-1], tensor[layers:-1].bool())

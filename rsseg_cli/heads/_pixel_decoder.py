@@ -1,9 +1,8 @@
 """Pixel decoder of Mask2Former: pixel embeddings and three mixed levels from four maps.
 
 Written from the paper (arXiv 2112.01527). Parameters have the names and shapes of
-`Mask2FormerPixelDecoder` in transformers, so that published checkpoints can be loaded. The 1x1
-projections act before the maps are resized: both orders give the same result, but this one costs
-a fraction.
+`Mask2FormerPixelDecoder` in transformers, so that published checkpoints can be loaded. Maps are
+resized after their 1x1 projections: the result is the same as before them and costs less.
 """
 
 from __future__ import annotations
@@ -41,13 +40,8 @@ def sine_positions(cells: Tensor) -> Tensor:
         return torch.stack((angle[:, 0::2].sin(), angle[:, 1::2].cos()), -1).flatten(1)
 
     rows, columns = encode(height), encode(width)
-    return torch.cat(
-        (
-            rows[:, None].expand(height, width, half),
-            columns[None].expand(height, width, half),
-        ),
-        -1,
-    ).flatten(0, 1)
+    shape = (height, width, half)
+    return torch.cat((rows[:, None].expand(shape), columns.expand(shape)), -1).flatten(0, 1)
 
 
 class DeformableEncoderLayer(nn.Module):
@@ -107,12 +101,8 @@ class DeformableEncoder(nn.Module):
         """Map levels (B, C, h, w) and their embeddings (levels, C) to maps of the same shapes."""
         sizes = [(level.shape[2], level.shape[3]) for level in levels]
         tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], 1)
-        positions = torch.cat(
-            [
-                sine_positions(level) + embed
-                for level, embed in zip(levels, level_embed, strict=True)
-            ]
-        )
+        embedded = zip(levels, level_embed, strict=True)
+        positions = torch.cat([sine_positions(level) + embed for level, embed in embedded])
         centres = cell_centres(sizes, tokens.device)
         for layer in self.layers:
             tokens = layer(tokens, positions, centres, sizes)

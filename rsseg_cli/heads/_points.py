@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from rsseg_cli.classes import IGNORE
 
 OUTSIDE = -1
-"""Label of a neighbour beyond the border, where a map counts as 0."""
+"""Label of a pixel beyond the border, where `grid_sample` reads 0 from maps."""
 
 
 def sample(maps: Tensor, points: Tensor) -> Tensor:
@@ -27,8 +27,7 @@ def spread(uniform: Tensor, labels: Tensor) -> Tensor:
     """Map points that are uniform on the unit square to uniform points on the labelled pixels.
 
     This is inverse transform sampling: y selects a row by its number of labelled pixels, then x
-    selects a labelled pixel of that row. Where all pixels are labelled the points stay the same.
-    There is no synchronisation with the device.
+    selects a labelled pixel of that row. If all pixels are labelled, the points stay the same.
 
     Args:
         uniform: (B, P, 2).

@@ -34,8 +34,8 @@ class QuerySelfAttention(nn.Module):
 
     def forward(self, queries: Tensor, positions: Tensor) -> Tensor:
         """Map queries (B, Q, C) with position embeddings (B, Q, C) to the same shape."""
-        placed = queries + positions
-        q, k, v = self.q_proj(placed), self.k_proj(placed), self.v_proj(queries)
+        positioned = queries + positions
+        q, k, v = self.q_proj(positioned), self.k_proj(positioned), self.v_proj(queries)
         attended: Tensor = self.out_proj(_attend(q, k, v, self.heads))
         return attended
 
@@ -56,16 +56,13 @@ class MaskedCrossAttention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-        """Attend.
+        """Compute the attention (B, Q, C) of queries (B, Q, C).
 
         Args:
-            queries: (B, Q, C).
+            queries: Content plus position.
             keys: (B, h*w, C).
             values: (B, h*w, C).
-            mask: (B, 1, Q, h*w) booleans: the query attends to the cell.
-
-        Returns:
-            (B, Q, C).
+            mask: (B, 1, Q, h*w), True where the query attends to the cell.
         """
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         inputs = zip((queries, keys, values), weights, biases, strict=True)
@@ -159,10 +156,8 @@ class QueryDecoder(nn.Module):
         heads: Attention heads.
         ffn: Hidden width of the MLPs.
         classes: Number of classes K.
-        position: Whether the queries' position embeddings are parameters of the decoder or an
-            argument of `forward`.
-        content: Whether the initial content of the queries is a parameter or a linear map of
-            their position embeddings.
+        position: "learned" position embeddings, or those that `forward` gets from the "method".
+        content: "learned" initial content, or "projected" from the position embeddings.
     """
 
     def __init__(
@@ -184,7 +179,7 @@ class QueryDecoder(nn.Module):
         self.level_embed = nn.Embedding(len(STRIDES) - 1, width)
         self.class_predictor = nn.Linear(width, classes + 1)
         self.content = nn.Linear(width, width) if content == "projected" else None
-        # Deleted only here, so that the other initial values do not depend on these settings.
+        # Deleted after drawing, so that the other initial values do not depend on these settings.
         if position == "method":
             del self.queries_embedder
         if content == "projected":
@@ -224,14 +219,11 @@ class QueryDecoder(nn.Module):
 
 @torch.no_grad()
 def attention_mask(embeddings: Tensor, pixels: Tensor) -> Tensor:
-    """Return where each query attends: inside its own mask, or everywhere if that is empty.
+    """Return the attention mask (B, 1, Q, h*w): True in a query's mask, all True if it is empty.
 
     Args:
-        embeddings: (B, Q, C) mask embeddings of the layer before.
+        embeddings: (B, Q, C) mask embeddings of the previous layer.
         pixels: (B, C, h*w) pixel embeddings on the level's grid.
-
-    Returns:
-        (B, 1, Q, h*w) booleans.
     """
     inside = embeddings @ pixels >= 0
     return (inside | ~inside.any(-1, keepdim=True))[:, None]

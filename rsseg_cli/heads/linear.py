@@ -32,11 +32,11 @@ class LinearOutput(Output):
 
 
 class Linear(Head[LinearOutput]):
-    """Sum of all maps after a layer norm and a 1x1 convolution each, with an optional decoder.
+    """Linear probe, or a convolutional decoder, on the sum of all projected maps.
 
-    With `width` 0 the projections are the class logits: a linear probe. Otherwise they have
-    `width` channels. The decoder then applies a 3x3 convolution, learned 2x upsamplings and a 1x1
-    convolution to the class logits. No layer depends on other images of the batch.
+    Each map passes a layer norm and a 1x1 convolution. With `width` 0 their sum is the class
+    logits. Otherwise it has `width` channels, and the decoder applies a 3x3 convolution, learned 2x
+    upsamplings and a 1x1 convolution to the logits. No layer mixes the images of a batch.
     """
 
     class Config(Head.Config):

@@ -44,15 +44,15 @@ class MaskOutput(Output):
 class Mask2Former(Head[MaskOutput]):
     """Pixel decoder and query decoder of Mask2Former, with a loss that leaves out `IGNORE`.
 
-    Map i is resized to stride 4 * 2**i of the image, so that maps of a plain transformer and of a
-    pyramid are treated alike. With fewer than four maps the coarser levels use the last one.
+    Map i is resized to stride 4 * 2**i of the image. With fewer than four maps the coarser levels
+    use the last one.
     """
 
     class Config(Head.Config):
         """Settings of the mask head; defaults as in Mask2Former."""
 
         width: int = Field(256, gt=0, multiple_of=32)
-        """Channels C of the decoders, and of `Features.queries` where the method has them."""
+        """Channels C of the decoders and of `Features.queries`."""
         queries: int = Field(100, ge=1)
         """Masks per image; at least the number of classes in an image."""
         query_position: Position = "learned"
@@ -89,8 +89,8 @@ class Mask2Former(Head[MaskOutput]):
         @property
         def queries_of_method(self) -> QueryShape | None:
             """Shape of the queries if their positions come from the method."""
-            linked = self.query_position == "method"
-            return QueryShape(self.queries, self.width) if linked else None
+            from_method = self.query_position == "method"
+            return QueryShape(self.queries, self.width) if from_method else None
 
         @model_validator(mode="after")
         def _heads_divide_width(self) -> Mask2Former.Config:
@@ -139,11 +139,10 @@ class Mask2Former(Head[MaskOutput]):
     def losses(self, output: MaskOutput, labels: Tensor) -> dict[str, Tensor]:
         """Compute the terms `class`, `mask` and `dice`, summed over the layers in `output`."""
         no_object = self.class_weights.new_full((1,), self.config.no_object)
-        terms: dict[str, Tensor] = set_losses(
+        return set_losses(  # type: ignore[no-any-return]  # the decorator hides the type
             output.predictions,
             labels,
             sampling=self.sampling,
             weights=self.weights,
             class_weights=torch.cat((self.class_weights, no_object)),
         )
-        return terms

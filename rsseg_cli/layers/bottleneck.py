@@ -30,6 +30,6 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., D) to (..., D)."""
-        act = F.relu if self.activation == "relu" else F.gelu
-        hidden = F.dropout(act(self.down(x)), self.dropout, self.training)
+        activation = F.relu if self.activation == "relu" else F.gelu
+        hidden = F.dropout(activation(self.down(x)), self.dropout, self.training)
         return self.up(hidden)  # type: ignore[no-any-return]

@@ -27,8 +27,8 @@ def cell_centres(sizes: Sequence[tuple[int, int]], device: torch.device) -> Tens
 class DeformableAttention(nn.Module):
     """Attention of each query to a few learned points around its reference point on every level.
 
-    Parameters have the names and shapes of Deformable DETR in transformers. The constructor does
-    not set their initial values; `initialise` does.
+    Parameters have the names and shapes of Deformable DETR in transformers; `initialise` sets their
+    initial values.
 
     Args:
         dim: Width D of queries, values and result.
@@ -50,8 +50,8 @@ class DeformableAttention(nn.Module):
     def initialise(self) -> None:
         """Set the published initial values.
 
-        All points have the same weight. Each head reads along a direction of its own, at 1, 2, ...
-        cells from the reference point.
+        All points have the same weight. Those of a head lie in one direction, different for each
+        head, at 1, 2, ... cells from the reference point.
         """
         for linear in (self.value_proj, self.output_proj):
             nn.init.xavier_uniform_(linear.weight)
@@ -72,7 +72,7 @@ class DeformableAttention(nn.Module):
         values: Tensor,
         sizes: Sequence[tuple[int, int]],
     ) -> Tensor:
-        """Compute the attention without waiting for the device or breaking a compiled graph.
+        """Compute the attention without device synchronisation or graph breaks.
 
         Args:
             queries: (B, Q, D).

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 class Haar(nn.Module):
     """Haar transform of 2x2 pixels into four bands, and its inverse.
 
-    The four bands of a channel are neighbours: low pass, then the differences along the row, along
-    the column and along both. The filters, outer products of [1, 1] / sqrt 2 and [1, -1] / sqrt 2,
-    are constants and not part of the state dict. Maps are in channels-last memory, so that either
-    direction costs one copy and one matrix product over pixels.
+    The four bands of a channel are adjacent: low pass, then the differences along the row, along
+    the column and along both. The filters are outer products of [1, 1] / sqrt 2 and
+    [1, -1] / sqrt 2. Results are in channels-last memory, so that each direction costs one copy and
+    one matrix product over pixels.
     """
 
     FILTERS = ((1, 1, 1, 1), (1, -1, 1, -1), (1, 1, -1, -1), (1, -1, -1, 1))

@@ -12,9 +12,8 @@ from torch.utils.checkpoint import checkpoint
 def recomputed(function: Callable[..., Any], *inputs: Any) -> Any:
     """Run a function without storing its activations; backward computes them again.
 
-    The function must not have side effects, as it runs twice. The saving is worth the time for
-    operations with many activations and little arithmetic: small convolutions and sampling, but
-    not large matrix products.
+    The function runs twice and must not have side effects. Use it for operations with many
+    activations and little arithmetic, such as small convolutions and sampling.
     """
     if not torch.is_grad_enabled():
         return function(*inputs)

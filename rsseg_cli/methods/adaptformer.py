@@ -43,4 +43,4 @@ class AdaptFormer(Method[State]):
         super().__init__(config, backbone)
         self.blocks = nn.ModuleList(BesideMlp(backbone.dim, config) for _ in range(backbone.depth))
         for index, block in enumerate(self.blocks):
-            backbone.listen_beside_mlp(index, partial(block))
+            backbone.add_parallel_branch(index, partial(block))

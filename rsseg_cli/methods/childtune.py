@@ -94,7 +94,7 @@ class ChildTune(Sparse):
         )
 
     def load_adapter_state(self, tensors: dict[str, Tensor], backbone: Backbone) -> None:
-        """Restore what `pack` collected."""
+        """Load the result of `adapter_state`."""
         if self.config.form == "D":
             super().load_adapter_state(tensors, backbone)
         else:

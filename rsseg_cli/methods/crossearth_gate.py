@@ -157,7 +157,7 @@ class CrossEarthGate(Method[State]):
         return self.frequency.begin(image, grid) if self.frequency else State(grid)
 
     def after_block(self, index: int, tokens: Tensor, state: State) -> Tensor:
-        """Apply the frequency module; the other two listen inside the block."""
+        """Apply the frequency module; the other two add branches inside the block."""
         if self.frequency and isinstance(state, Spectrum):
             return self.frequency.after_block(index, tokens, state)
         return tokens

@@ -210,7 +210,7 @@ class FisherTune(Sparse):
         self.candidates.open(False)
         total, seed = 0.0, int(self.draws)
         probes = step.probes(4, samples=self.config.samples)
-        for number, probe in zip(distributed.numbers(), probes, strict=False):
+        for number, probe in zip(distributed.round_robin(), probes, strict=False):
             if prior:
                 sample(prior, weights, centre, seed + number)
             total += probe.backward()
@@ -237,7 +237,7 @@ class FisherTune(Sparse):
         shifted = Natural(prior, centre, noise=noise) if shift else None
         seed = int(self.draws)
         probes = step.probes(config.estimation, samples=config.samples)
-        for number, probe in zip(distributed.numbers(), probes, strict=False):
+        for number, probe in zip(distributed.round_robin(), probes, strict=False):
             counted = 1.0
             if shift and shifted:
                 shifted.sample(weights, centre, seed + number)

@@ -55,4 +55,4 @@ class Lora(Method[State]):
                         alpha=config.alpha,
                     )
                     self.updates.append(update)
-                    projection.listen(partial(update))
+                    projection.add_branch(partial(update))

@@ -21,7 +21,7 @@ class EMATeacher:
 
     def __init__(self, student: Segmenter, decay: float) -> None:
         self.student, self.decay = student, decay
-        shared = {id(tensor): tensor for tensor in student.frozen()}
+        shared = {id(tensor): tensor for tensor in student.frozen_parameters()}
         self.model: Segmenter = copy.deepcopy(student, shared).eval()
         self._averages = dict(self.model.trainable_parameters())
         for parameter in self._averages.values():

@@ -160,7 +160,7 @@ def train(job: Job, progress: Progress, resumed: dict[str, Any] | None = None) -
             if ends:
                 distributed.barrier()  # for the one that writes
                 if late:
-                    distributed.remember("time is up", "yes")
+                    distributed.save_for_restart("time is up", "yes")
                 raise Interrupted(
                     f"stopped after step {done:,} of {settings.steps:,}"
                     + ": the time of --max-time is up" * late,
@@ -336,7 +336,7 @@ def _merit(score: dict[str, Json]) -> float:
 def _state(done: int, job: Job, trainer: Trainer, best: dict[str, Json] | None) -> dict[str, Any]:
     return trainer.state() | {
         "step": done,
-        "model": job.model.pack(),
+        "model": job.model.adapter_state(),
         "objective": job.objective.state(),
         "best": best,
     }
@@ -346,13 +346,13 @@ def _begin(
     job: Job, trainer: Trainer, progress: Progress, state: dict[str, Any] | None
 ) -> tuple[dict[str, Json] | None, int]:
     """Validate the start or load a saved state; return the best score and the first step."""
-    packed = sum(tensor.nbytes for tensor in job.model.pack().values())
+    packed = sum(tensor.nbytes for tensor in job.model.adapter_state().values())
     job.deadline.expect_state(packed + sum(2 * tensor.nbytes for tensor in trainer.tuned))
     if state is None:
         if job.validate and job.rate_start:
             return _validate(job, job.validate, None, 0, progress)[1], 0
         return None, 0
-    job.model.unpack(state["model"])
+    job.model.load_adapter_state(state["model"])
     trainer.restore(state)
     job.objective.restore(state["objective"])
     job.folder.cut(state["step"])

@@ -86,7 +86,7 @@ class RunFolder:
         """Write a model file together with its validation score."""
         if distributed.is_main():
             about = self.metadata | {"score": score, "step": step}
-            checkpoint.save_model(path, model.pack(), about)
+            checkpoint.save_model(path, model.adapter_state(), about)
 
     def save_resume(self, state: dict[str, Any]) -> None:
         """Write the state to resume from."""

@@ -181,7 +181,7 @@ class SelfTraining:
         label = torch.cat([part[1].long() for part in parts])
         alone = [isinstance(weight, Tensor) for _, _, weight in groups]  # weighed by themselves
         terms: dict[str, Tensor] = model(
-            image, label, groups=[count for _, count, _ in groups], apart=sum(alone)
+            image, label, groups=[count for _, count, _ in groups], local_groups=sum(alone)
         )
         losses: dict[str, Tensor] = {}
         for name, term in terms.items():
@@ -236,7 +236,7 @@ class PseudoLabelStatistics:
         """Return fractions of all valid pixels, over all processes; None without any batch."""
         if self.sums is None:
             return None
-        pixels, sure, confidence, *classes = distributed.total(self.sums).tolist()
+        pixels, sure, confidence, *classes = distributed.reduce_sum(self.sums).tolist()
         pixels = max(1.0, pixels)
         return {
             "coverage": sure / pixels,

@@ -77,7 +77,7 @@ class StepLog:
         self.check()
         now = time.perf_counter()
         seconds = max(now - self.since, 1e-9)
-        sums = distributed.average(torch.stack(list(self.sums.values()))).tolist()
+        sums = distributed.reduce_mean(torch.stack(list(self.sums.values()))).tolist()
         losses = {name: value / self.steps for name, value in zip(self.sums, sums, strict=True)}
         record: dict[str, Json] = {
             "step": step,

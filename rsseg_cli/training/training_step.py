@@ -58,7 +58,7 @@ class TaskProbe:
 
 @dataclass
 class TrainingStep:
-    """One update of the loop; see `rsseg_cli.contract.step.Step`.
+    """One update of the loop; see `rsseg_cli.contract.Step`.
 
     Attributes:
         index: Number of the step, from 0.
@@ -93,4 +93,4 @@ class TrainingStep:
 
     def average(self, tensor: Tensor) -> Tensor:
         """Average a tensor over all processes, in place."""
-        return distributed.average(tensor)
+        return distributed.reduce_mean(tensor)

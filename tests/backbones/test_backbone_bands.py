@@ -13,9 +13,9 @@ from rsseg_cli.backbones._band_adaptation import (
     InputStatistics,
     KernelAdaptation,
     adapt_kernel,
-    mixing,
-    native,
-    restatement,
+    mixing_matrix,
+    native_statistics,
+    uses_native_statistics,
 )
 from rsseg_cli.contract import Bands
 from rsseg_cli.errors import RssegError
@@ -55,21 +55,23 @@ def test_each_band_takes_its_colour(
     wavelengths: Sequence[float | None], rows: list[Sequence[float]]
 ) -> None:
     torch.testing.assert_close(
-        mixing(bands(*wavelengths), "interpolate"), torch.tensor(rows, dtype=torch.float32)
+        mixing_matrix(bands(*wavelengths), "interpolate"), torch.tensor(rows, dtype=torch.float32)
     )
 
 
 def test_red_green_blue_keep_their_kernels_bit_for_bit() -> None:
     rgb = kernel()
-    assert torch.equal(adapt_kernel(rgb, mixing(bands(660.0, 560.0, 485.0), "interpolate")), rgb)
-    turned = adapt_kernel(rgb, mixing(bands(485.0, 842.0, 660.0, 560.0), "interpolate"))
+    assert torch.equal(
+        adapt_kernel(rgb, mixing_matrix(bands(660.0, 560.0, 485.0), "interpolate")), rgb
+    )
+    turned = adapt_kernel(rgb, mixing_matrix(bands(485.0, 842.0, 660.0, 560.0), "interpolate"))
     assert torch.equal(turned[:, [2, 3, 0]], rgb * 0.75)
     torch.testing.assert_close(turned[:, 1], rgb.mean(1) * 0.75)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
 def test_cycle_is_timms_rule(count: int) -> None:
-    found = adapt_kernel(kernel(), mixing(bands(*[None] * count), "cycle"))
+    found = adapt_kernel(kernel(), mixing_matrix(bands(*[None] * count), "cycle"))
     torch.testing.assert_close(found, adapt_input_conv(count, kernel()))
 
 
@@ -86,12 +88,15 @@ def test_cycle_is_timms_rule(count: int) -> None:
 def test_bands_that_are_all_the_same_answer_as_grey_did(
     adapt: KernelAdaptation, wavelengths: Sequence[float | None]
 ) -> None:
-    found = adapt_kernel(kernel(), mixing(bands(*wavelengths), adapt))
+    found = adapt_kernel(kernel(), mixing_matrix(bands(*wavelengths), adapt))
     torch.testing.assert_close(found.sum(1), kernel().sum(1))
 
 
 def test_a_half_precision_kernel_stays_one() -> None:
-    assert adapt_kernel(kernel().half(), mixing(bands(None, None), "mean")).dtype == torch.float16
+    assert (
+        adapt_kernel(kernel().half(), mixing_matrix(bands(None, None), "mean")).dtype
+        == torch.float16
+    )
 
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -103,7 +108,7 @@ def test_native_statistics_whatever_the_order() -> None:
     stored = torch.randint(0, 256, (1, 3, 5, 5)).float()
     data_mean, data_std = torch.tensor(order.mean), torch.tensor(order.std)
     standardised = (stored - data_mean[:, None, None]) / data_std[:, None, None]
-    gain, offset = restatement(order, mixing(order, "interpolate"), MEAN, STD)
+    gain, offset = native_statistics(order, mixing_matrix(order, "interpolate"), MEAN, STD)
     colours = [2, 0, 1]
     expected = torch.stack(
         [
@@ -136,9 +141,12 @@ def test_when_native_statistics_are_used(
     stats: InputStatistics,
     expected: bool,
 ) -> None:
-    assert native(bands(*wavelengths, dtype=dtype), stats, pretrained=pretrained) is expected
+    assert (
+        uses_native_statistics(bands(*wavelengths, dtype=dtype), stats, pretrained=pretrained)
+        is expected
+    )
 
 
 def test_native_statistics_of_other_than_8_bits() -> None:
     with pytest.raises(RssegError, match="these are uint16"):
-        native(bands(660.0, 560.0, 485.0), "native", pretrained=True)
+        uses_native_statistics(bands(660.0, 560.0, 485.0), "native", pretrained=True)

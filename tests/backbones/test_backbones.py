@@ -1,4 +1,4 @@
-"""Every family walks its blocks as timm does, on any grid, with any bands, with listeners."""
+"""Every family walks its blocks as timm does, on any grid, with any bands, with branches."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rsseg_cli.backbones._timm import ModelSize, TimmBackbone
 from rsseg_cli.backbones.clip import Clip
 from rsseg_cli.backbones.dinov2 import Dinov2
 from rsseg_cli.backbones.dinov3 import Dinov3
-from rsseg_cli.backbones.dofa import PLAIN, Dofa
+from rsseg_cli.backbones.dofa import NO_HEAD, Dofa
 from rsseg_cli.backbones.eva02 import Eva02
 from rsseg_cli.backbones.mae import Mae
 from rsseg_cli.backbones.sam import Sam
@@ -36,7 +36,7 @@ CASES: dict[str, tuple[type[TimmBackbone], ModelSize, int]] = {
     "dinov3_biased": (Dinov3, ModelSize("vit_small_patch16_dinov3_qkvb.lvd1689m", 16, SMALL), 5),
     "eva02": (Eva02, ModelSize("eva02_base_patch14_224.mim_in22k", 14, SMALL), 1),
     "eva02_fused": (Eva02, ModelSize("eva02_small_patch14_224.mim_in22k", 14, SMALL), 1),
-    "dofa": (Dofa, ModelSize("vit_base_patch16_224.mae", 16, {**SMALL, **PLAIN}), 1),
+    "dofa": (Dofa, ModelSize("vit_base_patch16_224.mae", 16, {**SMALL, **NO_HEAD}), 1),
     "sam": (Sam, ModelSize("samvit_base_patch16.sa1b", 16, WINDOWS), 0),
 }
 EVERY = pytest.mark.parametrize("case", CASES)
@@ -218,27 +218,27 @@ def test_sam_refuses_prompts() -> None:
         backbone.run(0, tokens, grid, extra=1)
 
 
-# --- listeners ------------------------------------------------------------------------------------
+# --- branches -------------------------------------------------------------------------------------
 
 
 @EVERY
 @pytest.mark.parametrize("role", ROLES)
-def test_listening_equals_changing_the_weight(case: str, role: Role) -> None:
+def test_a_branch_equals_changing_the_weight(case: str, role: Role) -> None:
     """LoRA's sum at a projection is the same as a sum in the rows of its weight."""
-    listened, changed = make(case), make(case)
-    image = picture(listened, 3, 2)
+    branched, changed = make(case), make(case)
+    image = picture(branched, 3, 2)
     generator = torch.Generator().manual_seed(4)
-    count = len(listened.projections(1, role))
+    count = len(branched.projections(1, role))
     assert count == (2 if role == "fc1" and case in ("dinov3_gated", "eva02") else 1)
     for ours, theirs in zip(
-        listened.projections(1, role), changed.projections(1, role), strict=True
+        branched.projections(1, role), changed.projections(1, role), strict=True
     ):
         rows = len(range(*ours.rows.indices(ours.module.out_features)))
         delta = torch.randn(rows, ours.module.in_features, generator=generator) * 0.3
-        ours.listen(partial(torch.nn.functional.linear, weight=delta))
+        ours.add_branch(partial(torch.nn.functional.linear, weight=delta))
         with torch.no_grad():
             theirs.module.weight[theirs.rows] += delta
-    found, expected = maps(listened, image), maps(changed, image)
+    found, expected = maps(branched, image), maps(changed, image)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(found[-1], maps(make(case), image)[-1], atol=1e-3)
 
@@ -260,7 +260,7 @@ def test_thirds_of_a_fused_matrix_and_parts_of_a_split_one() -> None:
 
 @EVERY
 def test_beside_the_mlp(case: str) -> None:
-    """What listens there gets the stream between the branches, and is added after the scale."""
+    """A branch there gets the stream between the branches, and is added after the scale."""
     backbone = make(case)
     tokens, grid = backbone.embed(picture(backbone, 3, 2))
     with torch.no_grad():
@@ -270,7 +270,7 @@ def test_beside_the_mlp(case: str) -> None:
             projection.module.bias.zero_()
         between = backbone.run(1, tokens, grid)
     fresh = make(case)
-    fresh.listen_beside_mlp(1, partial(torch.mul, 0.5))
+    fresh.add_parallel_branch(1, partial(torch.mul, 0.5))
     with torch.no_grad():
         after = fresh.run(1, tokens, grid)
         untouched = fresh.run(0, tokens, grid)
@@ -279,11 +279,11 @@ def test_beside_the_mlp(case: str) -> None:
 
 
 @EVERY
-def test_listeners_follow_a_copy(case: str) -> None:
+def test_branches_follow_a_copy(case: str) -> None:
     backbone = make(case)
     adapters = nn.ModuleList([nn.Linear(32, 32) for _ in range(2)])
-    backbone.projections(0, "q")[0].listen(partial(_answer, adapters[0]))
-    backbone.listen_beside_mlp(1, partial(_answer, adapters[1]))
+    backbone.projections(0, "q")[0].add_branch(partial(_answer, adapters[0]))
+    backbone.add_parallel_branch(1, partial(_answer, adapters[1]))
     model = nn.ModuleList([backbone, adapters])
     image = picture(backbone, 2, 2)
     before = maps(backbone, image)[-1]

@@ -108,8 +108,8 @@ def test_built_in_statistics_are_the_published_ones() -> None:
 def test_a_part_of_a_wide_image_is_that_part() -> None:
     """Grids that are not square: places count from the corner, row and column each their own."""
     backbone = Galileo(Galileo.Config(name="galileo_nano", weights=WEIGHTS), bands(LANDSAT))
-    wide, tall = backbone.placing(Grid(2, 5, 4)), backbone.placing(Grid(5, 2, 4))
-    square = backbone.placing(Grid(5, 5, 4))
+    wide, tall = backbone.encodings(Grid(2, 5, 4)), backbone.encodings(Grid(5, 2, 4))
+    square = backbone.encodings(Grid(5, 5, 4))
     assert wide.shape == (2, 5, 4, 128)
     torch.testing.assert_close(wide, square[:2])
     torch.testing.assert_close(tall, square[:, :2])
@@ -155,20 +155,20 @@ def test_normed_taps() -> None:
 
 
 @pytest.mark.parametrize("role", ["q", "k", "v", "fc1", "fc2"])
-def test_listening_equals_changing_the_weight(role: Role) -> None:
-    listened, changed = random(LANDSAT), random(LANDSAT)
+def test_a_branch_equals_changing_the_weight(role: Role) -> None:
+    branched, changed = random(LANDSAT), random(LANDSAT)
     image = torch.randn(1, 6, 16, 24)
-    (ours,), (theirs,) = listened.projections(1, role), changed.projections(1, role)
+    (ours,), (theirs,) = branched.projections(1, role), changed.projections(1, role)
     delta = torch.randn_like(ours.module.weight) * 0.2
-    ours.listen(partial(torch.nn.functional.linear, weight=delta))
+    ours.add_branch(partial(torch.nn.functional.linear, weight=delta))
     with torch.no_grad():
         theirs.module.weight += delta
-    found, expected = walk(listened, image)[0], walk(changed, image)[0]
+    found, expected = walk(branched, image)[0], walk(changed, image)[0]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(found[1], walk(random(LANDSAT), image)[0][1], atol=1e-3)
 
 
-def test_extra_tokens_and_listeners_beside_the_mlp() -> None:
+def test_extra_tokens_and_branches_beside_the_mlp() -> None:
     backbone = random(LANDSAT)
     tokens, grid = backbone.embed(torch.randn(1, 6, 16, 24))
     prompts = torch.randn(1, 3, 128)
@@ -177,7 +177,7 @@ def test_extra_tokens_and_listeners_beside_the_mlp() -> None:
         behind = backbone.run(0, torch.cat([tokens, prompts], 1), grid, extra=3)
         torch.testing.assert_close(ahead[:, 3:], behind[:, :-3])
         before = backbone.run(1, tokens, grid)
-        backbone.listen_beside_mlp(1, partial(torch.full_like, fill_value=2.0))
+        backbone.add_parallel_branch(1, partial(torch.full_like, fill_value=2.0))
         torch.testing.assert_close(backbone.run(1, tokens, grid), before + 2)
 
 

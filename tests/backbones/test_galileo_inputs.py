@@ -12,7 +12,7 @@ import torch
 from test_galileo import LANDSAT, SENTINEL, bands, random, walk
 from torch import Tensor
 
-from rsseg_cli.backbones._galileo_bands import PUBLISHED, plan
+from rsseg_cli.backbones._galileo_bands import PUBLISHED, assign_groups
 from rsseg_cli.backbones.galileo import Galileo
 from rsseg_cli.contract import fingerprint
 from rsseg_cli.errors import RssegError, RssegWarning, UnreadableError
@@ -33,9 +33,9 @@ def test_groups_by_wavelength_whatever_the_order(
 ) -> None:
     turned = dict(reversed(centres.items()))
     for order in (centres, turned):
-        recipe = plan(bands(order))
-        assert recipe.present == groups
-        for slots in recipe.groups.values():
+        assignment = assign_groups(bands(order))
+        assert assignment.names == groups
+        for slots in assignment.groups.values():
             for slot, index in slots.items():
                 assert abs(list(order.values())[index] - SENTINEL[slot]) <= 60
 
@@ -70,7 +70,7 @@ def test_an_index_of_empty_pixels_is_0() -> None:
 )
 def test_a_band_without_use_is_said(centres: dict[str, float], unused: str) -> None:
     with pytest.warns(RssegWarning, match=f"no use for {unused}:"):
-        plan(bands(centres))
+        assign_groups(bands(centres))
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_bands_that_galileo_cannot_place(
 ) -> None:
     own = bands({"a": 1.0, "b": 2.0, "c": 3.0}, wavelengths_nm=wavelengths)
     with pytest.raises(RssegError, match=problem) as caught:
-        plan(own)
+        assign_groups(own)
     assert "dataset.yaml" in caught.value.where
 
 

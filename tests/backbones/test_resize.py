@@ -14,7 +14,7 @@ from timm.layers.patch_embed import resample_patch_embed
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor
 
-from rsseg_cli.backbones._resize import BARE, TIMM, Positions, resize_kernel, resize_positions
+from rsseg_cli.backbones._resize import PLAIN, TIMM, PositionRule, resize_kernel, resize_positions
 from rsseg_cli.backbones._timm import TimmBackbone
 from rsseg_cli.backbones.dinov2 import Dinov2
 from rsseg_cli.errors import RssegError
@@ -53,7 +53,7 @@ def test_positions_without_smoothing(offset: float, new: tuple[int, int]) -> Non
     )
     grid = table(6, 6).reshape(6, 6, 5)
     expected = torch.einsum("hr,wc,rcd->hwd", down, across, grid).reshape(1, -1, 5)
-    found = resize_positions(table(6, 6), (6, 6), new, Positions(antialias=False, offset=offset))
+    found = resize_positions(table(6, 6), (6, 6), new, PositionRule(antialias=False, offset=offset))
     assert found.shape == (1, new[0] * new[1], 5)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
@@ -67,7 +67,7 @@ def test_positions_as_timm(new: tuple[int, int]) -> None:
 def test_the_rules_differ_by_what_the_sheet_of_facts_says() -> None:
     """37 -> 32 places of random positions differ by 23 %."""
     places = torch.randn(1, 37 * 37, 64, generator=torch.Generator().manual_seed(0))
-    smooth, bare = (resize_positions(places, (37, 37), (32, 32), rule) for rule in (TIMM, BARE))
+    smooth, bare = (resize_positions(places, (37, 37), (32, 32), rule) for rule in (TIMM, PLAIN))
     assert ((smooth - bare).norm() / bare.norm()).item() == pytest.approx(0.23, abs=0.005)
 
 
@@ -106,7 +106,7 @@ def test_every_family_places_its_patches_by_the_rule(case: str) -> None:
     else:
         old = timm.model.patch_embed.grid_size
         rows = places[:, places.shape[1] - old[0] * old[1] :]
-    smooth, bare = (resize_positions(rows, old, grid, rule) for rule in (TIMM, BARE))
+    smooth, bare = (resize_positions(rows, old, grid, rule) for rule in (TIMM, PLAIN))
     expected = (bare - smooth).expand(2, -1, -1)
     torch.testing.assert_close(tokens[1] - tokens[0], expected, rtol=1e-4, atol=1e-4)
     assert timm.origin["resize"] == "timm"
@@ -116,13 +116,13 @@ def test_every_family_places_its_patches_by_the_rule(case: str) -> None:
 @pytest.mark.parametrize(
     ("case", "rule"),
     [
-        ("dinov2", Positions(antialias=False, offset=0.1)),
+        ("dinov2", PositionRule(antialias=False, offset=0.1)),
         ("dinov2_reg", TIMM),
-        ("mae", BARE),
-        ("eva02", BARE),
+        ("mae", PLAIN),
+        ("eva02", PLAIN),
     ],
 )
-def test_authors(case: str, rule: Positions) -> None:
+def test_authors(case: str, rule: PositionRule) -> None:
     assert make(case, resize="authors").positions == rule
     assert make(case).positions == TIMM
 

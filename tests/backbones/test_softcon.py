@@ -12,7 +12,7 @@ import torch
 from test_dofa import go_offline
 from torch import Tensor
 
-from rsseg_cli.backbones._resize import Positions
+from rsseg_cli.backbones._resize import PositionRule
 from rsseg_cli.backbones.softcon import OPTICAL_NM, Softcon
 from rsseg_cli.contract import Bands
 from rsseg_cli.errors import RssegError
@@ -129,7 +129,7 @@ def test_parameters_at_base() -> None:
 
 def test_authors_resize_as_dinov2_does(published: tuple[dict[str, Tensor], Path]) -> None:
     authors = load(published[1], GF2, resize="authors")
-    assert authors.positions == Positions(antialias=False, offset=0.1)
+    assert authors.positions == PositionRule(antialias=False, offset=0.1)
     image = torch.randn(1, 4, 56, 98)
     assert not torch.equal(authors.embed(image)[0], load(published[1], GF2).embed(image)[0])
 

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-import pytest
-from paths import ENVIRONMENT, SUPPORT
-from runs import SMALL, rsseg, write_city
-from scenes import random_samples, write_raster
-from test_training_processes import free_port
-from torch import Tensor
-from torch.distributed import HashStore, TCPStore
-from training_jobs import same, weights
-
+from paths import ENVIRONMENT
+from paths import SUPPORT
 from rsseg_cli import distributed
 from rsseg_cli.data.tiles.tile_stream import Batch
 from rsseg_cli.training.loop import Trainer
 from rsseg_cli.training.run_folder import RunFolder
+from runs import SMALL
+from runs import rsseg
+from runs import write_city
+from scenes import random_samples
+from scenes import write_raster
+from test_training_processes import free_port
+from torch import Tensor
+from torch.distributed import HashStore
+from torch.distributed import TCPStore
+from training_jobs import same
+from training_jobs import weights
+import json
+import pytest
+import subprocess
+import sys
+import time
 
 STEP, REPORT = "rsseg_cli.training.loop:Trainer.step", "rsseg_cli.commands.fit.job:write_report"
 INFER = "rsseg_cli.commands.predict.scene_predictor:ModelInfer.__call__"
@@ -107,14 +112,14 @@ def test_what_is_begun_is_known_after_a_restart_only(
     tmp_path: Path, launch: Callable[[], None]
 ) -> None:
     distributed.mark_begun(tmp_path / "run")
-    distributed.remember("started", "5.0")
+    distributed.save_for_restart("started", "5.0")
     assert not distributed.begun_before_restart(tmp_path / "run")
     assert distributed.seconds_before_restart() == 0
     launch()
     assert distributed.begun_before_restart(tmp_path / "run")
     assert not distributed.begun_before_restart(tmp_path / "other")
-    distributed.remember("started", "6.0")
-    assert distributed.recall("started") == "5.0"
+    distributed.save_for_restart("started", "6.0")
+    assert distributed.value_before_restart("started") == "5.0"
     assert distributed.seconds_before_restart() > 1e9
 
 
@@ -122,9 +127,11 @@ def test_old_keys_of_a_store_do_not_mislead_the_processes() -> None:
     store, seen = HashStore(), []
     for _ in range(3):
         with ThreadPoolExecutor(3) as pool:
-            late = [pool.submit(distributed._agree, store, number, 3) for number in (1, 2)]
+            late = [
+                pool.submit(distributed._agree_on_attempt, store, number, 3) for number in (1, 2)
+            ]
             time.sleep(0.05)  # they find the offer of the attempt before
-            ids = {distributed._agree(store, 0, 3), *(each.result() for each in late)}
+            ids = {distributed._agree_on_attempt(store, 0, 3), *(each.result() for each in late)}
         assert len(ids) == 1
         seen += ids
     assert len(set(seen)) == 3

@@ -46,7 +46,7 @@ def test_five_percent_train_and_the_rest_stays_bit_equal() -> None:
     for old, new, mask in zip(before, weights(model), masks, strict=True):
         assert torch.equal(old[~mask], new[~mask])
     restarted, other = made("childtune", seed=4, samples=8, warmup=2)
-    restarted.unpack(model.pack())
+    restarted.load_adapter_state(model.adapter_state())
     assert all(torch.equal(a, b) for a, b in zip(masks, chosen(other), strict=True))
     assert all(torch.equal(a, b) for a, b in zip(weights(model), weights(restarted), strict=True))
 
@@ -96,10 +96,10 @@ def test_form_f_moves_everything_and_restarts_exactly() -> None:
     adam = train(model, range(20), total=24)
     moved = [(a != b).float().mean() for a, b in zip(before, weights(model), strict=True)]
     assert float(torch.stack(moved).min()) > 0.98
-    packed = {name: tensor.clone() for name, tensor in model.pack().items()}
+    packed = {name: tensor.clone() for name, tensor in model.adapter_state().items()}
     assert sum(name.startswith("backbone.") for name in packed) == 12
     other, _ = made("childtune", seed=3, form="F", ratio=0.3)
-    other.unpack(packed)
+    other.load_adapter_state(packed)
     for one in (model, other):  # moments start anew in both
         train(one, range(20, 24), total=24)
     assert all(torch.equal(a, b) for a, b in zip(weights(model), weights(other), strict=True))

@@ -102,11 +102,11 @@ def test_any_image_size(method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_loss_falls_and_the_rest_stays(method: str) -> None:
     model = make(method)
-    before = [tensor.clone() for tensor in model.frozen()]
-    assert all(not tensor.requires_grad for tensor in model.frozen())
+    before = [tensor.clone() for tensor in model.frozen_parameters()]
+    assert all(not tensor.requires_grad for tensor in model.frozen_parameters())
     losses = steps(model, 8)
     assert losses[-1] < losses[0]
-    for old, new in zip(before, model.frozen(), strict=True):
+    for old, new in zip(before, model.frozen_parameters(), strict=True):
         assert torch.equal(old, new)
 
 
@@ -125,11 +125,11 @@ def test_pack_and_unpack_into_a_new_model(method: str) -> None:
     model = make(method)
     steps(model)
     perturb(model)
-    packed = {name: tensor.clone() for name, tensor in model.pack().items()}
+    packed = {name: tensor.clone() for name, tensor in model.adapter_state().items()}
     image, _ = batch()
     other = make(method, seed=5)
-    other.unpack(packed)
-    other.unpack(packed)  # absolute values: twice changes nothing
+    other.load_adapter_state(packed)
+    other.load_adapter_state(packed)  # absolute values: twice changes nothing
     assert torch.equal(model.eval().probabilities(image), other.eval().probabilities(image))
 
 
@@ -137,15 +137,17 @@ def test_pack_and_unpack_into_a_new_model(method: str) -> None:
 def test_a_teacher_shares_only_what_is_frozen(method: str) -> None:
     student = make(method).eval()
     perturb(student)
-    teacher = copy.deepcopy(student, memo={id(tensor): tensor for tensor in student.frozen()})
+    teacher = copy.deepcopy(
+        student, memo={id(tensor): tensor for tensor in student.frozen_parameters()}
+    )
     image, _ = batch()
     before = student.probabilities(image)
     assert torch.equal(teacher.probabilities(image), before)
     perturb(teacher)
     assert torch.equal(student.probabilities(image), before)
     assert not torch.equal(teacher.probabilities(image), before)
-    ours = {id(tensor) for tensor in student.frozen()}
-    assert {id(tensor) for tensor in teacher.frozen()} == ours
+    ours = {id(tensor) for tensor in student.frozen_parameters()}
+    assert {id(tensor) for tensor in teacher.frozen_parameters()} == ours
 
 
 @pytest.mark.parametrize("method", METHODS)

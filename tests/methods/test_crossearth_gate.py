@@ -294,9 +294,9 @@ def test_unselected_modules_act_unless_bypassed() -> None:
 def test_a_restart_keeps_what_is_active(unselected: str) -> None:
     model, method = gated(unselected=unselected)
     train(model, range(7))
-    packed = {name: tensor.clone() for name, tensor in model.pack().items()}
+    packed = {name: tensor.clone() for name, tensor in model.adapter_state().items()}
     other, resumed = gated(seed=9, unselected=unselected)
-    other.unpack(packed)
+    other.load_adapter_state(packed)
     assert train(model, range(7, 8)) == train(other, range(7, 8)) == [0]
     flags = [p.requires_grad for p in method.parameters()]
     assert [p.requires_grad for p in resumed.parameters()] == flags
@@ -316,7 +316,9 @@ def test_a_copy_chooses_for_itself() -> None:
     model, method = gated(unselected="bypass")
     shake(model)
     train(model, range(1))
-    teacher = copy.deepcopy(model, memo={id(tensor): tensor for tensor in model.frozen()})
+    teacher = copy.deepcopy(
+        model, memo={id(tensor): tensor for tensor in model.frozen_parameters()}
+    )
     theirs = teacher.method
     assert isinstance(theirs, CrossEarthGate)
     ours = {id(p) for p in method.parameters()} | {id(b) for b in method.buffers()}

@@ -232,13 +232,13 @@ def test_two_processes_choose_the_same() -> None:
 def test_a_restart_changes_no_bit(kind: str, stop: int) -> None:
     model, method = fishertune(schedule=kind)
     adam = train(model, range(stop), total=14)
-    state = {name: tensor.clone() for name, tensor in model.pack().items()}
+    state = {name: tensor.clone() for name, tensor in model.adapter_state().items()}
     moments = {k: v.clone() if isinstance(v, Tensor) else v for k, v in adam.state_dict().items()}
     moments = torch.load(_saved(moments), weights_only=True)
     train(model, range(stop, 14), total=14, adam=adam)
 
     other, resumed = fishertune(seed=9, schedule=kind)
-    other.unpack(state)
+    other.load_adapter_state(state)
     again = optimizer.build(SETTINGS, other)
     again.load_state_dict(moments)
     train(other, range(stop, 14), total=14, adam=again)
@@ -260,9 +260,9 @@ def _saved(state: Any) -> Any:
 
 def test_the_file_holds_eight_bytes_an_element(tmp_path: Path) -> None:
     model, method = fishertune(share_max=0.3)
-    model.weights_are_public = True
+    model.backbone.weights_are_public = True
     train(model, range(8), total=8)
-    packed = {name: tensor.clone() for name, tensor in model.pack().items()}
+    packed = {name: tensor.clone() for name, tensor in model.adapter_state().items()}
     assert not any(name.startswith(("rest.", "backbone.")) for name in packed)
     own = {name: tensor for name, tensor in packed.items() if name.startswith("method.")}
     save_model(tmp_path / "model.safetensors", own, {})
@@ -271,9 +271,9 @@ def test_the_file_holds_eight_bytes_an_element(tmp_path: Path) -> None:
     # 15,209,933 elements and the counts of 120 parts: 122 MB.
     assert round((8 * 15_209_933 + 4 * 120 * 100) / 1e6) == 122
     fresh, loaded = fishertune(share_max=0.3)
-    fresh.weights_are_public = True
+    fresh.backbone.weights_are_public = True
     for _ in range(2):
-        fresh.unpack(packed)
+        fresh.load_adapter_state(packed)
         for a, b in zip(weights(model), weights(fresh), strict=True):
             assert torch.equal(a, b)
     assert all(

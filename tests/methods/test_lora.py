@@ -45,5 +45,5 @@ def test_counts_at_vit_large(rank: int, count: int) -> None:
 def test_a_closure_is_refused() -> None:
     model = make("frozen")
     with pytest.raises(TypeError, match="partial"):
-        model.backbone.listen_beside_mlp(0, lambda tokens: tokens)  # type: ignore[arg-type]
+        model.backbone.add_parallel_branch(0, lambda tokens: tokens)  # type: ignore[arg-type]
     assert BANDS.rgb() == (2, 1, 0)

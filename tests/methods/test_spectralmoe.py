@@ -295,7 +295,8 @@ def test_both_encoders_stay_and_are_not_in_the_file() -> None:
     backbone = tiny_vit()
     method = build(backbone, perturbed=False)
     head = Linear(Linear.Config(), dim=64, maps=4, classes=3)
-    model = Segmenter(backbone, method, head, RGB, weights_are_public=True)
+    backbone.weights_are_public = True
+    model = Segmenter(backbone, method, head, RGB)
     frozen = [*backbone.parameters(), *method.view.parameters()]
     before = [parameter.clone() for parameter in frozen]
     adam = torch.optim.AdamW([p for _, p in model.trainable_parameters()], lr=1e-2)
@@ -304,7 +305,7 @@ def test_both_encoders_stay_and_are_not_in_the_file() -> None:
         torch.autograd.backward(torch.stack(list(losses.values())).sum())
         adam.step()
     assert all(torch.equal(a, b) for a, b in zip(before, frozen, strict=True))
-    packed = model.pack()
+    packed = model.adapter_state()
     assert not [name for name in packed if "view" in name]
     assert packed["method.depth_digest"].numel() == 32
 

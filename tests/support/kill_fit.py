@@ -6,26 +6,27 @@ and whether it can be read.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from fakes import build
+from pathlib import Path
+from rsseg_cli.data.tiles.tile_stream import Batch
+from rsseg_cli.segmenter import Segmenter
+from rsseg_cli.training import checkpoint
+from safetensors.torch import save_file
+from training_jobs import Scores
+from training_jobs import Tiles
+from training_jobs import job
+from training_jobs import run
+from typing import Any
+from unittest.mock import patch
 import os
 import random
 import signal
 import sys
 import threading
 import time
-import traceback
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-from unittest.mock import patch
-
 import torch
-from fakes import build
-from safetensors.torch import save_file
-from training_jobs import Scores, Tiles, job, run
-
-from rsseg_cli.data.tiles.tile_stream import Batch
-from rsseg_cli.segmenter import Segmenter
-from rsseg_cli.training import checkpoint
+import traceback
 
 STEPS = 14
 PAUSE_S = 0.02
@@ -116,7 +117,7 @@ def main(whole: Path, killed: Path) -> None:
     """Fit once undisturbed, then killed again and again."""
     torch.set_num_threads(1)
     model = build("lora", rank=4)
-    model.weights_are_public = True  # small files
+    model.backbone.weights_are_public = True  # small files
     assert in_child(whole, model, None, 0)
     rng = random.Random(0)
     for number in range(40):

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
-from functools import cache
-from typing import Any
-
-import torch
 from fakes import FakeStep
-from test_contract import BANDS, HEADS, TINY, batch, head_settings
-from torch import Tensor
-
-from rsseg_cli.contract import Backbone, Head, Method
+from functools import cache
+from rsseg_cli.contract import Backbone
+from rsseg_cli.contract import Head
+from rsseg_cli.contract import Method
 from rsseg_cli.errors import RssegError
-from rsseg_cli.find import find, names
+from rsseg_cli.find import find
+from rsseg_cli.find import names
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training import optimizer
+from test_contract import BANDS
+from test_contract import HEADS
+from test_contract import TINY
+from test_contract import batch
+from test_contract import head_settings
+from torch import Tensor
+from typing import Any
+import copy
+import torch
 
 FAMILIES = names("backbones")
 PATCH = 8
@@ -77,21 +82,21 @@ def build(method: str, family: str, seed: int = 0) -> Segmenter:
 def check(method: str, family: str) -> None:
     """Hold a pair to the core of the contract."""
     model = build(method, family)
-    before = [tensor.clone() for tensor in model.frozen()]
+    before = [tensor.clone() for tensor in model.frozen_parameters()]
     tuned = {name: tensor.detach().clone() for name, tensor in model.trainable_parameters()}
     loss = _step(model)
     assert torch.isfinite(loss), "the loss is no number"
     assert any(
         not torch.equal(tensor, tuned[name]) for name, tensor in model.trainable_parameters()
     )
-    for old, new in zip(before, model.frozen(), strict=True):
+    for old, new in zip(before, model.frozen_parameters(), strict=True):
         assert torch.equal(old, new), "something frozen has moved"
     image, _ = batch(32, 40)
     scores = model.eval().probabilities(image)
     assert scores.shape == (2, 3, 32, 40)
     assert torch.allclose(scores.sum(1), torch.ones(2, 32, 40), atol=1e-4)
     other = build(method, family, seed=1)
-    other.unpack(model.pack())
+    other.load_adapter_state(model.adapter_state())
     assert torch.equal(other.eval().probabilities(image), scores), "it does not come back"
 
 

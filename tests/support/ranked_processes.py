@@ -61,7 +61,7 @@ def exchange(folder: Path) -> None:
         got: dict[str, Any] = {
             "gathered": distributed.gather({"twice": 2 * rank}),
             "broadcast": distributed.broadcast([rank]),
-            "claimed": list(distributed.claim(20)),
+            "claimed": list(distributed.claim_indices(20)),
         }
         try:
             with distributed.raise_together():
@@ -69,9 +69,9 @@ def exchange(folder: Path) -> None:
                     raise UnreadableError(f"in {rank}", where="here", fix="this")
         except RssegError as error:
             got["error"] = [type(error).__name__, error.what, error.where, error.fix]
-        with distributed.alone():
+        with distributed.single_process():
             got["alone"] = [distributed.world_size(), distributed.gather(rank)]
-            got["claimed alone"] = list(distributed.claim(2))
+            got["claimed alone"] = list(distributed.claim_indices(2))
         (folder / f"{rank}.json").write_text(json.dumps(got))
         with distributed.raise_together():
             if not distributed.is_main():

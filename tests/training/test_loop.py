@@ -232,7 +232,7 @@ def test_half_precision_learns_and_resumes_exactly(tmp_path: Path, precision: st
     whole, parts = (weights(tmp_path / n / "last.safetensors") for n in ("whole", "parts"))
     assert same(whole, parts)
     assert all(tensor.dtype != torch.float16 for tensor in whole.values())
-    assert not same(whole, {n: t.detach() for n, t in build("full").pack().items()})
+    assert not same(whole, {n: t.detach() for n, t in build("full").adapter_state().items()})
 
 
 def test_losses_fall(tmp_path: Path) -> None:

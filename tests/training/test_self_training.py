@@ -112,7 +112,7 @@ def test_a_state_is_restored_to_the_bit(method: str) -> None:
     for step in range(2):
         learn(made, model, step)
     other = make(method, seed=4)
-    other.unpack(model.pack())
+    other.load_adapter_state(model.adapter_state())
     again = objective(other)
     again.restore({name: tensor.clone() for name, tensor in made.state().items()})
     image, _ = sample(8)
@@ -250,10 +250,10 @@ class Spy:
         self.model, self.labels, self.groups = model, torch.empty(0), [0]
 
     def __call__(
-        self, image: Tensor, label: Tensor, groups: list[int], apart: int
+        self, image: Tensor, label: Tensor, groups: list[int], local_groups: int
     ) -> dict[str, Tensor]:
         self.image, self.labels, self.groups = image, label, groups
-        return self.model(image, label, groups=groups, apart=apart)  # type: ignore[no-any-return]
+        return self.model(image, label, groups=groups, local_groups=local_groups)  # type: ignore[no-any-return]
 
     def standardise(self, raw: Tensor) -> Tensor:
         return self.model.standardise(raw)

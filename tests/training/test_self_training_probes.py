@@ -107,7 +107,7 @@ def test_the_measure_is_the_mean_square_of_a_plain_gradient() -> None:
     batch = target[0]
     image = model.standardise(batch.image)
     label = by_entropy(said.teacher.probabilities(image), batch.label != IGNORE, 1.0).sure_only()
-    scores = model.score(image)[0].probabilities().clamp(min=1e-12).log()
+    scores = model.probabilities(image).clamp(min=1e-12).log()
     loss = torch.nn.functional.nll_loss(scores, label, ignore_index=IGNORE)
     loss.backward()  # type: ignore[no-untyped-call]
     by_hand = [

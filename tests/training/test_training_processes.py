@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import json
-import socket
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
-
-import pytest
-import torch
-from paths import ENVIRONMENT, SUPPORT
-from processes import CASES, CUT, act, command
-from runs import write_city
-from training_jobs import job, run, weights
-
+from paths import ENVIRONMENT
+from paths import SUPPORT
+from processes import CASES
+from processes import CUT
+from processes import act
+from processes import command
 from rsseg_cli import distributed
 from rsseg_cli.contract import batch_shard
 from rsseg_cli.errors import RssegError
 from rsseg_cli.training.loop import Trainer
+from runs import write_city
+from training_jobs import job
+from training_jobs import run
+from training_jobs import weights
+from typing import Any
+import json
+import pytest
+import socket
+import subprocess
+import sys
+import torch
 
 CHAINS = {"fishertune"}
 """Each process follows a posterior of its own: what they find together is another estimate."""
@@ -158,7 +162,7 @@ def test_alone_there_is_no_group() -> None:
         assert distributed.any_rank(True)
         assert distributed.gather(3) == [3]
         assert distributed.broadcast(3) == 3
-        assert list(distributed.claim(3)) == [0, 1, 2]
+        assert list(distributed.claim_indices(3)) == [0, 1, 2]
         with pytest.raises(RssegError, match="own"), distributed.raise_together():
             raise RssegError("own")
     assert torch.equal(distributed.all_gather_cat(torch.ones(2)), torch.ones(2))

@@ -175,7 +175,7 @@ def _first_model(config: RunConfig, sources: Sources, loaded: LoadedModel | None
         return loaded.model
     model = build(config, loaded.model.bands, len(loaded.classes))
     try:
-        model.unpack(loaded.model.pack())
+        model.load_adapter_state(loaded.model.adapter_state())
     except (RuntimeError, KeyError) as error:
         raise RssegError(
             "the model does not fit these settings of its method or head",

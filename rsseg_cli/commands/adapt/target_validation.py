@@ -118,7 +118,7 @@ class TargetValidation:
                 torch.stack([entropy.sum(), confidence.sum(), valid.sum()]),
             ]
             sums += torch.cat([count.double() for count in counts])
-        values = distributed.total(sums)
+        values = distributed.reduce_sum(sums)
         shares, mean, rest = torch.split((values / values[-1]).cpu(), [classes, classes, 3])
         mean_entropy, mean_confidence, _ = rest.tolist()
         return TargetStatistics(shares.tolist(), mean.tolist(), mean_entropy, mean_confidence)

@@ -162,7 +162,7 @@ def run(job: RunJob) -> FitReport:
 def _report(job: RunJob, result: TrainingResult) -> None:
     """Evaluate the best model tile by tile and write the report."""
     model, sources = job.loop.model, job.sources
-    model.unpack(load_model(job.folder.model)[0])
+    model.load_adapter_state(load_model(job.folder.model)[0])
     extras = job.extras(result)
     evaluation = None
     if sources.validation:

@@ -39,7 +39,7 @@ def since_first_attempt(deadline: Deadline) -> Deadline:
     Raises:
         Interrupted: An earlier attempt has stopped because its time was up.
     """
-    if distributed.recall("time is up") is not None:
+    if distributed.value_before_restart("time is up") is not None:
         raise Interrupted(
             "the time of --max-time is up, the run is not restarted",
             where="--max-time",

@@ -74,5 +74,5 @@ class Validation:
         ):
             matrix.update(probabilities.argmax(1), label)
         counts = torch.from_numpy(matrix.counts).to(self.precision.device)
-        summed = distributed.total(counts).cpu().numpy()
+        summed = distributed.reduce_sum(counts).cpu().numpy()
         return ConfusionMatrix(self.classes, summed).scores().to_json()

@@ -57,7 +57,7 @@ def predict(
     for number in shared:
         run.map(number, together=True)
     dealt = [number for number in range(len(pairs)) if number not in shared]
-    for index in distributed.claim(len(dealt)):
+    for index in distributed.claim_indices(len(dealt)):
         run.map(dealt[index], together=False)
     for results in distributed.gather(run.results):
         run.add(results)

@@ -139,7 +139,7 @@ class ScenePredictor:
         Raises:
             RssegError: The scene cannot be mapped.
         """
-        with nullcontext() if together else distributed.alone(), ExitStack() as stack:
+        with nullcontext() if together else distributed.single_process(), ExitStack() as stack:
             with distributed.raise_together():
                 scene = stack.enter_context(self._open(path))
                 task, *explaining = self._tasks(scene, target)

@@ -284,7 +284,7 @@ class DepthMethod(Method[D]):
         return own if self.view is None else own | {MARK: self.view.digest()}
 
     def load_adapter_state(self, tensors: dict[str, Tensor], backbone: Backbone) -> None:
-        """Restore what `pack` collected beside the depth encoder that is there.
+        """Load the result of `adapter_state` beside the depth encoder in use.
 
         Raises:
             RssegError: It is not the one that the model was trained with.
