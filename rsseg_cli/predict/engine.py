@@ -103,7 +103,8 @@ def _begin(task: SceneTask) -> ResumeState:
     outputs = task.outputs
     begun = read_resume_state(outputs.map) if outputs.resume else None
     if begun is not None:
-        return ResumeState(_plan(task, begun).parts, begun.batch, begun.dependencies)
+        dependencies = dict(outputs.journal or {})
+        return ResumeState(_plan(task, begun).parts, begun.batch, dependencies)
     plan = _plan(task, None)
     return ResumeState(plan.parts, _choose_batch(task, plan), dict(outputs.journal or {}))
 
