@@ -298,8 +298,8 @@ def test_models_that_cannot_be_opened(here: Path, fitted: Path) -> None:
     assert "was not written by rsseg" in said("run/foreign.safetensors")
     whole = (run / "model.safetensors").read_bytes()
     (run / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    assert "is no model file" in said("run")
-    assert "is no model file" in said("a.tif")
+    assert "is not a model file" in said("run")
+    assert "is not a model file" in said("a.tif")
 
 
 def test_a_quicklook_that_cannot_be_written(here: Path, fitted: Path) -> None:
