@@ -10,16 +10,16 @@ from rsseg_cli import distributed
 
 
 class StopSignal:
-    """Handler of SIGINT and SIGTERM inside its block; a second Ctrl-C stops at once.
+    """Context manager that handles SIGINT and SIGTERM; a second Ctrl-C stops at once.
 
-    Under several processes it does not: `torchrun` repeats a Ctrl-C that all of them have received.
+    With several processes it does not, because `torchrun` repeats the first Ctrl-C.
 
     Attributes:
-        wanted: True once a signal has arrived.
+        received: True once a signal has arrived.
     """
 
     def __init__(self) -> None:
-        self.wanted = False
+        self.received = False
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> StopSignal:
@@ -30,9 +30,9 @@ class StopSignal:
         return self
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.wanted and number == signal.SIGINT and not distributed.active():
+        if self.received and number == signal.SIGINT and not distributed.active():
             raise KeyboardInterrupt
-        self.wanted = True
+        self.received = True
 
     def __exit__(
         self,
