@@ -36,7 +36,7 @@ def _dry_run(options: PredictOptions) -> None:
     if not distributed.is_main():
         return
     if options.as_json:
-        print_json({"scenes": [estimate.to_json() for estimate in estimates]})
+        print_json({"scenes": [asdict(estimate) for estimate in estimates]})
         return
     for estimate in estimates:
         estimate.print()

@@ -26,12 +26,7 @@ def even_batch(tiles: int, default: int, largest: int | None = None) -> int:
     """Choose the batch size near the default whose last batch needs least padding.
 
     All batches have one shape, because the last bits of scores depend on it. Results are at least
-    half the default; their distance from it counts as a cost.
-
-    Args:
-        tiles: Number of tiles.
-        default: Default batch size.
-        largest: Largest batch size; `default` when None.
+    half the default, whose distance counts as a cost, and at most `largest`.
     """
     largest = max(default, largest or 0)
     if tiles <= largest:

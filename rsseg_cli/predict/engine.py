@@ -30,11 +30,8 @@ def predict_scene(
 ) -> SceneResult:
     """Map one scene; either all of its maps are published, or none.
 
-    Args:
-        task: The scene, the model and the maps.
-        together: Whether all ranks make this call. Each maps some parts of the scene, then rank 0
-            assembles and publishes the maps. Otherwise this process works alone.
-        progress: Called with the number of pixels that this process has finished.
+    With `together`, all ranks make this call: each maps some parts of the scene, then rank 0
+    assembles and publishes the maps. `progress` is called for the pixels of this rank.
 
     Raises:
         OutputExistsError: An output exists and `overwrite` is not set.
@@ -84,7 +81,10 @@ def _map_parts(
         state, finished = distributed.broadcast((state, finished))
         with distributed.raise_together():
             if not distributed.is_main():
-                writers = _join_maps(task, state, stack)
+                writers = [
+                    stack.enter_context(PartWriter(layer.path, len(layer.style.bands), state))
+                    for layer in task.outputs.layers()
+                ]
             plan = task.plan(state.parts)
             parts = plan.parts_of_rank(finished, distributed.rank(), distributed.world_size())
             pipeline = Pipeline(task, plan, parts, writers, state.batch, progress)
@@ -139,14 +139,6 @@ def _open_maps(task: SceneTask, state: ResumeState, stack: ExitStack) -> list[Ma
             )
         )
         for layer in outputs.layers()
-    ]
-
-
-def _join_maps(task: SceneTask, state: ResumeState, stack: ExitStack) -> list[PartWriter]:
-    """Open the writers of another rank, which only write parts."""
-    return [
-        stack.enter_context(PartWriter(layer.path, len(layer.style.bands), state))
-        for layer in task.outputs.layers()
     ]
 
 

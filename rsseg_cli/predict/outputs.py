@@ -113,9 +113,8 @@ class Outputs:
 
     def _probabilities(self) -> Iterator[MapLayer]:
         if self.probabilities is not None:
-            names = tuple(cls.name for cls in self.classes)
-            style = MapStyle(names, scale=SCALE, tags=self.tags)
-            product = map_layers.probabilities(len(names))
+            style = MapStyle(tuple(cls.name for cls in self.classes), scale=SCALE, tags=self.tags)
+            product = map_layers.probabilities(len(self.classes))
             yield MapLayer("probabilities", self.probabilities, style, product)
         if self.soft is not None:
             _, foreground = self.classes

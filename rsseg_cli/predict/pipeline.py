@@ -116,7 +116,6 @@ class Pipeline:
     """Mapping of a scene, or of one rank's parts of it.
 
     Attributes:
-        task: The scene, the model and the maps.
         parts: Numbers of the parts to map.
         writers: One writer for each map.
         batch: Tiles per call of the model; halved after an out-of-memory error.
@@ -136,6 +135,7 @@ class Pipeline:
         parts = [self.plan.parts[number] for number in self.parts]
         self._total = sum(part.width * part.height for part in parts)
         self.waits = WaitTimer()
+        self._writer = BackgroundWriter(self._write, AHEAD)
         self._device = self.task.device
         self._in_flight: deque[torch.cuda.Event] = deque()
         self._nan = torch.zeros((), dtype=torch.bool, device=self._device)
@@ -147,20 +147,18 @@ class Pipeline:
         task, plan = self.task, self.plan
         products = [layer.product for layer in task.outputs.layers()]
         others = set(range(len(plan.parts))) - set(self.parts)
-        with cpu_threads(1), BackgroundWriter(self._write, AHEAD) as writer:
+        with cpu_threads(1), self._writer:
             for window in plan.regions(others):
                 blender = RowBlender(plan.across, plan.down, window, products, self._device)
                 with read_strips(
                     task.scene, plan, window, readers=task.tiling.readers,
                     pin=self._device.type == "cuda", area=task.area,
                 ) as strips:  # fmt: skip
-                    self._map(_Region(window, blender), strips, writer)
+                    self._map(_Region(window, blender), strips)
                 blender.finish()
 
-    def _map(
-        self, region: _Region, strips: Iterator[Strip], writer: BackgroundWriter[_MapRows]
-    ) -> None:
-        """Pass the tiles of a region through the model, in batches that continue over strips."""
+    def _map(self, region: _Region, strips: Iterator[Strip]) -> None:
+        """Run the model on the tiles of a region, in batches that continue over strips."""
         window, down = region.window, self.plan.down
         tiles: list[Tile] = []
         limit = self.batch + 2 * len(region.blender.columns)
@@ -174,9 +172,9 @@ class Pipeline:
                 filled = sum(samples is not None for _, _, samples in tiles)
                 # Empty tiles must not wait long for a full batch, or rows would accumulate.
                 if filled in (0, self.batch) or len(tiles) > limit:
-                    self._forward(tiles, region, writer)
+                    self._forward(tiles, region)
                     tiles = []
-        self._forward(tiles, region, writer)
+        self._forward(tiles, region)
 
     def _timed(self, strips: Iterator[Strip]) -> Iterator[Strip]:
         while True:
@@ -198,15 +196,13 @@ class Pipeline:
             valid = strip.valid[rows, columns].any()
             yield strip.row, column, samples[:, :, x : x + across.tile] if valid else None
 
-    def _forward(
-        self, tiles: Sequence[Tile], region: _Region, writer: BackgroundWriter[_MapRows]
-    ) -> None:
+    def _forward(self, tiles: Sequence[Tile], region: _Region) -> None:
         """Score tiles and send the rows that they complete to the writer."""
         scores = self._scores([samples for _, _, samples in tiles if samples is not None])
         for row, column, samples in tiles:
             probabilities = None if samples is None else next(scores)
             for y, rows in region.blender.feed(row, column, probabilities):
-                self._send(region.window.x, y, rows, region.valid.pop(y), writer)
+                self._send(region.window.x, y, rows, region.valid.pop(y))
 
     def _scores(self, tiles: list[Tensor]) -> Iterator[Tensor]:
         """Score tiles in batches of one shape; halve the batch after an out-of-memory error."""
@@ -253,14 +249,7 @@ class Pipeline:
                 fix="--precision fp32, or a model whose training did not diverge",
             )
 
-    def _send(
-        self,
-        x: int,
-        y: int,
-        rows: Rows,
-        valid: NDArray[np.bool_],
-        writer: BackgroundWriter[_MapRows],
-    ) -> None:
+    def _send(self, x: int, y: int, rows: Rows, valid: NDArray[np.bool_]) -> None:
         """Copy rows from the device asynchronously, and pass them to the writer."""
         ready = None
         on_host = list(rows)
@@ -270,7 +259,7 @@ class Pipeline:
                 target.copy_(source, non_blocking=True)
             ready = torch.cuda.current_stream().record_event()
         since = time.perf_counter()
-        writer.put(_MapRows(x, y, on_host, valid, ready))
+        self._writer.put(_MapRows(x, y, on_host, valid, ready))
         self.waits.add("writer", since)
         self.done += valid.size
         if self.progress is not None:

@@ -10,7 +10,7 @@ from rsseg_cli.data.tiles.augment import Generators, draw
 
 
 def class_mask(label: Tensor, classes: int, generators: Generators) -> Tensor:
-    """Draw ceil(n / 2) of the n classes in each tile; return the mask of their pixels.
+    """Draw ceil(n / 2) of the n classes in each tile; return the mask (B, H, W) of their pixels.
 
     Ignored pixels are never in the mask. The host does not wait for the device.
 
@@ -18,9 +18,6 @@ def class_mask(label: Tensor, classes: int, generators: Generators) -> Tensor:
         label: (B, H, W) class indices, or `IGNORE`.
         classes: Number of classes K.
         generators: One per tile, on the device of the label.
-
-    Returns:
-        (B, H, W) bool.
     """
     flat = label.long().flatten(1)
     present = torch.zeros(len(label), IGNORE + 1, device=label.device)

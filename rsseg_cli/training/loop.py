@@ -143,7 +143,7 @@ def train(job: Job, progress: Progress, resumed: dict[str, Any] | None = None) -
             if job.validate and (done % settings.validate_every == 0 or last):
                 log.check()
                 with job.deadline.timing("validation"):
-                    score, best = _validate(job, job.validate, best, done, progress)
+                    score, best = _validate(job, best, done, progress)
                 model.train()
                 last = last or "stop" in score
             if last:
@@ -153,7 +153,7 @@ def train(job: Job, progress: Progress, resumed: dict[str, Any] | None = None) -
             if done % settings.save_every == 0 or ends:
                 log.check()
                 with job.deadline.timing("save"):
-                    job.folder.save_resume(_state(done, job, trainer, best))
+                    job.folder.save_resume(trainer.state(done, best))
             if ends:
                 distributed.barrier()  # until rank 0 has written the resume state
                 if late:
@@ -165,7 +165,9 @@ def train(job: Job, progress: Progress, resumed: dict[str, Any] | None = None) -
                     fix="the same command with --resume",
                 )
 
-    _finish(job, best, score, done)
+    job.folder.save_model(job.folder.last, model, score, done)
+    if best is None:
+        job.folder.save_model(job.folder.model, model, score, done)
     return log.result(done, best, score)
 
 
@@ -274,9 +276,13 @@ class Trainer:
         tiles = counted(self.micro_batch, "tile")
         progress.print(f"memory   micro-batches of {tiles}, {self.micro_batches} per step")
 
-    def state(self) -> dict[str, Any]:
-        """Return the state of the optimizer and the scaler, and the micro-batch."""
+    def state(self, done: int, best: dict[str, Json] | None) -> dict[str, Any]:
+        """Return the resume state after `done` steps."""
         return {
+            "step": done,
+            "best": best,
+            "model": self.job.model.pack(),
+            "objective": self.job.objective.state(),
             "optimizer": self.adam.state_dict(),
             "scaler": self.scaler.state_dict(),
             "largest": self.largest,
@@ -284,58 +290,32 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Load the optimizer and the scaler, perhaps from another device."""
+        """Load a resume state, perhaps from another device."""
+        self.job.model.unpack(state["model"])
+        self.job.objective.restore(state["objective"])
         optimizer.restore(self.adam, state["optimizer"])
         if state["scaler"]:  # empty unless fp16
             self.scaler.load_state_dict(state["scaler"])
 
 
 def _validate(
-    job: Job,
-    validate: Callable[[Segmenter], dict[str, Json]],
-    best: dict[str, Json] | None,
-    done: int,
-    progress: Progress,
+    job: Job, best: dict[str, Json] | None, done: int, progress: Progress
 ) -> tuple[dict[str, Json], dict[str, Json]]:
-    """Validate the model and save it if it is the best; return its score and the best score."""
-    score = validate(job.model)
-    best = _keep_best(job, best, score, done)
+    """Validate the model and save it if none was better; return its score and the best score."""
+    assert job.validate is not None
+    score = job.validate(job.model)
+    if best is None or _merit(score) >= _merit(best):
+        job.folder.save_model(job.folder.model, job.model, score, done)
+        best = score | {"step": done}
     job.folder.append_metrics({"step": done, "val": score})
     progress.scored(done, score, best)
     return score, best
-
-
-def _finish(
-    job: Job, best: dict[str, Json] | None, score: dict[str, Json] | None, done: int
-) -> None:
-    """Save the last model; without validation also as the best one."""
-    for path in (job.folder.last,) if best else (job.folder.last, job.folder.model):
-        job.folder.save_model(path, job.model, score, done)
-
-
-def _keep_best(
-    job: Job, best: dict[str, Json] | None, score: dict[str, Json], step: int
-) -> dict[str, Json]:
-    """Save the model if none was better so far; return the best score."""
-    if best is not None and _merit(score) < _merit(best):
-        return best
-    job.folder.save_model(job.folder.model, job.model, score, step)
-    return score | {"step": step}
 
 
 def _merit(score: dict[str, Json]) -> float:
     """Return the number by which models are compared; 0 if the score has none."""
     value = score.get("merit", score.get("miou"))
     return float(value) if isinstance(value, (int, float)) else 0.0
-
-
-def _state(done: int, job: Job, trainer: Trainer, best: dict[str, Json] | None) -> dict[str, Any]:
-    return trainer.state() | {
-        "step": done,
-        "model": job.model.pack(),
-        "objective": job.objective.state(),
-        "best": best,
-    }
 
 
 def _begin(
@@ -346,10 +326,8 @@ def _begin(
     job.deadline.expect_state(packed + sum(2 * tensor.nbytes for tensor in trainer.parameters))
     if state is None:
         if job.validate and job.validate_start:
-            return _validate(job, job.validate, None, 0, progress)[1], 0
+            return _validate(job, None, 0, progress)[1], 0
         return None, 0
-    job.model.unpack(state["model"])
     trainer.restore(state)
-    job.objective.restore(state["objective"])
     job.folder.truncate_metrics(state["step"])
     return state["best"], state["step"]

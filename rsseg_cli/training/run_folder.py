@@ -27,35 +27,18 @@ class RunFolder:
     path: Path
     metadata: dict[str, Json] = field(default_factory=dict)
 
-    @property
-    def config(self) -> Path:
+    def __post_init__(self) -> None:
+        self.config = self.path / "config.yaml"
         """Resolved configuration."""
-        return self.path / "config.yaml"
-
-    @property
-    def model(self) -> Path:
+        self.model = self.path / "model.safetensors"
         """Model with the best validation score; without validation the last one."""
-        return self.path / "model.safetensors"
-
-    @property
-    def last(self) -> Path:
+        self.last = self.path / "last.safetensors"
         """Model after the last step."""
-        return self.path / "last.safetensors"
-
-    @property
-    def resume(self) -> Path:
+        self.resume = self.path / "resume.pt"
         """Resume state of an unfinished run."""
-        return self.path / "resume.pt"
-
-    @property
-    def metrics(self) -> Path:
+        self.metrics = self.path / "metrics.jsonl"
         """Log of the training, one JSON object per line."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def report(self) -> Path:
-        """Folder of the report."""
-        return self.path / "report"
+        self.report = self.path / "report"
 
     @property
     def finished(self) -> bool:

@@ -34,11 +34,8 @@ class SelfTraining(Objective):
     """Objective on labelled tiles of the source and pseudo-labelled tiles of the target.
 
     Args:
-        settings: Settings of the self-training.
         model: The student in its initial state, on its device.
         augment: Settings of the augmentation of labelled tiles.
-        tile: Side of a tile in pixels.
-        steps: Number of steps of the run.
     """
 
     class Config(Strict):

@@ -36,9 +36,7 @@ class StepLog:
     """Sums of losses, kept on the device; only `read` and `check` wait for it.
 
     Args:
-        prefetch: Source of the batches.
         batch: Images per step.
-        device: Device of the losses.
         folder: Folder of the run, for error messages.
     """
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 import warnings
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -76,10 +75,6 @@ class DryRun:
             mpx_per_s=self.mpx_per_s * self.seconds / seconds,
             more=[*self.more, other.output, *other.more],
         )
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the values for `--json`."""
-        return asdict(self)
 
     def print(self) -> None:
         """Print the estimates and warnings."""

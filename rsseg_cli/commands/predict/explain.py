@@ -28,8 +28,6 @@ class Explanation:
         name: Key of `Method.explanations`.
         block: Number of the backbone's block that is explained, from 0.
         classes: The alternatives between which the method decides.
-        model: In eval mode, on the device.
-        precision: Number format of the forward pass.
     """
 
     name: str
@@ -71,13 +69,7 @@ class Explanation:
 def choose_explanations(
     names: Sequence[str], block: int | None, fitted: LoadedModel, precision: Precision
 ) -> list[Explanation]:
-    """Return the explanations with these names, of one block of the backbone.
-
-    Args:
-        names: Keys of `Method.explanations`.
-        block: Number of the block, from 0; the last when None.
-        fitted: The model.
-        precision: Number format of the forward pass.
+    """Return the explanations with these names, of one block (from 0) or the last block.
 
     Raises:
         RssegError: The method offers no such map, or the backbone has no such block.

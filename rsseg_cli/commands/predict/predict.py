@@ -27,10 +27,7 @@ def predict(
 
     All ranks together map one large scene; of the other scenes, each free rank takes the next one.
     With several scenes an error does not stop the run, but is part of the scene's result.
-
-    Args:
-        options: Options of the command.
-        written: Called on rank 0 with the path of each class map when it is published.
+    `written` is called on rank 0 with the path of each class map when it is published.
 
     Returns:
         The result of each scene (of the shard), on all ranks.

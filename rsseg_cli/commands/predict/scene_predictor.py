@@ -51,27 +51,13 @@ MAX_BATCH = {"cuda": 1024, "cpu": 16}
 """Tiles of the largest batch, however small they are."""
 COMPILE_TILES = 2000
 """Minimum number of tiles of a scene for which `--compile` saves time."""
-WITHOUT_EFFECT = frozenset(
-    [
-        "scenes",
-        "model",  # its digest is a dependency
-        "weights",  # the fingerprint of the backbone is a dependency
-        "output",
-        "device",
-        "batch",  # stored in the resume state
-        "explain",  # the maps of --explain have dependencies of their own
-        "block",
-        "quicklook",
-        "threads",
-        "memory_mb",
-        "overwrite",
-        "resume",
-        "shard",
-        "dry_run",
-        "as_json",
-        "quiet",
-    ]
-)
+WITHOUT_EFFECT = frozenset([
+    "scenes", "output", "device", "threads", "memory_mb", "quicklook", "overwrite", "resume",
+    "shard", "dry_run", "as_json", "quiet",
+    "model", "weights",  # their digests are dependencies
+    "batch",  # stored in the resume state
+    "explain", "block",  # maps of --explain have dependencies of their own
+])  # fmt: skip
 """Options that do not change a map; `--resume` requires that no other option has changed."""
 
 
@@ -80,7 +66,7 @@ class ModelInfer:
 
     Args:
         fitted: The model; it is moved to the device.
-        device: The device.
+        device: Device of the model.
         unit_scale: Factor from stored values to the model's unit.
         precision: Number format of the forward pass; that of the training when None.
     """
@@ -137,10 +123,7 @@ class ScenePredictor:
     def predict(self, path: str, paths: OutputPaths, *, together: bool = False) -> SceneResult:
         """Map a scene, unless an earlier run has written all of its maps.
 
-        Args:
-            path: The scene.
-            paths: Paths of its maps.
-            together: Whether all ranks make this call and share the scene.
+        With `together`, all ranks make this call and share the scene.
 
         Raises:
             RssegError: The scene cannot be mapped.
@@ -169,10 +152,20 @@ class ScenePredictor:
             return replace(reduce(DryRun.then, passes), compile=self._pays_to_compile(tasks[0]))
 
     def _open(self, path: str) -> Scene:
-        options = self.options
-        return open_scene(
-            path, self.fitted, bands=parse_bands(options.bands), nodata=options.nodata
-        )
+        """Open a scene; raise an RssegError if its number of bands is not the model's."""
+        bands, nodata = parse_bands(self.options.bands), self.options.nodata
+        needed = self.fitted.model.bands
+        with Scene.open(path, bands=bands, nodata=nodata, warn=False) as scene:  # opened again
+            if scene.count != len(needed):
+                names = " ".join(name or "?" for name in scene.descriptions)
+                raise RssegError(
+                    f"{Path(path).name} has {counted(scene.count, 'band')} ({names}), the model "
+                    f"needs {len(needed)} ({' '.join(needed.names)})",
+                    where=f"{path}, model {self.fitted.name}",
+                    fix=f"a {len(needed)}-band scene, or --bands if the order is known, or a model "
+                    "fitted on these bands",
+                )
+        return Scene.open(path, bands=bands, nodata=nodata, fill=needed.mean)
 
     def _tasks(self, scene: Scene, paths: OutputPaths) -> list[SceneTask]:
         """List the tasks of a scene: first the class map, then the explanations."""
@@ -311,28 +304,6 @@ def tiling_for(
         tile=side, overlap=overlap, batch=batch or default,
         largest_batch=None if batch else largest, on_host=kind == "cpu",
     )  # fmt: skip
-
-
-def open_scene(
-    path: str,
-    fitted: LoadedModel,
-    *,
-    bands: Sequence[int] | None = None,
-    nodata: float | None = None,
-) -> Scene:
-    """Open a scene; raise an RssegError if its number of bands is not the model's."""
-    required = fitted.model.bands
-    with Scene.open(path, bands=bands, nodata=nodata, warn=False) as scene:  # opened again below
-        if scene.count != len(required):
-            names = " ".join(name or "?" for name in scene.descriptions)
-            raise RssegError(
-                f"{Path(path).name} has {counted(scene.count, 'band')} ({names}), the model needs "
-                f"{len(required)} ({' '.join(required.names)})",
-                where=f"{path}, model {fitted.name}",
-                fix=f"a {len(required)}-band scene, or --bands if the order is known, or a model "
-                "fitted on these bands",
-            )
-    return Scene.open(path, bands=bands, nodata=nodata, fill=required.mean)
 
 
 def _describe(scene: Scene) -> str:
