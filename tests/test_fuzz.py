@@ -78,7 +78,7 @@ def test_damaged_tiffs(tmp_path: Path, number: int) -> None:
 def try_to_map(data: bytes, folder: Path) -> str:
     path, target = folder / "scene.tif", folder / "map.tif"
     path.write_bytes(data)
-    outputs = Outputs(map=target, classes=CLASSES, driver="GTiff", journal={"input": "a"})
+    outputs = Outputs(map=target, classes=CLASSES, driver="GTiff", dependencies={"input": "a"})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -32,14 +32,14 @@ def _dry_run(options: PredictOptions) -> None:
     from rsseg_cli import distributed
     from rsseg_cli.commands.predict.predict import dry_run
 
-    surveys = dry_run(options)
+    estimates = dry_run(options)
     if not distributed.is_main():
         return
     if options.as_json:
-        print_json({"scenes": [survey.to_json() for survey in surveys]})
+        print_json({"scenes": [asdict(estimate) for estimate in estimates]})
         return
-    for survey in surveys:
-        survey.show()
+    for estimate in estimates:
+        estimate.print()
 
 
 def _predict(options: PredictOptions) -> None:

@@ -1,1 +1,1 @@
-"""From a scene to a map."""
+"""Inference: maps a scene with a model."""

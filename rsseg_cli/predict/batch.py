@@ -10,66 +10,61 @@ from torch import Tensor
 
 from rsseg_cli.predict.tta import as_signed
 
-PROBE_SHARE = 0.02
-"""Fraction of the work that trials may take; smaller scenes use the usual batch."""
-GAIN = 0.97
+PROBE_FRACTION = 0.02
+"""Fraction of a scene's tiles that trials may take; smaller scenes use the default batch."""
+MIN_SPEEDUP = 0.97
 """A batch is better if its time per tile is below this fraction of the best so far."""
-FAR = 0.01
-"""Cost of half or twice the usual batch, as a fraction of the tiles that padding would add."""
+SIZE_PENALTY = 0.01
+"""Cost of half or twice the default batch, as a fraction of the padded number of tiles."""
 ROUNDS = 2
 """Repetitions of each timing; the fastest counts."""
-FILL = 0.8
-"""Fraction of the device's memory that a batch may use."""
+MEMORY_FRACTION = 0.8
+"""Fraction of the GPU's memory that a batch may use."""
 
 
-def even_batch(tiles: int, usual: int, most: int | None = None) -> int:
-    """Choose the batch near the usual one whose last batch needs least padding.
+def even_batch(tiles: int, default: int, largest: int | None = None) -> int:
+    """Choose the batch size near the default whose last batch needs least padding.
 
-    All batches have one shape: kernels differ between shapes, and with them the last bits of
-    scores. The distance from the usual batch counts as a cost, too.
-
-    Args:
-        tiles: Number of tiles.
-        usual: Usual batch; at least half of it is used.
-        most: Largest batch; `usual` when None.
+    All batches have one shape, because the last bits of scores depend on it. Results are at least
+    half the default, whose distance counts as a cost, and at most `largest`.
     """
-    most = max(usual, most or 0)
-    if tiles <= most:
+    largest = max(default, largest or 0)
+    if tiles <= largest:
         return tiles
 
     def cost(batch: int) -> float:
         padded = -(-tiles // batch) * batch
-        return padded * (1 + FAR * (max(usual / batch, batch / usual) - 1))
+        return padded * (1 + SIZE_PENALTY * (max(default / batch, batch / default) - 1))
 
-    return min(range(most, -(-usual // 2) - 1, -1), key=cost)
+    return min(range(largest, -(-default // 2) - 1, -1), key=cost)
 
 
 def fastest_batch(
-    infer: Callable[[Tensor], Tensor], tile: Tensor, usual: int, most: int, tiles: int
+    infer: Callable[[Tensor], Tensor], tile: Tensor, default: int, largest: int, tiles: int
 ) -> int:
-    """Find the batch with the least time per tile, among those that need little padding.
+    """Return the batch size with the least time per tile, among those that need little padding.
 
-    On the CPU a batch must give the scores of the usual one bit by bit, so that maps do not depend
-    on the timing. On other devices kernels differ so much that hardly any batch would be left.
+    On a CPU its scores must be bit-identical to those of the default batch, so that maps do not
+    depend on the timing. On a GPU, where kernels differ, hardly any batch would pass this test.
 
     Args:
         infer: The model.
         tile: (C, T, T) of the scene, on the device.
-        usual: Batch for scenes too small for trials.
-        most: Largest batch.
+        default: Batch size for scenes too small for trials.
+        largest: Largest batch size.
         tiles: Number of tiles of the scene.
     """
-    usual = even_batch(tiles, usual, most)
-    powers = (2**power for power in range(most.bit_length()))
-    candidates = sorted({even_batch(tiles, power) for power in powers} - {usual})
-    if ROUNDS * (sum(candidates) + usual) > PROBE_SHARE * tiles:
-        return usual
+    default = even_batch(tiles, default, largest)
+    powers = (2**power for power in range(largest.bit_length()))
+    candidates = sorted({even_batch(tiles, power) for power in powers} - {default})
+    if ROUNDS * (sum(candidates) + default) > PROBE_FRACTION * tiles:
+        return default
     try:
-        expected = infer(_repeat(tile, usual))[0].clone()
-        best, fastest = usual, _seconds(infer, tile, usual) / usual
+        expected = infer(_repeat(tile, default))[0].clone()
+        best, fastest = default, _seconds(infer, tile, default) / default
     except torch.OutOfMemoryError:
         torch.cuda.empty_cache()
-        return usual  # the pipeline halves it
+        return default  # the pipeline halves it
     for batch in candidates:
         try:
             same = torch.equal(infer(_repeat(tile, batch))[0], expected)
@@ -77,7 +72,7 @@ def fastest_batch(
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             break
-        if seconds < GAIN * fastest and (same or tile.device.type != "cpu"):
+        if seconds < MIN_SPEEDUP * fastest and (same or tile.device.type != "cpu"):
             best, fastest = batch, seconds
         if _full(tile.device):
             break
@@ -99,8 +94,8 @@ def _seconds(infer: Callable[[Tensor], Tensor], tile: Tensor, batch: int) -> flo
 
 
 def _full(device: torch.device) -> bool:
-    """Return whether twice the batch would use too much of a GPU's memory."""
+    """Return whether twice the batch would exceed `MEMORY_FRACTION` of a GPU."""
     if device.type != "cuda":
         return False
     _, memory = torch.cuda.mem_get_info(device)
-    return 2 * torch.cuda.max_memory_allocated(device) > FILL * memory
+    return 2 * torch.cuda.max_memory_allocated(device) > MEMORY_FRACTION * memory

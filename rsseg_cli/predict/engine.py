@@ -1,63 +1,52 @@
-"""Maps a scene: plans it, runs the pipeline, assembles the maps and publishes them."""
+"""Maps a scene: runs the pipeline over its parts, assembles the maps and publishes them."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from contextlib import ExitStack
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
+
+import rasterio
+import torch
+
 from rsseg_cli import distributed
 from rsseg_cli.errors import UnreadableError
 from rsseg_cli.memory import peak_rss_mb
-from rsseg_cli.predict.batch import even_batch
-from rsseg_cli.predict.batch import fastest_batch
-from rsseg_cli.predict.outputs import Progress
-from rsseg_cli.predict.outputs import SceneResult
-from rsseg_cli.predict.pipeline import Pipeline
-from rsseg_cli.predict.pipeline import SceneTask
-from rsseg_cli.predict.plan import CACHE_MB
-from rsseg_cli.predict.plan import MIB
-from rsseg_cli.predict.plan import Plan
-from rsseg_cli.predict.plan import plan_scene
-from rsseg_cli.predict.plan import return_memory
+from rsseg_cli.predict.batch import even_batch, fastest_batch
+from rsseg_cli.predict.outputs import ProgressCallback, SceneResult
+from rsseg_cli.predict.pipeline import Pipeline, SceneTask
+from rsseg_cli.predict.plan import CACHE_MB, MIB, Plan, return_memory
 from rsseg_cli.raster.creation_options import CreationOptions
-from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.map_style import MapGrid
 from rsseg_cli.raster.part_writer import PartWriter
 from rsseg_cli.raster.polygonize import draw_polygons
-from rsseg_cli.raster.resume_state import ResumeState
-from rsseg_cli.raster.resume_state import read_resume_state
+from rsseg_cli.raster.resume_state import ResumeState, read_resume_state
 from rsseg_cli.raster.write import MapWriter
-import rasterio
-import time
-import torch
 
 
 def predict_scene(
-    task: SceneTask, *, together: bool = False, progress: Progress | None = None
+    task: SceneTask, *, together: bool = False, progress: ProgressCallback | None = None
 ) -> SceneResult:
-    """Map one scene: all of its maps are published, or none.
+    """Map one scene; either all of its maps are published, or none.
 
-    Args:
-        task: The scene, the model and the maps.
-        together: Whether all ranks make this call. Each maps some parts of the scene, then rank 0
-            assembles and publishes the maps. Otherwise this process works alone.
-        progress: Called with the number of pixels that this process has finished.
+    With `together`, all ranks make this call: each maps some parts of the scene, then rank 0
+    assembles and publishes the maps. `progress` is called for the pixels of this rank.
 
     Raises:
         OutputExistsError: An output exists and `overwrite` is not set.
         UnreadableError: The scene is truncated.
-        RssegError: Any other error of a stage, on any rank. No map is half-written.
+        RssegError: Any other error, on any rank.
     """
     with nullcontext() if together else distributed.single_process():
         started = time.perf_counter()
         with rasterio.Env(GDAL_CACHEMAX=CACHE_MB * MIB), ExitStack() as stack:
-            pipeline, maps = _map_parts(task, stack, progress)
+            pipeline, writers = _map_parts(task, stack, progress)
             done = sum(distributed.gather(pipeline.done))
             peak = max(distributed.gather(peak_rss_mb()))
             with distributed.raise_together():
                 if distributed.is_main():
-                    _publish(task, maps)
+                    _publish(task, writers)
     seconds = time.perf_counter() - started
     return SceneResult(
         input=task.scene.path,
@@ -67,35 +56,38 @@ def predict_scene(
         seconds=seconds,
         mpx_per_s=done / 1e6 / seconds,
         peak_rss_mb=max(peak, peak_rss_mb()),
-        wait=pipeline.clock.shares(),
+        wait=pipeline.waits.fractions(),
     )
 
 
 def _map_parts(
-    task: SceneTask, stack: ExitStack, progress: Progress | None
+    task: SceneTask, stack: ExitStack, progress: ProgressCallback | None
 ) -> tuple[Pipeline, list[MapWriter]]:
     """Map this rank's parts; return when all ranks have finished theirs.
 
     Returns:
         The pipeline, and on rank 0 the writers that assemble the maps.
     """
-    begun, finished = ResumeState((), 0), set[int]()
+    state, finished = ResumeState((), 0), set[int]()
     maps: list[MapWriter] = []
     writers: Sequence[PartWriter] = ()
     try:
         with distributed.raise_together():
             if distributed.is_main():
-                begun = _begin(task)
-                writers = maps = _open_maps(task, begun, stack)
+                state = _begin(task)
+                writers = maps = _open_maps(task, state, stack)
                 finished = set.intersection(*(writer.finished for writer in writers))
                 distributed.mark_begun(task.outputs.map)
-        begun, finished = distributed.broadcast((begun, finished))
+        state, finished = distributed.broadcast((state, finished))
         with distributed.raise_together():
             if not distributed.is_main():
-                writers = _join_maps(task, begun, stack)
-            plan = _plan(task, begun)
-            parts = plan.share(finished, distributed.rank(), distributed.world_size())
-            pipeline = Pipeline(task, plan, parts, writers, begun.batch, progress)
+                writers = [
+                    stack.enter_context(PartWriter(layer.path, len(layer.style.bands), state))
+                    for layer in task.outputs.layers()
+                ]
+            plan = task.plan(state.parts)
+            parts = plan.parts_of_rank(finished, distributed.rank(), distributed.world_size())
+            pipeline = Pipeline(task, plan, parts, writers, state.batch, progress)
             pipeline.run()
     except UnreadableError:
         if Path(task.scene.path).exists():  # a server may become available again
@@ -106,42 +98,28 @@ def _map_parts(
 
 
 def _begin(task: SceneTask) -> ResumeState:
-    """Choose parts and batch, those of an earlier run if it is continued."""
+    """Choose parts and batch; `resume` keeps those of the unfinished map."""
     outputs = task.outputs
-    dependencies = dict(outputs.journal or {})
-    begun = read_resume_state(outputs.map) if outputs.resume else None
-    if begun is not None:
-        return ResumeState(_plan(task, begun).parts, begun.batch, dependencies)
-    plan = _plan(task, None)
+    dependencies = dict(outputs.dependencies or {})
+    before = read_resume_state(outputs.map) if outputs.resume else None
+    if before is not None:
+        return ResumeState(task.plan(before.parts).parts, before.batch, dependencies)
+    plan = task.plan()
     return ResumeState(plan.parts, _choose_batch(task, plan), dependencies)
 
 
-def _plan(task: SceneTask, begun: ResumeState | None) -> Plan:
-    return plan_scene(
-        task.scene,
-        task.tiling,
-        classes=len(task.outputs.classes),
-        bands=task.outputs.bands,
-        box=None if task.area is None else task.area.box,
-        begun=None if begun is None else begun.parts,
-        processes=distributed.world_size(),
-    )
-
-
 def _choose_batch(task: SceneTask, plan: Plan) -> int:
-    """Choose the number of tiles per call of the model, by trials where that pays."""
-    batch, most, tile = task.tiling.batch, task.tiling.most, task.tiling.tile
-    if most is None:
+    """Choose the number of tiles per call of the model, for large scenes by trials."""
+    batch, largest = task.tiling.batch, task.tiling.largest_batch
+    if largest is None:
         return even_batch(plan.tiles, batch)
-    part = plan.parts[len(plan.parts) // 2]
-    middle = Window(part.x + part.width // 2, part.y + part.height // 2, tile, tile)
-    samples = torch.from_numpy(task.scene.read(middle)[0]).to(task.device)
+    tile = torch.from_numpy(task.scene.read(plan.middle_tile)[0]).to(task.device)
     with torch.inference_mode():
-        return fastest_batch(task.infer, samples, batch, most, plan.tiles)
+        return fastest_batch(task.infer, tile, batch, largest, plan.tiles)
 
 
 def _open_maps(task: SceneTask, state: ResumeState, stack: ExitStack) -> list[MapWriter]:
-    """Open the writers of rank 0, which begin or continue the maps."""
+    """Open the writers of rank 0, which create or continue the maps."""
     scene, outputs = task.scene, task.outputs
     continued = outputs.resume and read_resume_state(outputs.map) is not None
     grid = MapGrid(
@@ -152,28 +130,20 @@ def _open_maps(task: SceneTask, state: ResumeState, stack: ExitStack) -> list[Ma
             MapWriter(
                 layer.path,
                 grid,
-                layer.look,
+                layer.style,
                 state,
                 creation=CreationOptions(outputs.driver, outputs.options),
                 overwrite=outputs.overwrite or continued,
                 resume=outputs.resume,
-                keep=outputs.journal is not None,
+                keep=outputs.dependencies is not None,
             )
         )
         for layer in outputs.layers()
     ]
 
 
-def _join_maps(task: SceneTask, state: ResumeState, stack: ExitStack) -> list[PartWriter]:
-    """Open the writers of another rank, which only write parts."""
-    return [
-        stack.enter_context(PartWriter(layer.path, len(layer.look.bands), state))
-        for layer in task.outputs.layers()
-    ]
-
-
 def _publish(task: SceneTask, writers: Sequence[MapWriter]) -> None:
-    """Assemble all maps, and only then publish them, the class map last."""
+    """Assemble all maps, then publish them, the class map last."""
     if distributed.world_size() > 1:
         for writer in writers:
             writer.await_others()

@@ -1,4 +1,4 @@
-"""Layers of a map, computed from class probabilities pixel by pixel, as uint8."""
+"""Map layers (uint8), computed from class probabilities pixel by pixel."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ STEPS = 254
 
 
 def class_map(ids: Sequence[int], *, reject: float | None = None) -> Product:
-    """Build the layer with the id of the most probable class; the first one of equals.
+    """Build the layer with the id of the most probable class; the first one in case of a tie.
 
     Args:
         ids: Class id of each channel, 0..254.
         reject: Pixels whose highest probability is below this become nodata.
     """
     table = np.array(ids, np.uint8)
-    as_is = list(ids) == list(range(len(ids)))
+    is_identity = list(ids) == list(range(len(ids)))
     on_device: dict[torch.device, Tensor] = {}
 
     def write(probabilities: Tensor, rows: Tensor) -> None:
         if probabilities.device.type == "cpu":
             best, index = _running_max(probabilities)
-            np.copyto(rows.numpy()[0], index if as_is else table[index])
+            np.copyto(rows.numpy()[0], index if is_identity else table[index])
         else:
             device = probabilities.device
             ids = on_device.setdefault(device, torch.from_numpy(table).to(device))
-            best, winner = probabilities.max(0)
-            rows[0] = ids[winner]
+            best, argmax = probabilities.max(0)
+            rows[0] = ids[argmax]
         if reject is not None:
             rows[0].masked_fill_(torch.as_tensor(best) < reject, IGNORE)
 
@@ -47,8 +47,7 @@ def class_map(ids: Sequence[int], *, reject: float | None = None) -> Product:
 def _running_max(probabilities: Tensor) -> tuple[Tensor, NDArray[np.uint8]]:
     """Compute the maximum over K planes and its argmax, both (h, w).
 
-    A pass over the planes with NumPy on vectors of bytes is some 40 times as fast as
-    `Tensor.argmax` over the first axis on a CPU.
+    On a CPU this is some 40 times faster than `Tensor.argmax` over the first axis.
     """
     planes = probabilities.float().numpy()
     best = planes[0].copy()
@@ -58,7 +57,7 @@ def _running_max(probabilities: Tensor) -> tuple[Tensor, NDArray[np.uint8]]:
     for k in range(1, len(planes)):
         np.greater(planes[k], best, out=higher)
         np.maximum(planes[k], best, out=best)
-        # k only grows: the maximum puts it where the plane is higher and keeps the rest.
+        # k grows: the maximum writes it where the plane is higher and keeps the other indices.
         np.multiply(higher.view(np.uint8), np.uint8(k), out=number)
         np.maximum(index, number, out=index)
     return torch.from_numpy(best), index
@@ -69,7 +68,7 @@ def probabilities(classes: int) -> Product:
     return Product(bands=classes, write=_quantise)
 
 
-def share_of(index: int) -> Product:
+def class_probability(index: int) -> Product:
     """Build the layer with the probability of one class in steps of 1/254."""
 
     def write(probabilities: Tensor, rows: Tensor) -> None:
@@ -79,11 +78,11 @@ def share_of(index: int) -> Product:
 
 
 def confidence(kind: Confidence) -> Product:
-    """Build the layer with the confidence of the model, 0 to 1 in steps of 1/254.
+    """Build the layer with the model's confidence, 0 to 1 in steps of 1/254.
 
     Args:
-        kind: `max` is the highest probability, `margin` the highest less the second,
-            `entropy` is 1 - H / log K with H the entropy. All three are 1 for full confidence.
+        kind: `max` is the highest probability, `margin` the highest minus the second,
+            `entropy` is 1 - H / log K with the entropy H. A certain prediction has 1.
     """
 
     def write(probabilities: Tensor, rows: Tensor) -> None:

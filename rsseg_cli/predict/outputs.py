@@ -16,12 +16,12 @@ from rsseg_cli.raster.class_names import classes_tag
 from rsseg_cli.raster.map_style import MapStyle
 
 SCALE = 1 / map_layers.STEPS
-"""Probability = stored value * scale."""
+"""Scale factor of probability maps: probability = stored value * scale."""
 
 
 @dataclass(frozen=True)
 class Polygons:
-    """Settings of polygons from a class map; see `raster.polygonize`.
+    """Settings of the polygons of a class map; see `raster.polygonize`.
 
     Attributes:
         path: The GeoPackage.
@@ -39,39 +39,36 @@ class MapLayer:
     """One map of a scene.
 
     Attributes:
-        kind: What it shows.
-        path: The file.
-        look: Its metadata.
+        style: Names of its bands, classes, scale factor and tags.
         product: Computes its rows from class probabilities.
-        published: Whether it is published; else it serves only to draw the polygons.
+        published: False for a map that only serves to draw the polygons.
     """
 
     kind: Literal["map", "probabilities", "soft", "confidence"]
     path: Path
-    look: MapStyle
+    style: MapStyle
     product: Product
     published: bool = True
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """The maps to make of a scene, in one pass.
+    """Maps to write for a scene, in one pass.
 
     Attributes:
-        map: The class map.
-        classes: Classes of the K channels of the model, in order.
+        map: Path of the class map.
+        classes: Classes of the model's K channels, in order.
         reject: Pixels whose highest probability is below this become nodata.
-        probabilities: Map of one band per class, in steps of 1/254; None for no such map.
-        soft: Map of the probability of the second of two classes, likewise.
-        confidence: Map of the confidence of the model, 0 to 1, likewise.
+        probabilities: Path of the map with one band per class, in steps of 1/254.
+        soft: Path of the map with the probability of the second of two classes, likewise.
+        confidence: Path of the map with the model's confidence, likewise.
         measure: Measure of the confidence.
-        polygons: Polygons to draw from the class map.
         driver: `COG` or `GTiff`.
         options: Creation options of the driver.
         overwrite: Replace existing files.
-        resume: Continue what a run with the same journal has left.
-        journal: What the maps depend on. Unless None, the finished parts of a failed run are kept
-            for `resume`.
+        resume: Continue an unfinished map with the same dependencies.
+        dependencies: Name and value of all that changes the maps. Unless None, the finished parts
+            of a failed run are kept for `resume`.
         tags: Provenance, written into the maps.
     """
 
@@ -87,7 +84,7 @@ class Outputs:
     options: Mapping[str, str] = field(default_factory=dict)
     overwrite: bool = False
     resume: bool = False
-    journal: Mapping[str, str] | None = None
+    dependencies: Mapping[str, str] | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -96,30 +93,34 @@ class Outputs:
         probabilities = len(self.classes) if self.probabilities else 0
         return 1 + probabilities + bool(self.soft) + bool(self.confidence or self.polygons)
 
+    def published(self) -> list[Path]:
+        """List the paths of the maps that are published, the class map last."""
+        return [layer.path for layer in self.layers() if layer.published]
+
     def layers(self) -> Iterator[MapLayer]:
         """Yield the maps in the order in which they are published, the class map last."""
         yield from self._probabilities()
         if self.confidence is not None or self.polygons is not None:
-            look = MapStyle((f"confidence ({self.measure})",), scale=SCALE, tags=self.tags)
-            # Polygons need it too; then it is not published.
+            style = MapStyle((f"confidence ({self.measure})",), scale=SCALE, tags=self.tags)
+            # Polygons have a confidence, too.
             path = self.confidence or self.map.with_name(f"{self.map.name}.confidence")
             published = self.confidence is not None
-            yield MapLayer("confidence", path, look, map_layers.confidence(self.measure), published)
+            product = map_layers.confidence(self.measure)
+            yield MapLayer("confidence", path, style, product, published)
         classes = tuple(self.classes)
         product = map_layers.class_map([cls.id for cls in classes], reject=self.reject)
         yield MapLayer("map", self.map, MapStyle(("class",), classes, tags=self.tags), product)
 
     def _probabilities(self) -> Iterator[MapLayer]:
         if self.probabilities is not None:
-            names = tuple(cls.name for cls in self.classes)
-            look = MapStyle(names, scale=SCALE, tags=self.tags)
-            product = map_layers.probabilities(len(names))
-            yield MapLayer("probabilities", self.probabilities, look, product)
+            style = MapStyle(tuple(cls.name for cls in self.classes), scale=SCALE, tags=self.tags)
+            product = map_layers.probabilities(len(self.classes))
+            yield MapLayer("probabilities", self.probabilities, style, product)
         if self.soft is not None:
             _, foreground = self.classes
             tags = {**self.tags, **classes_tag(self.classes)}
-            look = MapStyle((foreground.name,), scale=SCALE, tags=tags)
-            yield MapLayer("soft", self.soft, look, map_layers.share_of(1))
+            style = MapStyle((foreground.name,), scale=SCALE, tags=tags)
+            yield MapLayer("soft", self.soft, style, map_layers.class_probability(1))
 
 
 @dataclass(frozen=True)
@@ -135,11 +136,11 @@ class SceneResult:
     peak_rss_mb: float = 0.0
     wait: Wait = field(default_factory=Wait)
     status: Literal["done", "exists", "failed"] = "done"
-    """`exists`: an earlier run has made the map, with the same model, input and options."""
+    """`exists`: written by an earlier run with the same model, input and options."""
     error: str | None = None
     more: tuple[str, ...] = ()
     """Further files: other maps and quicklooks."""
 
 
-Progress = Callable[[int, int, Wait], None]
-"""Called with the finished pixels, all pixels, and the waiting times so far."""
+ProgressCallback = Callable[[int, int, Wait], None]
+"""Called with the number of finished pixels, that of all pixels, and the waiting times so far."""

@@ -1,4 +1,4 @@
-"""Moves the tiles of a scene from the readers through a model to the writer, all in parallel.
+"""Pipeline from the readers of a scene through a model to the writer, which run in parallel.
 
     readers          caller's thread, device                        writer
     slabs -> strips  tiles -> infer -> blend -> rows of each map    rows -> parts
@@ -20,12 +20,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rsseg_cli import distributed
 from rsseg_cli.classes import IGNORE
 from rsseg_cli.errors import RssegError
-from rsseg_cli.predict.outputs import Outputs, Progress
-from rsseg_cli.predict.plan import AHEAD, Plan, Tiling
+from rsseg_cli.predict.outputs import Outputs, ProgressCallback
+from rsseg_cli.predict.plan import AHEAD, Plan, Tiling, plan_scene
 from rsseg_cli.predict.strip_reader import Strip, read_strips
-from rsseg_cli.predict.timing import Clock, computing_with
+from rsseg_cli.predict.timing import WaitTimer, cpu_threads
 from rsseg_cli.predict.tta import as_signed
 from rsseg_cli.raster.aoi import Area
 from rsseg_cli.raster.blend import RowBlender, Rows
@@ -46,22 +47,19 @@ class Infer(Protocol):
                 has the same shape.
 
         Returns:
-            (B, K, T, T) non-negative and summing to 1 over K, on the device. The engine writes
-            into it and has finished with it before the next call.
+            (B, K, T, T) non-negative and summing to 1 over K, on the device. The engine may
+            overwrite it, and has finished with it before the next call.
         """
 
 
 @dataclass(frozen=True)
 class SceneTask:
-    """A scene, the model that maps it, and the maps to make.
+    """A scene, the model that maps it, and the maps to write.
 
     Attributes:
-        scene: The scene; whoever opened it closes it.
-        infer: The model.
-        outputs: The maps to make: either all of them are published, or none.
-        tiling: How the scene is cut.
-        device: Where `infer` runs.
-        area: The part of the scene to map; the rest becomes nodata and costs nothing.
+        scene: The scene; the caller closes it.
+        device: Device of the model.
+        area: The area to map; the rest of the scene becomes nodata and costs nothing.
     """
 
     scene: Scene
@@ -71,10 +69,22 @@ class SceneTask:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     area: Area | None = None
 
+    def plan(self, resumed_parts: Sequence[Window] = ()) -> Plan:
+        """Divide the scene into tiles and parts; see `plan_scene`."""
+        return plan_scene(
+            self.scene,
+            self.tiling,
+            classes=len(self.outputs.classes),
+            bands=self.outputs.bands,
+            box=None if self.area is None else self.area.box,
+            resumed_parts=resumed_parts,
+            processes=distributed.world_size(),
+        )
+
 
 @dataclass
-class _Finished:
-    """Rows on their way to the writer."""
+class _MapRows:
+    """Finished rows of each map, for the writer."""
 
     x: int
     y: int
@@ -85,11 +95,10 @@ class _Finished:
 
 @dataclass
 class _Region:
-    """A part of the scene that is mapped without a break.
+    """Consecutive parts of the scene that are mapped in one pass.
 
     Attributes:
-        window: The region.
-        blender: Joins its tiles to rows.
+        blender: Blends tiles into rows.
         valid: Valid pixels (h, w) of the rows that start at y, until these rows are finished.
     """
 
@@ -99,19 +108,17 @@ class _Region:
 
 
 Tile = tuple[int, int, Tensor | None]
-"""Row, column and samples (C, T, T) of a tile, None without a valid pixel."""
+"""Row, column and samples (C, T, T) of a tile; no samples without a valid pixel."""
 
 
 @dataclass
 class Pipeline:
-    """A scene, or one rank's parts of it, on the way from the readers to the writer.
+    """Mapping of a scene, or of one rank's parts of it.
 
     Attributes:
-        task: What is mapped.
-        plan: How the scene is cut.
         parts: Numbers of the parts to map.
         writers: One writer for each map.
-        batch: Tiles per call of the model; fewer after an out-of-memory error.
+        batch: Tiles per call of the model; halved after an out-of-memory error.
         progress: Called with the number of finished pixels.
         done: Number of pixels finished so far.
     """
@@ -121,13 +128,14 @@ class Pipeline:
     parts: Collection[int]
     writers: Sequence[PartWriter]
     batch: int
-    progress: Progress | None = None
+    progress: ProgressCallback | None = None
     done: int = 0
 
     def __post_init__(self) -> None:
         parts = [self.plan.parts[number] for number in self.parts]
         self._total = sum(part.width * part.height for part in parts)
-        self.clock = Clock()
+        self.waits = WaitTimer()
+        self._writer = BackgroundWriter(self._write, AHEAD)
         self._device = self.task.device
         self._in_flight: deque[torch.cuda.Event] = deque()
         self._nan = torch.zeros((), dtype=torch.bool, device=self._device)
@@ -139,22 +147,20 @@ class Pipeline:
         task, plan = self.task, self.plan
         products = [layer.product for layer in task.outputs.layers()]
         others = set(range(len(plan.parts))) - set(self.parts)
-        with computing_with(1), BackgroundWriter(self._write, AHEAD) as writer:
+        with cpu_threads(1), self._writer:
             for window in plan.regions(others):
                 blender = RowBlender(plan.across, plan.down, window, products, self._device)
                 with read_strips(
                     task.scene, plan, window, readers=task.tiling.readers,
                     pin=self._device.type == "cuda", area=task.area,
                 ) as strips:  # fmt: skip
-                    self._map(_Region(window, blender), strips, writer)
+                    self._map(_Region(window, blender), strips)
                 blender.finish()
 
-    def _map(
-        self, region: _Region, strips: Iterator[Strip], writer: BackgroundWriter[_Finished]
-    ) -> None:
-        """Pass the tiles of a region through the model, in batches that continue over strips."""
+    def _map(self, region: _Region, strips: Iterator[Strip]) -> None:
+        """Run the model on the tiles of a region, in batches that continue over strips."""
         window, down = region.window, self.plan.down
-        waiting: list[Tile] = []
+        tiles: list[Tile] = []
         limit = self.batch + 2 * len(region.blender.columns)
         for strip in self._timed(strips):
             inside = slice(window.x - strip.x, window.right - strip.x)
@@ -162,19 +168,19 @@ class Pipeline:
             bottom = min(down.begin(strip.row + 1), window.bottom)
             region.valid[top] = strip.valid[top - strip.y : bottom - strip.y, inside]
             for tile in self._tiles(strip, region.blender):
-                waiting.append(tile)
-                filled = sum(samples is not None for _, _, samples in waiting)
-                # Empty tiles must not wait long for a full batch, or rows would pile up.
-                if filled in (0, self.batch) or len(waiting) > limit:
-                    self._forward(waiting, region, writer)
-                    waiting = []
-        self._forward(waiting, region, writer)
+                tiles.append(tile)
+                filled = sum(samples is not None for _, _, samples in tiles)
+                # Empty tiles must not wait long for a full batch, or rows would accumulate.
+                if filled in (0, self.batch) or len(tiles) > limit:
+                    self._forward(tiles, region)
+                    tiles = []
+        self._forward(tiles, region)
 
     def _timed(self, strips: Iterator[Strip]) -> Iterator[Strip]:
         while True:
             since = time.perf_counter()
             strip = next(strips, None)
-            self.clock.add("disk", since)
+            self.waits.add("disk", since)
             if strip is None:
                 return
             yield strip
@@ -185,47 +191,43 @@ class Pipeline:
         samples = strip.samples.to(self._device, non_blocking=True)
         rows = slice(down.begin(strip.row) - strip.y, down.end(strip.row) - strip.y)
         for column in blender.columns:
-            used = slice(across.begin(column) - strip.x, across.end(column) - strip.x)
+            columns = slice(across.begin(column) - strip.x, across.end(column) - strip.x)
             x = across.start(column) - strip.x
-            valid = strip.valid[rows, used].any()
+            valid = strip.valid[rows, columns].any()
             yield strip.row, column, samples[:, :, x : x + across.tile] if valid else None
 
-    def _forward(
-        self, tiles: Sequence[Tile], region: _Region, writer: BackgroundWriter[_Finished]
-    ) -> None:
-        """Score tiles, and pass on the rows that they finish."""
+    def _forward(self, tiles: Sequence[Tile], region: _Region) -> None:
+        """Score tiles and send the rows that they complete to the writer."""
         scores = self._scores([samples for _, _, samples in tiles if samples is not None])
         for row, column, samples in tiles:
             probabilities = None if samples is None else next(scores)
             for y, rows in region.blender.feed(row, column, probabilities):
-                self._send(region.window.x, y, rows, region.valid.pop(y), writer)
+                self._send(region.window.x, y, rows, region.valid.pop(y))
 
     def _scores(self, tiles: list[Tensor]) -> Iterator[Tensor]:
         """Score tiles in batches of one shape; halve the batch after an out-of-memory error."""
+        task = self.task
         while tiles:
             batch = tiles[: self.batch]
             padding = [batch[-1]] * (self.batch - len(batch))
             since = time.perf_counter()
             stacked = _stack(batch + padding)
             try:
-                with computing_with(self._model_threads):
-                    scores = self.task.infer(stacked)
+                with cpu_threads(self._model_threads):
+                    scores = task.infer(stacked)
             except torch.OutOfMemoryError as error:
-                self._shrink(error)
+                if self.batch == 1:
+                    raise tile_too_large(task.scene, self.plan.across.tile) from error
+                self.batch = -(-self.batch // 2)
+                torch.cuda.empty_cache()
                 continue
-            self._keep_pace()
-            self.clock.add("device", since)
-            self._check(scores[: len(batch)])
+            self._limit_queue()
+            self.waits.add("device", since)
+            self._detect_nan(scores[: len(batch)])
             yield from scores[: len(batch)]
             tiles = tiles[len(batch) :]
 
-    def _shrink(self, error: torch.OutOfMemoryError) -> None:
-        if self.batch == 1:
-            raise no_room(self.task.scene, self.plan.across.tile) from error
-        self.batch = -(-self.batch // 2)
-        torch.cuda.empty_cache()
-
-    def _keep_pace(self) -> None:
+    def _limit_queue(self) -> None:
         """Wait until the device is at most two batches behind."""
         if self._device.type != "cuda":
             return
@@ -233,8 +235,8 @@ class Pipeline:
         if len(self._in_flight) > 2:
             self._in_flight.popleft().synchronize()
 
-    def _check(self, scores: Tensor) -> None:
-        """Detect NaN. Probabilities of a pixel sum to 1, so that one class is enough."""
+    def _detect_nan(self, scores: Tensor) -> None:
+        """Note NaN in scores (B, K, T, T); one class is enough, as each pixel sums to 1."""
         self._nan |= scores[:, 0].sum().isnan()
         if self._device.type == "cpu":
             self._refuse_nan()
@@ -247,15 +249,8 @@ class Pipeline:
                 fix="--precision fp32, or a model whose training did not diverge",
             )
 
-    def _send(
-        self,
-        x: int,
-        y: int,
-        rows: Rows,
-        valid: NDArray[np.bool_],
-        writer: BackgroundWriter[_Finished],
-    ) -> None:
-        """Copy rows from the device without waiting for them, and pass them to the writer."""
+    def _send(self, x: int, y: int, rows: Rows, valid: NDArray[np.bool_]) -> None:
+        """Copy rows from the device asynchronously, and pass them to the writer."""
         ready = None
         on_host = list(rows)
         if self._device.type == "cuda":
@@ -264,32 +259,32 @@ class Pipeline:
                 target.copy_(source, non_blocking=True)
             ready = torch.cuda.current_stream().record_event()
         since = time.perf_counter()
-        writer.put(_Finished(x, y, on_host, valid, ready))
-        self.clock.add("writer", since)
+        self._writer.put(_MapRows(x, y, on_host, valid, ready))
+        self.waits.add("writer", since)
         self.done += valid.size
         if self.progress is not None:
-            self.progress(self.done, self._total, self.clock.shares())
+            self.progress(self.done, self._total, self.waits.fractions())
 
-    def _write(self, finished: _Finished) -> None:
+    def _write(self, item: _MapRows) -> None:
         """Write rows, with nodata for missing pixels; runs in the writer's thread."""
-        if finished.ready is not None:
-            finished.ready.synchronize()
+        if item.ready is not None:
+            item.ready.synchronize()
             self._refuse_nan()
-        missing = ~finished.valid
-        holes = missing.any()
-        for writer, rows in zip(self.writers, finished.rows, strict=True):
+        missing = ~item.valid
+        any_missing = missing.any()
+        for writer, rows in zip(self.writers, item.rows, strict=True):
             data = rows.numpy()
-            if holes:
+            if any_missing:
                 data[:, missing] = IGNORE
-            writer.write(finished.x, finished.y, data)
+            writer.write(item.x, item.y, data)
 
 
-def no_room(scene: Scene, tile: int) -> RssegError:
+def tile_too_large(scene: Scene, tile: int) -> RssegError:
     """Build the error for a tile that does not fit into the device's memory."""
     return RssegError(
-        "one tile does not fit into the memory of the device",
+        f"out of memory: not even one tile of {tile} px fits on the device",
         where=scene.path,
-        fix=f"--tile below {tile}, or --device cpu",
+        fix=f"a --tile below {tile}, or --device cpu",
     )
 
 

@@ -1,4 +1,4 @@
-"""Plan of how a scene is cut: tiles, swaths, parts, memory."""
+"""Division of a scene into tiles, swaths and parts, and the memory that mapping it needs."""
 
 from __future__ import annotations
 
@@ -18,21 +18,16 @@ from rsseg_cli.raster.scene import Scene
 MIB = 2**20
 PART_PIXELS = 16 * MIB
 """Approximate pixels of a part of a map, the most that a killed run loses."""
-
-PARTS_EACH = 4
-"""Least parts of each process, if the scene is high enough, so that their work is about equal."""
-
+PARTS_PER_PROCESS = 4
+"""Minimum number of parts per process, if the scene is high enough, to balance their work."""
 DEFAULT_MEMORY_MB = 2048
 """Default limit for the strips of a scene in MiB."""
-
 READ_ROWS = 256
-"""Least number of rows that one reader reads at a time."""
-
+"""Minimum number of rows that one reader reads at a time."""
 AHEAD = 2
-"""Strips that are read ahead, and rows that may wait for the writer."""
-
+"""Number of strips that are prefetched, and of rows that may wait for the writer."""
 CACHE_MB = 32
-"""GDAL's block cache in MiB: each block is read once, so a small one is enough."""
+"""GDAL's block cache in MiB; small, because each block is read once."""
 
 
 @dataclass(frozen=True)
@@ -43,17 +38,17 @@ class Tiling:
         tile: Side of a tile in pixels.
         overlap: Fraction of a tile that the next one overlaps, 0 to 0.5.
         batch: Tiles per call of the model.
-        most: Largest batch that is tried for speed; None keeps `batch`.
-        readers: Threads that read, each with a handle of its own.
+        largest_batch: Largest batch that is tried for speed; None keeps `batch`.
+        readers: Number of threads that read.
         memory_mb: Limit for the memory of the process in MiB; None limits the strips only.
-        on_host: Whether batches use the memory of the process, not of a device.
-        blend: Blend neighbours where they overlap; else each pixel comes from its nearest tile.
+        on_host: Whether batches use the memory of the process, not that of a GPU.
+        blend: Blend overlapping tiles; else each pixel comes from its nearest tile.
     """
 
     tile: int = 512
     overlap: float = 0.25
     batch: int = 8
-    most: int | None = None
+    largest_batch: int | None = None
     readers: int = 2
     memory_mb: int | None = None
     on_host: bool = True
@@ -62,8 +57,8 @@ class Tiling:
     def axis(self, length: int) -> Axis:
         """Compute the tiles along an axis of a scene.
 
-        A sixteenth of the overlap at either end is left to the neighbour, which hides the effect
-        of padding inside a model; more would make the blend steeper, and seams visible.
+        At either end of a tile a sixteenth of the overlap has no weight in the blend, because of
+        the padding inside a model. A wider margin would make the blend steeper and seams visible.
         """
         overlap = round(self.tile * self.overlap)
         if not self.blend:
@@ -76,12 +71,12 @@ class Plan:
     """Tiles and parts of one scene.
 
     Attributes:
-        across: Tiles along its columns.
-        down: Tiles along its rows.
+        across: Tiles along the x axis.
+        down: Tiles along the y axis.
         parts: Windows that are finished one by one, swath by swath from top to bottom.
         tiles: Number of tiles; those at swath borders count in both swaths.
         memory_mb: Estimated memory of the strips in MiB, without the model and the libraries.
-        read_rows: Rows that a reader reads at a time, in whole blocks of the file.
+        read_rows: Rows that a reader reads at a time, a multiple of the file's block height.
     """
 
     across: Axis
@@ -91,8 +86,19 @@ class Plan:
     memory_mb: float
     read_rows: int
 
+    @property
+    def pixels(self) -> int:
+        """Number of pixels of all parts."""
+        return sum(part.width * part.height for part in self.parts)
+
+    @property
+    def middle_tile(self) -> Window:
+        """A window of the size of a tile, near the middle of the scene."""
+        part, tile = self.parts[len(self.parts) // 2], self.across.tile
+        return Window(part.x + part.width // 2, part.y + part.height // 2, tile, tile)
+
     def regions(self, finished: set[int]) -> Iterator[Window]:
-        """Join unfinished parts into regions that are mapped without a break."""
+        """Join consecutive unfinished parts of a swath into regions."""
         region: Window | None = None
         for number, part in enumerate(self.parts):
             follows = region is not None and (part.x, part.y) == (region.x, region.bottom)
@@ -105,8 +111,8 @@ class Plan:
         if region is not None:
             yield region
 
-    def share(self, finished: set[int], rank: int, size: int) -> set[int]:
-        """Choose the unfinished parts of one rank: neighbours, with about equal pixels."""
+    def parts_of_rank(self, finished: set[int], rank: int, size: int) -> set[int]:
+        """Return the unfinished parts of one rank: neighbours, with about equal pixels."""
         unfinished = [number for number in range(len(self.parts)) if number not in finished]
         pixels = np.array([self.parts[n].width * self.parts[n].height for n in unfinished])
         middles = pixels.cumsum() - pixels / 2
@@ -121,18 +127,18 @@ def plan_scene(
     classes: int,
     bands: int = 1,
     box: Window | None = None,
-    begun: Sequence[Window] | None = None,
+    resumed_parts: Sequence[Window] = (),
     processes: int = 1,
 ) -> Plan:
-    """Plan how to cut a scene.
+    """Divide a scene into tiles and parts.
 
     Args:
         scene: The scene.
         tiling: Settings of tiles and memory.
         classes: Channels K of the model.
-        bands: Bands of all maps together.
-        box: The part of the scene to map; all when None.
-        begun: Parts of an earlier run, which are kept.
+        bands: Number of bands of all maps together.
+        box: The window to map; the whole scene when None.
+        resumed_parts: Parts of an unfinished map, kept if they cover the box.
         processes: Number of processes that share the parts.
 
     Raises:
@@ -142,8 +148,8 @@ def plan_scene(
     read_rows = -(-READ_ROWS // scene.block[0]) * scene.block[0]
     column, fixed = _bytes(scene, tiling, down, read_rows, classes, bands)
     box = _whole_blocks(box, scene)
-    if begun is not None and sum(p.width * p.height for p in begun) == box.width * box.height:
-        parts = list(begun)
+    if sum(part.width * part.height for part in resumed_parts) == box.width * box.height:
+        parts = list(resumed_parts)
     else:
         swath = _swath(scene, tiling, box, column, fixed)
         xs = range(box.x, box.right, swath)
@@ -167,7 +173,10 @@ def _whole_blocks(box: Window | None, scene: Scene) -> Window:
 
 def _swath(scene: Scene, tiling: Tiling, box: Window, column: float, fixed: float) -> int:
     """Compute the width of the widest swath that fits into the memory."""
-    allowed = _allowed(tiling) - fixed
+    if tiling.memory_mb is None:
+        allowed = DEFAULT_MEMORY_MB * MIB - fixed
+    else:
+        allowed = (tiling.memory_mb - peak_rss_mb()) * MIB - fixed
     reach = min(box.width + 2 * tiling.tile, scene.width)
     widest = int(allowed / column) - 2 * tiling.tile
     if reach <= allowed / column:
@@ -187,7 +196,7 @@ def _swath(scene: Scene, tiling: Tiling, box: Window, column: float, fixed: floa
 def _parts(x: int, width: int, box: Window, processes: int) -> Sequence[Window]:
     rows = PART_PIXELS // width
     if processes > 1:
-        rows = min(rows, box.height // (PARTS_EACH * processes))
+        rows = min(rows, box.height // (PARTS_PER_PROCESS * processes))
     rows = max(BLOCK, rows // BLOCK * BLOCK)
     tops = range(box.y, box.bottom, rows)
     return [Window(x, y, width, min(rows, box.bottom - y)) for y in tops]
@@ -197,28 +206,21 @@ def _bytes(
     scene: Scene, tiling: Tiling, down: Axis, read_rows: int, classes: int, bands: int
 ) -> tuple[float, float]:
     """Estimate the bytes per column of a swath, and those that do not depend on its width."""
-    sample = np.dtype(scene.dtype).itemsize * scene.count + 1  # and whether it is valid
+    sample = np.dtype(scene.dtype).itemsize * scene.count + 1  # 1 for the validity mask
     reading = (tiling.readers + 2 + tiling.tile // read_rows) * read_rows * sample
     strips = (AHEAD + 2) * tiling.tile * sample
     blending = 4 * classes * down.ramp
     writing = bands * ((AHEAD + 2) * down.stride + 2 * BLOCK)
-    pixels = max(tiling.batch, tiling.most or 0) * tiling.tile**2 if tiling.on_host else 0
+    pixels = max(tiling.batch, tiling.largest_batch or 0) * tiling.tile**2 if tiling.on_host else 0
     batch = pixels * (2 * sample + 4 * scene.count + 2 * 4 * classes)
     return reading + strips + blending + writing, batch + 2 * CACHE_MB * MIB
-
-
-def _allowed(tiling: Tiling) -> float:
-    """Return the bytes that strips and batches may use."""
-    if tiling.memory_mb is None:
-        return DEFAULT_MEMORY_MB * MIB
-    return (tiling.memory_mb - peak_rss_mb()) * MIB
 
 
 def return_memory() -> None:
     """Return freed memory to the system.
 
-    glibc has memory pools per thread: memory that readers have freed would stay in theirs, and
-    later allocations of other threads would add to it.
+    glibc keeps memory that a thread has freed in a pool of this thread, where other threads cannot
+    use it.
     """
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

@@ -1,4 +1,4 @@
-"""Reads a scene strip by strip: for each row of tiles the pixels of all its tiles."""
+"""Reads a scene strip by strip; a strip holds the pixels of one row of tiles."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Strip:
         row: Row of the tiles.
         samples: (C, T, w) in stored type, mirrored where tiles reach beyond the scene.
         valid: (T, w), False for missing pixels and beyond the scene.
-        x: Column of the scene at which the strip starts; negative where tiles reach beyond it.
-        y: Row of the scene at which it starts.
+        x: First column in the scene; negative where tiles reach beyond it.
+        y: First row in the scene.
     """
 
     row: int
@@ -47,15 +47,15 @@ class Strip:
 def read_strips(
     scene: Scene, plan: Plan, region: Window, *, readers: int, pin: bool, area: Area | None = None
 ) -> Iterator[Iterator[Strip]]:
-    """Read the strips of a region ahead, from top to bottom; each file row is decoded once.
+    """Prefetch the strips of a region, from top to bottom; each file row is decoded once.
 
     Args:
-        scene: The scene; its handle is not used, each reader opens its own.
-        plan: How the scene is cut.
-        region: The part of the scene that is mapped.
+        scene: The scene; each reader opens a handle of its own.
+        plan: Tiles of the scene.
+        region: The window that is mapped.
         readers: Number of threads that read.
         pin: Put samples into pinned memory.
-        area: Pixels outside of it count as missing, though the model sees them.
+        area: Pixels outside of it are not valid; their samples still serve as context.
     """
     columns = plan.across.touching(region.x, region.right)
     rows = plan.down.touching(region.y, region.bottom)
@@ -74,20 +74,19 @@ def read_strips(
         windows = map(slabs.window, numbers)
         pixels = zip(windows, stack.enter_context(closing(iter(reading))), strict=True)
         strips = _Strips(scene, plan, Window(x, y, width, height), inside, pixels, pin)
-        # A single thread puts strips together, while the caller works on those before.
+        # A single thread assembles strips while the caller works on the previous ones.
         yield stack.enter_context(closing(iter(Prefetcher(strips, rows, threads=1, ahead=AHEAD))))
 
 
 @dataclass(frozen=True)
 class _Slabs:
-    """Slabs of whole rows of blocks, each of which is read at a time.
+    """Slabs: whole rows of blocks that are read by one call.
 
     Attributes:
-        handles: Opened scenes that no thread uses.
+        handles: Open scenes that no thread uses at the moment.
         rows: Rows of a slab.
         shift: Rows of the file's first block that lie above the scene.
-        inside: What is read of the scene.
-        area: Pixels outside of it count as missing.
+        inside: The window that is read.
     """
 
     handles: SimpleQueue[Scene]
@@ -97,11 +96,11 @@ class _Slabs:
     area: Area | None
 
     def number(self, y: int) -> int:
-        """Return the number of the slab with row y."""
+        """Return the number of the slab that contains row y."""
         return (y + self.shift) // self.rows
 
     def window(self, number: int) -> Window:
-        """Return the pixels of a slab."""
+        """Return the window of a slab."""
         top = max(0, number * self.rows - self.shift)
         bottom = min(self.inside.bottom, (number + 1) * self.rows - self.shift)
         return Window(self.inside.x, top, self.inside.width, bottom - top)
@@ -119,14 +118,13 @@ class _Slabs:
 
 @dataclass(frozen=True)
 class _Strips:
-    """Strips by their rows, put together from slabs; taken in order, by one thread.
+    """Strips by row, assembled from slabs; one thread takes them in order.
 
     Attributes:
-        frame: What the strips of all rows cover, also beyond the scene.
-        inside: What is read of the scene.
+        frame: Window of all strips, which may reach beyond the scene.
+        inside: The window that is read.
         slabs: Window and pixels of each slab, from top to bottom.
-        pin: Put samples into pinned memory.
-        current: Slabs that the last strip has touched.
+        current: Slabs that the last strip overlaps.
     """
 
     scene: Scene
@@ -149,22 +147,22 @@ class _Strips:
         return Strip(row, samples, valid, self.frame.x, y)
 
     def _fill(self, samples: NDArray[Any], valid: NDArray[np.bool_], strip: Window) -> None:
-        """Fill samples (C, T, w) and valid (T, w) of a strip, mirrored beyond the scene."""
-        present = strip.intersect(self.inside)
-        assert present is not None
-        across = slice(present.x - strip.x, present.right - strip.x)
-        for window, (read, usable) in self._touching(present):
-            both = window.intersect(present)
+        """Fill samples (C, T, w) and valid (T, w) of a strip; mirror samples beyond the scene."""
+        inside = strip.intersect(self.inside)
+        assert inside is not None
+        columns = slice(inside.x - strip.x, inside.right - strip.x)
+        for window, (slab_samples, slab_valid) in self._overlapping(inside):
+            both = window.intersect(inside)
             assert both is not None
             source = slice(both.y - window.y, both.bottom - window.y)
             target = slice(both.y - strip.y, both.bottom - strip.y)
-            samples[:, target, across] = read[:, source]
-            valid[target, across] = usable[source]
-        _mirror(samples, 2, across)
-        _mirror(samples, 1, slice(present.y - strip.y, present.bottom - strip.y))
+            samples[:, target, columns] = slab_samples[:, source]
+            valid[target, columns] = slab_valid[source]
+        _mirror(samples, 2, columns)
+        _mirror(samples, 1, slice(inside.y - strip.y, inside.bottom - strip.y))
 
-    def _touching(self, strip: Window) -> deque[tuple[Window, Pixels]]:
-        """Return the slabs with pixels of a strip; drop those above."""
+    def _overlapping(self, strip: Window) -> deque[tuple[Window, Pixels]]:
+        """Return the slabs that overlap a strip; drop those above."""
         current = self.current
         while current and current[0][0].bottom <= strip.y:
             current.popleft()
@@ -174,7 +172,7 @@ class _Strips:
 
 
 def _mirror(samples: NDArray[Any], axis: int, filled: slice) -> None:
-    """Mirror the filled range of an axis into the rest of it, as often as needed."""
+    """Fill the rest of an axis with repeated mirror images of its filled range."""
     size, count = samples.shape[axis], filled.stop - filled.start
     if count == size:
         return

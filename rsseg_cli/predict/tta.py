@@ -13,31 +13,24 @@ from rsseg_cli.choices import TTA
 
 @dataclass(frozen=True)
 class TestTimeAugmentation:
-    """A model that scores each tile in several views and returns the mean.
-
-    Attributes:
-        infer: The model; see `pipeline.Infer`.
-        turns: Views of a tile.
-    """
+    """A model (`pipeline.Infer`) that returns the mean of its scores over several views."""
 
     infer: Callable[[Tensor], Tensor]
     views: TTA
 
     def __call__(self, tiles: Tensor) -> Tensor:
-        """Score tiles (B, C, T, T): (B, K, T, T)."""
+        """Score tiles (B, C, T, T); return (B, K, T, T)."""
         total: Tensor | None = None
         flips: tuple[tuple[int, ...], ...] = ((), (2,), (3,), (2, 3))
-        views = [(flip, transpose) for transpose in self._transposes() for flip in flips]
+        transposes = (False,) if self.views == "flips" else (False, True)
+        views = [(flip, transpose) for transpose in transposes for flip in flips]
         for flip, transpose in views:
             scores = self.infer(_view(tiles, flip, transpose))
-            back = scores.flip(flip) if flip else scores
-            back = back.transpose(2, 3) if transpose else back
-            total = back.clone() if total is None else total.add_(back)
+            scores = scores.flip(flip) if flip else scores
+            scores = scores.transpose(2, 3) if transpose else scores
+            total = scores.clone() if total is None else total.add_(scores)
         assert total is not None
         return total.div_(len(views))
-
-    def _transposes(self) -> tuple[bool, ...]:
-        return (False,) if self.views == "flips" else (False, True)
 
 
 def _view(tiles: Tensor, flip: tuple[int, ...], transpose: bool) -> Tensor:
@@ -49,7 +42,7 @@ def _view(tiles: Tensor, flip: tuple[int, ...], transpose: bool) -> Tensor:
 
 
 def as_signed(tiles: Tensor) -> Tensor:
-    """View unsigned integers as signed ones of the same bits: some devices lack their kernels."""
+    """View unsigned integers as signed ones: some devices lack kernels for unsigned types."""
     signed = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
     dtype = signed.get(tiles.dtype)
     return tiles if dtype is None else tiles.view(dtype)

@@ -1,4 +1,4 @@
-"""Checkpoint files: the model, small and self-contained, and the state to resume from."""
+"""Checkpoint files: the model, small and self-contained, and the resume state."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         RssegError: The disk is full or the folder cannot be written.
     """
-    with write_errors(path.name, path, FIX), atomic_path(path) as part:
-        yield part
+    with write_errors(path.name, path, FIX), atomic_path(path) as temporary:
+        yield temporary
 
 
 def save_model(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Json]) -> None:
     """Write a model file: tensors, and metadata as JSON in the header."""
     header = {"rsseg": json.dumps({"format": FORMAT} | metadata)}
     packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with replacing(path) as part:
+    with replacing(path) as temporary:
         try:
-            save_file(packed, part, metadata=header)
+            save_file(packed, temporary, metadata=header)
         except SafetensorError as error:  # wraps the OSError of a full disk
             number = errno.ENOSPC if "No space left" in str(error) else errno.EIO
             raise OSError(number, str(error)) from error
@@ -50,8 +50,8 @@ def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a model file.
 
     Raises:
-        UnreadableError: Missing, truncated, or not a model of rsseg.
-        RssegError: Written by a newer rsseg.
+        UnreadableError: The file is missing, truncated, or not written by rsseg.
+        RssegError: The file was written by a newer rsseg.
     """
     if not path.is_file():
         raise UnreadableError(
@@ -69,7 +69,7 @@ def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UnreadableError(
             f"{path.name} was not written by rsseg",
             where=str(path),
-            fix="model.safetensors of a run; pretrained backbones go to --weights",
+            fix="model.safetensors of a run; use --weights for a pretrained backbone",
         )
     metadata: dict[str, Any] = json.loads(header["rsseg"])
     if metadata["format"] > FORMAT:
@@ -82,23 +82,23 @@ def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def save_resume(path: Path, state: dict[str, Any]) -> None:
-    """Write the state for `--resume`."""
-    with replacing(path) as part, part.open("wb") as stream:
+    """Write the resume state."""
+    with replacing(path) as temporary, temporary.open("wb") as stream:
         try:
             torch.save(state, stream)
-        except RuntimeError as error:  # torch's zip writer hides ENOSPC behind this
+        except RuntimeError as error:  # torch's zip writer raises it when the disk is full
             raise OSError(errno.ENOSPC, str(error)) from error
 
 
 def load_resume(path: Path) -> dict[str, Any]:
-    """Read a state that `save_resume` wrote.
+    """Read the resume state.
 
     Raises:
-        UnreadableError: Missing or damaged.
+        UnreadableError: The file is missing or damaged.
     """
     if not path.is_file():
         raise UnreadableError(
-            "there is nothing to resume: no resume.pt",
+            "there is nothing to resume: resume.pt is missing",
             where=str(path.parent),
             fix="the folder of an interrupted run; a finished one has none",
         )

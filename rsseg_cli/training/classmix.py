@@ -1,4 +1,4 @@
-"""ClassMix: half the classes of a labelled tile are pasted onto another (Olsson et al. 2021)."""
+"""ClassMix: pastes half the classes of one tile onto another (Olsson et al. 2021)."""
 
 from __future__ import annotations
 
@@ -10,17 +10,14 @@ from rsseg_cli.data.tiles.augment import Generators, draw
 
 
 def class_mask(label: Tensor, classes: int, generators: Generators) -> Tensor:
-    """Draw ceil(n / 2) of the n classes in each tile; return the mask of their pixels.
+    """Draw ceil(n / 2) of the n classes in each tile; return the mask (B, H, W) of their pixels.
 
-    Nothing waits for the device. Ignored pixels are never in the mask.
+    Ignored pixels are never in the mask. The host does not wait for the device.
 
     Args:
-        label: (B, H, W) class indices, `IGNORE` where there is none.
+        label: (B, H, W) class indices, or `IGNORE`.
         classes: Number of classes K.
-        generators: Of each tile, on the device of the label.
-
-    Returns:
-        (B, H, W) bool.
+        generators: One per tile, on the device of the label.
     """
     flat = label.long().flatten(1)
     present = torch.zeros(len(label), IGNORE + 1, device=label.device)
@@ -35,6 +32,6 @@ def class_mask(label: Tensor, classes: int, generators: Generators) -> Tensor:
 def paste(
     mask: Tensor, source: tuple[Tensor, Tensor], target: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Return image (B, C, H, W) and label (B, H, W) of the source in `mask`, else the target."""
+    """Return image (B, C, H, W) and label (B, H, W): the source in the mask, else the target."""
     image = torch.where(mask[:, None], source[0], target[0])
     return image, torch.where(mask, source[1].long(), target[1].long())

@@ -14,21 +14,21 @@ from rsseg_cli.errors import RssegError
 Work = Literal["step", "validation", "save"]
 
 SPARE = 1.5
-"""Factor on the longest duration so far of the work that is still to do."""
-MARGIN, MOST_MARGIN_S = 0.05, 30.0
-"""Fraction of the limit that is kept free beside that, and its maximum in seconds."""
+"""Safety factor on the longest duration so far."""
+MARGIN, MAX_MARGIN_S = 0.05, 30.0
+"""Fraction of the time limit that is kept free in addition, and its maximum in seconds."""
 SLOW_DISK = 50e6
-"""Assumed bytes per second for writing a state, until one was written."""
+"""Assumed bytes per second for writing the first resume state."""
 
 _UNITS = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 _CLOCK = re.compile(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)")
 
 
 class Deadline:
-    """Remaining time, and the longest duration so far of each kind of work.
+    """Tracks the remaining time and the longest duration so far of each kind of work.
 
     Args:
-        seconds: From now on; infinite without a limit.
+        seconds: Time limit from now on; infinite without a limit.
         now: A clock in seconds.
     """
 
@@ -37,7 +37,7 @@ class Deadline:
     ) -> None:
         self._now = now
         self._ends = now() + seconds
-        self._margin = min(MARGIN * seconds, MOST_MARGIN_S)
+        self._margin = min(MARGIN * seconds, MAX_MARGIN_S)
         self._longest: dict[Work, float] = {}
 
     @classmethod
@@ -45,40 +45,39 @@ class Deadline:
         """Parse `--max-time`: `8h`, `1h30m`, `HH:MM:SS` or `D-HH:MM:SS`.
 
         Raises:
-            RssegError: It is not a time, or 0.
+            RssegError: The text is not a time, or the time is 0.
         """
         if text is None:
             return cls()
-        found = _UNITS.fullmatch(text.strip()) or _CLOCK.fullmatch(text.strip())
-        parts = found.groups("0") if found else ("0",) * 4
-        days, hours, minutes, seconds = map(int, parts)
+        match = _UNITS.fullmatch(text.strip()) or _CLOCK.fullmatch(text.strip())
+        days, hours, minutes, seconds = map(int, match.groups("0") if match else (0, 0, 0, 0))
         total = ((24 * days + hours) * 60 + minutes) * 60 + seconds
         if not total:
             raise RssegError(
-                f"{text} is not an amount of time",
+                f"{text} is not a duration",
                 where="--max-time",
                 fix="8h, 90m, 1h30m, HH:MM:SS or D-HH:MM:SS",
             )
         return cls(total)
 
     def subtract(self, seconds: float) -> None:
-        """Shorten the time left by time that has passed before this object was made."""
+        """Subtract time that passed before this object was created."""
         self._ends -= seconds
 
     @contextmanager
     def timing(self, work: Work, *, usual: bool = True) -> Iterator[None]:
-        """Measure the work in this block; `usual` is False for one that does not count."""
+        """Measure the duration of the work in this block; ignore it if not `usual`."""
         started = self._now()
         yield
         if usual:
             self.expect(work, self._now() - started)
 
     def expect(self, work: Work, seconds: float) -> None:
-        """Expect some work to take at least so long."""
+        """Set the minimum expected duration of some work."""
         self._longest[work] = max(seconds, self._longest.get(work, 0.0))
 
     def expect_state(self, size: int) -> None:
-        """Expect a state of so many bytes to be written."""
+        """Set the expected duration of writing a resume state of `size` bytes."""
         self.expect("save", size / SLOW_DISK)
 
     def near(self, *coming: Work) -> bool:

@@ -15,8 +15,8 @@ class EMATeacher:
 
     Args:
         student: The model that is trained; already on its device.
-        decay: Largest fraction a of the old value that an update keeps. Step t, from 0, keeps
-            a_t = min(1 - 1 / (t + 1), decay), so that the first one copies the student.
+        decay: Maximum decay. At step t, from 0, the decay is min(1 - 1 / (t + 1), decay), so that
+            the first update copies the student.
     """
 
     def __init__(self, student: Segmenter, decay: float) -> None:
@@ -29,16 +29,16 @@ class EMATeacher:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Average in the student after its step `step`."""
-        keep = min(1 - 1 / (step + 1), self.decay)
+        """Update the averages after the student's step number `step`."""
+        decay = min(1 - 1 / (step + 1), self.decay)
         for name, parameter in self.student.trainable_parameters():
-            self._averages[name].lerp_(parameter, 1 - keep)
+            self._averages[name].lerp_(parameter, 1 - decay)
         self._copy_buffers()
 
     def _copy_buffers(self) -> None:
         """Copy the student's buffers: selection masks and gates are not averaged."""
-        for part in ("method", "head"):
-            source, target = self.student.get_submodule(part), self.model.get_submodule(part)
+        for module in ("method", "head"):
+            source, target = self.student.get_submodule(module), self.model.get_submodule(module)
             for name, buffer in source.named_buffers():
                 path, _, leaf = name.rpartition(".")
                 owner = target.get_submodule(path)
@@ -53,12 +53,12 @@ class EMATeacher:
         return self.model.probabilities(image).float()
 
     def state(self) -> dict[str, Tensor]:
-        """Return the averages; buffers are the student's."""
+        """Return the averages, without buffers."""
         return {name: parameter.detach() for name, parameter in self._averages.items()}
 
     @torch.no_grad()
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Load what `state` returned; the student is restored already."""
+        """Load the averages; the student must have been restored before."""
         for name, parameter in self._averages.items():
             parameter.copy_(state[name])
         self._copy_buffers()

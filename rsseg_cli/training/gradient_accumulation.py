@@ -1,4 +1,4 @@
-"""Forward and backward of the micro-batches of a step, into one gradient."""
+"""Gradient accumulation over micro-batches."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def accumulate_gradients(
     autocast: Callable[[], AbstractContextManager[None]],
     scale: Callable[[Tensor], Tensor] = lambda loss: loss,
 ) -> dict[str, Tensor]:
-    """Add the gradients of the mean loss over some micro-batches to `.grad`.
+    """Add the gradients of the mean loss over several micro-batches to `.grad`.
 
     Args:
         model: On its device.
-        objective: Returns the loss terms.
+        objective: Computes the loss terms.
         batches: Micro-batches of one size, on the device.
-        seeds: Of torch's random numbers, one per micro-batch: what the model draws itself.
-        autocast: Opens the number format of the forward pass.
+        seeds: Seeds of torch's random numbers, one per micro-batch.
+        autocast: Opens the autocast context of the forward pass.
         scale: Multiplies the loss before backward.
 
     Returns:

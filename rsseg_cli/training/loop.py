@@ -1,4 +1,4 @@
-"""The training loop; `fit` and `adapt` differ only in the job that they pass to it."""
+"""The training loop of `fit` and `adapt`, which pass different jobs to it."""
 
 from __future__ import annotations
 
@@ -41,43 +41,41 @@ from rsseg_cli.training.training_step import TrainingStep, seed_for
 
 
 class Training(Strict):
-    """Settings of the loop."""
+    """Settings of the training loop."""
 
     steps: int = Field(20_000, ge=1)
     batch: int = Field(4, ge=1)
     """Tiles per update, over all processes."""
     grad_accumulation: int = Field(1, ge=1)
-    """Least number of micro-batches per update; more where memory is short."""
+    """Minimum number of micro-batches per update; more if one does not fit into memory."""
     precision: Format = "auto"
     activation_checkpointing: bool = False
-    """Drop activations inside the backbone's blocks and compute them again in backward."""
+    """Recompute the activations of the backbone's blocks in backward, instead of storing them."""
     compile: bool = False
     validate_every: int = Field(1_000, ge=1)
     log_every: int = Field(50, ge=1)
     save_every: int = Field(500, ge=1)
-    """Steps between two states to resume from."""
+    """Number of steps between two resume states."""
     seed: int = Field(42, ge=0)
     num_workers: int = Field(4, ge=0)
-    """Threads that read tiles ahead; 0 reads in the loop."""
+    """Number of threads that prefetch tiles; 0 reads them in the loop."""
 
 
 @dataclass
 class Job:
-    """Everything that a run of the loop needs.
+    """Model, data and settings of a run of the loop.
 
     Attributes:
         model: On its device.
-        objective: Computes the loss terms of a batch.
-        open_batches: Opens micro-batches of so many tiles of this process. Item i is the i-th
-            one, a pure function of i; the tiles of a step do not depend on the size.
-        open_probes: Opens labelled batches of a given size, apart from the training stream.
-        validate: Scores the model; its result has at least `miou`. None: nothing to validate on.
-            The last of the scores with the highest `merit`, else `miou`, is the best; a score
-            with a `stop` ends the run, and gives the reason.
-        folder: Folder of the run's files.
-        deadline: The time by which the run must have stopped.
-        rate_start: Validate before the first step too: the model as it starts may be the best.
-        multiple: Tiles of a micro-batch are a multiple of this: 2 where each holds two domains.
+        open_batches: Opens this rank's micro-batches of a given size. Item i is a pure function of
+            i; the tiles of a step do not depend on the size.
+        open_probes: Opens labelled batches of a given size, outside the training stream.
+        validate: Computes the scores of the model, at least `miou`; None without validation data.
+            The best score is the last one with the highest `merit`, else `miou`. A score with a
+            `stop` ends the run, for the reason given in it.
+        deadline: Time limit of the run.
+        validate_start: Also validate before the first step: the initial model may be the best.
+        multiple: Micro-batches are a multiple of this: 2 if each holds two domains.
     """
 
     model: Segmenter
@@ -90,14 +88,13 @@ class Job:
     optimization: optimizer.Optimization
     device: torch.device
     deadline: Deadline = field(default_factory=Deadline)
-    rate_start: bool = False
+    validate_start: bool = False
     multiple: int = 1
 
-    def works(self, step: int) -> list[Work]:
-        """List what comes with step number `step`, from 1, until a state is written after it."""
+    def work_of(self, step: int) -> list[Work]:
+        """List the work of step number `step`, from 1, up to a resume state after it."""
         due = step % self.settings.validate_every == 0 or step == self.settings.steps
-        rated = self.validate is not None and due
-        return ["step", "validation", "save"] if rated else ["step", "save"]
+        return ["step", "validation", "save"] if self.validate and due else ["step", "save"]
 
 
 def train(job: Job, progress: Progress, resumed: dict[str, Any] | None = None) -> TrainingResult:
@@ -105,12 +102,12 @@ def train(job: Job, progress: Progress, resumed: dict[str, Any] | None = None) -
 
     Args:
         job: The model, the data and the settings.
-        progress: Shows every step.
-        resumed: The state of an interrupted run to continue.
+        progress: Shows the progress.
+        resumed: Resume state of an interrupted run.
 
     Raises:
-        Interrupted: Stopped from outside; the folder holds the state to resume from.
-        RssegError: The loss is not finite or memory ran out; the last good state stays.
+        Interrupted: By a signal or the time limit, after writing a resume state.
+        RssegError: The loss is not finite, or memory ran out.
     """
     settings, model = job.settings, job.model
     model.backbone.recompute = settings.activation_checkpointing
@@ -131,7 +128,7 @@ def train(job: Job, progress: Progress, resumed: dict[str, Any] | None = None) -
     with StopSignal() as stop, explaining_out_of_memory():
         stream = iter(prefetch)
         for index in range(start, settings.steps):
-            # The first step compiles and warms up.
+            # The first step takes longer.
             with job.deadline.timing("step", usual=index > start):
                 log.add(index, trainer.step(index, stream))
             done = index + 1
@@ -141,24 +138,24 @@ def train(job: Job, progress: Progress, resumed: dict[str, Any] | None = None) -
                 # The only point where the host waits for the device.
                 record = log.read(done, trainer.lr) | job.objective.record()
                 record["method"] = model.method.log_entry()
-                job.folder.add(record)
+                job.folder.append_metrics(record)
                 progress.log(record)
             if job.validate and (done % settings.validate_every == 0 or last):
                 log.check()
                 with job.deadline.timing("validation"):
-                    score, best = _validate(job, job.validate, best, done, progress)
+                    score, best = _validate(job, best, done, progress)
                 model.train()
                 last = last or "stop" in score
             if last:
                 break
-            late = job.deadline.near(*job.works(done + 1))
-            ends = distributed.any_rank(stop.wanted or late)
+            late = job.deadline.near(*job.work_of(done + 1))
+            ends = distributed.any_rank(stop.received or late)
             if done % settings.save_every == 0 or ends:
                 log.check()
                 with job.deadline.timing("save"):
-                    job.folder.save_resume(_state(done, job, trainer, best))
+                    job.folder.save_resume(trainer.state(done, best))
             if ends:
-                distributed.barrier()  # for the one that writes
+                distributed.barrier()  # until rank 0 has written the resume state
                 if late:
                     distributed.save_for_restart("time is up", "yes")
                 raise Interrupted(
@@ -168,33 +165,33 @@ def train(job: Job, progress: Progress, resumed: dict[str, Any] | None = None) -
                     fix="the same command with --resume",
                 )
 
-    _finish(job, best, score, done)
-    return log.outcome(done, best, score)
+    job.folder.save_model(job.folder.last, model, score, done)
+    if best is None:
+        job.folder.save_model(job.folder.model, model, score, done)
+    return log.result(done, best, score)
 
 
 class Trainer:
-    """Takes the steps: the gradients of all micro-batches, then one update.
+    """Runs training steps: accumulates the gradients of all micro-batches, then updates.
 
     Attributes:
         adam: The optimizer.
-        scaler: Scales the loss so that small gradients survive in fp16.
-        largest: Tiles of a micro-batch as configured.
-        micro_batch: Tiles of a micro-batch, in this process.
+        scaler: Scales the loss, so that small gradients do not underflow in fp16.
+        largest: Configured number of tiles per micro-batch and rank.
+        micro_batch: Actual number of tiles per micro-batch and rank.
         lr: Learning rate of the last step.
     """
 
     def __init__(self, job: Job) -> None:
         self.job, self.lr = job, 0.0
-        parts = job.settings.grad_accumulation * distributed.world_size()
-        self.micro_batch = self.largest = job.settings.batch // parts
+        count = job.settings.grad_accumulation * distributed.world_size()
+        self.micro_batch = self.largest = job.settings.batch // count
         self.precision = Precision.choose(job.settings.precision, job.device)
         self.adam = optimizer.build(job.optimization, job.model)
         self.scaler = torch.amp.GradScaler(job.device.type, enabled=self.precision.scaled)
-        self.tuned: list[Parameter] = [
-            parameter for _, parameter in job.model.trainable_parameters()
-        ]
-        outside = {id(parameter) for parameter in job.model.method.no_grad_clip()}
-        self.clipped = [p for p in self.tuned if id(p) not in outside]
+        self.parameters: list[Parameter] = [p for _, p in job.model.trainable_parameters()]
+        not_clipped = {id(parameter) for parameter in job.model.method.no_grad_clip()}
+        self.clipped = [p for p in self.parameters if id(p) not in not_clipped]
 
     @property
     def micro_batches(self) -> int:
@@ -202,7 +199,7 @@ class Trainer:
         return self.job.settings.grad_accumulation * self.largest // self.micro_batch
 
     def step(self, index: int, stream: Iterator[Batch]) -> dict[str, Tensor]:
-        """Take step `index`, from 0; return the mean of each loss term, on the device."""
+        """Run step `index`, from 0; return the mean of each loss term, on the device."""
         job, model = self.job, self.job.model
         self.lr = optimizer.set_lr(self.adam, job.optimization, index, job.settings.steps)
         step = TrainingStep(
@@ -225,8 +222,8 @@ class Trainer:
                 autocast=self.precision.autocast,
                 scale=self.scaler.scale,
             )
-        # Scaled as they are: what overflows in one process is skipped in all.
-        distributed.average_gradients(self.tuned)
+        # Before unscaling, so that an overflow on one rank skips the update on all.
+        distributed.average_gradients(self.parameters)
         self.scaler.unscale_(self.adam)
         model.method.before_update(step)
         if job.optimization.clip_grad_norm is not None:
@@ -240,7 +237,7 @@ class Trainer:
         return terms
 
     def _seeds(self, index: int) -> list[int]:
-        """List the seeds of the model's random numbers, one per micro-batch."""
+        """Return the seeds of the model's random numbers, one per micro-batch."""
         rank, seed = distributed.rank(), self.job.settings.seed
         return [seed_for(seed, index, rank << 16 | n) for n in range(self.micro_batches)]
 
@@ -249,20 +246,20 @@ class Trainer:
         while True:
             try:
                 batch = next(stream)
-            except (RuntimeError, MemoryError) as error:  # no smaller micro-batch would help
+            except (RuntimeError, MemoryError) as error:  # of the host, not of the device
                 if not is_out_of_memory(error):
                     raise
                 raise RssegError(
-                    "out of memory while tiles were read",
+                    "out of memory while reading tiles",
                     where="training.num_workers, training.batch",
                     fix="--set training.num_workers=1, or a smaller --batch",
                 ) from error
             yield batch.to(self.job.device)
 
     def choose_micro_batch(self, progress: Progress, resumed: dict[str, Any] | None) -> None:
-        """Take the micro-batch of a resumed run, else find one that fits if memory is limited.
+        """Choose the micro-batch: that of the resumed run, else one that fits into memory.
 
-        A run that is resumed by another number of processes starts from another size.
+        A run that is resumed with another number of processes chooses anew.
         """
         job = self.job
         if resumed is not None and resumed["largest"] == self.largest:
@@ -277,11 +274,15 @@ class Trainer:
 
         self.micro_batch = find_micro_batch(self.largest, job.multiple, probe)
         tiles = counted(self.micro_batch, "tile")
-        progress.say(f"memory   micro-batches of {tiles}, {self.micro_batches} per step")
+        progress.print(f"memory   micro-batches of {tiles}, {self.micro_batches} per step")
 
-    def state(self) -> dict[str, Any]:
-        """Return what must survive a restart."""
+    def state(self, done: int, best: dict[str, Json] | None) -> dict[str, Any]:
+        """Return the resume state after `done` steps."""
         return {
+            "step": done,
+            "best": best,
+            "model": self.job.model.adapter_state(),
+            "objective": self.job.objective.state(),
             "optimizer": self.adam.state_dict(),
             "scaler": self.scaler.state_dict(),
             "largest": self.largest,
@@ -289,71 +290,44 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Load the optimizer and the scaler of a state, perhaps of another device."""
+        """Load a resume state, perhaps from another device."""
+        self.job.model.load_adapter_state(state["model"])
+        self.job.objective.restore(state["objective"])
         optimizer.restore(self.adam, state["optimizer"])
-        if state["scaler"]:  # empty where no loss was scaled
+        if state["scaler"]:  # empty unless fp16
             self.scaler.load_state_dict(state["scaler"])
 
 
 def _validate(
-    job: Job,
-    validate: Callable[[Segmenter], dict[str, Json]],
-    best: dict[str, Json] | None,
-    done: int,
-    progress: Progress,
+    job: Job, best: dict[str, Json] | None, done: int, progress: Progress
 ) -> tuple[dict[str, Json], dict[str, Json]]:
-    """Validate the model and save it if it is the best; return its score and the best one."""
-    score = validate(job.model)
-    best = _keep_best(job, best, score, done)
-    job.folder.add({"step": done, "val": score})
+    """Validate the model and save it if none was better; return its score and the best score."""
+    assert job.validate is not None
+    score = job.validate(job.model)
+    if best is None or _merit(score) >= _merit(best):
+        job.folder.save_model(job.folder.model, job.model, score, done)
+        best = score | {"step": done}
+    job.folder.append_metrics({"step": done, "val": score})
     progress.scored(done, score, best)
     return score, best
 
 
-def _finish(
-    job: Job, best: dict[str, Json] | None, score: dict[str, Json] | None, done: int
-) -> None:
-    """Save the last model, also as the best one when nothing was validated."""
-    for path in (job.folder.last,) if best else (job.folder.last, job.folder.model):
-        job.folder.save_model(path, job.model, score, done)
-
-
-def _keep_best(
-    job: Job, best: dict[str, Json] | None, score: dict[str, Json], step: int
-) -> dict[str, Json]:
-    """Save the model if none was better so far (a score without numbers counts as 0)."""
-    if best is not None and _merit(score) < _merit(best):
-        return best
-    job.folder.save_model(job.folder.model, job.model, score, step)
-    return score | {"step": step}
-
-
 def _merit(score: dict[str, Json]) -> float:
+    """Return the number by which models are compared; 0 if the score has none."""
     value = score.get("merit", score.get("miou"))
     return float(value) if isinstance(value, (int, float)) else 0.0
-
-
-def _state(done: int, job: Job, trainer: Trainer, best: dict[str, Json] | None) -> dict[str, Any]:
-    return trainer.state() | {
-        "step": done,
-        "model": job.model.adapter_state(),
-        "objective": job.objective.state(),
-        "best": best,
-    }
 
 
 def _begin(
     job: Job, trainer: Trainer, progress: Progress, state: dict[str, Any] | None
 ) -> tuple[dict[str, Json] | None, int]:
-    """Validate the start or load a saved state; return the best score and the first step."""
+    """Validate the initial model or load a resume state; return the best score and first step."""
     packed = sum(tensor.nbytes for tensor in job.model.adapter_state().values())
-    job.deadline.expect_state(packed + sum(2 * tensor.nbytes for tensor in trainer.tuned))
+    job.deadline.expect_state(packed + sum(2 * tensor.nbytes for tensor in trainer.parameters))
     if state is None:
-        if job.validate and job.rate_start:
-            return _validate(job, job.validate, None, 0, progress)[1], 0
+        if job.validate and job.validate_start:
+            return _validate(job, None, 0, progress)[1], 0
         return None, 0
-    job.model.load_adapter_state(state["model"])
     trainer.restore(state)
-    job.objective.restore(state["objective"])
-    job.folder.cut(state["step"])
+    job.folder.truncate_metrics(state["step"])
     return state["best"], state["step"]

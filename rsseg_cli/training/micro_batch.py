@@ -1,7 +1,7 @@
-"""The micro-batch: the tiles that pass the model at once, as many as fit into memory.
+"""Choice of the largest micro-batch that fits into memory.
 
-Its size is found once, before the first step, by updates on real tiles that are reverted. The
-gradients of several micro-batches add up to one update (see `gradient_accumulation`).
+Its size is chosen once, before the first step, by updates on real tiles that are reverted. The
+gradients of several micro-batches are accumulated for one update (see `gradient_accumulation`).
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training.objectives import Objective
 from rsseg_cli.training.precision import Precision
 
-SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "STATUS_ALLOC_FAILED")
-"""Texts by which CUDA, its libraries and the CPU's allocator report that memory is short."""
+MESSAGES = ("out of memory", "can't allocate memory", "not enough memory", "STATUS_ALLOC_FAILED")
+"""Messages of out-of-memory errors of CUDA, its libraries and the CPU's allocator."""
 RESERVE = 0.02
-"""Part of a GPU's memory that the probe leaves free: larger windows, messages, fragmentation."""
+"""Fraction of a GPU's memory that the probe leaves free for larger windows and fragmentation."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return True if an error means that memory, of the device or the host, is used up."""
+    """Return True for an out-of-memory error of the device or the host."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in MESSAGES)
 
 
 def memory_is_limited(device: torch.device) -> bool:
-    """Return True if allocations on a device can fail with an error that a process survives.
+    """Return True if an allocation on the device can fail with an error.
 
-    On a CPU this needs a limit of the address space (`ulimit -v`). Without one the system swaps or
-    kills the process, and a probe would only cost a step.
+    On a CPU this requires a limit of the address space (`ulimit -v`). Without one the system swaps
+    or kills the process, and a probe would only cost a step.
     """
     if device.type != "cpu":
         return True
@@ -54,15 +54,15 @@ def divisor(number: int, largest: int, multiple: int = 1) -> int | None:
 
 
 def find_micro_batch(largest: int, multiple: int, probe: Callable[[int], None]) -> int:
-    """Return the largest micro-batch that fits on every process, halving from `largest`.
+    """Return the largest micro-batch that fits on every process; each try at least halves it.
 
     Args:
-        largest: Tiles of a step per process and configured micro-batch; results divide it.
+        largest: Configured micro-batch per process; results divide it.
         multiple: Results below `largest` are multiples of it.
         probe: Runs and reverts an update with a number of tiles, without communication.
 
     Raises:
-        RssegError: Not even the smallest one fits.
+        RssegError: Not even the smallest micro-batch fits.
     """
     size = largest
     while True:
@@ -80,7 +80,10 @@ def find_micro_batch(largest: int, multiple: int, probe: Callable[[int], None]) 
 
 
 def _failure(probe: Callable[[int], None], size: int) -> str | None:
-    """Return why memory ran out; the error itself would keep all tensors of the probe alive."""
+    """Return the message of an out-of-memory error, None if the size fits.
+
+    The error itself would keep all tensors of the probe alive.
+    """
     try:
         probe(size)
     except (RuntimeError, MemoryError) as error:
@@ -97,18 +100,18 @@ def probe_update(
     optimizer: Optimizer,
     precision: Precision,
 ) -> None:
-    """Run one update at its highest demand of memory, and revert it.
+    """Run one update with the highest demand of memory, and revert it.
 
-    Every parameter that may ever train has a gradient and moments, whatever the method chooses
-    later. Parameters do not move: the update is one of zero gradients at a learning rate of 0.
-    Buffers, random numbers and the optimizer's state are restored.
+    All trainable parameters get a gradient and moments, even if the method trains only some of
+    them at a time. Gradients and learning rates of 0 keep the parameters unchanged. Buffers, random
+    numbers and the optimizer's state are restored.
 
     Args:
         model: On its device.
         objective: Its `worst_case` is run.
         batch: On the device.
-        optimizer: Has no state yet; its learning rates stay 0.
-        precision: Autocast of the forward pass.
+        optimizer: Without state; its learning rates are set to 0.
+        precision: Number format of the forward pass.
     """
     device = precision.device
     cuda = device.type == "cuda"
@@ -157,7 +160,7 @@ def _restoring_buffers(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def explaining_out_of_memory() -> Iterator[None]:
-    """Raise an RssegError that names the settings where memory runs out."""
+    """Raise an RssegError that names the settings for an out-of-memory error in this block."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -167,13 +170,13 @@ def explaining_out_of_memory() -> Iterator[None]:
 
 
 def out_of_memory(reason: str) -> RssegError:
-    """Build the error for a model that does not fit."""
+    """Build the error for a step that does not fit into memory."""
     return RssegError(
         f"out of memory: {reason}",
         where="training.batch, data.tile",
-        fix="a larger training.grad_accumulation (with --resume too), a smaller --batch or --tile, "
-        "--set training.activation_checkpointing=true, --precision bf16, a smaller backbone, or "
-        "fewer images per probe of a method that has them (method.samples, method.batch)",
+        fix="a larger training.grad_accumulation (also with --resume), a smaller --batch or "
+        "--tile, --set training.activation_checkpointing=true, --precision bf16, a smaller "
+        "backbone, or a smaller method.samples or method.batch if the method has one",
     )
 
 

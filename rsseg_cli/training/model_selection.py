@@ -1,4 +1,4 @@
-"""Model selection without labels of the target, and detection of collapsed self-training."""
+"""Model selection without target labels, and detection of collapsed self-training."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from statistics import fmean
 from rsseg_cli.settings import Json
 
 TOLERATED = 0.03
-"""Loss of mIoU on the source, since the start, that is not penalised."""
+"""Decrease of the mIoU on the source since the start that is not penalised."""
 AVERAGED = 3
-"""Validations whose ratings are averaged, so that a single noisy one does not decide."""
-ALIKE = 0.02
-"""Smallest difference of merit that counts: of models closer than this the last is chosen."""
+"""Number of validations whose ratings are averaged, against noise."""
+TIE = 0.02
+"""Models whose merits differ by less than this count as equal; the last one is chosen."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class TargetStatistics:
         shares: (K) fraction of the pixels that are predicted as each class.
         mean: (K) mean probability of each class.
         entropy: Mean entropy of the pixels as a fraction of log K.
-        confidence: Mean highest probability.
+        confidence: Mean of the highest probability.
     """
 
     shares: list[float]
@@ -35,17 +35,16 @@ class TargetStatistics:
 
     @property
     def information(self) -> float:
-        """Mutual information of pixel and class, 0..1: entropy of the mean less mean entropy.
+        """Mutual information of pixel and class, 0..1: entropy of the mean minus mean entropy.
 
-        It is high for a model that is sure of every pixel and uses its classes evenly; for a
-        model that predicts one class everywhere it is 0.
+        It is high for a model with confident predictions of all classes in equal numbers, and 0
+        for a model that predicts one class everywhere.
         """
-        among = math.log(max(2, len(self.mean)))
-        spread = -sum(p * math.log(p) for p in self.mean if p > 0) / among
-        return spread - self.entropy
+        entropy = -sum(p * math.log(p) for p in self.mean if p > 0)
+        return entropy / math.log(max(2, len(self.mean))) - self.entropy
 
     def to_json(self) -> dict[str, Json]:
-        """Return what a line of the metrics holds."""
+        """Return the values for `metrics.jsonl`."""
         return {
             "shares": [*self.shares],
             "confidence": self.confidence,
@@ -60,21 +59,21 @@ def distance(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def rating(information: float, miou: float | None, miou_at_start: float | None) -> float:
-    """Return the information on the target, less what the source lost beyond `TOLERATED`."""
+    """Return the information, minus the decrease of the source's mIoU beyond `TOLERATED`."""
     if miou is None or miou_at_start is None:
         return information
     return information - max(0.0, miou_at_start - miou - TOLERATED)
 
 
 def merit(ratings: Sequence[float], best: float | None = None) -> float:
-    """Return what a model is chosen by: the mean of its rating and the ones just before.
+    """Return the merit of a model: the mean of its rating and the previous ones.
 
     Args:
-        ratings: Of all models so far, this one's last.
-        best: Highest merit so far. What is hardly below it counts as much.
+        ratings: Ratings of all models so far, in order.
+        best: Highest merit so far; a merit just below it (`TIE`) is raised to it.
     """
     mean = fmean(ratings[-AVERAGED:])
-    return best if best is not None and best - ALIKE <= mean < best else mean
+    return best if best is not None and best - TIE <= mean < best else mean
 
 
 def collapsed(
@@ -83,8 +82,6 @@ def collapsed(
     source: Sequence[float] | None,
     limit: float,
 ) -> bool:
-    """Return True if the class distribution is far from the start's, and the source's if known."""
-    away = [distance(shares, at_start) > limit]
-    if source is not None:
-        away.append(distance(shares, source) > limit)
-    return all(away)
+    """Return True if the class distribution is far from the start's, and the source's if given."""
+    references = [at_start] if source is None else [at_start, source]
+    return all(distance(shares, reference) > limit for reference in references)

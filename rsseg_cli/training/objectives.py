@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
 
 from torch import Tensor
 
@@ -13,42 +13,44 @@ from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.settings import Json
 
 
-class Objective(Protocol):
-    """Computes the weighted terms of the loss for one batch on the model's device.
+class Objective(ABC):
+    """Computes the weighted loss terms of a batch on the model's device.
 
-    What happens to a tile follows from its seed (`Batch.seeds`); what the model itself draws comes
-    from torch's generators, which the loop seeds. A step is a pure function of weights, batch and
-    step number.
+    All random numbers come from the tiles' seeds (`Batch.seeds`) and from torch's generators,
+    which the loop seeds: a step is a pure function of weights, batch and step number.
+
+    An objective with a state of its own overrides the other methods.
     """
 
+    @abstractmethod
     def __call__(self, model: Segmenter, batch: Batch) -> dict[str, Tensor]:
         """Run the model forward and return its loss terms."""
 
     def worst_case(self, model: Segmenter, batch: Batch) -> dict[str, Tensor]:
         """Return the loss terms of a step that takes the most memory; nothing is recorded."""
+        return self(model, batch)
 
     def unrecorded(self) -> AbstractContextManager[None]:
-        """Keep calls inside the block out of `record`: they are not part of the training."""
+        """Exclude calls inside the block from `record`, because they do not train."""
+        return nullcontext()
 
-    def after_step(self, model: Segmenter, step: int) -> None:
-        """Follow an update of the model (the EMA of a teacher)."""
+    def after_step(self, model: Segmenter, step: int) -> None:  # noqa: B027
+        """Follow an update of the model (for the EMA of a teacher)."""
 
     def record(self) -> dict[str, Json]:
-        """Return what the objective adds to a line of `metrics.jsonl`."""
+        """Return additional entries for a line of `metrics.jsonl`."""
+        return {}
 
     def state(self) -> dict[str, Tensor]:
-        """Return what must survive a restart."""
+        """Return the state that `restore` needs to resume a run."""
+        return {}
 
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Load what `state` returned."""
+    def restore(self, state: dict[str, Tensor]) -> None:  # noqa: B027
+        """Load the state of an interrupted run."""
 
 
-class Supervised:
-    """Supervised loss on labelled tiles, standardised and augmented on the device.
-
-    Args:
-        augment: Changes image and labels together.
-    """
+class Supervised(Objective):
+    """Supervised loss on labelled tiles, standardised and augmented on the device."""
 
     def __init__(self, augment: Augment) -> None:
         self.augment = augment
@@ -60,25 +62,3 @@ class Supervised:
         image, label = self.augment(image, batch.label, generators)
         losses: dict[str, Tensor] = model(image, label)
         return losses
-
-    def worst_case(self, model: Segmenter, batch: Batch) -> dict[str, Tensor]:
-        """Return the loss terms: all steps take the same memory."""
-        return self(model, batch)
-
-    def unrecorded(self) -> AbstractContextManager[None]:
-        """Do nothing: there is no record."""
-        return nullcontext()
-
-    def after_step(self, model: Segmenter, step: int) -> None:
-        """Do nothing: all state is in the model."""
-
-    def record(self) -> dict[str, Json]:
-        """Return nothing beside the losses."""
-        return {}
-
-    def state(self) -> dict[str, Tensor]:
-        """Return nothing: all state is in the model."""
-        return {}
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Do nothing."""

@@ -1,4 +1,4 @@
-"""AdamW over all trainable parameters, and the learning rate as a function of the step."""
+"""AdamW over all trainable parameters, and the learning rate schedule."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from rsseg_cli.settings import Strict
 
 
 class Optimization(Strict):
-    """Settings of the optimizer and its schedule."""
+    """Settings of the optimizer and the learning rate schedule."""
 
     lr: float = Field(1.0e-4, gt=0)
     backbone_lr: float | None = Field(None, gt=0)
-    """Learning rate of the backbone's own trainable weights; null means `lr`."""
+    """Learning rate of the backbone's trainable weights; null means `lr`."""
     weight_decay: float = Field(0.05, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
     clip_grad_norm: float | None = Field(None, gt=0)
-    """Largest norm of the gradient; null means no clipping."""
+    """Maximum norm of the gradient; null means no clipping."""
     schedule: Literal["poly", "cosine", "constant"] = "poly"
     power: float = Field(0.9, gt=0)
     """Exponent of the poly schedule."""
     warmup: int = Field(0, ge=0)
-    """Steps over which the learning rate grows linearly from 0."""
+    """Steps of linear warmup from 0."""
 
 
 def factor(settings: Optimization, step: int, steps: int) -> float:
-    """Return the factor of the learning rate at `step` of `steps`, in (0, 1]."""
+    """Return the factor, in (0, 1], of the learning rate at `step` of `steps`."""
     if step < settings.warmup:
         return (step + 1) / settings.warmup
     done = (step - settings.warmup) / max(1, steps - settings.warmup)
@@ -44,21 +44,21 @@ def factor(settings: Optimization, step: int, steps: int) -> float:
 
 
 def build(settings: Optimization, model: Segmenter) -> AdamW:
-    """Build AdamW with a group of parameters per learning rate and weight decay.
+    """Build AdamW with a parameter group per learning rate and weight decay.
 
-    Biases, norms, scalars, embeddings and what `no_weight_decay` returns do not decay.
-    AdamW skips parameters without a gradient: they stay bit-equal.
+    Biases, norms, scalars, embeddings and the parameters of `no_weight_decay` have no decay.
+    AdamW leaves parameters without a gradient unchanged.
     """
-    free = {id(p) for p in model.method.no_weight_decay()}
+    no_decay = {id(p) for p in model.method.no_weight_decay()}
     for module in model.modules():
         if isinstance(module, nn.Embedding):
-            free.update(id(p) for p in module.parameters())
+            no_decay.update(id(p) for p in module.parameters())
     groups: dict[tuple[float, float], list[Parameter]] = {}
     for name, parameter in model.trainable_parameters():
-        own = name.startswith("backbone.") and settings.backbone_lr is not None
-        lr = settings.backbone_lr if own and settings.backbone_lr else settings.lr
-        still = parameter.ndim < 2 or id(parameter) in free
-        groups.setdefault((lr, 0.0 if still else settings.weight_decay), []).append(parameter)
+        lr = settings.backbone_lr if name.startswith("backbone.") else None
+        decays = parameter.ndim >= 2 and id(parameter) not in no_decay
+        key = (lr or settings.lr, settings.weight_decay if decays else 0.0)
+        groups.setdefault(key, []).append(parameter)
     return AdamW(
         [
             {"params": parameters, "lr": lr, "weight_decay": decay, "full_lr": lr}
@@ -70,17 +70,17 @@ def build(settings: Optimization, model: Segmenter) -> AdamW:
 
 
 def restore(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Load a state, perhaps of another device; `fused` and `foreach` stay those of this one."""
+    """Load a state; `fused` and `foreach`, which depend on the device, stay as they are."""
     groups = [
-        group | {"fused": own["fused"], "foreach": own["foreach"]}
-        for group, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
+        group | {"fused": current["fused"], "foreach": current["foreach"]}
+        for group, current in zip(state["param_groups"], optimizer.param_groups, strict=True)
     ]
     optimizer.load_state_dict(state | {"param_groups": groups})
 
 
 def set_lr(optimizer: Optimizer, settings: Optimization, step: int, steps: int) -> float:
     """Set every group's learning rate for a step; return the first group's."""
-    share = factor(settings, step, steps)
+    scale = factor(settings, step, steps)
     for group in optimizer.param_groups:
-        group["lr"] = group["full_lr"] * share
+        group["lr"] = group["full_lr"] * scale
     return float(optimizer.param_groups[0]["lr"])

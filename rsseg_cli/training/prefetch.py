@@ -1,4 +1,4 @@
-"""Batches in pinned memory, for copies that the GPU makes on its own."""
+"""Batches in pinned memory, for asynchronous copies to a GPU."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ class _Pinned:
 
 
 def pinned(source: Indexed[Batch], device: torch.device) -> Indexed[Batch]:
-    """Return batches in pinned memory for a GPU, else the source itself."""
+    """Return the batches in pinned memory for a GPU, else the source itself."""
     return _Pinned(source) if device.type == "cuda" else source

@@ -1,8 +1,6 @@
-"""Progress of the training on a terminal."""
+"""Progress of the training in the terminal."""
 
 from __future__ import annotations
-
-from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
@@ -13,17 +11,17 @@ from rsseg_cli.settings import Json
 
 
 class Progress:
-    """A live line on stderr, and a line per validation; silent if quiet or not on a terminal.
+    """Progress bar on stderr and a line per validation; none of them outside of a terminal.
 
     Args:
         steps: Number of steps of the run.
         start: Step from which the run is resumed.
-        quiet: Show nothing.
+        quiet: Print nothing.
     """
 
     def __init__(self, steps: int, *, start: int = 0, quiet: bool = False) -> None:
         self.console = Console(stderr=True, quiet=quiet)
-        self.shown = self.console.is_terminal and not quiet
+        self.has_bar = self.console.is_terminal and not quiet
         self.bar = Bar(
             TextColumn("step"),
             MofNCompleteColumn(),
@@ -32,38 +30,33 @@ class Progress:
             TextColumn("left"),
             TimeRemainingColumn(),
             console=self.console,
-            disable=not self.shown,
+            disable=not self.has_bar,
         )
         self.task: TaskID = self.bar.add_task("train", total=steps, completed=start, line="")
 
     def __enter__(self) -> Progress:
-        """Start the live line."""
+        """Start the bar."""
         self.bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Stop the live line."""
+    def __exit__(self, *error: object) -> None:
+        """Stop the bar."""
         self.bar.stop()
 
-    def say(self, *lines: str) -> None:
+    def print(self, *lines: str) -> None:
         """Print lines, unless quiet."""
         for line in lines:
             self.console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     def step(self, done: int) -> None:
-        """Move the bar."""
+        """Advance the bar."""
         self.bar.update(self.task, completed=done)
 
     def log(self, record: dict[str, Json]) -> None:
-        """Show the numbers of a line of the metrics."""
+        """Show a line of `metrics.jsonl` beside the bar."""
         losses = record["losses"]
-        parts = losses.items() if isinstance(losses, dict) else ()
-        terms = " ".join(f"{name} {_number(value):.3f}" for name, value in parts)
+        items = losses.items() if isinstance(losses, dict) else ()
+        terms = " ".join(f"{name} {_number(value):.3f}" for name, value in items)
         line = (
             f"loss {_number(record['loss']):.3f} ({terms})  lr {_number(record['lr']):.1e}  "
             f"{_number(record['images_per_s']):.1f} img/s  wait {_number(record['wait']):.0%}"
@@ -71,8 +64,8 @@ class Progress:
         self.bar.update(self.task, line=line + _costs(record.get("method")))
 
     def scored(self, step: int, score: dict[str, Json], best: dict[str, Json]) -> None:
-        """Print a validation."""
-        if not self.shown:
+        """Print the scores of a validation."""
+        if not self.has_bar:
             return
         self.console.print(
             f"val @ {step:,}  mIoU {_percent(score.get('miou'))} "
@@ -83,10 +76,10 @@ class Progress:
 
 
 def _costs(method: Json) -> str:
-    """Format the method's own shares of the training time."""
+    """Format the fractions of the training time that the method needs for its own work."""
     costs = method.get("cost") if isinstance(method, dict) else None
-    shares = costs.items() if isinstance(costs, dict) else ()
-    return "".join(f"  {name} {_number(share):.0%}" for name, share in shares)
+    items = costs.items() if isinstance(costs, dict) else ()
+    return "".join(f"  {name} {_number(fraction):.0%}" for name, fraction in items)
 
 
 def _worst(score: dict[str, Json]) -> str:

@@ -17,53 +17,36 @@ from rsseg_cli.training import checkpoint
 
 @dataclass
 class RunFolder:
-    """The files of a run; under several processes only rank 0 writes them.
+    """Paths and contents of a run's files; only rank 0 writes them.
 
     Attributes:
-        path: The folder; it exists.
+        path: The folder.
         metadata: Written into every model file of the run.
     """
 
     path: Path
     metadata: dict[str, Json] = field(default_factory=dict)
 
-    @property
-    def config(self) -> Path:
-        """The resolved settings."""
-        return self.path / "config.yaml"
-
-    @property
-    def model(self) -> Path:
-        """The model with the best validation score (the last one without validation)."""
-        return self.path / "model.safetensors"
-
-    @property
-    def last(self) -> Path:
-        """The model after the last step."""
-        return self.path / "last.safetensors"
-
-    @property
-    def resume(self) -> Path:
-        """State of an unfinished run to resume from."""
-        return self.path / "resume.pt"
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON object per line."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def report(self) -> Path:
-        """Folder of the report."""
-        return self.path / "report"
+    def __post_init__(self) -> None:
+        self.config = self.path / "config.yaml"
+        """Resolved configuration."""
+        self.model = self.path / "model.safetensors"
+        """Model with the best validation score; without validation the last one."""
+        self.last = self.path / "last.safetensors"
+        """Model after the last step."""
+        self.resume = self.path / "resume.pt"
+        """Resume state of an unfinished run."""
+        self.metrics = self.path / "metrics.jsonl"
+        """Log of the training, one JSON object per line."""
+        self.report = self.path / "report"
 
     @property
     def finished(self) -> bool:
-        """Return whether the run is complete: a killed run may have a best model, too."""
+        """Whether the run is complete; an interrupted one may have a best model, too."""
         return self.model.is_file() and self.last.is_file() and not self.resume.exists()
 
     def begin(self, config: str) -> None:
-        """Create the folder with its `config.yaml`; remove the files of an earlier run only.
+        """Create the folder and its `config.yaml`; remove only files of an earlier run.
 
         Raises:
             RssegError: The folder cannot be written.
@@ -74,26 +57,26 @@ class RunFolder:
             file.unlink(missing_ok=True)
         shutil.rmtree(self.report, ignore_errors=True)
         distributed.mark_begun(self.path)
-        with checkpoint.replacing(self.config) as part:
-            part.write_text(config, encoding="utf-8")
+        with checkpoint.replacing(self.config) as temporary:
+            temporary.write_text(config, encoding="utf-8")
 
     def finish(self) -> None:
-        """Delete the state to resume from: the run, with its report, is complete."""
+        """Mark the run, with its report, as complete: delete the resume state."""
         if distributed.is_main():
             self.resume.unlink(missing_ok=True)
 
     def save_model(self, path: Path, model: Segmenter, score: Json, step: int) -> None:
         """Write a model file together with its validation score."""
         if distributed.is_main():
-            about = self.metadata | {"score": score, "step": step}
-            checkpoint.save_model(path, model.adapter_state(), about)
+            metadata = self.metadata | {"score": score, "step": step}
+            checkpoint.save_model(path, model.adapter_state(), metadata)
 
     def save_resume(self, state: dict[str, Any]) -> None:
-        """Write the state to resume from."""
+        """Write the resume state."""
         if distributed.is_main():
             checkpoint.save_resume(self.resume, state | {"about": self.metadata})
 
-    def add(self, record: dict[str, Json]) -> None:
+    def append_metrics(self, record: dict[str, Json]) -> None:
         """Append a line to the metrics."""
         if distributed.is_main():
             with (
@@ -103,16 +86,17 @@ class RunFolder:
                 stream.write(json.dumps(record) + "\n")
 
     def records(self) -> list[dict[str, Json]]:
-        """Read the lines of the metrics; a line cut short by a crash is left out."""
+        """Read the lines of the metrics, except for an incomplete last line."""
         if not self.metrics.is_file():
             return []
         lines = self.metrics.read_text(encoding="utf-8").split("\n")
         return [json.loads(line) for line in lines[:-1] if line]
 
-    def cut(self, step: int) -> None:
-        """Remove the metrics after `step`: a resumed run takes these steps again."""
+    def truncate_metrics(self, step: int) -> None:
+        """Remove the metrics after `step`, because a resumed run repeats these steps."""
         if not distributed.is_main():
             return
         kept = [line for line in self.records() if int(str(line["step"])) <= step]
-        with checkpoint.replacing(self.metrics) as part:
-            part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        with checkpoint.replacing(self.metrics) as temporary:
+            temporary.write_text(text, encoding="utf-8")

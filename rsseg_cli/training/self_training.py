@@ -1,8 +1,8 @@
-"""Self-training: an EMA teacher labels the target, the student learns from both domains.
+"""Self-training on a target domain with an EMA teacher (DACS, Tranheden et al. 2021).
 
-Half of a batch is labelled. Half the classes of each labelled tile are pasted onto a tile of the
-target with its pseudo-labels, and the radiometry of the mixture is changed. The student learns
-from it, weighted by the teacher's confidence (DACS, Tranheden et al. 2021).
+Half of a batch is labelled (source). Half the classes of each labelled tile are pasted onto a tile
+of the target, which the teacher has labelled, and the colours of this mixture are jittered. The
+student's loss on it is weighted by the teacher's confidence.
 """
 
 from __future__ import annotations
@@ -24,47 +24,45 @@ from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.settings import Json, Strict
 from rsseg_cli.training.classmix import class_mask, paste
 from rsseg_cli.training.ema_teacher import EMATeacher
+from rsseg_cli.training.objectives import Objective
 from rsseg_cli.training.pseudo_labels import PseudoLabels, by_confidence, by_entropy
 
 Weight = Literal["image", "const", "pixel"]
 
 
-class SelfTraining:
+class SelfTraining(Objective):
     """Objective on labelled tiles of the source and pseudo-labelled tiles of the target.
 
     Args:
-        settings: See `Config`.
-        model: The student, on its device, as it starts.
+        model: The student in its initial state, on its device.
         augment: Settings of the augmentation of labelled tiles.
-        tile: Side of a tile in pixels.
-        steps: Number of steps of the run.
     """
 
     class Config(Strict):
-        """Settings; the sources are DACS (arXiv 2007.08702) and Earth-Adapter (2504.06220)."""
+        """Settings, after DACS (arXiv 2007.08702) and Earth-Adapter (arXiv 2504.06220)."""
 
         warmup_fraction: float = Field(0.2, ge=0, lt=1)
         """Fraction of the steps before the first pseudo-label (Earth-Adapter: 4k of 20k); 0 when
         the run starts from a fitted model."""
         decay: float = Field(0.99, ge=0, lt=1)
-        """Largest fraction of the old value that an update of the teacher keeps (DACS)."""
+        """Maximum decay of the teacher's EMA (DACS)."""
         threshold: float = Field(0.9, ge=0, le=1)
-        """Probability from which a pseudo-label is sure (DACS .968, on another score)."""
+        """Probability at or above which a pseudo-label is sure (DACS .968, on another score)."""
         weight: Weight = "image"
-        """Weight of tiles of the target: their fraction of sure pixels (DACS), always the same
-        (Earth-Adapter), or the same but with sure pixels only."""
+        """Weight of a tile of the target: `image` is its fraction of sure pixels (DACS), `const`
+        is constant (Earth-Adapter), `pixel` is constant, but ignores pixels that are not sure."""
         target_weight: float = Field(0.5, ge=0)
         """Factor of the target's loss (Earth-Adapter)."""
         jitter: float = Field(0.2, ge=0, le=1)
-        """Largest change of the mixture's gain and offset, overall and per band (DAFormer)."""
+        """Maximum change of the mixture's gain and offset, overall and per band (DAFormer)."""
         jitter_chance: float = Field(0.8, ge=0, le=1)
-        """Fraction of mixtures whose radiometry is changed (DACS)."""
+        """Fraction of mixtures that are jittered (DACS)."""
         blur: float = Field(0.0, ge=0, le=1)
-        """Fraction of mixtures that are blurred (Earth-Adapter none; DACS .5). Seen from above,
-        classes often differ by texture of a few pixels, which a blur removes."""
+        """Fraction of mixtures that are blurred (Earth-Adapter none; DACS .5). A blur removes the
+        fine texture by which classes in aerial images often differ."""
         keep_fraction: float = Field(0.5, gt=0, le=1)
         """Without a source: fraction of the pixels of each class, those of lowest entropy, that
-        are learnt from."""
+        are sure."""
 
     def __init__(
         self, settings: Config, model: Segmenter, augment: Augment.Config, *, tile: int, steps: int
@@ -72,25 +70,27 @@ class SelfTraining:
         self.settings = settings
         self.teacher = EMATeacher(model, settings.decay)
         self.start = round(settings.warmup_fraction * steps)
-        """Step of the first pseudo-label."""
+        """Number of steps before the first pseudo-label."""
         self.done = 0
-        """Steps done."""
+        """Number of finished steps."""
         self.classes = model.head.classes
-        still = dict.fromkeys(("gain", "offset", "band_gain", "band_offset", "noise", "blur"), 0.0)
-        in_place = still | {"scale": (1.0, 1.0), "flip": False, "rot90": False}
-        changed = dict.fromkeys(("gain", "offset", "band_gain", "band_offset"), settings.jitter)
+        geometric = dict.fromkeys(
+            ("gain", "offset", "band_gain", "band_offset", "noise", "blur"), 0.0
+        )
+        nothing = geometric | {"scale": (1.0, 1.0), "flip": False, "rot90": False}
+        jitter = dict.fromkeys(("gain", "offset", "band_gain", "band_offset"), settings.jitter)
 
-        def changing(update: dict[str, Any]) -> Augment:
+        def augment_with(update: dict[str, Any]) -> Augment:
             return Augment(augment.model_copy(update=update), tile=tile)
 
-        self.strong, self.weak = changing({}), changing(still)
-        self.jitter = changing(in_place | changed)
-        self.blur = changing(in_place | {"blur": settings.blur})
+        self.strong, self.weak = augment_with({}), augment_with(geometric)
+        self.jitter = augment_with(nothing | jitter)
+        self.blur = augment_with(nothing | {"blur": settings.blur})
         self._statistics = PseudoLabelStatistics(self.classes)
 
     @property
     def started(self) -> bool:
-        """Whether there are pseudo-labels by now."""
+        """Whether the warmup before the first pseudo-label is over."""
         return self.done >= self.start
 
     def __call__(self, model: Segmenter, batch: Batch) -> dict[str, Tensor]:
@@ -98,23 +98,23 @@ class SelfTraining:
         assert isinstance(batch, DomainBatch)
         image, count = model.standardise(batch.image), batch.sources
         generators = tile_generators(batch.seeds, image.device)
-        parts: list[tuple[Tensor, Tensor]] = []
+        tiles: list[tuple[Tensor, Tensor]] = []
         groups: list[tuple[str, int, Tensor | float]] = []
         if count:
-            parts.append(self.strong(image[:count], batch.label[:count], generators[:count]))
+            tiles.append(self.strong(image[:count], batch.label[:count], generators[:count]))
             groups.append(("source", count, 1.0))
         if count < len(image) and self.started:
             of_target = generators[count:]
             weak, label = self.weak(image[count:], batch.label[count:], of_target)
             labels = self._pseudo_labels(weak, label != IGNORE, labelled=bool(count))
-            parts.append(self._mixture(parts[0] if count else None, weak, labels, of_target))
-            # Alone, there is nothing to weigh the target against.
+            tiles.append(self._mixture(tiles[0] if count else None, weak, labels, of_target))
+            # Without a source the target's weight has no meaning.
             groups += self._weigh(labels) if count else [("target", len(weak), 1.0)]
             self._statistics.add(labels)
-        return self._losses(model, parts, groups)
+        return self._losses(model, tiles, groups)
 
     def worst_case(self, model: Segmenter, batch: Batch) -> dict[str, Tensor]:
-        """Return the loss terms with pseudo-labels, even before the first ones are due."""
+        """Return the loss terms with pseudo-labels, even during the warmup."""
         done, self.done = self.done, self.start
         try:
             with self.unrecorded():
@@ -124,7 +124,7 @@ class SelfTraining:
 
     @contextmanager
     def unrecorded(self) -> Iterator[None]:
-        """Keep the pseudo-labels of this block out of the statistics."""
+        """Exclude the pseudo-labels of this block from the statistics."""
         before, self._statistics = self._statistics, PseudoLabelStatistics(self.classes)
         try:
             yield
@@ -132,7 +132,7 @@ class SelfTraining:
             self._statistics = before
 
     def _pseudo_labels(self, image: Tensor, valid: Tensor, *, labelled: bool) -> PseudoLabels:
-        """Label weak views (B, C, H, W) of the target by the teacher."""
+        """Predict pseudo-labels of weakly augmented tiles (B, C, H, W) of the target."""
         probabilities = self.teacher.probabilities(image)
         if labelled:
             return by_confidence(probabilities, valid, self.settings.threshold)
@@ -145,7 +145,7 @@ class SelfTraining:
         labels: PseudoLabels,
         generators: Generators,
     ) -> tuple[Tensor, Tensor]:
-        """Paste source onto target, if there is any, and change the radiometry of the result."""
+        """Paste source tiles, if there are any, onto the target, and jitter the mixtures."""
         label = labels.label if self.settings.weight != "pixel" else labels.sure_only()
         if source is None:
             mixed = weak, labels.sure_only()
@@ -156,36 +156,36 @@ class SelfTraining:
         return self._strong_view(mixed[0], generators), mixed[1]
 
     def _strong_view(self, image: Tensor, generators: Generators) -> Tensor:
-        """Change the radiometry of some tiles, and blur some."""
-        nothing = image.new_zeros(len(image), *image.shape[-2:])
+        """Jitter some tiles, and blur some."""
+        no_label = image.new_zeros(len(image), *image.shape[-2:])
         chosen = draw((1, 1, 1), generators) < self.settings.jitter_chance
-        changed, _ = self.jitter(image, nothing, generators)
-        return self.blur(torch.where(chosen, changed, image), nothing, generators)[0]
+        jittered, _ = self.jitter(image, no_label, generators)
+        return self.blur(torch.where(chosen, jittered, image), no_label, generators)[0]
 
     def _weigh(self, labels: PseudoLabels) -> list[tuple[str, int, Tensor | float]]:
-        """Group the target's tiles by the weight of their loss: (name, tiles, weight)."""
+        """Group the target's tiles by weight of their loss: (domain, number of tiles, weight)."""
         count, weight = len(labels.label), self.settings.target_weight
         if self.settings.weight != "image":
             return [("target", count, weight)]
-        # Tiles of different weight pass the head one by one.
+        # The loss of each tile is computed separately.
         return [("target", 1, weight * q / count) for q in labels.coverage]
 
     def _losses(
         self,
         model: Segmenter,
-        parts: list[tuple[Tensor, Tensor]],
+        tiles: list[tuple[Tensor, Tensor]],
         groups: list[tuple[str, int, Tensor | float]],
     ) -> dict[str, Tensor]:
-        """Pass all tiles through the backbone at once, and weigh the head's terms by group."""
-        image = torch.cat([part[0] for part in parts])
-        label = torch.cat([part[1].long() for part in parts])
-        alone = [isinstance(weight, Tensor) for _, _, weight in groups]  # weighed by themselves
+        """Run the model on all tiles, and weight the head's loss terms by group."""
+        image = torch.cat([image for image, _ in tiles])
+        label = torch.cat([label.long() for _, label in tiles])
+        single_tiles = sum(isinstance(weight, Tensor) for _, _, weight in groups)
         terms: dict[str, Tensor] = model(
-            image, label, groups=[count for _, count, _ in groups], local_groups=sum(alone)
+            image, label, groups=[count for _, count, _ in groups], local_groups=single_tiles
         )
         losses: dict[str, Tensor] = {}
         for name, term in terms.items():
-            if not term.ndim:  # the method's own
+            if not term.ndim:  # of the method, not of the head
                 losses[name] = term
                 continue
             for (domain, _, weight), value in zip(groups, term, strict=True):
@@ -199,23 +199,23 @@ class SelfTraining:
         self.done = step + 1
 
     def record(self) -> dict[str, Json]:
-        """Return the statistics of the pseudo-labels since the last line."""
+        """Return the statistics of the pseudo-labels since the last call."""
         statistics = self._statistics.read()
         self._statistics = PseudoLabelStatistics(self.classes)
         return {} if statistics is None else {"teacher": statistics}
 
     def state(self) -> dict[str, Tensor]:
-        """Return the teacher and the number of steps done."""
+        """Return the teacher and the number of finished steps."""
         return self.teacher.state() | {"done": torch.tensor(self.done)}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Load what `state` returned."""
+        """Load the teacher and the number of finished steps."""
         self.teacher.restore(state)
         self.done = int(state["done"])
 
 
 class PseudoLabelStatistics:
-    """Sums over pseudo-labels, on the device until they are read."""
+    """Sums over pseudo-labels, kept on the device until `read`."""
 
     def __init__(self, classes: int) -> None:
         self.classes = classes
@@ -223,17 +223,16 @@ class PseudoLabelStatistics:
 
     @torch.no_grad()
     def add(self, labels: PseudoLabels) -> None:
-        """Add the pixels of a batch: valid and sure ones, their confidence, and every class."""
+        """Add the pseudo-labels of a batch."""
         counts = torch.stack([labels.valid.sum(), labels.sure.sum()]).double()
         confidence = labels.confidence.masked_fill(~labels.valid, 0.0).sum()[None].double()
-        shape = (IGNORE + 1,)
         ones = torch.ones_like(labels.label, dtype=torch.float64).flatten()
-        shares = ones.new_zeros(shape).scatter_add_(0, labels.label.flatten(), ones)
-        line = torch.cat((counts, confidence, shares[: self.classes]))
-        self.sums = line if self.sums is None else self.sums + line
+        pixels = ones.new_zeros(IGNORE + 1).scatter_add_(0, labels.label.flatten(), ones)
+        sums = torch.cat((counts, confidence, pixels[: self.classes]))
+        self.sums = sums if self.sums is None else self.sums + sums
 
     def read(self) -> dict[str, Json] | None:
-        """Return fractions of all valid pixels, over all processes; None without any batch."""
+        """Return fractions of the valid pixels of all processes; None without any batch."""
         if self.sums is None:
             return None
         pixels, sure, confidence, *classes = distributed.reduce_sum(self.sums).tolist()

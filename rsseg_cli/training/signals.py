@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import signal
 import threading
-from types import FrameType, TracebackType
+from types import FrameType
 
 from rsseg_cli import distributed
 
 
 class StopSignal:
-    """Handler of SIGINT and SIGTERM inside its block; a second Ctrl-C stops at once.
+    """Context manager that handles SIGINT and SIGTERM; a second Ctrl-C stops at once.
 
-    Under several processes it does not: `torchrun` repeats a Ctrl-C that all of them have received.
+    With several processes it does not, because `torchrun` repeats the first Ctrl-C.
 
     Attributes:
-        wanted: True once a signal has arrived.
+        received: True once a signal has arrived.
     """
 
     def __init__(self) -> None:
-        self.wanted = False
+        self.received = False
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> StopSignal:
@@ -30,16 +30,11 @@ class StopSignal:
         return self
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.wanted and number == signal.SIGINT and not distributed.active():
+        if self.received and number == signal.SIGINT and not distributed.active():
             raise KeyboardInterrupt
-        self.wanted = True
+        self.received = True
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Restore the previous handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type] # what signal() returned

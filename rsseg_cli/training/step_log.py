@@ -1,4 +1,4 @@
-"""Loss sums on the device between two lines of the log, and the summary of a run."""
+"""Log of the training steps, and the summary of a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rsseg_cli.settings import Json
 from rsseg_cli.threads import Prefetcher
 
 NEVER = 2**62
-"""Stands for the step of the first loss that is not finite, while all are."""
+"""Number of the first step with a loss that is not finite, as long as there is none."""
 
 
 @dataclass
@@ -33,12 +33,10 @@ class TrainingResult:
 
 
 class StepLog:
-    """Sums of steps and their losses; only `read` and `check` wait for the device.
+    """Sums of losses, kept on the device; only `read` and `check` wait for it.
 
     Args:
-        prefetch: Source of the batches.
         batch: Images per step.
-        device: Device of the losses.
         folder: Folder of the run, for error messages.
     """
 
@@ -50,23 +48,23 @@ class StepLog:
         self.waited = 0.0
         self.steps = self.all_steps = 0
         self.sums: dict[str, Tensor] = {}
-        self.bad = torch.full((), NEVER, device=device)
+        self.first_nonfinite = torch.full((), NEVER, device=device)
 
     def add(self, index: int, terms: dict[str, Tensor]) -> None:
-        """Add a step; note the first one whose loss is not finite."""
+        """Add the loss terms of step `index`, from 0."""
         self.steps += 1
         self.all_steps += 1
         for name, value in terms.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
-            broken = ~torch.isfinite(value) & (self.bad == NEVER)
-            self.bad = torch.where(broken, index + 1, self.bad)
+            first = ~torch.isfinite(value) & (self.first_nonfinite == NEVER)
+            self.first_nonfinite = torch.where(first, index + 1, self.first_nonfinite)
 
     def check(self) -> None:
-        """Raise an RssegError if a loss was not finite; all processes call this together."""
-        bad = int(distributed.reduce_min(self.bad))
-        if bad != NEVER:
+        """Raise an RssegError if a loss on any rank was not finite; all ranks call this."""
+        step = int(distributed.reduce_min(self.first_nonfinite))
+        if step != NEVER:
             raise RssegError(
-                f"the loss is not a finite number at step {bad:,}",
+                f"the loss is not a finite number at step {step:,}",
                 where=str(self.folder),
                 fix="a lower learning rate (--set optimizer.lr), optimizer.clip_grad_norm=1.0 or "
                 "training.precision=bf16; --resume continues from the last good state",
@@ -91,7 +89,7 @@ class StepLog:
         self.since, self.waited, self.steps, self.sums = now, self.prefetch.waited, 0, {}
         return record
 
-    def outcome(
+    def result(
         self, steps: int, best: dict[str, Json] | None, last: dict[str, Json] | None
     ) -> TrainingResult:
         """Return the summary of the run."""

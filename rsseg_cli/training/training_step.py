@@ -1,4 +1,4 @@
-"""The step as a method sees it, with probes that leave the training stream alone."""
+"""A training step as a method sees it, with probes that do not affect the training."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from rsseg_cli.training.objectives import Objective
 from rsseg_cli.training.precision import Precision
 
 PROBE_STREAM = 0x5EED
-"""Keeps the random numbers of probes apart from those of the training stream."""
+"""Number of the stream of random numbers for probes."""
 
 
 def seed_for(seed: int, step: int, stream: int = 0) -> int:
-    """Return the seed of a stream of random numbers at a step, the same after a restart."""
+    """Return the seed of a stream of random numbers at a step; it does not change on restart."""
     mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + stream) & (2**64 - 1)
     mixed ^= mixed >> 31
     return mixed & (2**63 - 1)
@@ -29,7 +29,7 @@ def seed_for(seed: int, step: int, stream: int = 0) -> int:
 
 @dataclass
 class TaskProbe:
-    """A labelled batch apart from the training, with its own seed; see `contract.Probe`."""
+    """A labelled batch outside the training stream, with its own seed; see `contract.Probe`."""
 
     model: Segmenter
     objective: Objective
@@ -38,7 +38,7 @@ class TaskProbe:
     seed: int
 
     def backward(self) -> float:
-        """Leave fresh gradients of the task loss in `.grad`; return the loss."""
+        """Replace all `.grad` by the gradients of the task loss; return the loss."""
         self.model.zero_grad(set_to_none=True)
         devices = [self.batch.image.device] if self.batch.image.is_cuda else []
         with (
@@ -63,7 +63,7 @@ class TrainingStep:
     Attributes:
         index: Number of the step, from 0.
         total: Number of steps of the run.
-        open_probes: Opens a stream of labelled batches of a given size, apart from training.
+        open_probes: See `loop.Job`.
     """
 
     index: int
@@ -76,7 +76,7 @@ class TrainingStep:
     open_probes: Callable[[int], Indexed[Batch]]
 
     def probes(self, count: int, *, samples: int = 1) -> Iterator[TaskProbe]:
-        """Yield this process' part of `count` probes; afterwards no gradient is left."""
+        """Yield this rank's part of `count` probes; delete all gradients afterwards."""
         stream = self.open_probes(samples)
         try:
             for number in range(distributed.rank(), count, distributed.world_size()):

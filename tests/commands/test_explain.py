@@ -16,7 +16,7 @@ from runs import SMALL, describe, ground, rsseg, seen, write_city
 from scenes import windows, write_raster
 
 from rsseg_cli.commands.model import LoadedModel, open_model
-from rsseg_cli.commands.predict.dry_run import Survey
+from rsseg_cli.commands.predict.dry_run import DryRun
 from rsseg_cli.raster.class_names import read_classes
 
 LABELS = ground(70, 83, seed=5)
@@ -157,7 +157,7 @@ def test_a_dry_run_counts_them(scene: Path, routed: Path) -> None:
 
 
 def test_seconds_and_memory_of_passes_are_joined() -> None:
-    made = Survey("a", "a.seg.tif", 10, 10, 5, 0.0, 1, 4, 1, 100.0, 50.0, 2.0, 9.0, 4.0, 2.0)
+    made = DryRun("a", "a.seg.tif", 10, 10, 5, 0.0, 1, 4, 1, 100.0, 50.0, 2.0, 9.0, 4.0, 2.0)
     both = made.then(replace(made, output="a.why.tif", ram_mb=90.0, vram_mb=70.0, seconds=12.0))
     assert (both.ram_mb, both.vram_mb, both.disk_mb, both.seconds) == (100.0, 70.0, 4.0, 16.0)
     assert both.mpx_per_s == 0.5
@@ -167,7 +167,7 @@ def test_seconds_and_memory_of_passes_are_joined() -> None:
 def test_what_cannot_be_explained(scene: Path, routed: Path, fitted: Path) -> None:
     call = rsseg("predict", scene, "--model", routed, "--explain", "ruoting")
     assert call.code == 1
-    assert "spectralmoe cannot explain ruoting" in call.err
+    assert "spectralmoe offers no map named ruoting" in call.err
     assert "--explain routing (offered: routing, routing-depth)" in call.err
     call = rsseg("predict", scene, "--model", routed, "--explain", "routing", "--block", "99")
     assert call.code == 1
@@ -175,7 +175,7 @@ def test_what_cannot_be_explained(scene: Path, routed: Path, fitted: Path) -> No
     assert "0 to " in call.err
     call = rsseg("predict", scene, "--model", fitted, "--explain", "routing")
     assert call.code == 1
-    assert "full, as it was fitted, offers no map" in call.err
+    assert "full, as configured, offers no maps" in call.err
     assert not list(scene.parent.parent.glob("*.tif"))
     Path("scene.routing.tif").write_text("mine")
     call = rsseg("predict", scene, "--model", routed, "--explain", "routing")

@@ -168,12 +168,12 @@ def interrupted(city: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             return self
 
         @property
-        def wanted(self) -> bool:
+        def received(self) -> bool:
             self.looked += 1
             return self.looked > 2
 
-        @wanted.setter
-        def wanted(self, value: bool) -> None:
+        @received.setter
+        def received(self, value: bool) -> None:
             pass
 
         def __exit__(self, *error: object) -> None:

@@ -23,9 +23,9 @@ from scenes import write_raster
 from torch import Tensor
 
 from rsseg_cli.commands.predict import scene_predictor as mapper
-from rsseg_cli.commands.predict.dry_run import find_doubts
+from rsseg_cli.commands.predict.dry_run import find_problems
 from rsseg_cli.commands.predict.options import PredictOptions
-from rsseg_cli.commands.predict.progress import Line
+from rsseg_cli.commands.predict.progress import ProgressLine
 from rsseg_cli.contract import Bands
 from rsseg_cli.errors import RssegWarning
 from rsseg_cli.predict import batch
@@ -91,7 +91,7 @@ def test_dry_run_where_memory_runs_out(
         assert said.document["scenes"][0]["batch"] == room
     else:
         assert said.code == 1
-        assert "one tile does not fit" in said.err
+        assert "not even one tile" in said.err
 
 
 # --- compiling ------------------------------------------------------------------------------------
@@ -113,7 +113,7 @@ def test_compiled_only_where_it_pays(
         return call
 
     monkeypatch.setattr(torch, "compile", quickly)
-    monkeypatch.setattr(batch, "PROBE_SHARE", 100.0)  # as if there were much to do
+    monkeypatch.setattr(batch, "PROBE_FRACTION", 100.0)  # as if there were much to do
     out = ["--overwrite", "-o", tmp_path / "map.tif"]
     assert "compile  " not in predict(scene, fitted, *out).err
     plain = rasterio.open(tmp_path / "map.tif").read()
@@ -165,7 +165,7 @@ def doubts(path: Path, **changes: Any) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RssegWarning)
         with Scene.open(path) as scene:
-            return "\n".join(find_doubts(scene, model))  # type: ignore[arg-type]
+            return "\n".join(find_problems(scene, model))  # type: ignore[arg-type]
 
 
 def test_doubts(tmp_path: Path) -> None:
@@ -290,7 +290,7 @@ def test_resume_goes_on_and_then_keeps_the_whole_map(
     assert again.document["scenes"][0]["status"] == "exists"
     other = predict(scene, fitted, "-o", out, "--resume", "--overlap", "0.5")
     assert other.code == 1
-    assert "of another model, input or options" in other.err
+    assert "with another model, input or options" in other.err
 
 
 @pytest.mark.parametrize("left", ["", "{", '{"dependencies": {}, "parts": []}', '{"parts": 3}'])
@@ -362,25 +362,26 @@ NEEDED = {"bbox_crs": "bbox", "sieve": "polygons", "simplify": "polygons"}
 """Options that are errors without another one."""
 
 
-def test_every_option_is_in_the_journal_or_without_effect() -> None:
+def test_every_option_is_a_dependency_or_without_effect() -> None:
     names = {each.name for each in fields(PredictOptions)}
     assert CHANGED.keys() | mapper.WITHOUT_EFFECT == names
     assert not CHANGED.keys() & mapper.WITHOUT_EFFECT
 
 
 @pytest.mark.parametrize("name", CHANGED)
-def test_the_journal_changes_with_an_option(name: str, scene: Path, fitted: Path) -> None:
-    def journal(options: PredictOptions) -> dict[str, str]:
-        predictor = mapper.ScenePredictor(options, Line(quiet=True))
+def test_the_dependencies_change_with_an_option(name: str, scene: Path, fitted: Path) -> None:
+    def dependencies(options: PredictOptions) -> dict[str, str]:
+        predictor = mapper.ScenePredictor(options, ProgressLine(quiet=True))
         predictor.fitted.classes[2:] = []  # --soft is for models of two classes
         with Scene.open(scene) as opened:
-            return predictor.journal(opened)
+            return predictor.dependencies(opened)
 
     needed = NEEDED.get(name)
-    common = {"scenes": (str(scene),), "model": fitted, "device": "cpu"}
-    options = PredictOptions(**common, **({needed: CHANGED[needed]} if needed else {}))
-    before, after = journal(options), journal(replace(options, **{name: CHANGED[name]}))
+    options = PredictOptions(scenes=(str(scene),), model=fitted, device="cpu")
+    if needed is not None:
+        options = replace(options, **{needed: CHANGED[needed]})
+    before, after = dependencies(options), dependencies(replace(options, **{name: CHANGED[name]}))
     option = "--co" if name == "creation_options" else f"--{name.replace('_', '-')}"
     assert {key for key in before if before[key] != after[key]} == {option}
     unchanged = {"batch": 3, "threads": 1, "memory_mb": 9999, "quicklook": False, "resume": True}
-    assert journal(replace(options, **unchanged)) == before
+    assert dependencies(replace(options, **unchanged)) == before

@@ -19,7 +19,7 @@ from torch import Tensor
 from rsseg_cli.classes import Class, default_color
 from rsseg_cli.errors import OutputExistsError, RssegError, RssegWarning, UnreadableError
 from rsseg_cli.memory import peak_rss_mb
-from rsseg_cli.predict import engine
+from rsseg_cli.predict import pipeline
 from rsseg_cli.predict.engine import predict_scene
 from rsseg_cli.predict.outputs import Outputs, SceneResult
 from rsseg_cli.predict.pipeline import SceneTask
@@ -43,13 +43,13 @@ def predict(
     infer: Callable[[Tensor], Tensor] = null_model,
     *,
     tiling: Tiling = SMALL,
-    journal: dict[str, str] | None = None,
+    dependencies: dict[str, str] | None = None,
     resume: bool = False,
     **options: Any,
 ) -> SceneResult:
     """Predict `out.tif` beside a scene."""
     settings = {"map": path.parent / "out.tif", "classes": CLASSES} | options
-    outputs = Outputs(**settings, journal=journal, resume=resume)
+    outputs = Outputs(**settings, dependencies=dependencies, resume=resume)
     with Scene.open(path) as scene:
         return predict_scene(SceneTask(scene, infer, outputs, tiling))
 
@@ -250,7 +250,7 @@ def test_swaths_and_readers_change_nothing(
         whole = plan_scene(*args, **settings)
         return Plan(whole.across, whole.down, tuple(narrow), 99, 1.0, 32)
 
-    monkeypatch.setattr(engine, "plan_scene", in_swaths)
+    monkeypatch.setattr(pipeline, "plan_scene", in_swaths)
     tiling = Tiling(64, batch=3, readers=3)
     many = read(predict(path, tiling=tiling, map=path.parent / "swaths.tif"))
     np.testing.assert_array_equal(one, many)
@@ -387,7 +387,7 @@ def test_tile_that_does_not_fit_says_so(write_scene: WriteScene) -> None:
     def model(tiles: Tensor) -> Tensor:
         raise torch.OutOfMemoryError("too much")
 
-    with pytest.raises(RssegError, match="one tile does not fit"):
+    with pytest.raises(RssegError, match="not even one tile"):
         predict(write_scene(random_samples(1, 90, 110)), model)
 
 
@@ -415,9 +415,9 @@ def test_resume_continues_and_gives_the_same_bytes(
     path = write_scene(random_samples(1, 1500, 90))
     whole = path.parent / "whole.tif"
     predict(path, map=whole)
-    journal = {"model": "a", "input": "b"}
+    dependencies = {"model": "a", "input": "b"}
     with pytest.raises(KeyboardInterrupt):
-        predict(path, stop_after(50), journal=journal)
+        predict(path, stop_after(50), dependencies=dependencies)
     assert not (path.parent / "out.tif").exists()
     counted = 0
 
@@ -426,7 +426,7 @@ def test_resume_continues_and_gives_the_same_bytes(
         counted += 1
         return null_model(tiles)
 
-    predict(path, model, journal=journal, resume=True)
+    predict(path, model, dependencies=dependencies, resume=True)
     assert 0 < counted < 40  # of 63 batches
     assert (path.parent / "out.tif").read_bytes() == whole.read_bytes()
     assert not list(path.parent.glob(".*"))
@@ -438,10 +438,12 @@ def test_resume_refuses_another_model(
     monkeypatch.setattr("rsseg_cli.predict.plan.PART_PIXELS", 512 * 100)
     path = write_scene(random_samples(1, 1500, 90))
     with pytest.raises(KeyboardInterrupt):
-        predict(path, stop_after(50), journal={"model": "a"})
+        predict(path, stop_after(50), dependencies={"model": "a"})
     with pytest.raises(RssegError, match="cannot resume: model was a, now it is b"):
-        predict(path, journal={"model": "b"}, resume=True)
-    predict(path, journal={"model": "a"}, resume=True)  # refusing has not thrown the parts away
+        predict(path, dependencies={"model": "b"}, resume=True)
+    predict(
+        path, dependencies={"model": "a"}, resume=True
+    )  # refusing has not thrown the parts away
 
 
 # --- plan -----------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ def test_shares_are_neighbours_and_cover_what_is_left(size: int) -> None:
     parts = tuple(Window(0, y, 9, 3 if y % 2 else 5) for y in range(23))
     axis = Tiling(32).axis(99)
     plan, finished = Plan(axis, axis, parts, 1, 1.0, 256), {0, 7, 8}
-    shares = [plan.share(finished, rank, size) for rank in range(size)]
+    shares = [plan.parts_of_rank(finished, rank, size) for rank in range(size)]
     assert set.union(*shares) | finished == set(range(23))
     assert sum(map(len, shares)) == 20
     left = [n for n in range(23) if n not in finished]

@@ -6,27 +6,26 @@ and whether it can be read.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from fakes import build
-from pathlib import Path
-from rsseg_cli.data.tiles.tile_stream import Batch
-from rsseg_cli.segmenter import Segmenter
-from rsseg_cli.training import checkpoint
-from safetensors.torch import save_file
-from training_jobs import Scores
-from training_jobs import Tiles
-from training_jobs import job
-from training_jobs import run
-from typing import Any
-from unittest.mock import patch
 import os
 import random
 import signal
 import sys
 import threading
 import time
-import torch
 import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from fakes import build
+from safetensors.torch import save_file
+from training_jobs import Scores, Tiles, job, run
+
+from rsseg_cli.data.tiles.tile_stream import Batch
+from rsseg_cli.segmenter import Segmenter
+from rsseg_cli.training import checkpoint
 
 STEPS = 14
 PAUSE_S = 0.02
@@ -52,7 +51,7 @@ def fit(folder: Path, model: Segmenter) -> None:
     resume = (folder / "resume.pt").exists()
     done = checkpoint.load_resume(folder / "resume.pt")["step"] if resume else 0
     work = job(
-        folder, model=model, steps=STEPS, 
+        folder, model=model, steps=STEPS,
         open_batches=lambda size: Slow(count=size), validate=Rising(done), validate_every=1,
         save_every=2,
     )  # fmt: skip

@@ -40,7 +40,7 @@ def all_products(target: Path, *, resume: bool) -> Outputs:
         confidence=target.with_suffix(".conf.tif"),
         polygons=Polygons(target.with_suffix(".gpkg")),
         resume=resume,
-        journal={"model": "a"},
+        dependencies={"model": "a"},
     )
 
 

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
-from fakes import FakeStep
 from functools import cache
-from rsseg_cli.contract import Backbone
-from rsseg_cli.contract import Head
-from rsseg_cli.contract import Method
+from typing import Any
+
+import torch
+from fakes import FakeStep
+from test_contract import BANDS, HEADS, TINY, batch, head_settings
+from torch import Tensor
+
+from rsseg_cli.contract import Backbone, Head, Method
 from rsseg_cli.errors import RssegError
-from rsseg_cli.find import find
-from rsseg_cli.find import names
+from rsseg_cli.find import find, names
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training import optimizer
-from test_contract import BANDS
-from test_contract import HEADS
-from test_contract import TINY
-from test_contract import batch
-from test_contract import head_settings
-from torch import Tensor
-from typing import Any
-import copy
-import torch
 
 FAMILIES = names("backbones")
 PATCH = 8

@@ -87,7 +87,7 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
     assert checkpoint.load_resume(folder.resume)["step"] == 1
     folder.metrics.symlink_to("/dev/full")
     with pytest.raises(RssegError, match="disk is full"):
-        folder.add({"step": 2})
+        folder.append_metrics({"step": 2})
 
 
 def test_full_disk_keeps_the_old_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -344,7 +344,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, method: st
 def test_a_score_can_end_the_run(tmp_path: Path) -> None:
     said = [{"merit": 0.1}, {"merit": 0.5}, {"merit": -1.0, "stop": "astray"}]
     one = job(tmp_path, validate=lambda model: dict(said.pop(0)), validate_every=1)
-    one.rate_start = True
+    one.validate_start = True
     outcome = run(one)
     assert outcome.steps == 2
     assert outcome.best == {"merit": 0.5, "step": 1}

@@ -14,9 +14,9 @@ from rsseg_cli.training.signals import StopSignal
 def test_a_signal_is_noted(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with StopSignal() as stop:
-        assert not stop.wanted
+        assert not stop.received
         os.kill(os.getpid(), number)
-        assert stop.wanted
+        assert stop.received
     assert signal.getsignal(number) is before
 
 

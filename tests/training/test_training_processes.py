@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import socket
+import subprocess
+import sys
 from pathlib import Path
-from paths import ENVIRONMENT
-from paths import SUPPORT
-from processes import CASES
-from processes import CUT
-from processes import act
-from processes import command
+from typing import Any
+
+import pytest
+import torch
+from paths import ENVIRONMENT, SUPPORT
+from processes import CASES, CUT, act, command
+from runs import write_city
+from training_jobs import job, run, weights
+
 from rsseg_cli import distributed
 from rsseg_cli.contract import batch_shard
 from rsseg_cli.errors import RssegError
 from rsseg_cli.training.loop import Trainer
-from runs import write_city
-from training_jobs import job
-from training_jobs import run
-from training_jobs import weights
-from typing import Any
-import json
-import pytest
-import socket
-import subprocess
-import sys
-import torch
 
 CHAINS = {"fishertune"}
 """Each process follows a posterior of its own: what they find together is another estimate."""

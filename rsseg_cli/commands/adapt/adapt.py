@@ -114,7 +114,7 @@ def prepare_adapt(config: RunConfig, options: RunOptions) -> RunJob:
             optimization=config.optimizer,
             device=device,
             deadline=options.deadline,
-            rate_start=loaded is not None,
+            validate_start=loaded is not None,
             multiple=2 if sources.train else 1,
         ),
         resumed=resumed,

@@ -20,7 +20,7 @@ from rsseg_cli.commands.evaluate.class_matching import MergedInfer, reconcile
 from rsseg_cli.commands.fit.final_evaluation import shown_bands
 from rsseg_cli.commands.fit.run_report import versions
 from rsseg_cli.commands.model import LoadedModel, open_model, pick_device
-from rsseg_cli.commands.predict.progress import Line
+from rsseg_cli.commands.predict.progress import ProgressLine
 from rsseg_cli.commands.predict.scene_predictor import ModelInfer, tiling_for
 from rsseg_cli.data.pair import Opener, Pair
 from rsseg_cli.data.source import Source
@@ -84,8 +84,8 @@ def evaluate_model(
     )
     classes = loaded.classes if merge is None else list(merge.classes)
     tiling = tiling_for(loaded, torch_device, tile=None, overlap=overlap, batch=None)
-    progress = Line(quiet=quiet or not distributed.is_main())
-    progress.say(f"model    {loaded.describe()}")
+    progress = ProgressLine(quiet=quiet or not distributed.is_main())
+    progress.print(f"model    {loaded.describe()}")
     with _shared_folder() as folder:
         maps = _Maps(loaded, tiling, torch_device, folder, progress, merge, by_position)
         comparisons = (comparison for source in sources for comparison in maps.of(source))
@@ -153,7 +153,7 @@ class _Maps:
     tiling: Tiling
     device: torch.device
     folder: Path
-    progress: Line
+    progress: ProgressLine
     merge: Merge | None = None
     by_position: bool = False
     numbers: Iterator[int] = field(default_factory=count)
@@ -164,7 +164,7 @@ class _Maps:
         opener = source.opener if self.by_position else match_bands(bands, source)
         require_band_count(bands, opener, source)
         scale = unit_scale(bands.scale, source.spec.scale)
-        infer: Infer = ModelInfer(self.loaded, self.device, gain=scale)
+        infer: Infer = ModelInfer(self.loaded, self.device, unit_scale=scale)
         classes = self.loaded.classes
         if self.merge is not None:
             infer, classes = MergedInfer(infer, self.merge), list(self.merge.classes)
@@ -204,7 +204,7 @@ class _Maps:
         )
 
     def _map(self, opened: Scene, infer: Infer, outputs: Outputs) -> None:
-        with opened as scene, self.progress.scene(scene.width * scene.height) as progress:
+        with opened as scene, self.progress.bar(scene.width * scene.height) as progress:
             task = SceneTask(scene, infer, outputs, self.tiling, self.device)
             predict_scene(task, progress=progress)
 

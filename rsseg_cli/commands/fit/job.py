@@ -141,7 +141,7 @@ def run(job: RunJob) -> FitReport:
     start = 0 if resumed is None else resumed["step"]
     quiet = job.quiet or not distributed.is_main()
     with Progress(job.config.training.steps, start=start, quiet=quiet) as progress:
-        progress.say(
+        progress.print(
             f"source   {plan.source}",
             f"model    {plan.model}",
             f"training {plan.training}, about {plan.memory_mb:,.0f} MB",
@@ -151,7 +151,7 @@ def run(job: RunJob) -> FitReport:
         for source in job.sources.sources if distributed.is_main() else ():
             written = source.keep(folder.path)
             if written is not None:
-                progress.say(f"classes  were found by looking: name them in {written}")
+                progress.print(f"classes  were found by looking: name them in {written}")
         result = train(job.loop, progress, resumed)
     if distributed.is_main():
         _report(job, result)

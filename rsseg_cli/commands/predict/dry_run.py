@@ -5,45 +5,41 @@ from __future__ import annotations
 import shutil
 import time
 import warnings
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from rich.console import Console
-from torch import Tensor
 
 from rsseg_cli.commands.model import LoadedModel
+from rsseg_cli.contract import Bands
 from rsseg_cli.errors import RssegError, RssegWarning
 from rsseg_cli.memory import peak_rss_mb
 from rsseg_cli.number_format import counted
 from rsseg_cli.predict.batch import even_batch
 from rsseg_cli.predict.outputs import Outputs
-from rsseg_cli.predict.pipeline import SceneTask, no_room
-from rsseg_cli.predict.plan import MIB, Plan, plan_scene
+from rsseg_cli.predict.pipeline import SceneTask, tile_too_large
+from rsseg_cli.predict.plan import MIB, Plan
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.scene import Scene
 
-GSD_FACTOR = 1.5
-"""A ground sampling distance that differs from the training's by more than this is reported."""
-FAR = 4.0
-"""A band mean further from the training's than so many standard deviations is reported."""
-SCALE = 10.0
-"""Values this many times larger or smaller are reported: reflectance 0..1 and 0..10,000, say."""
-STRIPED_ROWS = 64
-"""Most rows per block of a file that is stored in strips."""
-SAMPLES = 5
-"""Windows along the diagonal of a scene whose values are read."""
-SAMPLE_PX = 256
-"""Side of such a window."""
+MAX_GSD_RATIO = 1.5
+"""Largest ratio of pixel sizes in scene and training, either way, without a warning."""
+MAX_DEVIATION = 4.0
+"""Largest difference of a band's means in scene and training, in standard deviations."""
+MAX_VALUE_RATIO = 10.0
+"""Largest ratio of values in scene and training: reflectance may be 0..1 or 0..10,000."""
+MAX_STRIP_ROWS = 64
+"""Largest number of rows per block of a file that is stored in strips."""
+SAMPLES, SAMPLE_PX = 5, 256
+"""Number of windows along the diagonal of a scene whose values are read, and their side."""
 PART_BYTES, MAP_BYTES, QUANTITY_BYTES = 0.15, 0.2, 0.9
-"""Bytes per pixel and band: classes in parts, in a map with overviews, and quantities."""
+"""Bytes per pixel and band: classes in parts, classes in a map with overviews, probabilities."""
 
 
 @dataclass
-class Survey:
-    """Estimates and warnings for one scene; the keys of `predict --dry-run --json`."""
+class DryRun:
+    """Cost estimates and warnings for one scene; the keys of `predict --dry-run --json`."""
 
     input: str
     output: str
@@ -63,13 +59,13 @@ class Survey:
     compile: bool | None = None
     """Whether the model will be compiled; None without `--compile`."""
     more: list[str] = field(default_factory=list)
-    """Further maps that will be made."""
+    """Paths of the maps beside the class map."""
     warnings: list[str] = field(default_factory=list)
 
-    def then(self, other: Survey) -> Survey:
-        """Add a map that is made in a later pass."""
+    def then(self, other: DryRun) -> DryRun:
+        """Add the costs of a map that is made in a later pass."""
         seconds = self.seconds + other.seconds
-        vram = [each.vram_mb for each in (self, other) if each.vram_mb is not None]
+        vram = [run.vram_mb for run in (self, other) if run.vram_mb is not None]
         return replace(
             self,
             ram_mb=max(self.ram_mb, other.ram_mb),
@@ -80,45 +76,39 @@ class Survey:
             more=[*self.more, other.output, *other.more],
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the values for `--json`."""
-        return asdict(self)
-
-    def show(self) -> None:
+    def print(self) -> None:
         """Print the estimates and warnings."""
-        console = Console(highlight=False, soft_wrap=True)
         vram = "" if self.vram_mb is None else f", {self.vram_mb:,.0f} MB on the GPU"
-        console.print(f"scene     {self.input} {self.width:,} x {self.height:,}", markup=False)
-        for path in (self.output, *self.more):
-            console.print(f"map       {path}", markup=False)
-        console.print(
+        lines = [
+            f"scene     {self.input} {self.width:,} x {self.height:,}",
+            *(f"map       {path}" for path in (self.output, *self.more)),
             f"tiles     {self.tiles:,} of {self.tile} px, overlap {self.overlap:.0%}, "
-            f"{self.batch} at a time, {counted(self.swaths, 'swath')}"
-        )
-        console.print(f"memory    {self.ram_mb:,.0f} MB{vram}")
-        console.print(f"disk      {self.disk_mb:,.0f} MB of {self.free_mb:,.0f} MB free")
-        console.print(f"time      {_duration(self.seconds)} ({self.mpx_per_s:.2f} Mpx/s)")
+            f"batch {self.batch}, {counted(self.swaths, 'swath')}",
+            f"memory    {self.ram_mb:,.0f} MB{vram}",
+            f"disk      {self.disk_mb:,.0f} MB of {self.free_mb:,.0f} MB free",
+            f"time      {_duration(self.seconds)} ({self.mpx_per_s:.2f} Mpx/s)",
+        ]
         if self.compile is not None:
-            answer = "yes; the time is without it" if self.compile else "no: too few tiles to pay"
-            console.print(f"compile   {answer}")
-        for text in self.warnings:
-            console.print(f"warning   {text}", markup=False)
+            answer = "yes (not in the estimated time)" if self.compile else "no: too few tiles"
+            lines.append(f"compile   {answer}")
+        lines += [f"warning   {text}" for text in self.warnings]
+        console = Console(highlight=False, soft_wrap=True)
+        for line in lines:
+            console.print(line, markup=False)
 
 
-def survey(task: SceneTask, fitted: LoadedModel) -> Survey:
-    """Plan the mapping of a scene, and time a batch of its tiles.
+def estimate(task: SceneTask, fitted: LoadedModel) -> DryRun:
+    """Estimate the costs of mapping a scene; this maps two batches.
 
     Raises:
         RssegError: The scene does not fit into the memory allowed, or a tile into the device's.
     """
-    scene, outputs = task.scene, task.outputs
-    doubts = find_doubts(scene, fitted)
-    plan = _plan(task)
-    batch = even_batch(plan.tiles, task.tiling.batch, task.tiling.most)
+    scene, outputs, tiling = task.scene, task.outputs, task.tiling
+    problems = find_problems(scene, fitted)
+    plan = task.plan()
+    batch = even_batch(plan.tiles, tiling.batch, tiling.largest_batch)
     batch, seconds, vram = _probe_fitting_batch(task, plan, batch)
-    tiling = task.tiling
-    pixels = sum(part.width * part.height for part in plan.parts)
-    return Survey(
+    return DryRun(
         input=scene.path,
         output=str(outputs.map),
         width=scene.width,
@@ -130,76 +120,60 @@ def survey(task: SceneTask, fitted: LoadedModel) -> Survey:
         swaths=len({part.x for part in plan.parts}),
         ram_mb=peak_rss_mb() + plan.memory_mb,
         vram_mb=vram,
-        disk_mb=disk_mb(outputs, pixels),
+        disk_mb=estimate_disk_mb(outputs, plan.pixels),
         free_mb=_free_mb(outputs),
         seconds=seconds,
-        mpx_per_s=pixels / 1e6 / seconds,
-        more=[str(m.path) for m in outputs.layers() if m.published and m.path != outputs.map],
-        warnings=doubts,
-    )
-
-
-def _plan(task: SceneTask) -> Plan:
-    return plan_scene(
-        task.scene,
-        task.tiling,
-        classes=len(task.outputs.classes),
-        bands=task.outputs.bands,
-        box=None if task.area is None else task.area.box,
+        mpx_per_s=plan.pixels / 1e6 / seconds,
+        more=[str(path) for path in outputs.published() if path != outputs.map],
+        warnings=problems,
     )
 
 
 def _probe_fitting_batch(
     task: SceneTask, plan: Plan, batch: int
 ) -> tuple[int, float, float | None]:
-    """Halve the batch after out-of-memory errors, as mapping does; return it and its estimates."""
+    """Run `_probe`, with half the batch after an out-of-memory error; return the batch, too."""
     while True:
         try:
             return batch, *_probe(task, plan, batch)
         except torch.OutOfMemoryError as error:
             if batch == 1:
-                raise no_room(task.scene, task.tiling.tile) from error
+                raise tile_too_large(task.scene, task.tiling.tile) from error
         torch.cuda.empty_cache()
         batch = -(-batch // 2)
 
 
 def _probe(task: SceneTask, plan: Plan, batch: int) -> tuple[float, float | None]:
-    """Estimate seconds, and memory of the device in MiB, from two batches of the middle."""
-    scene, tiling, device = task.scene, task.tiling, task.device
-    part = plan.parts[len(plan.parts) // 2]
-    window = Window(part.x + part.width // 2, part.y + part.height // 2, tiling.tile, tiling.tile)
+    """Estimate the seconds, and the GPU memory in MiB, from two batches."""
+    scene, device, window = task.scene, task.device, plan.middle_tile
     started = time.perf_counter()
     samples, _ = scene.read(window)
-    reading = (time.perf_counter() - started) * _decoded(scene, plan, window) / tiling.readers
+    reading = (time.perf_counter() - started) * _block_ratio(scene, plan, window)
+    reading /= task.tiling.readers
     batch = min(batch, plan.tiles)
     tiles = torch.from_numpy(samples)[None].to(device).repeat(batch, 1, 1, 1)
     task.infer(tiles.clone())  # the first call is slower
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     started = time.perf_counter()
-    _wait_for(task.infer(tiles))
+    task.infer(tiles)[0, 0, 0, 0].item()  # waits for the device
     computing = (time.perf_counter() - started) * plan.tiles / batch
     vram = torch.cuda.max_memory_allocated(device) / MIB if device.type == "cuda" else None
     return max(computing, reading), vram
 
 
-def _decoded(scene: Scene, plan: Plan, window: Window) -> float:
-    """Return how many times as many blocks must be read as lie under a window."""
-    high, wide = scene.block
-    across = window.right // wide - window.x // wide + 1
-    down = window.bottom // high - window.y // high + 1
-    pixels = sum(part.width * part.height for part in plan.parts)
-    return pixels / (across * down * high * wide)
+def _block_ratio(scene: Scene, plan: Plan, window: Window) -> float:
+    """Return the number of pixels to map, divided by those of the blocks under a window."""
+    height, width = scene.block
+    across = window.right // width - window.x // width + 1
+    down = window.bottom // height - window.y // height + 1
+    return plan.pixels / (across * down * height * width)
 
 
-def _wait_for(scores: Tensor) -> None:
-    scores[0, 0, 0, 0].item()
+def estimate_disk_mb(outputs: Outputs, pixels: int) -> float:
+    """Estimate the disk space in MiB that maps and their parts need during the run.
 
-
-def disk_mb(outputs: Outputs, pixels: int) -> float:
-    """Estimate the disk space in MiB that maps need while they are made, with their parts.
-
-    Class maps are compressed to a tenth or less; noisy ones, which this assumes, to a third.
+    Class maps are usually compressed to a tenth or less; the estimate is for noisy ones.
     """
     quantities = outputs.bands - 1
     return pixels * (PART_BYTES + MAP_BYTES + quantities * 2 * QUANTITY_BYTES) / MIB
@@ -211,68 +185,63 @@ def _free_mb(outputs: Outputs) -> float:
 
 
 def require_disk(task: SceneTask) -> None:
-    """Check that the disk has space for the maps.
-
-    Raises:
-        RssegError: It has too little.
-    """
+    """Raise an RssegError if the disk has too little free space for the maps."""
     scene, outputs, area = task.scene, task.outputs, task.area
     pixels = scene.width * scene.height if area is None else area.box.width * area.box.height
-    needed, free = disk_mb(outputs, pixels), _free_mb(outputs)
+    needed, free = estimate_disk_mb(outputs, pixels), _free_mb(outputs)
     if needed > free:
         raise RssegError(
-            f"the maps may need {needed:,.0f} MB while they are made, {free:,.0f} MB are free",
+            f"the maps may need {needed:,.0f} MB of disk space, {free:,.0f} MB are free",
             where=str(outputs.map.parent),
-            fix="free space, or -o on another disk",
+            fix="free some space, or -o on another disk",
         )
 
 
-def warn_of_doubts(scene: Scene, fitted: LoadedModel) -> None:
-    """Warn about everything that looks wrong in a scene."""
-    for doubt in find_doubts(scene, fitted):
-        warnings.warn(f"{scene.path}: {doubt}", RssegWarning, stacklevel=2)
+def warn_about_problems(scene: Scene, fitted: LoadedModel) -> None:
+    """Warn about the problems of a scene; see `find_problems`."""
+    for problem in find_problems(scene, fitted):
+        warnings.warn(f"{scene.path}: {problem}", RssegWarning, stacklevel=2)
 
 
-def find_doubts(scene: Scene, fitted: LoadedModel) -> list[str]:
-    """List what may make a scene slow to read, or differs from the training data."""
+def find_problems(scene: Scene, fitted: LoadedModel) -> list[str]:
+    """List what makes a scene slow to read, and differences from the training data."""
     bands = fitted.model.bands
-    doubts = [_striped(scene), _size_of_pixels(scene, bands.gsd_m), _order(scene, bands.names)]
+    problems = [_check_layout(scene), _check_gsd(scene, bands), _check_band_order(scene, bands)]
     if scene.dtype != bands.dtype:
-        doubts.append(f"its samples are {scene.dtype}, those of the training were {bands.dtype}")
-    doubts += _values(scene, bands.names, bands.mean, bands.std)
-    return [doubt for doubt in doubts if doubt is not None]
+        problems.append(f"its samples are {scene.dtype}, those of the training were {bands.dtype}")
+    problems += _check_values(scene, bands)
+    return [problem for problem in problems if problem is not None]
 
 
-def _striped(scene: Scene) -> str | None:
-    high, wide = scene.block
-    if wide < scene.width or high > STRIPED_ROWS or scene.width <= 1024:
+def _check_layout(scene: Scene) -> str | None:
+    height, width = scene.block
+    if width < scene.width or height > MAX_STRIP_ROWS or scene.width <= 1024:
         return None
     return "it is stored in strips, which read more slowly than tiles (gdal_translate -of COG)"
 
 
-def _size_of_pixels(scene: Scene, trained: float | None) -> str | None:
+def _check_gsd(scene: Scene, bands: Bands) -> str | None:
+    trained = bands.gsd_m
     if trained is None or scene.crs is None or scene.crs.is_geographic:
         return None
     a, b, _, d, e, _ = scene.transform[:6]
     size = abs(a * e - b * d) ** 0.5 * scene.crs.linear_units_factor[1]
-    if 1 / GSD_FACTOR <= size / trained <= GSD_FACTOR:
+    if 1 / MAX_GSD_RATIO <= size / trained <= MAX_GSD_RATIO:
         return None
     return f"its pixels are {size:.3g} m wide, those of the training were {trained:.3g} m"
 
 
-def _order(scene: Scene, names: Sequence[str]) -> str | None:
+def _check_band_order(scene: Scene, bands: Bands) -> str | None:
     """Compare the order of the bands, if the file names the same bands as the model."""
     actual = [(name or "").lower() for name in scene.descriptions]
-    expected = [name.lower() for name in names]
+    expected = [name.lower() for name in bands.names]
     if actual == expected or set(actual) != set(expected):
         return None
     return f"its bands are {' '.join(actual)}, the model needs {' '.join(expected)} (--bands)"
 
 
-def _values(
-    scene: Scene, names: Sequence[str], mean: Sequence[float], std: Sequence[float]
-) -> list[str]:
-    """Compare the values of some windows with the training's."""
+def _check_values(scene: Scene, bands: Bands) -> list[str]:
+    """Compare the values in some windows with those of the training."""
     sampled = []
     for position in np.linspace(0.1, 0.9, SAMPLES):
         x, y = int(position * scene.width), int(position * scene.height)
@@ -285,12 +254,12 @@ def _values(
     if not values.size:
         return []
     return [
-        f"band {name} has values around {center:.4g}, those of the training were {m:.4g} ± {s:.3g}"
-        for name, center, spread, m, s in zip(
-            names, values.mean(1), values.std(1), mean, std, strict=True
+        f"band {name} has values around {mean:.4g}, those of the training were {m:.4g} ± {s:.3g}"
+        for name, mean, std, m, s in zip(
+            bands.names, values.mean(1), values.std(1), bands.mean, bands.std, strict=True
         )
-        if abs(center - m) > FAR * s
-        or not 1 / SCALE <= max(abs(center), spread) / max(abs(m), s, 1e-12) <= SCALE
+        if abs(mean - m) > MAX_DEVIATION * s
+        or not 1 / MAX_VALUE_RATIO <= max(abs(mean), std) / max(abs(m), s, 1e-12) <= MAX_VALUE_RATIO
     ]
 
 

@@ -1,4 +1,4 @@
-"""Maps of a method's own work: what it chose where, on the grid of the scene."""
+"""Maps of a method's internal decisions, such as the expert that it chose for each pixel."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from rsseg_cli.classes import Class, default_color
 from rsseg_cli.commands.model import LoadedModel
-from rsseg_cli.commands.predict.provenance import journal_digest
+from rsseg_cli.commands.predict.provenance import dependencies_digest
 from rsseg_cli.errors import RssegError
 from rsseg_cli.predict.outputs import Outputs
 from rsseg_cli.segmenter import Segmenter
@@ -22,96 +22,88 @@ from rsseg_cli.training.precision import Precision
 
 @dataclass(frozen=True)
 class Explanation:
-    """A map of a method's own work; the engine's `Infer`.
+    """A map of a method's internal decisions; the engine's `Infer`.
 
     Attributes:
-        name: What the method calls it.
-        block: The block at which it is made, from 0.
-        things: What it tells apart, as classes of the map.
-        model: In eval mode, on the device.
-        precision: Format of matrix products.
+        name: Key of `Method.explanations`.
+        block: Number of the backbone's block that is explained, from 0.
+        classes: The alternatives between which the method decides.
     """
 
     name: str
     block: int
-    things: tuple[Class, ...]
+    classes: tuple[Class, ...]
     model: Segmenter
     precision: Precision
 
     def __call__(self, tiles: Tensor) -> Tensor:
-        """Compute the shares of E things for each pixel of tiles (B, C, T, T): (B, E, T, T)."""
+        """Compute the weights of E alternatives for tiles (B, C, T, T); return (B, E, T, T)."""
         method, backbone = self.model.method, self.model.backbone
         with torch.inference_mode(), self.precision.autocast():
             image = self.model.standardise(tiles)
             _, state = backbone.walk(image, method, stop=self.block)
-            shares = method.explain(self.name, state)
-            return F.interpolate(shares.float(), image.shape[-2:], mode="nearest")
+            weights = method.explain(self.name, state)
+            return F.interpolate(weights.float(), image.shape[-2:], mode="nearest")
 
-    def path(self, stem: Path) -> Path:
-        """Return the path of the map."""
-        return stem.with_name(f"{stem.name}.{self.name}.tif")
-
-    def journal(self, journal: dict[str, str]) -> dict[str, str]:
-        """Return all settings that the map depends on."""
-        return journal | {"--explain": self.name, "--block": str(self.block)}
-
-    def outputs(self, like: Outputs, stem: Path, journal: dict[str, str]) -> Outputs:
-        """Return the output specification, in the format of the class map."""
-        journal = self.journal(journal)
-        about = {
+    def outputs(self, like: Outputs, stem: Path) -> Outputs:
+        """Build the output specification, like that of the class map."""
+        dependencies = {
+            **(like.dependencies or {}), "--explain": self.name, "--block": str(self.block)
+        }  # fmt: skip
+        tags = {
             "explains": self.name,
             "block": str(self.block),
-            "journal": journal_digest(journal),
+            "journal": dependencies_digest(dependencies),
         }
         return Outputs(
-            self.path(stem),
-            self.things,
+            stem.with_name(f"{stem.name}.{self.name}.tif"),
+            self.classes,
             driver=like.driver,
             options=like.options,
             overwrite=like.overwrite,
-            journal=journal,
-            tags={**like.tags, **about},
+            dependencies=dependencies,
+            tags={**like.tags, **tags},
         )
 
 
-def choose(
+def choose_explanations(
     names: Sequence[str], block: int | None, fitted: LoadedModel, precision: Precision
 ) -> list[Explanation]:
-    """Return the requested maps.
-
-    Args:
-        names: What the method calls them.
-        block: The block at which they are made, from 0; the last when None.
-        fitted: The model.
-        precision: Format of matrix products.
+    """Return the explanations with these names, of one block (from 0) or the last block.
 
     Raises:
         RssegError: The method offers no such map, or the backbone has no such block.
     """
-    model, method = fitted.model, fitted.config.method.name
+    model = fitted.model
     offered, depth = model.method.explanations(), model.backbone.depth
     for name in names:
         if name not in offered:
-            near = get_close_matches(name, offered, n=1)
-            raise RssegError(
-                f"{method} cannot explain {name}"
-                if offered
-                else f"{method}, as it was fitted, offers no map of its own work",
-                where=f"--explain {name}, model {fitted.name}",
-                fix=f"--explain {near[0] if near else ' or '.join(offered)}"
-                + (f" (offered: {', '.join(offered)})" if near else "")
-                if offered
-                else "leave --explain out",
-            )
+            raise _unknown(name, list(offered), fitted)
     if block is not None and not 0 <= block < depth:
         raise RssegError(
             f"there is no block {block}",
             where=f"--block {block}, model {fitted.name}",
-            fix=f"0 to {depth - 1}, the first to the last block of the backbone",
+            fix=f"--block 0 to {depth - 1}, the first to the last block of the backbone",
         )
-    at = depth - 1 if block is None else block
-    return [Explanation(n, at, _things(offered[n]), model, precision) for n in names]
+    number = depth - 1 if block is None else block
+    return [Explanation(n, number, _classes(offered[n]), model, precision) for n in names]
 
 
-def _things(names: Sequence[str]) -> tuple[Class, ...]:
+def _unknown(name: str, offered: Sequence[str], fitted: LoadedModel) -> RssegError:
+    method, where = fitted.config.method.name, f"--explain {name}, model {fitted.name}"
+    if not offered:
+        return RssegError(
+            f"{method}, as configured, offers no maps for --explain",
+            where=where,
+            fix="leave --explain out",
+        )
+    near = get_close_matches(name, offered, n=1) or offered[:1]
+    return RssegError(
+        f"{method} offers no map named {name} for --explain",
+        where=where,
+        fix=f"--explain {near[0]} (offered: {', '.join(offered)})",
+    )
+
+
+def _classes(names: Sequence[str]) -> tuple[Class, ...]:
     return tuple(Class(index + 1, name, default_color(index)) for index, name in enumerate(names))

@@ -69,7 +69,7 @@ class PredictOptions(
     resume: bool = option(False, "Continue an interrupted run; keep finished maps.", RUNNING)
     dry_run: bool = option(False, "Estimate time, memory and disk; check the scenes.", RUNNING)
     shard: str | None = option(
-        None, "Map only the I-th (from 0) of N shares of the scenes.", RUNNING, metavar="I/N"
+        None, "Map only part I (from 0) of N parts of the scenes.", RUNNING, metavar="I/N"
     )
     tta: TTA | None = option(None, "Test-time augmentation: average 4 or 8 views.", RUNNING)
     explain: tuple[str, ...] = option(

@@ -10,23 +10,24 @@ from dataclasses import dataclass
 from glob import glob, has_magic
 from pathlib import Path
 
-from rsseg_cli.commands.predict.provenance import is_ours
+from rsseg_cli.atomic_write import write_errors
+from rsseg_cli.commands.predict.provenance import is_map
 from rsseg_cli.data.spec.layout import RASTER_SUFFIXES
 from rsseg_cli.errors import RssegError
 from rsseg_cli.raster.polygonize import refuse_other_formats
 from rsseg_cli.raster.resume_state import parts_folder
 from rsseg_cli.raster.write import refuse_existing
 
-SUFFIX, SHARES, SOFT, SURE = ".seg.tif", ".prob.tif", ".soft.tif", ".conf.tif"
-"""Suffixes of maps: classes, probabilities, probability of one object, and confidence."""
-LOOK = ".png"
-"""Suffix of a map's quicklook, instead of `.tif`."""
+MAP_SUFFIX, PROBABILITY_SUFFIX = ".seg.tif", ".prob.tif"
+SOFT_SUFFIX, CONFIDENCE_SUFFIX = ".soft.tif", ".conf.tif"
+QUICKLOOK_SUFFIX = ".png"
+"""Replaces the `.tif` of a map."""
 
 
 def expand(texts: Sequence[str]) -> list[str]:
-    """List the scenes of files, folders, patterns and `-` (a list on stdin).
+    """List the scenes of files, folders, glob patterns and `-` (a list on stdin).
 
-    Maps in folders and among the matches of patterns are left out.
+    Maps and their quicklooks are left out, unless they are named as files.
 
     Raises:
         RssegError: There is no scene.
@@ -34,16 +35,16 @@ def expand(texts: Sequence[str]) -> list[str]:
     scenes: list[str] = []
     for text in texts:
         if text == "-":
-            listed = [line.strip() for line in sys.stdin if line.strip()]
+            paths = [line.strip() for line in sys.stdin if line.strip()]
         elif Path(text).is_dir():
-            inside = sorted(Path(text).iterdir())
-            listed = [str(path) for path in inside if path.suffix.lower() in RASTER_SUFFIXES]
+            files = sorted(Path(text).iterdir())
+            paths = [str(file) for file in files if file.suffix.lower() in RASTER_SUFFIXES]
         elif has_magic(text) and not Path(text).exists():
-            listed = sorted(glob(text))  # noqa: PTH207 - Path.glob refuses absolute patterns
+            paths = sorted(glob(text))  # noqa: PTH207 - Path.glob refuses absolute patterns
         else:
-            scenes.append(text)  # a named file is a scene even if it looks like a map
+            scenes.append(text)
             continue
-        scenes += [path for path in listed if not _is_map(path)]
+        scenes += [path for path in paths if not _is_output(path)]
     if not scenes:
         raise RssegError(
             "there is no scene", where=" ".join(texts), fix="a file, a folder, or a quoted pattern"
@@ -51,19 +52,19 @@ def expand(texts: Sequence[str]) -> list[str]:
     return scenes
 
 
-def _is_map(path: str) -> bool:
-    """Return whether `predict` has made a file: by its name, else by its tags."""
-    stem = path.removesuffix(LOOK).removesuffix(".tif")
+def _is_output(path: str) -> bool:
+    """Return whether a file is a map or its quicklook, by the map's name or tags."""
+    stem = path.removesuffix(QUICKLOOK_SUFFIX).removesuffix(".tif")
     if stem == path:
         return False
     raster = Path(f"{stem}.tif")
-    if raster.name.endswith((SUFFIX, SHARES, SOFT, SURE)):
+    if raster.name.endswith((MAP_SUFFIX, PROBABILITY_SUFFIX, SOFT_SUFFIX, CONFIDENCE_SUFFIX)):
         return True
-    return "." in raster.stem[1:] and raster.is_file() and is_ours(raster)
+    return "." in raster.stem[1:] and raster.is_file() and is_map(raster)
 
 
 def parse_shard(text: str | None) -> tuple[int, int]:
-    """Read `I/N` of `--shard`; 0/1 when None.
+    """Parse `I/N` of `--shard`; 0/1 when None.
 
     Raises:
         RssegError: It is not I/N with 0 <= I < N.
@@ -74,23 +75,22 @@ def parse_shard(text: str | None) -> tuple[int, int]:
         raise RssegError(
             f"--shard {text} is not I/N with I from 0 to N - 1",
             where="--shard",
-            fix="--shard 0/4 for the first of four jobs, --shard 3/4 for the last",
+            fix="of four jobs, --shard 0/4 for the first and --shard 3/4 for the last",
         )
     return index, count
 
 
 def choose_shard(scenes: Sequence[str], shard: tuple[int, int]) -> list[str]:
-    """Choose one of several disjoint shares that together have all scenes.
+    """Return every N-th of the sorted scenes, from the I-th on.
 
-    Scenes are dealt out in turn, sorted by name. No file is opened: shards in different jobs
-    agree even where one of them cannot read a file.
+    The choice depends on names only, so that jobs agree even if one of them cannot read a file.
     """
     index, count = shard
     return sorted(scenes)[index::count]
 
 
 @dataclass(frozen=True)
-class Target:
+class OutputPaths:
     """Output paths of one scene.
 
     Attributes:
@@ -104,38 +104,39 @@ class Target:
     @property
     def stem(self) -> Path:
         """The map's path without its suffix; other maps add theirs."""
-        cut = SUFFIX if self.map.name.endswith(SUFFIX) else self.map.suffix
-        return self.map.with_name(self.map.name.removesuffix(cut))
+        suffix = MAP_SUFFIX if self.map.name.endswith(MAP_SUFFIX) else self.map.suffix
+        return self.map.with_name(self.map.name.removesuffix(suffix))
 
-    def beside(self, suffix: str) -> Path:
+    def with_suffix(self, suffix: str) -> Path:
         """Return the path of another map of the same scene."""
         return self.stem.with_name(self.stem.name + suffix)
 
     @property
     def begun(self) -> bool:
-        """Whether the map exists, or an earlier run has begun it."""
+        """Whether the map exists, finished or unfinished."""
         return self.map.exists() or parts_folder(self.map).exists()
 
     def files(self, suffixes: Sequence[str]) -> list[Path]:
-        """List the class map, the polygons, and the maps of the same scene with these suffixes."""
+        """List the class map, the polygons and the maps with these suffixes."""
         polygons = [] if self.polygons is None else [self.polygons]
-        return [self.map, *polygons, *map(self.beside, suffixes)]
+        return [self.map, *polygons, *map(self.with_suffix, suffixes)]
 
     @property
-    def texts(self) -> tuple[Path, ...]:
-        """Sidecar files that may belong to another file, as the user has named the map."""
-        if self.map.name.endswith(SUFFIX):
+    def sidecars(self) -> tuple[Path, ...]:
+        """Sidecars of a map named by the user, which other files may have the names of."""
+        if self.map.name.endswith(MAP_SUFFIX):
             return ()
         return self.map.with_suffix(".qml"), self.map.with_suffix(".json")
 
-    def look(self, path: Path) -> Path:
-        """Return the path of a map's quicklook; it never is that of a scene."""
-        return self.beside(SUFFIX).with_suffix(LOOK) if path == self.map else path.with_suffix(LOOK)
+    def quicklook(self, path: Path) -> Path:
+        """Return the path of a map's quicklook, which is never that of a scene."""
+        path = self.with_suffix(MAP_SUFFIX) if path == self.map else path
+        return path.with_suffix(QUICKLOOK_SUFFIX)
 
 
-def place_outputs(
+def choose_outputs(
     scenes: Sequence[str], output: Path | None, polygons: Path | None
-) -> list[Target]:
+) -> list[OutputPaths]:
     """Choose the output paths of each scene.
 
     Args:
@@ -146,77 +147,59 @@ def place_outputs(
     Raises:
         RssegError: Two scenes would have the same map, or polygons another format.
     """
-    single = len(scenes) == 1
-    targets = [
-        Target(
-            _place(scene, output or Path(), SUFFIX, single),
-            None if polygons is None else _place(scene, polygons, ".gpkg", single),
+
+    def path(scene: str, output: Path, suffix: str) -> Path:
+        if len(scenes) == 1 and output.suffix and not output.is_dir():
+            return output
+        return output / f"{Path(scene).stem}{suffix}"
+
+    outputs = [
+        OutputPaths(
+            path(scene, output or Path(), MAP_SUFFIX),
+            None if polygons is None else path(scene, polygons, ".gpkg"),
         )
         for scene in scenes
     ]
-    maps = [target.map for target in targets]
-    twice = {path for path, times in Counter(maps).items() if times > 1}
-    if twice:
-        names = [s for s, path in zip(scenes, maps, strict=True) if path in twice]
+    counts = Counter(paths.map for paths in outputs)
+    repeated = {path for path, count in counts.items() if count > 1}
+    if repeated:
+        names = [s for s, paths in zip(scenes, outputs, strict=True) if paths.map in repeated]
         raise RssegError(
-            f"two scenes would become {min(twice)}",
+            f"two scenes would become {min(repeated)}",
             where=", ".join(names),
             fix="one call per folder, each with its own -o",
         )
-    for target in targets:
-        if target.polygons is not None:
-            refuse_other_formats(target.polygons)
-    return targets
+    for paths in outputs:
+        if paths.polygons is not None:
+            refuse_other_formats(paths.polygons)
+    return outputs
 
 
-def make_folders(targets: Sequence[Target]) -> None:
-    """Make the folders of maps and polygons.
-
-    Raises:
-        RssegError: One cannot be made.
-    """
-    for target in targets:
-        for path in (target.map, target.polygons):
-            if path is not None:
-                _make_folder(path.parent)
-
-
-def refuse_replacing(targets: Sequence[Target], suffixes: Sequence[str]) -> None:
-    """Refuse to replace existing files.
+def create_folders(outputs: Sequence[OutputPaths]) -> None:
+    """Create the folders of maps and polygons.
 
     Raises:
-        OutputExistsError: One exists.
+        RssegError: One cannot be created.
     """
-    for target in targets:
-        for path in (*target.files(suffixes), *target.texts):
+    for paths in outputs:
+        for path in paths.files(()):
+            with write_errors("the folder", path.parent, fix="another -o"):
+                path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def refuse_replacing(outputs: Sequence[OutputPaths], suffixes: Sequence[str]) -> None:
+    """Raise an OutputExistsError if a file would be replaced."""
+    for paths in outputs:
+        for path in (*paths.files(suffixes), *paths.sidecars):
             refuse_existing(path, overwrite=False)
 
 
 def refuse_scenes(
-    scenes: Sequence[str], targets: Sequence[Target], suffixes: Sequence[str]
+    scenes: Sequence[str], outputs: Sequence[OutputPaths], suffixes: Sequence[str]
 ) -> None:
-    """Refuse to replace a scene by a map, even with `overwrite`.
-
-    Raises:
-        RssegError: An output is a scene.
-    """
+    """Raise an RssegError if a map would replace a scene, even with `overwrite`."""
     inputs = {Path(scene).resolve() for scene in scenes}
-    for target in targets:
-        for path in target.files(suffixes):
+    for paths in outputs:
+        for path in paths.files(suffixes):
             if path.resolve() in inputs:
                 raise RssegError("a map would replace a scene", where=str(path), fix="another -o")
-
-
-def _place(scene: str, output: Path, suffix: str, single: bool) -> Path:
-    if single and output.suffix and not output.is_dir():
-        return output
-    return output / f"{Path(scene).stem}{suffix}"
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RssegError(
-            f"the folder cannot be made: {error.strerror}", where=str(folder), fix="another -o"
-        ) from error

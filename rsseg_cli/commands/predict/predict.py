@@ -1,4 +1,4 @@
-"""`predict`: a fitted model over whole scenes."""
+"""`rsseg predict`: maps scenes with a fitted model."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from rsseg_cli import distributed
 from rsseg_cli.commands.options import parse_bands
 from rsseg_cli.commands.predict import paths
-from rsseg_cli.commands.predict.dry_run import Survey
+from rsseg_cli.commands.predict.dry_run import DryRun
 from rsseg_cli.commands.predict.options import PredictOptions
-from rsseg_cli.commands.predict.outputs import map_suffixes, read_creation_options
-from rsseg_cli.commands.predict.paths import Target
-from rsseg_cli.commands.predict.progress import Line
+from rsseg_cli.commands.predict.parse_options import map_suffixes, parse_creation_options
+from rsseg_cli.commands.predict.paths import OutputPaths
+from rsseg_cli.commands.predict.progress import ProgressLine
 from rsseg_cli.commands.predict.scene_predictor import ScenePredictor
 from rsseg_cli.errors import Interrupted, PartialFailure, RssegError
 from rsseg_cli.predict.outputs import SceneResult
@@ -23,42 +23,39 @@ from rsseg_cli.raster.scene import Scene
 def predict(
     options: PredictOptions, *, written: Callable[[str], object] | None = None
 ) -> list[SceneResult]:
-    """Map scenes one after the other, or together with the other processes of the group.
+    """Map scenes one after the other, or in parallel with the other ranks.
 
-    Large scenes are shared by all ranks, the others go to whichever rank is free. The error of a
-    single scene is raised; of several scenes, each result has its own.
-
-    Args:
-        options: Options of the command.
-        written: Called on rank 0 with the path of every map as soon as it is published.
+    All ranks together map one large scene; of the other scenes, each free rank takes the next one.
+    With several scenes an error does not stop the run, but is part of the scene's result.
+    `written` is called on rank 0 with the path of each class map when it is published.
 
     Returns:
-        The result of each scene, of the own shard if there is one; on all ranks.
+        The result of each scene (of the shard), on all ranks.
 
     Raises:
-        RssegError: Before anything is computed: there is no model, no scene, or an output exists.
+        RssegError: There is no model or no scene, an output exists, or the only scene fails.
         Interrupted: By the keyboard.
     """
     quiet = options.quiet or options.as_json
-    line = Line(quiet=quiet or not distributed.is_main())
-    pairs: list[tuple[str, Target]] = []
+    progress = ProgressLine(quiet=quiet or not distributed.is_main())
+    pairs: list[tuple[str, OutputPaths]] = []
     with distributed.raise_together():
         if distributed.is_main():
             pairs = _check(options)
     pairs = distributed.broadcast(pairs)
     if not pairs:
-        line.say(f"shard    {options.shard} has no scenes")
+        progress.print(f"shard    {options.shard} has no scenes")
         return []
     with distributed.raise_together():
-        paths.make_folders([target for _, target in pairs])
-        predictor = ScenePredictor(options, line)
-    run = _Run(pairs, predictor, line, written if distributed.is_main() else None)
+        paths.create_folders([outputs for _, outputs in pairs])
+        predictor = ScenePredictor(options, progress)
+    run = _Run(pairs, predictor, progress, written if distributed.is_main() else None)
     shared = distributed.broadcast(_find_shared(pairs) if distributed.is_main() else [])
     for number in shared:
         run.map(number, together=True)
-    dealt = [number for number in range(len(pairs)) if number not in shared]
-    for index in distributed.claim_indices(len(dealt)):
-        run.map(dealt[index], together=False)
+    unshared = [number for number in range(len(pairs)) if number not in shared]
+    for index in distributed.claim_indices(len(unshared)):
+        run.map(unshared[index], together=False)
     for results in distributed.gather(run.results):
         run.add(results)
     return [run.results[number] for number in range(len(pairs))]
@@ -66,27 +63,27 @@ def predict(
 
 @dataclass
 class _Run:
-    """The scenes of a call and their results so far, by number."""
+    """Scenes with their output paths, and the results so far by scene number."""
 
-    pairs: Sequence[tuple[str, Target]]
+    pairs: Sequence[tuple[str, OutputPaths]]
     predictor: ScenePredictor
-    line: Line
+    progress: ProgressLine
     written: Callable[[str], object] | None
     results: dict[int, SceneResult] = field(default_factory=dict)
 
     def map(self, number: int, *, together: bool) -> None:
         """Map a scene, with all ranks or on this one."""
-        path, target = self.pairs[number]
+        path, outputs = self.pairs[number]
         try:
-            result = self.predictor.predict(path, target, together=together)
+            result = self.predictor.predict(path, outputs, together=together)
         except KeyboardInterrupt as stop:
             raise Interrupted(
-                f"interrupted at {path}", where=str(target.map), fix="the same call with --resume"
+                f"interrupted at {path}", where=str(outputs.map), fix="the same call with --resume"
             ) from stop
         except RssegError as error:
             if len(self.pairs) == 1:
                 raise
-            self.line.say(str(error))
+            self.progress.print(str(error))
             result = SceneResult(input=path, output=None, status="failed", error=error.what)
         self._keep(number, result)
 
@@ -95,7 +92,7 @@ class _Run:
         for number, result in results.items():
             if number not in self.results:
                 if result.error is not None:
-                    self.line.say(f"error: {result.error}\n   in: {result.input}")
+                    self.progress.print(f"error: {result.error}\n   in: {result.input}")
                 self._keep(number, result)
 
     def _keep(self, number: int, result: SceneResult) -> None:
@@ -104,58 +101,55 @@ class _Run:
             self.written(result.output)
 
 
-def dry_run(options: PredictOptions) -> list[Survey]:
-    """Estimate what mapping scenes costs, from a few batches of each; write nothing.
+def dry_run(options: PredictOptions) -> list[DryRun]:
+    """Estimate the costs of mapping scenes, from two batches of each; write nothing.
 
     Only rank 0 does so, the others return an empty list.
 
     Raises:
         RssegError: Any error that `predict` raises at the start, except for folders that cannot
-            be made.
+            be created.
     """
     with distributed.raise_together():
         if not distributed.is_main():
             return []
         pairs = _check(options)
         if not pairs:
-            Line(quiet=options.quiet or options.as_json).say(
-                f"shard    {options.shard} has no scenes"
-            )
+            progress = ProgressLine(quiet=options.quiet or options.as_json)
+            progress.print(f"shard    {options.shard} has no scenes")
             return []
-        predictor = ScenePredictor(options, Line(quiet=True))
-        return [predictor.dry_run(path, target) for path, target in pairs]
+        predictor = ScenePredictor(options, ProgressLine(quiet=True))
+        return [predictor.dry_run(path, outputs) for path, outputs in pairs]
 
 
-def _check(options: PredictOptions) -> list[tuple[str, Target]]:
-    """Run all checks that need no model; list the scenes to map, and where the maps go.
+def _check(options: PredictOptions) -> list[tuple[str, OutputPaths]]:
+    """Run all checks that need no model; return the scenes to map with their output paths.
 
-    Names are checked for all scenes, existing files only for those of the own shard: other
-    shards may be at work.
+    Names are checked for all scenes, but existing files only for those of the shard: other jobs
+    may be writing theirs.
     """
     shard = paths.parse_shard(options.shard)
-    listed = paths.expand(options.scenes)
-    read_creation_options(options)
+    scenes = paths.expand(options.scenes)
+    parse_creation_options(options)
     parse_bands(options.bands)
-    targets = paths.place_outputs(listed, options.output, options.polygons)
-    paths.refuse_scenes(listed, targets, [*map_suffixes(options), paths.SOFT])
-    own = set(paths.choose_shard(listed, shard))
-    pairs = [pair for pair in zip(listed, targets, strict=True) if pair[0] in own]
+    outputs = paths.choose_outputs(scenes, options.output, options.polygons)
+    paths.refuse_scenes(scenes, outputs, [*map_suffixes(options), paths.SOFT_SUFFIX])
+    chosen = set(paths.choose_shard(scenes, shard))
+    pairs = [pair for pair in zip(scenes, outputs, strict=True) if pair[0] in chosen]
     if not options.overwrite:
-        paths.refuse_replacing(
-            [target for _, target in pairs if not _may_resume(target, options)],
-            map_suffixes(options),
-        )
+        new = [outputs for _, outputs in pairs if not _may_resume(outputs, options)]
+        paths.refuse_replacing(new, map_suffixes(options))
     return pairs
 
 
-def _may_resume(target: Target, options: PredictOptions) -> bool:
-    """Return whether existing files of a target may be of the run that this one continues."""
-    begun_before = distributed.begun_before_restart(target.map)
-    return begun_before or (options.resume and target.begun)
+def _may_resume(outputs: OutputPaths, options: PredictOptions) -> bool:
+    """Return whether existing outputs may belong to the run that this one continues."""
+    begun_before = distributed.begun_before_restart(outputs.map)
+    return begun_before or (options.resume and outputs.begun)
 
 
-def _find_shared(pairs: Sequence[tuple[str, Target]]) -> list[int]:
-    """Find the scenes that all ranks should map together, by their numbers."""
+def _find_shared(pairs: Sequence[tuple[str, OutputPaths]]) -> list[int]:
+    """Return the numbers of the scenes that all ranks should map together."""
     ranks = distributed.world_size()
     if ranks == 1 or len(pairs) < ranks:
         return list(range(len(pairs))) if ranks > 1 else []
@@ -172,7 +166,7 @@ def _pixels(path: str) -> int:
 
 
 def failure(results: Sequence[SceneResult]) -> PartialFailure | None:
-    """Build the error for a run of which some scenes failed, None if none did."""
+    """Build the error of a run with failed scenes; None without any."""
     failed = [result for result in results if result.status == "failed"]
     if not failed:
         return None

@@ -2,41 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from time import perf_counter
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from rsseg_cli.predict.outputs import ProgressCallback
 from rsseg_cli.predict.timing import Wait
 
 
-class Line:
-    """Messages and a progress bar on stderr.
-
-    Args:
-        quiet: Print nothing.
-    """
+class ProgressLine:
+    """Messages and a progress bar on stderr; nothing if quiet."""
 
     def __init__(self, *, quiet: bool) -> None:
         self.console = Console(stderr=True, quiet=quiet)
-        self.shown = self.console.is_terminal and not quiet
+        self.has_bar = self.console.is_terminal and not quiet
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Print a line."""
         self.console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     @contextmanager
-    def scene(self, pixels: int) -> Iterator[Callable[[int, int, Wait], None]]:
-        """Show the progress of one scene; yields the callback for the engine."""
+    def bar(self, pixels: int) -> Iterator[ProgressCallback]:
+        """Open the progress bar of one scene; yield the callback for the engine."""
         started = perf_counter()
         with Progress(
             BarColumn(bar_width=30),
             TextColumn("{task.percentage:3.0f} %  {task.fields[line]}  left"),
             TimeRemainingColumn(),
             console=self.console,
-            disable=not self.shown,
+            disable=not self.has_bar,
             transient=True,
         ) as bar:
             task = bar.add_task("map", total=pixels, line="")

@@ -14,30 +14,30 @@ from rsseg_cli.errors import OutputExistsError
 from rsseg_cli.predict.outputs import Outputs
 
 
-def made_before(outputs: Outputs) -> bool:
-    """Return whether the class map exists, made with the same model, input and options.
+def is_complete(outputs: Outputs) -> bool:
+    """Return whether the class map exists and has the same dependencies.
 
     Raises:
         OutputExistsError: Another file exists and `overwrite` is not set.
     """
     if not outputs.map.exists():
         return False
-    same = _journal_of(outputs.map) == journal_digest(outputs.journal or {})
+    same = _read_digest(outputs.map) == dependencies_digest(outputs.dependencies or {})
     if not same and not outputs.overwrite:
         raise OutputExistsError(
-            "the output exists already, of another model, input or options",
+            "the output exists already, written with another model, input or options",
             where=str(outputs.map),
             fix="--overwrite, or another -o",
         )
     return same
 
 
-def is_ours(path: Path) -> bool:
-    """Return whether a raster was made by `predict`."""
-    return _journal_of(path) is not None
+def is_map(path: Path) -> bool:
+    """Return whether a file is a map that `predict` has written."""
+    return _read_digest(path) is not None
 
 
-def _journal_of(path: Path) -> str | None:
+def _read_digest(path: Path) -> str | None:
     """Read the digest that `predict` writes into a map; None for other files."""
     try:
         with rasterio.open(path) as file:
@@ -53,13 +53,13 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def journal_digest(journal: Mapping[str, str]) -> str:
-    """Compute the SHA-256 of what a map depends on."""
-    return hashlib.sha256(json.dumps(dict(journal), sort_keys=True).encode()).hexdigest()
+def dependencies_digest(dependencies: Mapping[str, str]) -> str:
+    """Compute the SHA-256 of the dependencies of a map."""
+    return hashlib.sha256(json.dumps(dict(dependencies), sort_keys=True).encode()).hexdigest()
 
 
-def identity(path: str) -> str:
-    """Return what changes with a file: its path, size and time; only the name of a remote one."""
+def file_identity(path: str) -> str:
+    """Return path, size and modification time of a file; of a remote one only the path."""
     local = Path(path)
     if not local.exists():
         return path

@@ -1,10 +1,15 @@
-"""Turns the options of `predict` into an area, creation options and outputs."""
+"""Parses the options of `predict`: area, creation options and output specification."""
 
 from __future__ import annotations
 
 from rsseg_cli.commands.model import LoadedModel
-from rsseg_cli.commands.predict import paths as names
 from rsseg_cli.commands.predict.options import PredictOptions
+from rsseg_cli.commands.predict.paths import (
+    CONFIDENCE_SUFFIX,
+    PROBABILITY_SUFFIX,
+    SOFT_SUFFIX,
+    OutputPaths,
+)
 from rsseg_cli.errors import RssegError
 from rsseg_cli.predict.outputs import Outputs, Polygons
 from rsseg_cli.raster.aoi import Area
@@ -12,11 +17,11 @@ from rsseg_cli.raster.creation_options import refuse_options
 from rsseg_cli.raster.scene import Scene
 
 
-def read_area(options: PredictOptions, scene: Scene) -> Area | None:
-    """Read the area to map from `--aoi` or `--bbox`; None for the whole scene.
+def parse_area(options: PredictOptions, scene: Scene) -> Area | None:
+    """Read the area to map from `--aoi` or `--bbox`; return None for the whole scene.
 
     Raises:
-        RssegError: The file or the box cannot be read, or does not touch the scene.
+        RssegError: The file or the box cannot be read, or does not overlap the scene.
     """
     if options.aoi is not None:
         return Area.from_file(options.aoi, scene)
@@ -33,11 +38,11 @@ def read_area(options: PredictOptions, scene: Scene) -> Area | None:
     return Area.from_bounds((x_min, y_min, x_max, y_max), scene, options.bbox_crs)
 
 
-def read_creation_options(options: PredictOptions) -> dict[str, str]:
-    """Read the creation options of the raster format, keys in upper case.
+def parse_creation_options(options: PredictOptions) -> dict[str, str]:
+    """Parse the creation options of the raster format, with keys in upper case.
 
     Raises:
-        RssegError: One is not KEY=VALUE, or GDAL does not know it.
+        RssegError: One is not KEY=VALUE, or not an option of the GDAL driver.
     """
     pairs = [text.partition("=") for text in options.creation_options]
     for key, equals, _ in pairs:
@@ -51,41 +56,40 @@ def read_creation_options(options: PredictOptions) -> dict[str, str]:
 
 
 def map_suffixes(options: PredictOptions) -> list[str]:
-    """List the suffixes of the maps that are written beside the class map."""
+    """List the suffixes of the maps beside the class map, except for the soft map."""
     suffixes = [f".{name}.tif" for name in options.explain]
     if options.probabilities:
-        suffixes.append(names.SHARES)
+        suffixes.append(PROBABILITY_SUFFIX)
     if options.confidence is not None:
-        suffixes.append(names.SURE)
+        suffixes.append(CONFIDENCE_SUFFIX)
     return suffixes
 
 
 def scene_outputs(
-    options: PredictOptions, target: names.Target, fitted: LoadedModel, tags: dict[str, str]
+    options: PredictOptions,
+    paths: OutputPaths,
+    fitted: LoadedModel,
+    *,
+    dependencies: dict[str, str],
+    tags: dict[str, str],
 ) -> Outputs:
-    """Return what the engine is to write for one scene.
-
-    Args:
-        options: The options.
-        target: Paths of the class map and the polygons.
-        fitted: The model.
-        tags: Tags of the written files.
-    """
+    """Build the output specification of one scene."""
     polygons = None
-    if target.polygons is not None:
-        polygons = Polygons(target.polygons, options.sieve, options.simplify)
+    if paths.polygons is not None:
+        polygons = Polygons(paths.polygons, options.sieve, options.simplify)
     soft = options.soft and len(fitted.classes) == 2
     return Outputs(
-        map=target.map,
+        map=paths.map,
         classes=fitted.classes,
         reject=options.reject,
-        probabilities=target.beside(names.SHARES) if options.probabilities else None,
-        soft=target.beside(names.SOFT) if soft else None,
-        confidence=target.beside(names.SURE) if options.confidence else None,
+        probabilities=paths.with_suffix(PROBABILITY_SUFFIX) if options.probabilities else None,
+        soft=paths.with_suffix(SOFT_SUFFIX) if soft else None,
+        confidence=paths.with_suffix(CONFIDENCE_SUFFIX) if options.confidence else None,
         measure=options.confidence or "max",
         polygons=polygons,
         driver=options.format,
-        options=read_creation_options(options),
+        options=parse_creation_options(options),
         overwrite=options.overwrite,
+        dependencies=dependencies,
         tags=tags,
     )
