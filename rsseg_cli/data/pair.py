@@ -24,7 +24,7 @@ from rsseg_cli.raster.scene import Scene
 
 
 @dataclass(frozen=True)
-class Place:
+class SceneInfo:
     """Size, type and position of a scene, as known without keeping it open."""
 
     path: str
@@ -53,7 +53,7 @@ class Pair:
         label: The label's file; None where there is none.
         domain: Name of the domain it belongs to, if any.
         regions: Usable ground, disjoint windows; None: all of the scene.
-        place: Size and position of the scene.
+        info: Size and position of the scene.
     """
 
     name: str
@@ -61,17 +61,17 @@ class Pair:
     label: Path | None
     domain: str | None
     regions: tuple[Window, ...] | None
-    place: Place
+    info: SceneInfo
 
     @property
-    def ground(self) -> tuple[Window, ...]:
+    def windows(self) -> tuple[Window, ...]:
         """Usable ground as disjoint windows."""
-        return (self.place.window,) if self.regions is None else self.regions
+        return (self.info.window,) if self.regions is None else self.regions
 
     @property
     def area(self) -> int:
         """Number of usable pixels."""
-        return sum(window.width * window.height for window in self.ground)
+        return sum(window.width * window.height for window in self.windows)
 
 
 @dataclass(frozen=True)
@@ -110,11 +110,11 @@ class Opener:
             warn=False,
         )
 
-    def place(self, path: Path) -> Place:
+    def info(self, path: Path) -> SceneInfo:
         """Read size and position of an image."""
         with self.scene(path) as scene:
             crs = rasterio.CRS.from_user_input(self.reader.crs) if self.reader.crs else scene.crs
-            return Place(
+            return SceneInfo(
                 path=scene.path,
                 width=scene.width,
                 height=scene.height,
@@ -131,9 +131,9 @@ class Opener:
             return None
         table = None if self.merge is None else self.merge.table
         if self.align and not is_vector(pair.label):
-            aligned = AlignedLabels.open(pair.label, self.code, pair.place)
-            return LabelReader(aligned, pair.place, table)
-        return LabelReader.open(pair.label, self.code, pair.place, box=self.reader.box, table=table)
+            aligned = AlignedLabels.open(pair.label, self.code, pair.info)
+            return LabelReader(aligned, pair.info, table)
+        return LabelReader.open(pair.label, self.code, pair.info, box=self.reader.box, table=table)
 
 
 def _count_bands(path: Path, wanted: int) -> int:

@@ -15,7 +15,7 @@ SPEC_FILE = "dataset.yaml"
 DATA_VARIABLE = "RSSEG_DATA"
 
 
-def take_apart(text: str) -> tuple[str, str | None, str | None]:
+def parse_source(text: str) -> tuple[str, str | None, str | None]:
     """Split `name:split:domain`; a path that exists is taken whole, colons and all."""
     if Path(text).expanduser().exists():
         return text, None, None

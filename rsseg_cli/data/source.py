@@ -9,8 +9,8 @@ from pathlib import Path
 
 from rsseg_cli.classes import Class
 from rsseg_cli.contract import Bands
-from rsseg_cli.data.pair import Opener, Pair, Place
-from rsseg_cli.data.resolve_source import SPEC_FILE, find_dataset, take_apart
+from rsseg_cli.data.pair import Opener, Pair, SceneInfo
+from rsseg_cli.data.resolve_source import SPEC_FILE, find_dataset, parse_source
 from rsseg_cli.data.spec.class_map import ClassMap, Merge
 from rsseg_cli.data.spec.dataset_spec import DatasetSpec, Split
 from rsseg_cli.data.spec.layout import ImageEntry, find_entries, orphans, selects
@@ -42,7 +42,7 @@ class Source:
     remark: str = ""
     holdout: float = 0.2
     merge: Merge | None = None
-    _places: dict[Path, Place] = field(default_factory=dict, repr=False)
+    _info: dict[Path, SceneInfo] = field(default_factory=dict, repr=False)
     _entries: list[ImageEntry] | None = field(default=None, repr=False)
     _plan: SplitPlan | None = field(default=None, repr=False)
 
@@ -67,7 +67,7 @@ class Source:
         Raises:
             RssegError: Nothing is there, with the places looked at.
         """
-        name, split, domain = take_apart(text)
+        name, split, domain = parse_source(text)
         spec, root, remark = find_dataset(name, data_root)
         merge = None
         if class_map is not None:
@@ -133,7 +133,7 @@ class Source:
         validation = self.pairs("val") if "val" in self.splits and not whole else []
         held: dict[Path, list[Window]] = {}
         for pair in validation:
-            held.setdefault(pair.image, []).extend(pair.ground)
+            held.setdefault(pair.image, []).extend(pair.windows)
         kept = [cut_out(pair, held.get(pair.image, ())) for pair in training]
         left = [pair for pair in kept if pair is not None]
         if not any(pair.label for pair in left):
@@ -162,13 +162,13 @@ class Source:
             wavelengths_nm=tuple(band.wavelength_nm for band in spec.bands),
             mean=mean,
             std=std,
-            dtype=chosen[0].place.dtype,
+            dtype=chosen[0].info.dtype,
             scale=spec.scale,
             gsd_m=spec.gsd_m,
             bandwidths_nm=tuple(band.bandwidth_nm for band in spec.bands),
         )
 
-    def keep(self, fallback: Path) -> Path | None:
+    def save_inferred_spec(self, fallback: Path) -> Path | None:
         """Write the spec of a folder that had none, for the user to name the classes.
 
         Args:
@@ -282,15 +282,15 @@ class Source:
             )
 
     def _pair(self, entry: ImageEntry) -> Pair:
-        if entry.image not in self._places:
-            self._places[entry.image] = self.opener.place(entry.image)
+        if entry.image not in self._info:
+            self._info[entry.image] = self.opener.info(entry.image)
         return Pair(
             name=entry.name,
             image=entry.image,
             label=entry.label,
             domain=self.domain_of(entry),
             regions=None,
-            place=self._places[entry.image],
+            info=self._info[entry.image],
         )
 
 
@@ -301,20 +301,20 @@ def _cuts(split: Split) -> bool:
 
 def _check_alike(pairs: Sequence[Pair], spec: DatasetSpec) -> None:
     """Check that images have the bands and type of the spec, and of each other."""
-    first = pairs[0].place
-    for place in (pair.place for pair in pairs):
-        if place.bands != first.bands:
+    first = pairs[0].info
+    for info in (pair.info for pair in pairs):
+        if info.bands != first.bands:
             raise RssegError(
                 f"images differ in bands: {Path(first.path).name} has {first.bands}, "
-                f"{Path(place.path).name} has {place.bands}",
-                where=f"{first.path}, {place.path}",
+                f"{Path(info.path).name} has {info.bands}",
+                where=f"{first.path}, {info.path}",
                 fix="keep images of one kind, or list the `band` numbers to read in dataset.yaml",
             )
         dtype = spec.dtype or first.dtype
-        if place.dtype != dtype:
+        if info.dtype != dtype:
             raise RssegError(
-                f"{Path(place.path).name} holds {place.dtype}, not {dtype}",
-                where=place.path,
+                f"{Path(info.path).name} holds {info.dtype}, not {dtype}",
+                where=info.path,
                 fix=f"convert it, or correct `dtype` (the first image holds {first.dtype})",
             )
     listed = all(band.band is not None for band in spec.bands)

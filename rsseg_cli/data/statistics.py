@@ -65,7 +65,7 @@ def measure(
     """
     moments = Moments.none(len(opener.bands))
     for pair, windows in _sampled(pairs, most):
-        floating = np.dtype(pair.place.dtype).kind == "f"
+        floating = np.dtype(pair.info.dtype).kind == "f"
         with opener.scene(pair.image) as scene:
             nodata = scene.nodata
         marker = float("nan") if floating or nodata is None else nodata
@@ -104,14 +104,14 @@ def _sampled(pairs: Sequence[Pair], most: int | None) -> list[tuple[Pair, list[W
     chosen = [covering[pick] for pick in picks]
     grouped: dict[str, tuple[Pair, list[Window]]] = {}
     for pair, window in chosen:
-        grouped.setdefault(pair.place.path, (pair, []))[1].append(window)
+        grouped.setdefault(pair.info.path, (pair, []))[1].append(window)
     return list(grouped.values())
 
 
 def _windows(pair: Pair) -> list[Window]:
     return [
         Window(x, y, min(SIDE_PX, region.right - x), min(SIDE_PX, region.bottom - y))
-        for region in pair.ground
+        for region in pair.windows
         for y in range(region.y, region.bottom, SIDE_PX)
         for x in range(region.x, region.right, SIDE_PX)
     ]

@@ -26,11 +26,11 @@ def test_a_folder_is_discovered_and_written_down(tmp_path: Path) -> None:
     assert [pair.name for pair in pairs] == ["a", "b"]
     assert [pair.label and pair.label.name for pair in pairs] == ["a.tif", "b.tif"]
     assert source.spec.gsd_m == 10.0
-    written = source.keep(tmp_path / "run")
+    written = source.save_inferred_spec(tmp_path / "run")
     assert written == tmp_path / "dataset.yaml"
     again = Source.locate(str(tmp_path))
     assert again.spec == source.spec
-    assert again.keep(tmp_path) is None
+    assert again.save_inferred_spec(tmp_path) is None
 
 
 # --- layouts --------------------------------------------------------------------------------------
@@ -62,7 +62,7 @@ def test_folders_of_usual_names(tmp_path: Path, images: str, labels: str, ending
     assert labels_of(source) == expected
     assert f"{images}/ with {labels}/ is assumed from the names." in source.remark
     assert (f"named like its image, with {ending} behind" in source.remark) == bool(ending)
-    source.keep(tmp_path)
+    source.save_inferred_spec(tmp_path)
     assert labels_of(Source.locate(str(tmp_path))) == labels_of(source)
 
 
@@ -77,7 +77,7 @@ def test_labels_beside_their_images(tmp_path: Path, ending: str) -> None:
     assert labels_of(source) == expected
     assert "looking at 3 images and 3 labels" in source.remark
     assert f"Files named *{ending} are assumed to be the labels" in source.remark
-    source.keep(tmp_path)
+    source.save_inferred_spec(tmp_path)
     assert labels_of(Source.locate(str(tmp_path))) == expected
 
 
@@ -185,7 +185,7 @@ def test_255_beside_0_is_no_class_where_the_spec_says_so(tmp_path: Path) -> None
     label(tmp_path, "labels/a.tif", (0, 255))
     source = Source.locate(str(tmp_path))
     assert "`ignore: [255]` if 255 means no class" in source.remark
-    written = source.keep(tmp_path)
+    written = source.save_inferred_spec(tmp_path)
     assert written is not None
     seen = {}
     for ignore in ("", "ignore: [255]\n"):
@@ -261,7 +261,7 @@ def test_attributes_become_classes(
     source = Source.locate(str(tmp_path))
     assert [(one.id, one.name) for one in source.classes] == classes
     assert source.spec.field == field
-    source.keep(tmp_path)
+    source.save_inferred_spec(tmp_path)
     assert Source.locate(str(tmp_path)).spec == source.spec
     reader = source.opener.labels(source.pairs()[0])
     assert reader is not None

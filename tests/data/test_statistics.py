@@ -19,7 +19,7 @@ from rsseg_cli.raster.grid import Window
 
 def pair(path: Path, bands: int, regions: Any = None) -> tuple[Opener, Pair]:
     opener = Opener(tuple(range(1, bands + 1)), Reader(), LabelCode(()))
-    return opener, Pair(path.stem, path, None, None, regions, opener.place(path))
+    return opener, Pair(path.stem, path, None, None, regions, opener.info(path))
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "float32"])

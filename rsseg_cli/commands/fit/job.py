@@ -149,7 +149,7 @@ def run(job: RunJob) -> FitReport:
             *(f"warning: {text}" for text in plan.warnings),
         )
         for source in job.sources.sources if distributed.is_main() else ():
-            written = source.keep(folder.path)
+            written = source.save_inferred_spec(folder.path)
             if written is not None:
                 progress.say(f"classes  were found by looking: name them in {written}")
         result = train(job.loop, progress, resumed)

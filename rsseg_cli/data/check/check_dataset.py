@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rsseg_cli.data.check.check_labels import Finding, check_labels
-from rsseg_cli.data.pair import Pair, Place
+from rsseg_cli.data.pair import Pair, SceneInfo
 from rsseg_cli.data.source import Source
 from rsseg_cli.data.spec.dataset_spec import Split
 from rsseg_cli.data.spec.layout import ImageEntry, find_entries, orphans, selects
@@ -72,12 +72,12 @@ def check(source: Source, *, sample: int) -> Check:
     found.counts, doubts = _count(source, entries)
     found.findings += doubts
     chosen = entries[:: max(1, len(entries) // sample)][:sample]
-    places, unreadable = _places(source, chosen)
-    found.findings += unreadable + _images(source, list(places.values()))
+    infos, unreadable = _places(source, chosen)
+    found.findings += unreadable + _images(source, list(infos.values()))
     pairs = [
-        Pair(entry.name, entry.image, entry.label, None, None, places[entry.path])
+        Pair(entry.name, entry.image, entry.label, None, None, infos[entry.path])
         for entry in chosen
-        if entry.path in places
+        if entry.path in infos
     ]
     found.findings += check_labels(source.opener, pairs)
     return found
@@ -184,28 +184,28 @@ def _swapped(source: Source, counts: Sequence[Count]) -> list[Finding]:
 
 def _places(
     source: Source, entries: Sequence[ImageEntry]
-) -> tuple[dict[str, Place], list[Finding]]:
-    places: dict[str, Place] = {}
+) -> tuple[dict[str, SceneInfo], list[Finding]]:
+    infos: dict[str, SceneInfo] = {}
     findings: dict[str, Finding] = {}
     for entry in entries:
         try:
-            places[entry.path] = source.opener.place(entry.image)
+            infos[entry.path] = source.opener.info(entry.image)
         except RssegError as error:
             findings[error.what] = Finding("image", "readable", _message(error), False, error.fix)
-    return places, list(findings.values())
+    return infos, list(findings.values())
 
 
-def _images(source: Source, places: Sequence[Place]) -> list[Finding]:
-    if not places:
+def _images(source: Source, infos: Sequence[SceneInfo]) -> list[Finding]:
+    if not infos:
         return []
     spec = source.spec
     names = " ".join(band.name for band in spec.bands)
-    bands = sorted({place.bands for place in places})
+    bands = sorted({info.bands for info in infos})
     listed = all(band.band is not None for band in spec.bands)
     fits = min(bands) >= max(spec.file_bands) if listed else bands == [len(spec.bands)]
-    kinds = sorted({place.dtype for place in places})
+    kinds = sorted({info.dtype for info in infos})
     typed = len(kinds) == 1 and spec.dtype in (None, kinds[0])
-    systems = sorted({place.crs.to_string() if place.crs else "none" for place in places})
+    systems = sorted({info.crs.to_string() if info.crs else "none" for info in infos})
     lost = "none" in systems
     return [
         Finding(
@@ -216,8 +216,8 @@ def _images(source: Source, places: Sequence[Place]) -> list[Finding]:
             "stored type", spec.dtype or "one", " and ".join(kinds), typed,
             "" if typed else f"dtype: {kinds[0]}",
         ),
-        Finding("size", "any", _sizes(places), None if _small(places) else True,
-                "smaller than most tiles: they are padded" if _small(places) else ""),
+        Finding("size", "any", _sizes(infos), None if _small(infos) else True,
+                "smaller than most tiles: they are padded" if _small(infos) else ""),
         Finding(
             "place", spec.reader.crs or "a CRS", ", ".join(system[:40] for system in systems[:3]),
             None if lost else True, _placeless(source) if lost else "",
@@ -225,16 +225,16 @@ def _images(source: Source, places: Sequence[Place]) -> list[Finding]:
     ]  # fmt: skip
 
 
-def _sizes(places: Sequence[Place]) -> str:
-    sizes = Counter((place.width, place.height) for place in places)
+def _sizes(infos: Sequence[SceneInfo]) -> str:
+    sizes = Counter((info.width, info.height) for info in infos)
     (width, height), _ = sizes.most_common(1)[0]
     return f"{width} x {height}" + (
         f" and {counted(len(sizes) - 1, 'other')}" if len(sizes) > 1 else ""
     )
 
 
-def _small(places: Sequence[Place]) -> bool:
-    return min(min(place.width, place.height) for place in places) < 64
+def _small(infos: Sequence[SceneInfo]) -> bool:
+    return min(min(info.width, info.height) for info in infos) < 64
 
 
 def _placeless(source: Source) -> str:

@@ -191,8 +191,8 @@ def _decoding(opener: Opener, pairs: Sequence[Pair], *, told: bool) -> list[Find
                 continue
             with reader:
                 if not told:
-                    side = Window(0, 0, min(SIDE_PX, pair.place.width),
-                                  min(SIDE_PX, pair.place.height))  # fmt: skip
+                    side = Window(0, 0, min(SIDE_PX, pair.info.width),
+                                  min(SIDE_PX, pair.info.height))  # fmt: skip
                     reader.read(side)
         except RssegError as error:
             findings.setdefault(error.what, _refused("label and image", error))

@@ -29,7 +29,7 @@ GREY = (120, 120, 120)
 
 
 @dataclass(frozen=True)
-class ClassesFound:
+class InferredClasses:
     """Inferred classes, as settings of a spec; `remarks` list the assumptions."""
 
     classes: tuple[ClassSpec, ...]
@@ -40,7 +40,7 @@ class ClassesFound:
     remarks: tuple[str, ...] = ()
 
 
-def find_classes(labels: Sequence[Path]) -> ClassesFound:
+def find_classes(labels: Sequence[Path]) -> InferredClasses:
     """Find the classes that label files use.
 
     Raises:
@@ -55,7 +55,9 @@ def find_classes(labels: Sequence[Path]) -> ClassesFound:
     return _join(_in_rasters(rasters), _in_vectors(vectors), rasters[0], vectors[0])
 
 
-def _join(drawn: ClassesFound, burned: ClassesFound, raster: Path, vector: Path) -> ClassesFound:
+def _join(
+    drawn: InferredClasses, burned: InferredClasses, raster: Path, vector: Path
+) -> InferredClasses:
     """Join the classes of rasters and polygons, which must mean the same ids."""
     ids = {one.id: one for one in burned.classes} | {one.id: one for one in drawn.classes}
     numeric = all(one.value is None or isinstance(one.value, int) for one in burned.classes)
@@ -65,7 +67,7 @@ def _join(drawn: ClassesFound, burned: ClassesFound, raster: Path, vector: Path)
             where=f"{raster}, {vector}",
             fix="say in dataset.yaml which `value` of the polygons is which id",
         )
-    return ClassesFound(
+    return InferredClasses(
         classes=tuple(ids[number] for number in sorted(ids)),
         ignore=drawn.ignore,
         field=burned.field,
@@ -74,7 +76,7 @@ def _join(drawn: ClassesFound, burned: ClassesFound, raster: Path, vector: Path)
     )
 
 
-def _in_rasters(paths: Sequence[Path]) -> ClassesFound:
+def _in_rasters(paths: Sequence[Path]) -> InferredClasses:
     kinds = {_bands_of(path): path for path in reversed(paths)}
     if len(kinds) > 1:
         few, many = kinds[min(kinds)], kinds[max(kinds)]
@@ -121,7 +123,7 @@ def _distinct(path: Path) -> tuple[NDArray[Any], float | None]:
         return np.array(sorted(found)), scene.nodata
 
 
-def _ids(paths: Sequence[Path], table: dict[int, tuple[int, int, int]]) -> ClassesFound:
+def _ids(paths: Sequence[Path], table: dict[int, tuple[int, int, int]]) -> InferredClasses:
     found: set[float] = set()
     for path in paths:
         values, _ = _distinct(path)
@@ -135,7 +137,7 @@ def _ids(paths: Sequence[Path], table: dict[int, tuple[int, int, int]]) -> Class
             )
     ids = sorted(int(value) for value in found)
     if ids in ([0, 255], [255]):
-        return ClassesFound(
+        return InferredClasses(
             classes=(
                 ClassSpec(id=0, name="background", color=GREY),
                 ClassSpec(id=1, name="object", color=default_color(0)),
@@ -151,26 +153,26 @@ def _ids(paths: Sequence[Path], table: dict[int, tuple[int, int, int]]) -> Class
         for index, value in enumerate(value for value in ids if value != 255)
     )
     remarks = ("255 is ignored.",) if 255 in ids else ()
-    return ClassesFound(classes, ignore=(255,) if 255 in ids else (), remarks=remarks)
+    return InferredClasses(classes, ignore=(255,) if 255 in ids else (), remarks=remarks)
 
 
 def _palettes(
     paths: Sequence[Path], tables: Sequence[dict[int, tuple[int, int, int]]]
-) -> ClassesFound:
+) -> InferredClasses:
     """Return one class per colour where files number the same colours differently."""
     colors: set[tuple[int, int, int]] = set()
     for path, table in zip(paths, tables, strict=True):
         values, _ = _distinct(path)
         colors |= {table.get(int(value), (0, 0, 0)) for value in values.ravel()}
-    return ClassesFound(_of_colors(colors), encoding="palette")
+    return InferredClasses(_of_colors(colors), encoding="palette")
 
 
-def _colored(paths: Sequence[Path]) -> ClassesFound:
+def _colored(paths: Sequence[Path]) -> InferredClasses:
     colors: set[tuple[int, int, int]] = set()
     for path in paths:
         values, _ = _distinct(path)
         colors |= {(int(row[0]), int(row[1]), int(row[2])) for row in values}
-    return ClassesFound(_of_colors(colors), encoding="rgb")
+    return InferredClasses(_of_colors(colors), encoding="rgb")
 
 
 def _of_colors(colors: set[tuple[int, int, int]]) -> tuple[ClassSpec, ...]:
@@ -180,7 +182,7 @@ def _of_colors(colors: set[tuple[int, int, int]]) -> tuple[ClassSpec, ...]:
     )
 
 
-def _in_vectors(paths: Sequence[Path]) -> ClassesFound:
+def _in_vectors(paths: Sequence[Path]) -> InferredClasses:
     tables = [read_vector(path) for path in paths]
     shared = [
         column
@@ -204,7 +206,7 @@ def _in_vectors(paths: Sequence[Path]) -> ClassesFound:
         )
         for index, value in enumerate(values)
     )
-    return ClassesFound(
+    return InferredClasses(
         classes,
         ignore=ignore,
         field=field,
@@ -215,7 +217,7 @@ def _in_vectors(paths: Sequence[Path]) -> ClassesFound:
 
 def _single(
     field: str | None, values: list[int | str], shared: Sequence[str], tables: Sequence[Any]
-) -> ClassesFound:
+) -> InferredClasses:
     """One class and the ground around it."""
     named = _named(field, values, shared, tables) if field else {}
     name = next(iter(named.values()), "")
@@ -227,7 +229,7 @@ def _single(
         ClassSpec(id=1, name=name, color=default_color(0)),
     )
     other = [column for column in shared if column != field]
-    return ClassesFound(
+    return InferredClasses(
         classes,
         background="background",
         remarks=(

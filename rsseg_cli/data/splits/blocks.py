@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rasterio import CRS
 from rasterio.warp import transform as warp_points
 
-from rsseg_cli.data.pair import Place
+from rsseg_cli.data.pair import SceneInfo
 from rsseg_cli.raster.grid import Window
 
 Block = tuple[int, int, int]
@@ -35,7 +35,7 @@ class BlockWindow:
 
 
 @dataclass(frozen=True)
-class World:
+class BlockGrid:
     """A plane with a lattice of blocks.
 
     Attributes:
@@ -51,45 +51,45 @@ class World:
     sides: tuple[float, float]
 
 
-def cut(places: Sequence[Place], side_px: int) -> list[BlockWindow]:
+def cut(infos: Sequence[SceneInfo], side_px: int) -> list[BlockWindow]:
     """Cut scenes along blocks of about `side_px` pixels of the first scene of each world."""
-    shared: World | None = None
+    shared: BlockGrid | None = None
     patches: list[BlockWindow] = []
-    for index, place in enumerate(places):
-        if place.crs is None:
-            world = _world(place, side_px, number=index + 1)
+    for index, info in enumerate(infos):
+        if info.crs is None:
+            world = _world(info, side_px, number=index + 1)
         else:
-            world = shared = shared or _world(place, side_px, number=0)
-        patches += _cut_scene(index, place, world, side_px)
+            world = shared = shared or _world(info, side_px, number=0)
+        patches += _cut_scene(index, info, world, side_px)
     return patches
 
 
-def _world(place: Place, side_px: int, *, number: int) -> World:
+def _world(info: SceneInfo, side_px: int, *, number: int) -> BlockGrid:
     """Return a lattice of blocks of whole pixels that fills a scene."""
-    transform = place.transform
-    corners = [transform @ (x, y) for x in (0, place.width) for y in (0, place.height)]
+    transform = info.transform
+    corners = [transform @ (x, y) for x in (0, info.width) for y in (0, info.height)]
     xs, ys = [x for x, _ in corners], [y for _, y in corners]
-    across = max(1, round(place.width / side_px))
-    down = max(1, round(place.height / side_px))
+    across = max(1, round(info.width / side_px))
+    down = max(1, round(info.height / side_px))
     sides = (
-        (max(xs) - min(xs)) * ceil(place.width / across) / place.width,
-        (max(ys) - min(ys)) * ceil(place.height / down) / place.height,
+        (max(xs) - min(xs)) * ceil(info.width / across) / info.width,
+        (max(ys) - min(ys)) * ceil(info.height / down) / info.height,
     )
-    return World(number, place.crs, (min(xs), min(ys)), sides)
+    return BlockGrid(number, info.crs, (min(xs), min(ys)), sides)
 
 
-def _cut_scene(index: int, place: Place, world: World, side_px: int) -> list[BlockWindow]:
-    straight = place.transform.b == 0 and place.transform.d == 0
-    if straight and place.crs == world.crs:
-        return _cut_straight(index, place, world)
-    return _cut_cells(index, place, world, max(1, side_px // CELLS))
+def _cut_scene(index: int, info: SceneInfo, world: BlockGrid, side_px: int) -> list[BlockWindow]:
+    straight = info.transform.b == 0 and info.transform.d == 0
+    if straight and info.crs == world.crs:
+        return _cut_straight(index, info, world)
+    return _cut_cells(index, info, world, max(1, side_px // CELLS))
 
 
-def _cut_straight(index: int, place: Place, world: World) -> list[BlockWindow]:
+def _cut_straight(index: int, info: SceneInfo, world: BlockGrid) -> list[BlockWindow]:
     """Cut a scene along the lattice: every window lies in one block."""
-    transform = place.transform
-    columns = _spans(transform.c, transform.a, place.width, world.origin[0], world.sides[0])
-    rows = _spans(transform.f, transform.e, place.height, world.origin[1], world.sides[1])
+    transform = info.transform
+    columns = _spans(transform.c, transform.a, info.width, world.origin[0], world.sides[0])
+    rows = _spans(transform.f, transform.e, info.height, world.origin[1], world.sides[1])
     return [
         BlockWindow(
             index,
@@ -117,18 +117,18 @@ def _spans(
     return spans
 
 
-def _cut_cells(index: int, place: Place, world: World, cell: int) -> list[BlockWindow]:
+def _cut_cells(index: int, info: SceneInfo, world: BlockGrid, cell: int) -> list[BlockWindow]:
     """Cut a scene into small cells, each of which may touch several blocks."""
     windows = [
-        Window(x, y, min(cell, place.width - x), min(cell, place.height - y))
-        for y in range(0, place.height, cell)
-        for x in range(0, place.width, cell)
+        Window(x, y, min(cell, info.width - x), min(cell, info.height - y))
+        for y in range(0, info.height, cell)
+        for x in range(0, info.width, cell)
     ]
     outline = np.array([(0, 0), (0.5, 0), (1, 0), (1, 0.5), (1, 1), (0.5, 1), (0, 1), (0, 0.5)])
     corner = np.array([(window.x, window.y) for window in windows], np.float64)
     size = np.array([(window.width, window.height) for window in windows], np.float64)
     points = (corner[:, None] + size[:, None] * outline[None]).reshape(-1, 2)
-    ground = _to_world(points, place, world).reshape(len(windows), len(outline), 2)
+    ground = _to_world(points, info, world).reshape(len(windows), len(outline), 2)
     lattice = (ground - np.array(world.origin)) / np.array(world.sides)
     low = np.floor(lattice.min(1) + 1e-9).astype(int)
     high = np.maximum(np.ceil(lattice.max(1) - 1e-9).astype(int), low + 1)
@@ -146,13 +146,15 @@ def _cut_cells(index: int, place: Place, world: World, cell: int) -> list[BlockW
     ]
 
 
-def _to_world(points: NDArray[np.float64], place: Place, world: World) -> NDArray[np.float64]:
+def _to_world(
+    points: NDArray[np.float64], info: SceneInfo, world: BlockGrid
+) -> NDArray[np.float64]:
     """Map pixel positions (n, 2) into the CRS of a world."""
-    transform = place.transform
+    transform = info.transform
     xs = transform.a * points[:, 0] + transform.b * points[:, 1] + transform.c
     ys = transform.d * points[:, 0] + transform.e * points[:, 1] + transform.f
-    if place.crs is not None and place.crs != world.crs:
-        xs, ys = (np.asarray(each) for each in warp_points(place.crs, world.crs, xs, ys))
+    if info.crs is not None and info.crs != world.crs:
+        xs, ys = (np.asarray(each) for each in warp_points(info.crs, world.crs, xs, ys))
     return np.stack([xs, ys], axis=1)
 
 

@@ -10,7 +10,7 @@ from math import sqrt
 import numpy as np
 from numpy.typing import NDArray
 
-from rsseg_cli.data.pair import Opener, Pair, Place
+from rsseg_cli.data.pair import Opener, Pair, SceneInfo
 from rsseg_cli.data.spec.dataset_spec import Split
 from rsseg_cli.data.splits.blocks import Block, BlockWindow, cut, draw, merge, subtract
 from rsseg_cli.errors import RssegError
@@ -39,12 +39,12 @@ class SplitPlan:
     def within(self, split: str, pair: Pair) -> tuple[Window, ...]:
         """Ground of a pair that lies wholly in blocks of a split."""
         owned = self.owned[split]
-        return merge([p.window for p in self.patches[pair.place.path] if p.blocks <= owned])
+        return merge([p.window for p in self.patches[pair.info.path] if p.blocks <= owned])
 
     def outside(self, splits: Iterable[str], pair: Pair) -> tuple[Window, ...]:
         """Ground of a pair that touches no block of some splits."""
         taken = frozenset().union(*(self.owned[split] for split in splits))
-        return merge([p.window for p in self.patches[pair.place.path] if not p.blocks & taken])
+        return merge([p.window for p in self.patches[pair.info.path] if not p.blocks & taken])
 
 
 def plan_blocks(
@@ -68,7 +68,7 @@ def plan_blocks(
     """
     side_px = _side(pairs)
     while True:
-        patches = cut([pair.place for pair in pairs], side_px)
+        patches = cut([pair.info for pair in pairs], side_px)
         weights = _weigh(opener, pairs, [patch for patch in patches if counted[patch.scene]])
         owned = _deal(weights, fractions, together=len(weights) <= 4 * BLOCKS)
         if owned is not None:
@@ -80,14 +80,14 @@ def plan_blocks(
                 fix="label more, or give `splits` with a `val` in dataset.yaml",
             )
         side_px = max(2, round(side_px / sqrt(2)))
-    by_scene: dict[str, list[BlockWindow]] = {pair.place.path: [] for pair in pairs}
+    by_scene: dict[str, list[BlockWindow]] = {pair.info.path: [] for pair in pairs}
     for patch in patches:
-        by_scene[pairs[patch.scene].place.path].append(patch)
+        by_scene[pairs[patch.scene].info.path].append(patch)
     return SplitPlan(by_scene, owned)
 
 
 def _side(pairs: Sequence[Pair]) -> int:
-    ground = sum(pair.place.width * pair.place.height for pair in pairs)
+    ground = sum(pair.info.width * pair.info.height for pair in pairs)
     return int(min(SIDE_PX, max(2, round(sqrt(ground / BLOCKS)))))
 
 
@@ -120,7 +120,7 @@ def _weigh(
     """Count labelled pixels per block and class; without labels, pixels."""
     classes = len(opener.classes)
     weights: dict[Block, NDArray[np.float64]] = defaultdict(lambda: np.zeros(classes + 1))
-    ground = sum(pair.place.width * pair.place.height for pair in pairs)
+    ground = sum(pair.info.width * pair.info.height for pair in pairs)
     share = min(1.0, sqrt(SCAN_PX / ground))
     by_scene: dict[int, list[BlockWindow]] = defaultdict(list)
     for patch in patches:
@@ -153,11 +153,11 @@ def _centre(window: Window, share: float) -> Window:
     )
 
 
-def fraction_box(box: tuple[float, float, float, float], place: Place) -> Window:
+def fraction_box(box: tuple[float, float, float, float], info: SceneInfo) -> Window:
     """Return a box in pixels from fractions; boxes that share an edge have no pixel in common."""
     x0, y0, x1, y1 = box
-    left, top = round(x0 * place.width), round(y0 * place.height)
-    return Window(left, top, round(x1 * place.width) - left, round(y1 * place.height) - top)
+    left, top = round(x0 * info.width), round(y0 * info.height)
+    return Window(left, top, round(x1 * info.width) - left, round(y1 * info.height) - top)
 
 
 def restrict(
@@ -172,11 +172,11 @@ def restrict(
         others: The splits it excludes, those that take ground rather than whole images.
         plan: Blocks of each split.
     """
-    regions = pair.ground if split.box is None else (fraction_box(split.box, pair.place),)
+    regions = pair.windows if split.box is None else (fraction_box(split.box, pair.info),)
     for other in others.values():
         # One with blocks too owns only these of its box; they are taken out below.
         if other.box is not None and other.blocks is None:
-            regions = subtract(regions, fraction_box(other.box, pair.place))
+            regions = subtract(regions, fraction_box(other.box, pair.info))
     if plan is not None:
         if split.blocks is not None:
             regions = overlap(regions, plan.within(name, pair))
@@ -184,17 +184,17 @@ def restrict(
         if dealt:
             regions = overlap(regions, plan.outside(dealt, pair))
     regions = tuple(region for region in regions if region.width > 0 and region.height > 0)
-    if regions == pair.ground:
+    if regions == pair.windows:
         return pair
     return replace(pair, regions=regions) if regions else None
 
 
 def cut_out(pair: Pair, held: Sequence[Window]) -> Pair | None:
     """Remove windows from a pair, None when nothing is left."""
-    regions = pair.ground
+    regions = pair.windows
     for window in held:
         regions = subtract(regions, window)
-    if regions == pair.ground:
+    if regions == pair.windows:
         return pair
     return replace(pair, regions=regions) if regions else None
 

@@ -76,7 +76,7 @@ def _chunks(parts: Sequence[SourcePairs]) -> Iterator[tuple[int, Window, Labels]
         if reader is None:
             continue
         with reader:
-            for region in pair.ground:
+            for region in pair.windows:
                 for chunk in blocks(region.width, region.height, (CHUNK_PX, CHUNK_PX)):
                     window = chunk.shift(region.x, region.y)
                     yield number, window, reader.read(window)

@@ -72,14 +72,14 @@ class Batch:
         return replace(self, image=self.image.pin_memory(), label=self.label.pin_memory())
 
 
-class Readers(threading.local):
+class ThreadHandles(threading.local):
     """Open files of the calling thread; none travel to another process."""
 
     def __init__(self) -> None:
         self.handles = Handles()
 
-    def __reduce__(self) -> tuple[type[Readers], tuple[()]]:
-        return Readers, ()
+    def __reduce__(self) -> tuple[type[ThreadHandles], tuple[()]]:
+        return ThreadHandles, ()
 
 
 class TileStream(Dataset[Batch]):
@@ -118,7 +118,7 @@ class TileStream(Dataset[Batch]):
         world: int = 1,
         micro_batches: int = 1,
     ) -> None:
-        require_alike(parts)
+        check_compatible(parts)
         self._ground = [(opener, pair) for opener, pairs in parts for pair in pairs]
         areas = np.array([pair.area for _, pair in self._ground], np.float64)
         if not areas.sum():
@@ -129,7 +129,7 @@ class TileStream(Dataset[Batch]):
         self._tile, self._batch, self._seed = tile, batch, seed
         self._scale, self._index = scale, index
         self._rank, self._world, self._micro_batches = rank, world, micro_batches
-        self._readers = Readers()
+        self._files = ThreadHandles()
 
     def __getitem__(self, item: int) -> Batch:
         """Read the tiles of a micro-batch."""
@@ -151,7 +151,7 @@ class TileStream(Dataset[Batch]):
             which, x, y = self._point(generator, number)
             opener, pair = self._ground[which]
             window = place(pair, x, y, side, generator)
-            handles = self._readers.handles
+            handles = self._files.handles
             image, label, valid = handles.read(opener, pair, window, fill=self._fill)
             mask_outside(pair, window, image, label, valid, self._fill)
             if (label != IGNORE).any():
@@ -175,15 +175,15 @@ class TileStream(Dataset[Batch]):
 
 
 def _is_striped(pair: Pair, tile: int) -> bool:
-    place = pair.place
-    big = place.width * place.height > BIG_PX
-    return big and place.block[1] >= place.width > 2 * tile
+    info = pair.info
+    big = info.width * info.height > BIG_PX
+    return big and info.block[1] >= info.width > 2 * tile
 
 
 def _pixel(pair: Pair, generator: np.random.Generator) -> tuple[int, int]:
     """Draw a pixel of the usable ground, each with the same chance."""
-    areas = np.array([window.width * window.height for window in pair.ground], np.float64)
-    region = pair.ground[int(generator.choice(len(areas), p=areas / areas.sum()))]
+    areas = np.array([window.width * window.height for window in pair.windows], np.float64)
+    region = pair.windows[int(generator.choice(len(areas), p=areas / areas.sum()))]
     return (
         region.x + int(generator.integers(region.width)),
         region.y + int(generator.integers(region.height)),
@@ -195,12 +195,12 @@ def place(pair: Pair, x: int, y: int, side: int, generator: np.random.Generator)
     best, most = None, -1
     for _ in range(PLACEMENTS):
         window = Window(
-            _start(x, side, pair.place.width, generator),
-            _start(y, side, pair.place.height, generator),
+            _start(x, side, pair.info.width, generator),
+            _start(y, side, pair.info.height, generator),
             side,
             side,
         )
-        inside = window.intersect(pair.place.window)
+        inside = window.intersect(pair.info.window)
         wanted = inside.width * inside.height if inside else 0
         usable = wanted if pair.regions is None else _usable(pair, window)
         if usable > most:
@@ -220,7 +220,7 @@ def _start(pixel: int, side: int, length: int, generator: np.random.Generator) -
 
 
 def _usable(pair: Pair, window: Window) -> int:
-    common = (window.intersect(region) for region in pair.ground)
+    common = (window.intersect(region) for region in pair.windows)
     return sum(part.width * part.height for part in common if part)
 
 
@@ -264,7 +264,7 @@ def stack(images: Sequence[Samples], labels: Sequence[Labels], pairs: Sequence[P
     )
 
 
-def require_alike(parts: Sequence[SourcePairs]) -> None:
+def check_compatible(parts: Sequence[SourcePairs]) -> None:
     """Check that tiles of all sources fit into one batch.
 
     Raises:
@@ -273,7 +273,7 @@ def require_alike(parts: Sequence[SourcePairs]) -> None:
     if not any(pairs for _, pairs in parts):
         raise RssegError("there is no image to read tiles from")
     kinds = {
-        (len(opener.bands), pair.place.dtype, opener.classes): pair.place.path
+        (len(opener.bands), pair.info.dtype, opener.classes): pair.info.path
         for opener, pairs in parts
         for pair in pairs
     }

@@ -18,7 +18,7 @@ MOST_TILES = 256
 """Tiles that are held back at most: enough to measure shares of classes."""
 
 
-class Everywhere(LabelReader):
+class ImageMask(LabelReader):
     """Stands where a label would: 0 at every pixel of the scene, `IGNORE` outside.
 
     Whoever reads tiles turns what has no image into `IGNORE`. What is left is 0 where a teacher
@@ -47,7 +47,7 @@ class UnlabelledOpener(Opener):
 
     def labels(self, pair: Pair) -> LabelReader:
         """Return labels that mark the valid pixels; the label of the pair is not used."""
-        return Everywhere(pair.place.window)
+        return ImageMask(pair.info.window)
 
 
 def without_labels(opener: Opener, pairs: Sequence[Pair]) -> SourcePairs:
@@ -60,7 +60,7 @@ def has_image(opener: Opener, pair: Pair, side: int = 512) -> bool:
     """Return whether any usable pixel is valid, reading blocks in random order."""
     windows = [
         block.shift(region.x, region.y)
-        for region in pair.ground
+        for region in pair.windows
         for block in blocks(region.width, region.height, (side, side))
     ]
     order = np.random.default_rng(0).permutation(len(windows))
@@ -86,7 +86,7 @@ def hold_out(
         (number, index, block.shift(region.x, region.y))
         for number, (_, pairs) in enumerate(parts)
         for index, pair in enumerate(pairs)
-        for region in pair.ground
+        for region in pair.windows
         for block in blocks(region.width, region.height, (tile, tile))
     ]
     whole = [place for place in places if min(place[2].width, place[2].height) >= tile // 2]
@@ -102,11 +102,11 @@ def hold_out(
     for number, (opener, pairs) in enumerate(parts):
         rest = []
         for index, pair in enumerate(pairs):
-            ground = pair.ground
+            ground = pair.windows
             for window in taken.get((number, index), ()):
                 ground = subtract(ground, window)
             if ground:
-                rest.append(replace(pair, regions=ground) if ground != pair.ground else pair)
+                rest.append(replace(pair, regions=ground) if ground != pair.windows else pair)
         chosen = [
             replace(pair, regions=tuple(taken[number, index]))
             for index, pair in enumerate(pairs)

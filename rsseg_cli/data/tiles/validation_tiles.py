@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from rsseg_cli.classes import IGNORE
 from rsseg_cli.contract import Bands
 from rsseg_cli.data.pair import Opener, Pair, SourcePairs
-from rsseg_cli.data.tiles.tile_stream import Batch, Readers, Samples, require_alike, stack
+from rsseg_cli.data.tiles.tile_stream import Batch, Samples, ThreadHandles, check_compatible, stack
 from rsseg_cli.raster.decode import Labels
 from rsseg_cli.raster.grid import Window
 
@@ -40,7 +40,7 @@ class CoveringTiles(Dataset[Batch]):
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        require_alike(parts)
+        check_compatible(parts)
         self._fill, self._tile = bands.mean, tile
         cells = [
             (opener, pair, cell)
@@ -50,7 +50,7 @@ class CoveringTiles(Dataset[Batch]):
         ]
         groups = [cells[start : start + batch] for start in range(0, len(cells), batch)]
         self._items = groups[rank::world]
-        self._readers = Readers()
+        self._files = ThreadHandles()
 
     def __len__(self) -> int:
         """Number of batches of this process."""
@@ -65,10 +65,10 @@ class CoveringTiles(Dataset[Batch]):
         return stack(images, labels, pairs)
 
     def _read(self, opener: Opener, pair: Pair, cell: Window) -> tuple[Samples, Labels, Pair]:
-        x = min(cell.x, max(pair.place.width - self._tile, 0))
-        y = min(cell.y, max(pair.place.height - self._tile, 0))
+        x = min(cell.x, max(pair.info.width - self._tile, 0))
+        y = min(cell.y, max(pair.info.height - self._tile, 0))
         window = Window(x, y, self._tile, self._tile)
-        handles = self._readers.handles
+        handles = self._files.handles
         image, label, _ = handles.read(opener, pair, window, fill=self._fill)
         own = np.full(label.shape, IGNORE, np.uint8)
         part = cell.shift(-x, -y)
@@ -80,7 +80,7 @@ class CoveringTiles(Dataset[Batch]):
 def _cells(pair: Pair, tile: int) -> list[Window]:
     return [
         Window(x, y, min(tile, region.right - x), min(tile, region.bottom - y))
-        for region in pair.ground
+        for region in pair.windows
         for y in range(region.y, region.bottom, tile)
         for x in range(region.x, region.right, tile)
     ]
