@@ -61,7 +61,7 @@ def test_folders_of_usual_names(tmp_path: Path, images: str, labels: str, ending
     source = Source.locate(str(tmp_path))
     assert labels_of(source) == expected
     assert f"{images}/ with {labels}/ is assumed from the names." in source.remark
-    assert (f"named like its image, with {ending} behind" in source.remark) == bool(ending)
+    assert (f"the name of their image, followed by {ending}." in source.remark) == bool(ending)
     source.save_inferred_spec(tmp_path)
     assert labels_of(Source.locate(str(tmp_path))) == labels_of(source)
 
@@ -184,7 +184,7 @@ def test_255_beside_0_is_no_class_where_the_spec_says_so(tmp_path: Path) -> None
     image(tmp_path, "images/a.tif")
     label(tmp_path, "labels/a.tif", (0, 255))
     source = Source.locate(str(tmp_path))
-    assert "`ignore: [255]` if 255 means no class" in source.remark
+    assert "`ignore: [255]` if 255 is not a class" in source.remark
     written = source.save_inferred_spec(tmp_path)
     assert written is not None
     seen = {}
@@ -297,5 +297,5 @@ def test_one_label_serves_several_dates(tmp_path: Path) -> None:
     with pytest.warns(RssegWarning, match=r"truth\.gtif is taken"):
         source = Source.locate(str(tmp_path))
     assert {pair.label.name for pair in source.pairs() if pair.label} == {"truth.gtif"}
-    assert "labels/truth.gtif is taken as the label of every image." in source.remark
+    assert "labels/truth.gtif is assumed to be the label of every image." in source.remark
     assert source.spec.reader.nodata == -99

@@ -208,7 +208,7 @@ def test_loveda_as_it_unpacks(tmp_path: Path) -> None:
 
 def test_where_a_preset_was_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RSSEG_DATA", raising=False)
-    with pytest.raises(UnreadableError, match="where the data lie is not known"):
+    with pytest.raises(UnreadableError, match="the folder of its data is not set"):
         Source.locate("loveda")
     monkeypatch.setenv("RSSEG_DATA", str(tmp_path))
     with pytest.raises(UnreadableError) as caught:

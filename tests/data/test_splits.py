@@ -148,7 +148,7 @@ def test_a_single_labelled_pixel_cannot_be_split(tmp_path: Path) -> None:
         return found
 
     source = dataset(tmp_path, {"a": (NORTH_UP, "EPSG:32633")}, one)
-    with pytest.raises(RssegError, match="too little labelled ground"):
+    with pytest.raises(RssegError, match="the labelled area is too small"):
         source.training_and_validation()
 
 
@@ -201,11 +201,11 @@ def test_drawn_blocks_balance_the_classes() -> None:
         for c in range(12)
         for r in range(12)
     }
-    chosen = draw(weights, 0.2, generator=np.random.default_rng(0), together=False)
+    chosen = draw(weights, 0.2, generator=np.random.default_rng(0), connected=False)
     total = np.sum(list(weights.values()), 0)
     share = np.sum([weights[block] for block in chosen], 0) / total
     assert (np.abs(share - 0.2) < 0.06).all()
-    joined = draw(weights, 0.2, generator=np.random.default_rng(0), together=True)
+    joined = draw(weights, 0.2, generator=np.random.default_rng(0), connected=True)
     share = np.sum([weights[block] for block in joined], 0) / total
     assert (share <= 0.5).all()
     neighbours = sum(any(abs(a[1] - b[1]) + abs(a[2] - b[2]) == 1 for b in joined) for a in joined)

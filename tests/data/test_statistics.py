@@ -79,5 +79,5 @@ def test_nothing_valid_is_an_error(tmp_path: Path) -> None:
     values = np.ones((2, 20, 20), "float32")
     values[1] = np.nan
     opener, one = pair(write_raster(tmp_path / "b.tif", values), 2)
-    with pytest.raises(RssegError, match="band 2 holds no valid pixel"):
+    with pytest.raises(RssegError, match="band 2 has no valid pixel"):
         statistics.measure(opener, [one])

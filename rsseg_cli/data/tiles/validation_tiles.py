@@ -1,4 +1,4 @@
-"""The tiles that cover the ground a model is validated on."""
+"""Tiles that cover the validation pixels."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from rsseg_cli.raster.grid import Window
 
 
 class CoveringTiles(Dataset[Batch]):
-    """Every pixel of the usable ground in exactly one tile, for validation.
+    """Tiles with every usable pixel in exactly one of them, for validation.
 
-    A tile is shifted back into its scene at the border, for the sake of context; what it shares
-    with another tile, and what is not usable ground, is `IGNORE` in its label.
+    A tile at the border is shifted back into its scene for more context. Pixels that belong to
+    another tile or are not usable are `IGNORE` in its label.
 
     Args:
-        parts: What to cover.
-        bands: The channels; missing samples get the mean of theirs.
-        tile: Side in pixels.
-        batch: Tiles per item, the last one may have fewer.
-        rank: Number of this process, which gets every `world`-th item.
+        parts: Scenes to cover.
+        bands: The channels; missing samples are replaced by their mean.
+        tile: Side of a tile in pixels.
+        batch: Tiles per item; the last item may have fewer.
+        rank: Rank of this process, which reads every `world`-th item.
         world: Number of processes.
     """
 
@@ -46,10 +46,10 @@ class CoveringTiles(Dataset[Batch]):
             (opener, pair, cell)
             for opener, pairs in parts
             for pair in pairs
-            for cell in _cells(pair, tile)
+            for cell in pair.tiles(tile)
         ]
-        groups = [cells[start : start + batch] for start in range(0, len(cells), batch)]
-        self._items = groups[rank::world]
+        items = [cells[start : start + batch] for start in range(0, len(cells), batch)]
+        self._items = items[rank::world]
         self._files = ThreadHandles()
 
     def __len__(self) -> int:
@@ -68,19 +68,9 @@ class CoveringTiles(Dataset[Batch]):
         x = min(cell.x, max(pair.info.width - self._tile, 0))
         y = min(cell.y, max(pair.info.height - self._tile, 0))
         window = Window(x, y, self._tile, self._tile)
-        handles = self._files.handles
-        image, label, _ = handles.read(opener, pair, window, fill=self._fill)
-        own = np.full(label.shape, IGNORE, np.uint8)
-        part = cell.shift(-x, -y)
-        here = (slice(part.y, part.bottom), slice(part.x, part.right))
-        own[here] = label[here]
-        return image, own, pair
-
-
-def _cells(pair: Pair, tile: int) -> list[Window]:
-    return [
-        Window(x, y, min(tile, region.right - x), min(tile, region.bottom - y))
-        for region in pair.windows
-        for y in range(region.y, region.bottom, tile)
-        for x in range(region.x, region.right, tile)
-    ]
+        image, label, _ = self._files.handles.read(opener, pair, window, fill=self._fill)
+        masked = np.full(label.shape, IGNORE, np.uint8)
+        inner = cell.shift(-x, -y)
+        pixels = (slice(inner.y, inner.bottom), slice(inner.x, inner.right))
+        masked[pixels] = label[pixels]
+        return image, masked, pair
