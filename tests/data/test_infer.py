@@ -75,7 +75,7 @@ def test_labels_beside_their_images(tmp_path: Path, ending: str) -> None:
     (tmp_path / "notes.txt").write_text("no raster")
     source = Source.locate(str(tmp_path))
     assert labels_of(source) == expected
-    assert "looking at 3 images and 3 labels" in source.remark
+    assert "Inferred from 3 images and 3 labels" in source.remark
     assert f"Files named *{ending} are assumed to be the labels" in source.remark
     source.save_inferred_spec(tmp_path)
     assert labels_of(Source.locate(str(tmp_path))) == expected
@@ -294,7 +294,7 @@ def test_one_label_serves_several_dates(tmp_path: Path) -> None:
     image(tmp_path, "images/summer.gtif", 4, "int16")
     label(tmp_path, "labels/truth.gtif")
     polygons(tmp_path, "labels/truth.shp", kind=["a", "b"])
-    with pytest.warns(RssegWarning, match=r"truth\.gtif is taken"):
+    with pytest.warns(RssegWarning, match=r"truth\.gtif is read as the label"):
         source = Source.locate(str(tmp_path))
     assert {pair.label.name for pair in source.pairs() if pair.label} == {"truth.gtif"}
     assert "labels/truth.gtif is assumed to be the label of every image." in source.remark
