@@ -1,4 +1,4 @@
-"""Settings of a run: read from a preset or a file, changed by the command line."""
+"""Settings of a run, from a preset or a file and the command line."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Component(Generic[C]):
 
 @dataclass(frozen=True)
 class RunConfig:
-    """All settings of a run; `parse` is the inverse of `document`."""
+    """All settings of a run; `parse` is the inverse of `to_json`."""
 
     title: str
     backbone: Backbone.Config
@@ -51,21 +51,16 @@ class RunConfig:
     adapt: Adaptation = field(default_factory=Adaptation)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the YAML document."""
-        return {
-            "title": self.title,
-            "backbone": self.backbone.model_dump(mode="json"),
-            "method": self.method.to_json(),
-            "head": self.head.to_json(),
-            "data": self.data.model_dump(mode="json"),
-            "augment": self.augment.model_dump(mode="json"),
-            "optimizer": self.optimizer.model_dump(mode="json"),
-            "training": self.training.model_dump(mode="json"),
-            "adapt": self.adapt.model_dump(mode="json"),
-        }
+        """Return the values of the YAML file."""
+        values: dict[str, Any] = {"title": self.title}
+        for name in SECTIONS:
+            section = getattr(self, name)
+            named = isinstance(section, Component)
+            values[name] = section.to_json() if named else section.model_dump(mode="json")
+        return values
 
     def text(self) -> str:
-        """Return the document as YAML text."""
+        """Return the settings as YAML text."""
         return presets.to_yaml(self.to_json())
 
 
@@ -73,10 +68,9 @@ SECTIONS = ("backbone", "method", "head", "data", "augment", "optimizer", "train
 
 
 def family(name: str) -> str:
-    """Return the file of a backbone: `dinov3` for `dinov3_sat_large` and `dinov3_base`."""
-    return next(
-        (file for file in names("backbones") if name.startswith(f"{file}_")), name.partition("_")[0]
-    )
+    """Return the module of a backbone: `dinov3` for `dinov3_sat_large` and `dinov3_base`."""
+    modules = (module for module in names("backbones") if name.startswith(f"{module}_"))
+    return next(modules, name.partition("_")[0])
 
 
 def parse(document: Document) -> RunConfig:
@@ -86,19 +80,20 @@ def parse(document: Document) -> RunConfig:
         RssegError: A key or name is unknown or missing, or a value is out of range.
     """
     _check_sections(document)
-    named = {key: _name(document, key) for key in ("backbone", "method", "head")}
-    kind = family(named["backbone"])
-    if kind not in names("backbones"):
-        where = document.where(("backbone", "name"))
-        raise unknown("backbone", named["backbone"], backbone_names(), where=where)
-    backbone = find("backbones", kind, Backbone)
-    method = find("methods", named["method"], Method, where=document.where(("method", "name")))
-    head = find("heads", named["head"], Head, where=document.where(("head", "name")))
+    (backbone, where), (method, method_where), (head, head_where) = (
+        _name(document, section) for section in ("backbone", "method", "head")
+    )
+    module = family(backbone)
+    if module not in names("backbones"):
+        raise unknown("backbone", backbone, backbone_names(), where=where)
+    backbone_type = find("backbones", module, Backbone)
+    method_type = find("methods", method, Method, where=method_where)
+    head_type = find("heads", head, Head, where=head_where)
     return RunConfig(
         title=str(document.values.get("title", "")),
-        backbone=_section(document, "backbone", backbone.Config),
-        method=Component(named["method"], _section(document, "method", method.Config, drop="name")),
-        head=Component(named["head"], _section(document, "head", head.Config, drop="name")),
+        backbone=_section(document, "backbone", backbone_type.Config),
+        method=Component(method, _section(document, "method", method_type.Config, drop="name")),
+        head=Component(head, _section(document, "head", head_type.Config, drop="name")),
         data=_section(document, "data", Sources.Config),
         augment=_section(document, "augment", Augment.Config),
         optimizer=_section(document, "optimizer", Optimization),
@@ -120,7 +115,8 @@ def _check_sections(document: Document) -> None:
             )
 
 
-def _name(document: Document, section: str) -> str:
+def _name(document: Document, section: str) -> tuple[str, str]:
+    """Return the name in a section, and its position in the file."""
     values = document.values.get(section, {})
     if "name" not in values:
         raise RssegError(
@@ -128,11 +124,11 @@ def _name(document: Document, section: str) -> str:
             where=document.where((section,)),
             fix=f"a section `{section}:` with a line `name: ...`",
         )
-    return str(values["name"])
+    return str(values["name"]), document.where((section, "name"))
 
 
 def _section(document: Document, name: str, model: type[C], *, drop: str = "") -> C:
-    """Check one section; errors name the full key."""
+    """Check one section and build its settings."""
     values = document.values.get(name, {})
     try:
         return model.model_validate({key: value for key, value in values.items() if key != drop})
@@ -151,21 +147,21 @@ def resolve(
     pretrained: bool = True,
     changes: Sequence[str] = (),
 ) -> RunConfig:
-    """Resolve the settings of a preset or a file with the changes of the command line.
+    """Resolve the settings of a preset or a file with the options of the command line.
 
     Args:
-        method: Name of a method preset.
-        file: A `config.yaml`, instead of a preset.
-        sources: Datasets; they replace the file's.
-        backbone: Another backbone; its section starts from that family's defaults.
-        head: Another head; likewise.
+        method: Name of a method preset; exclusive with `file`.
+        file: A `config.yaml`.
+        sources: Datasets, in place of those in the file.
+        backbone: Another backbone, with its default settings.
+        head: Another head, with its default settings.
         weights: Weights file of the backbone.
         pretrained: False initialises the backbone at random.
         changes: `section.key=value`, the value in YAML.
     """
     if (method is None) == (file is None):
         raise RssegError(
-            "one of --method and --config is needed",
+            "exactly one of --method and --config is required",
             fix="--method " + " | ".join(presets.names("methods")),
         )
     path = presets.find("methods", method) if method is not None else file
@@ -179,10 +175,7 @@ def resolve(
         values["head"] = {"name": head}
     section = values.setdefault("backbone", {})
     if weights is not None and not pretrained:
-        raise RssegError(
-            "--weights and --no-pretrained contradict each other",
-            fix="one of the two",
-        )
+        raise RssegError("--weights and --no-pretrained are exclusive", fix="one of the two")
     if weights is not None:
         section |= {"weights": str(weights.resolve()), "pretrained": True}
     if not pretrained:
@@ -193,14 +186,7 @@ def resolve(
 def revise(
     config: RunConfig, path: Path, *, sources: Sequence[str] = (), changes: Sequence[str] = ()
 ) -> RunConfig:
-    """Return the settings of a fitted model with some changes.
-
-    Args:
-        config: The settings of the model.
-        path: The model file, for errors.
-        sources: Datasets; they replace those of the fit.
-        changes: `section.key=value`, the value in YAML.
-    """
+    """Return the settings of the model file `path` with other datasets and `changes`."""
     return _changed(Document(path, config.to_json()), sources, changes)
 
 
@@ -218,7 +204,7 @@ def _changed(document: Document, sources: Sequence[str], changes: Sequence[str])
 
 
 def _change(document: Document, change: str) -> None:
-    """Apply one `section.key=value`; a new method or head starts from its own defaults."""
+    """Apply one `section.key=value`; a new method or head gets its default settings."""
     key, sign, text = change.partition("=")
     section, dot, name = key.strip().partition(".")
     if not sign or not dot or section not in SECTIONS:
@@ -232,4 +218,4 @@ def _change(document: Document, change: str) -> None:
     if name == "name" and section in ("method", "head") and values.get("name") != value:
         values.clear()
     values[name] = value
-    document.elsewhere[section, name] = f"--set {change}"
+    document.options[section, name] = f"--set {change}"

@@ -1,21 +1,31 @@
-"""Finds preset files, and reads and writes YAML; errors name the line of a key."""
+"""Preset files, and reading and writing of YAML with line numbers in errors."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from collections.abc import Iterator
+from dataclasses import dataclass
+from dataclasses import field
 from difflib import get_close_matches
 from functools import cache
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
-
+from rsseg_cli.errors import RssegError
+from rsseg_cli.errors import UnreadableError
+from rsseg_cli.errors import unknown
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import YAMLError
-from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
-
-from rsseg_cli.errors import RssegError, UnreadableError, unknown
+from ruamel.yaml.nodes import MappingNode
+from ruamel.yaml.nodes import Node
+from ruamel.yaml.nodes import ScalarNode
+from ruamel.yaml.nodes import SequenceNode
+from typing import Any
+from typing import Literal
+from typing import TYPE_CHECKING
+from typing import TypeAlias
+from typing import TypeVar
+from typing import get_args
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
@@ -28,7 +38,7 @@ M = TypeVar("M", bound="BaseModel")
 
 @cache
 def folder() -> Path:
-    """Return the folder of presets: inside the wheel, or beside the package in a checkout."""
+    """Return the folder of presets, inside the wheel or beside the package in a checkout."""
     package = Path(__file__).parent
     for candidate in (package / "_presets", package.parent / "presets"):
         if candidate.is_dir():
@@ -41,7 +51,7 @@ def folder() -> Path:
 
 
 def names(kind: PresetKind) -> tuple[str, ...]:
-    """List the presets of a kind, by path below its folder and without suffix."""
+    """Return the names of the presets of a kind: paths below its folder without suffix."""
     root = folder() / kind
     return tuple(
         sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
@@ -52,7 +62,7 @@ def find(kind: PresetKind, name: str, *, where: str = "") -> Path:
     """Return the file of a preset.
 
     Raises:
-        RssegError: There is no such preset; the nearest names are listed.
+        RssegError: There is no such preset.
     """
     if name not in names(kind):
         raise unknown(f"{kind.removesuffix('s')} preset", name, names(kind), where=where)
@@ -66,25 +76,20 @@ def title(kind: PresetKind, name: str) -> str:
 
 @dataclass(frozen=True)
 class Document:
-    """The contents of a YAML file.
-
-    Attributes:
-        path: The file.
-        values: Its settings.
-        lines: Line of each key and list item, from 1.
-        elsewhere: Origin of keys that are not in the file, such as an option.
-    """
+    """The contents of a YAML file."""
 
     path: Path
     values: dict[str, Any]
     lines: dict[Key, int] = field(repr=False, default_factory=dict)
-    elsewhere: dict[Key, str] = field(repr=False, default_factory=dict)
+    """Line of each key and list item, from 1."""
+    options: dict[Key, str] = field(repr=False, default_factory=dict)
+    """Option that set a key, for keys that are not from the file."""
 
     def where(self, key: Key = ()) -> str:
-        """Return file and line of a key, or of its nearest parent that has a line."""
+        """Return the option, or the file and line, of a key or of its nearest parent."""
         for end in range(len(key), 0, -1):
-            if key[:end] in self.elsewhere:
-                return self.elsewhere[key[:end]]
+            if key[:end] in self.options:
+                return self.options[key[:end]]
             if key[:end] in self.lines:
                 return f"{self.path}, line {self.lines[key[:end]]}"
         return str(self.path)
@@ -93,10 +98,9 @@ class Document:
         """Build a settings object from the values.
 
         Raises:
-            RssegError: A value is wrong; the error has the key, its line, and the nearest known
-                key.
+            RssegError: A key is unknown or missing, or a value is invalid.
         """
-        from pydantic import ValidationError  # `--help` lists presets and must stay quick
+        from pydantic import ValidationError  # a slow import, and `--help` lists presets
 
         try:
             return model.model_validate(self.values)
@@ -118,13 +122,13 @@ def read(path: Path) -> Document:
 
 
 def read_text(text: str, path: Path) -> Document:
-    """Read YAML text as `read` does; errors name `path`."""
+    """Read YAML text as `read` does; `path` is for errors."""
     yaml = YAML(typ="safe", pure=True)
     try:
         node = yaml.compose(text)
         if not isinstance(node, MappingNode):
             raise UnreadableError(
-                f"{path.name} does not hold settings",
+                f"{path.name} has no settings",
                 where=str(path),
                 fix="lines of the form `key: value`",
             )
@@ -154,12 +158,7 @@ def _lines(node: Node, key: Key = ()) -> Iterator[tuple[Key, int]]:
 
 
 def to_yaml(values: object, *, flow: bool = False) -> str:
-    """Write plain values as YAML 1.2, keys in their order.
-
-    Args:
-        values: Mappings, lists, strings, numbers, booleans and None.
-        flow: Write all on one line, in brackets.
-    """
+    """Return plain values as YAML 1.2, keys in their order; `flow` writes all on one line."""
     yaml = YAML(typ="safe", pure=True)
     yaml.representer.add_representer(float, _represent_float)
     yaml.default_flow_style = flow
@@ -183,23 +182,20 @@ def explain(
 ) -> RssegError:
     """Build an `RssegError` with file, line and a suggestion from a validation error of pydantic.
 
-    An unknown key comes first: a misspelt one is also reported as missing.
-
     Args:
-        error: The error.
+        error: The error; of several problems, an unknown key is reported first.
         model: The settings class.
         document: The file.
-        section: Key in the document below which the values of `model` are.
+        section: Key of the values of `model` in the document.
     """
-    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-    problem = problems[0]
+    # A misspelt key is reported twice, as unknown and as missing.
+    problem = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     key: Key = (*section, *problem["loc"])
     name, fix = ".".join(str(part) for part in key), ""
     if problem["type"] == "extra_forbidden":
         what = f"{name} is not a known setting"
-        fix = _nearest(
-            str(key[-1]), fields(model, problem["loc"][:-1]), prefix=name.rpartition(".")[0]
-        )
+        choices = _keys(model, problem["loc"][:-1])
+        fix = _nearest(str(key[-1]), choices, prefix=name.rpartition(".")[0])
     elif problem["type"] == "missing":
         what = f"{name} is missing"
     elif problem["type"] == "value_error":
@@ -218,8 +214,8 @@ def _nearest(name: str, choices: Collection[str], *, prefix: str) -> str:
     return f"{dotted}{near[0]}" + (f" (also: {rest})" if rest else "")
 
 
-def fields(model: type[BaseModel], key: Key) -> set[str]:
-    """Return the names of the settings that are allowed below `key` in a document of `model`."""
+def _keys(model: type[BaseModel], key: Key) -> set[str]:
+    """Return the keys that are allowed below `key` in a document of `model`."""
     models = [model]
     for name in key:
         infos = [candidate.model_fields.get(str(name)) for candidate in models]

@@ -243,7 +243,7 @@ def ground(text: str) -> tuple[Source, list[tuple[Path, rasterio.Affine, Window]
         with rasterio.open(pair.image) as file:
             whole = file.transform
         found += [
-            (pair.image, whole, Window(w.x + x, w.y + y, w.width, w.height)) for w in pair.ground
+            (pair.image, whole, Window(w.x + x, w.y + y, w.width, w.height)) for w in pair.windows
         ]
     return source, found
 
@@ -272,7 +272,7 @@ def _labels(source: Source) -> set[int]:
     for pair in source.pairs():
         reader = source.opener.labels(pair)
         assert reader is not None
-        for window in pair.ground:
+        for window in pair.windows:
             found.update(np.unique(reader.read(window)).tolist())
         reader.close()
     return found - {255}
@@ -309,7 +309,7 @@ def test_labels_under_clouds_are_left_out(tmp_path: Path) -> None:
         reader = dataset.opener.labels(scene)
         assert reader is not None
         with reader:
-            read = reader.read(scene.place.window)
+            read = reader.read(scene.info.window)
         labelled = (every > 0) & ~clouds
         assert np.array_equal(read != 255, labelled)
         assert np.array_equal(read[labelled], every[labelled] - 1)

@@ -80,8 +80,8 @@ def test_mistakes_are_placed(text: str, what: str, line: int | None, fix: str) -
     [
         ("a: [1", "not valid YAML"),
         ("a: 1\na: 2\n", 'duplicate key "a"'),
-        ("- 1\n", "does not hold settings"),
-        ("", "does not hold settings"),
+        ("- 1\n", "has no settings"),
+        ("", "has no settings"),
         ("a: !!python/object:os.system {}\n", "not valid YAML"),
     ],
 )

@@ -102,7 +102,7 @@ def whole(of: Source, number: int = 0) -> Any:
     pair = of.pairs()[number]
     reader = of.opener.labels(pair)
     assert reader is not None
-    return reader.read(pair.place.window)
+    return reader.read(pair.info.window)
 
 
 def counts(of: Source) -> dict[str, int]:
@@ -120,8 +120,8 @@ def test_banepa_polygons_agree_with_its_masks(tmp_path: Path) -> None:
     train, val = of.training_and_validation()
     share = sum(pair.area for pair in val) / drawn.size
     assert 0.15 < share < 0.3
-    for one in train[0].ground:
-        assert all(one.intersect(other) is None for other in val[0].ground)
+    for one in train[0].windows:
+        assert all(one.intersect(other) is None for other in val[0].windows)
 
 
 @pytest.mark.parametrize("reader", ["", "reader: {nodata: none}\n"])
@@ -139,7 +139,7 @@ def test_boston_keeps_its_white_roofs(tmp_path: Path, reader: str) -> None:
 def test_atlanta_reads_its_fourth_band_when_told(tmp_path: Path) -> None:
     bands = RGB.replace("]", ", {name: nir, wavelength_nm: 830}]")
     of = source(tmp_path, "buildings/atlanta", f"name: atlanta\n{bands}{BUILDING}")
-    assert of.pairs()[0].place.bands == 4
+    assert of.pairs()[0].info.bands == 4
     assert 10_000 < counts(of)["building"] < 16_000
     assert len(of.bands().mean) == 4
     assert len(Source.locate(str(DATA / "buildings/atlanta")).spec.bands) == 3  # the 4th is opaque
@@ -150,12 +150,12 @@ def test_sacramento_labels_come_from_degrees(tmp_path: Path) -> None:
     of = source(tmp_path, "buildings/sacramento", f"name: s\n{bands}{BUILDING}dtype: int16\n")
     frame = Source.locate(str(DATA / "buildings/sacramento"))
     np.testing.assert_array_equal(whole(of), whole(frame))
-    place = of.pairs()[0].place
+    info = of.pairs()[0].info
     table = geopandas.read_file(DATA / "buildings/sacramento/labels/sacramento.geojson")
-    west, north = place.transform.c, place.transform.f
-    east, south = place.transform @ (place.width, place.height)
-    roofs = table.to_crs(place.crs).union_all().intersection(box(west, south, east, north))
-    area = roofs.area / abs(place.transform.determinant)
+    west, north = info.transform.c, info.transform.f
+    east, south = info.transform @ (info.width, info.height)
+    roofs = table.to_crs(info.crs).union_all().intersection(box(west, south, east, north))
+    area = roofs.area / abs(info.transform.determinant)
     assert counts(of)["building"] == pytest.approx(area, rel=0.03)
 
 
@@ -214,8 +214,8 @@ def test_chiapas_two_dates_one_shapefile(tmp_path: Path) -> None:
         assert (batch.image > -9999).all()
         assert (batch.label != IGNORE).flatten(1).any(1).all()
     for pair, held in zip(train, val, strict=True):
-        assert pair.place.transform == held.place.transform
-        assert all(a.intersect(b) is None for a in pair.ground for b in held.ground)
+        assert pair.info.transform == held.info.transform
+        assert all(a.intersect(b) is None for a in pair.windows for b in held.windows)
     assert train[0].regions == train[1].regions
     assert lush.name in {pair.name for pair in of.pairs()}
 
@@ -239,7 +239,7 @@ def test_raw_tiles_are_georeferenced_by_their_sidecars(tmp_path: Path) -> None:
     labels = DATA / "buildings/banepa/raw_tiles/osm_features_ac7e343eb1faacd2.geojson"
     text = f"name: raw\nroot: .\nimages: '{tile.name}'\npattern: '(?P<stem>.+)'\n{RGB}{BUILDING}"
     of = source(tmp_path, "buildings/banepa/raw_tiles", f"{text}labels: {labels.name}\n")
-    assert of.pairs()[0].place.crs.to_epsg() == 4326
+    assert of.pairs()[0].info.crs.to_epsg() == 4326
     assert 0.05 < (whole(of) == 1).mean() < 0.9
     bare = write_raster(tmp_path / "bare.tif", np.ones((3, 8, 8), np.uint8))
-    assert of.opener.place(bare).width == 8
+    assert of.opener.info(bare).width == 8

@@ -1,1 +1,1 @@
-"""Datasets: which files, which bands, which classes, and the tiles cut from them."""
+"""Datasets: files, bands, classes and splits, and tiles of them."""

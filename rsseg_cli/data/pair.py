@@ -1,9 +1,9 @@
-"""One image with its label: where it lies, and open handles to read both from."""
+"""An image with its label, and the open files to read both from."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,21 +18,21 @@ from rsseg_cli.data.spec.class_map import Merge
 from rsseg_cli.data.spec.dataset_spec import Reader
 from rsseg_cli.raster.align import AlignedLabels
 from rsseg_cli.raster.decode import LabelCode, Labels
-from rsseg_cli.raster.grid import Window
+from rsseg_cli.raster.grid import Window, blocks
 from rsseg_cli.raster.labels import LabelReader, is_vector
 from rsseg_cli.raster.scene import Scene
 
 
 @dataclass(frozen=True)
-class Place:
-    """Size, type and position of a scene, as known without keeping it open."""
+class SceneInfo:
+    """Size, data type and georeference of a scene that is not open."""
 
     path: str
     width: int
     height: int
     dtype: str
     bands: int
-    """Bands in the file, of which some may not be read."""
+    """Number of bands in the file, read or not."""
     crs: rasterio.CRS | None
     transform: rasterio.Affine
     block: tuple[int, int]
@@ -45,60 +45,54 @@ class Place:
 
 @dataclass(frozen=True)
 class Pair:
-    """An image and its label, or the part of them that a split may use.
-
-    Attributes:
-        name: Name of the scene, unique in its source.
-        image: The image's file.
-        label: The label's file; None where there is none.
-        domain: Name of the domain it belongs to, if any.
-        regions: Usable ground, disjoint windows; None: all of the scene.
-        place: Size and position of the scene.
-    """
+    """An image and its label, or those windows of them that a split may use."""
 
     name: str
+    """Name of the scene, unique in its source."""
     image: Path
     label: Path | None
     domain: str | None
     regions: tuple[Window, ...] | None
-    place: Place
+    """Usable pixels as disjoint windows; None for the whole scene."""
+    info: SceneInfo
 
     @property
-    def ground(self) -> tuple[Window, ...]:
-        """Usable ground as disjoint windows."""
-        return (self.place.window,) if self.regions is None else self.regions
+    def windows(self) -> tuple[Window, ...]:
+        """Usable pixels as disjoint windows."""
+        return (self.info.window,) if self.regions is None else self.regions
 
     @property
     def area(self) -> int:
         """Number of usable pixels."""
-        return sum(window.width * window.height for window in self.ground)
+        return sum(window.width * window.height for window in self.windows)
+
+    def tiles(self, side: int) -> Iterator[Window]:
+        """Yield tiles of at most `side` x `side` pixels that cover each usable window."""
+        for region in self.windows:
+            for tile in blocks(region.width, region.height, (side, side)):
+                yield tile.shift(region.x, region.y)
 
 
 @dataclass(frozen=True)
 class Opener:
-    """Opens the files of one source.
-
-    Attributes:
-        bands: File bands from 1, in the order that models see.
-        reader: Margins, CRS and nodata of image files.
-        code: How labels encode classes.
-        merge: Merges these classes; None: they stay.
-        align: Resample raster labels to the image's grid, nearest neighbour.
-    """
+    """Opens the files of one source."""
 
     bands: tuple[int, ...]
+    """Band numbers in the file (from 1), in channel order."""
     reader: Reader
     code: LabelCode
     merge: Merge | None = None
+    """Class map that is applied to the labels."""
     align: bool = False
+    """Resample raster labels to the image's grid, nearest neighbour."""
 
     @property
     def classes(self) -> tuple[Class, ...]:
-        """The classes that labels are read as."""
+        """Classes of the labels, after merging."""
         return self.code.classes if self.merge is None else self.merge.classes
 
     def scene(self, path: Path, *, fill: Sequence[float] | None = None) -> Scene:
-        """Open an image; `fill` (C) takes the place of missing samples."""
+        """Open an image; missing samples are replaced by `fill` (C)."""
         nodata = self.reader.nodata
         return Scene.open(
             path,
@@ -110,11 +104,11 @@ class Opener:
             warn=False,
         )
 
-    def place(self, path: Path) -> Place:
-        """Read size and position of an image."""
+    def info(self, path: Path) -> SceneInfo:
+        """Read size, type and georeference of an image."""
         with self.scene(path) as scene:
             crs = rasterio.CRS.from_user_input(self.reader.crs) if self.reader.crs else scene.crs
-            return Place(
+            return SceneInfo(
                 path=scene.path,
                 width=scene.width,
                 height=scene.height,
@@ -126,31 +120,31 @@ class Opener:
             )
 
     def labels(self, pair: Pair) -> LabelReader | None:
-        """Open the label of a pair, None where there is none."""
+        """Open the label of a pair; None if it has none."""
         if pair.label is None:
             return None
         table = None if self.merge is None else self.merge.table
         if self.align and not is_vector(pair.label):
-            aligned = AlignedLabels.open(pair.label, self.code, pair.place)
-            return LabelReader(aligned, pair.place, table)
-        return LabelReader.open(pair.label, self.code, pair.place, box=self.reader.box, table=table)
+            aligned = AlignedLabels.open(pair.label, self.code, pair.info)
+            return LabelReader(aligned, pair.info, table)
+        return LabelReader.open(pair.label, self.code, pair.info, box=self.reader.box, table=table)
 
 
-def _count_bands(path: Path, wanted: int) -> int:
-    """Count the bands of a file, leaving out an alpha band beyond the wanted ones."""
+def _count_bands(path: Path, expected: int) -> int:
+    """Count the bands of a file without an additional alpha band."""
     with rasterio.open(path) as file:
         count: int = file.count
-        spare = count == wanted + 1 and file.colorinterp[-1] == ColorInterp.alpha
-    return wanted if spare else count
+        alpha = count == expected + 1 and file.colorinterp[-1] == ColorInterp.alpha
+    return expected if alpha else count
 
 
 SourcePairs: TypeAlias = tuple[Opener, Sequence[Pair]]
-"""Pairs of one source, with what is needed to open them."""
+"""Pairs of one source with their opener."""
 
 
 @dataclass
 class Handles:
-    """Open files of one thread: the most recently used `limit` pairs stay open."""
+    """Open files of one thread: an LRU cache of `limit` pairs."""
 
     limit: int = 32
     _open: OrderedDict[tuple[Path, Path | None], tuple[Scene, LabelReader | None]] = field(
@@ -160,9 +154,9 @@ class Handles:
     def read(
         self, opener: Opener, pair: Pair, window: Window, *, fill: Sequence[float]
     ) -> tuple[NDArray[Any], Labels, NDArray[np.bool_]]:
-        """Read a window of a pair: samples (C, h, w), labels (h, w) and valid pixels (h, w).
+        """Read samples (C, h, w), labels (h, w) and the mask of valid pixels (h, w) of a window.
 
-        Labels are `IGNORE` where the image has no pixel.
+        Labels are `IGNORE` at invalid pixels.
         """
         scene, reader = self._get(opener, pair, fill)
         samples, valid = scene.read(window)
@@ -182,8 +176,7 @@ class Handles:
             return self._open[key]
         while len(self._open) >= self.limit:
             _close(self._open.popitem(last=False)[1])
-        scene = opener.scene(pair.image, fill=fill)
-        self._open[key] = (scene, opener.labels(pair))
+        self._open[key] = (opener.scene(pair.image, fill=fill), opener.labels(pair))
         return self._open[key]
 
     def close(self) -> None:
@@ -192,7 +185,7 @@ class Handles:
             _close(self._open.popitem()[1])
 
 
-def _close(pair: tuple[Scene, LabelReader | None]) -> None:
-    for handle in pair:
+def _close(handles: tuple[Scene, LabelReader | None]) -> None:
+    for handle in handles:
         if handle is not None:
             handle.close()

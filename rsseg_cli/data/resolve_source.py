@@ -15,8 +15,8 @@ SPEC_FILE = "dataset.yaml"
 DATA_VARIABLE = "RSSEG_DATA"
 
 
-def take_apart(text: str) -> tuple[str, str | None, str | None]:
-    """Split `name:split:domain`; a path that exists is taken whole, colons and all."""
+def parse_source(text: str) -> tuple[str, str | None, str | None]:
+    """Split `name:split:domain`; an existing path is the name as a whole, colons included."""
     if Path(text).expanduser().exists():
         return text, None, None
     name, _, rest = text.partition(":")
@@ -28,23 +28,23 @@ def find_dataset(name: str, data_root: Path | None) -> tuple[DatasetSpec, Path, 
     """Find a dataset by folder, YAML file or preset.
 
     Args:
-        name: What the user typed, without split and domain.
+        name: The source without split and domain.
         data_root: Folder that holds datasets; for presets $RSSEG_DATA when None.
 
     Returns:
-        The spec, the folder its paths are relative to, and, for a folder without `dataset.yaml`,
-        what was found in it.
+        The spec, the folder that its paths are relative to, and the assumptions made if the spec
+        was inferred.
 
     Raises:
-        RssegError: Nothing is there, with the places looked at.
+        RssegError: There is no such dataset; the error lists the folders that were tried.
     """
     path = Path(name).expanduser()
     if path.is_dir():
-        written = path / SPEC_FILE
-        if not written.is_file():
+        spec_file = path / SPEC_FILE
+        if not spec_file.is_file():
             spec, remark = infer_spec(path)
             return spec, path, remark
-        spec = presets.read(written).parse(DatasetSpec)
+        spec = presets.read(spec_file).parse(DatasetSpec)
         return spec, path / spec.root, ""
     if path.suffix.lower() in (".yaml", ".yml"):
         spec = presets.read(path).parse(DatasetSpec)
@@ -63,21 +63,22 @@ def find_dataset(name: str, data_root: Path | None) -> tuple[DatasetSpec, Path, 
 
 
 def _root_of_preset(spec: DatasetSpec, data_root: Path | None) -> Path:
-    """Find a preset's data below the data root: in its own folder, then in the root itself."""
-    given = data_root or (Path(os.environ[DATA_VARIABLE]) if DATA_VARIABLE in os.environ else None)
+    """Find a preset's files in its own folder below the data root, or in the root itself."""
     page = f"; it is at {spec.url}" if spec.url else ""
-    if given is None:
+    if data_root is None and DATA_VARIABLE in os.environ:
+        data_root = Path(os.environ[DATA_VARIABLE])
+    if data_root is None:
         raise UnreadableError(
-            f"{spec.name} is a preset, but where the data lie is not known",
+            f"{spec.name} is a preset, and the folder of its data is not set",
             fix=f"--data-root FOLDER or ${DATA_VARIABLE}, where FOLDER holds {spec.root}{page}",
         )
-    places = list(dict.fromkeys((given / spec.root, given / spec.name, given)))
-    wanted = tuple(spec.listing.files.values()) if spec.listing else spec.images
-    for place in places:
-        if next(glob_files(place, wanted), None):
-            return place
+    roots = list(dict.fromkeys((data_root / spec.root, data_root / spec.name, data_root)))
+    patterns = tuple(spec.listing.files.values()) if spec.listing else spec.images
+    for root in roots:
+        if next(glob_files(root, patterns), None):
+            return root
     raise UnreadableError(
-        f"{spec.name} was not found: no {' or '.join(wanted)}",
-        where=" or ".join(str(place) for place in places),
+        f"{spec.name} was not found: no {' or '.join(patterns)}",
+        where=" or ".join(str(root) for root in roots),
         fix=f"unpack it there as published{page}",
     )

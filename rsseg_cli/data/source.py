@@ -1,4 +1,4 @@
-"""A dataset on this machine, as given by `--src`."""
+"""A dataset on disk, as selected by `--src`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 
 from rsseg_cli.classes import Class
 from rsseg_cli.contract import Bands
-from rsseg_cli.data.pair import Opener, Pair, Place
-from rsseg_cli.data.resolve_source import SPEC_FILE, find_dataset, take_apart
+from rsseg_cli.data.pair import Opener, Pair, SceneInfo
+from rsseg_cli.data.resolve_source import SPEC_FILE, find_dataset, parse_source
 from rsseg_cli.data.spec.class_map import ClassMap, Merge
 from rsseg_cli.data.spec.dataset_spec import DatasetSpec, Split
 from rsseg_cli.data.spec.layout import ImageEntry, find_entries, orphans, selects
@@ -23,26 +23,20 @@ from rsseg_cli.raster.grid import Window
 
 @dataclass
 class Source:
-    """A dataset: its spec and the folder of its files, perhaps limited to a split and a domain.
-
-    Attributes:
-        spec: Description of the dataset.
-        root: Folder that the spec's paths are relative to.
-        split: Split asked for, None: whatever the command is about.
-        domain: Domain asked for, None: all.
-        holdout: Share of the labelled ground for `val` where the spec has none; 0: no `val`.
-        remark: For a spec made by looking at the files, what was found and assumed; else empty.
-        merge: What becomes of the spec's classes; None: they stay.
-    """
+    """A dataset: its spec and its folder, optionally limited to a split and a domain."""
 
     spec: DatasetSpec
     root: Path
+    """Folder that the spec's paths are relative to."""
     split: str | None = None
     domain: str | None = None
     remark: str = ""
+    """Assumptions behind an inferred spec; empty for a spec from a file."""
     holdout: float = 0.2
+    """Fraction of the labelled area for `val` if the spec has no such split; 0 for no `val`."""
     merge: Merge | None = None
-    _places: dict[Path, Place] = field(default_factory=dict, repr=False)
+    """Class map that is applied to the spec's classes."""
+    _info: dict[Path, SceneInfo] = field(default_factory=dict, repr=False)
     _entries: list[ImageEntry] | None = field(default=None, repr=False)
     _plan: SplitPlan | None = field(default=None, repr=False)
 
@@ -55,19 +49,19 @@ class Source:
         holdout: float = 0.2,
         class_map: str | None = None,
     ) -> Source:
-        """Find the dataset that a user means.
+        """Find a dataset.
 
         Args:
-            text: A folder, a YAML file or the name of a preset, then optionally `:split` and
-                `:domain` (`loveda::rural` is all splits of a domain).
+            text: A folder, a YAML file or a preset, optionally followed by `:split` and `:domain`
+                (`loveda::rural` is all splits of a domain).
             data_root: Folder that holds the datasets of presets; $RSSEG_DATA when None.
-            holdout: Share of the ground for `val` where the dataset has none.
-            class_map: File or preset that turns its classes into others.
+            holdout: Fraction of the labelled area for `val` if the spec has no such split.
+            class_map: File or preset of a class map to apply.
 
         Raises:
-            RssegError: Nothing is there, with the places looked at.
+            RssegError: There is no such dataset, or the class map does not fit it.
         """
-        name, split, domain = take_apart(text)
+        name, split, domain = parse_source(text)
         spec, root, remark = find_dataset(name, data_root)
         merge = None
         if class_map is not None:
@@ -76,41 +70,40 @@ class Source:
 
     @property
     def classes(self) -> list[Class]:
-        """The classes; a label index is a place in this list."""
+        """The classes; label indices are positions in this list."""
         return list(self.opener.classes)
 
     @property
     def opener(self) -> Opener:
-        """Opener of its files."""
+        """Opener of the dataset's files."""
         spec = self.spec
         return Opener(spec.file_bands, spec.reader, spec.code(), self.merge, spec.align)
 
     @property
     def splits(self) -> dict[str, Split]:
-        """The available splits: the spec's own, and always a `train` and a `val`.
+        """Splits of the spec; without a `val` there, spatial blocks of `train` are held out for it.
 
-        Where the spec has no `val`, blocks of the training ground are held back for it. They are
-        the same in every run, so that `NAME:val` is never ground that a model has learnt.
+        The blocks are the same in every run, so that a model is never trained on `NAME:val`.
         """
-        own = self.spec.splits
-        if "val" in own or not self.holdout:
-            return own
-        train = own.get("train", Split())
+        splits = self.spec.splits
+        if "val" in splits or not self.holdout:
+            return splits
+        train = splits.get("train", Split())
         return {
-            **own,
+            **splits,
             "train": train.model_copy(update={"exclude": (*train.exclude, "val")}),
             "val": train.model_copy(update={"blocks": self.holdout, "images": None}),
         }
 
     def pairs(self, split: str | None = None) -> list[Pair]:
-        """List images with their labels, cut down to the ground of a split.
+        """Return the images of a split with their labels, limited to the pixels of the split.
 
         Args:
-            split: A split instead of the one the source was located with; with neither, all.
+            split: A split in place of `self.split`; if both are None, all images.
 
         Raises:
             RssegError: Images without label, labels without image, files of another band count or
-                type, an unknown split or domain, or a split without any ground.
+                type, an unknown split or domain, or a split without images.
         """
         name = split or self.split
         if name is None:
@@ -120,62 +113,60 @@ class Source:
         return self._select(self.splits[name], name)
 
     def training_and_validation(self) -> tuple[list[Pair], list[Pair]]:
-        """List the pairs to train on (the split asked for, else `train`) and those of `val`.
+        """Return the training pairs (of `self.split`, else of `train`) and those of `val`.
 
-        They share no ground: what `val` has of an image is cut out of the training pairs.
+        They share no pixels: the windows of `val` are cut out of the training pairs.
 
         Raises:
-            RssegError: As `pairs`; nothing is labelled; or all training ground is in `val`.
+            RssegError: As `pairs`; nothing is labelled; or `val` contains all training pixels.
         """
         name = self.split or ("train" if "train" in self.splits else "")
         training = self.pairs(name or None)
-        whole = name in self.splits and not self.splits[name].holds_back
-        validation = self.pairs("val") if "val" in self.splits and not whole else []
-        held: dict[Path, list[Window]] = {}
+        all_for_training = name in self.splits and not self.splits[name].holds_back
+        validation = self.pairs("val") if "val" in self.splits and not all_for_training else []
+        holdout: dict[Path, list[Window]] = {}
         for pair in validation:
-            held.setdefault(pair.image, []).extend(pair.ground)
-        kept = [cut_out(pair, held.get(pair.image, ())) for pair in training]
-        left = [pair for pair in kept if pair is not None]
-        if not any(pair.label for pair in left):
-            what = "has no labels" if left else "is all held back for validation"
+            holdout.setdefault(pair.image, []).extend(pair.windows)
+        remaining = [cut_out(pair, holdout.get(pair.image, ())) for pair in training]
+        training = [pair for pair in remaining if pair is not None]
+        if not any(pair.label for pair in training):
+            what = "has no labels" if training else "is held out for validation as a whole"
             raise RssegError(
                 f"{self.spec.name}{f':{name}' if name else ''} {what}",
                 where=str(self.root),
                 fix=f"another split: {', '.join(self.splits)}",
             )
-        return left, validation
+        return training, validation
 
     def bands(self, pairs: Sequence[Pair] | None = None) -> Bands:
-        """Describe the channels, with the spec's mean and std or those of the training ground.
+        """Describe the channels.
 
         Args:
-            pairs: Ground to measure where the spec gives no numbers; by default all of the source.
+            pairs: Images to measure mean and std on if the spec has none; by default all.
         """
         spec = self.spec
-        chosen = self.pairs() if pairs is None else list(pairs)
-        if spec.norm is not None:
-            mean, std = spec.norm.mean, spec.norm.std
-        else:
-            mean, std = measure(self.opener, chosen)
+        pairs = self.pairs() if pairs is None else pairs
+        norm = spec.norm
+        mean, std = (norm.mean, norm.std) if norm is not None else measure(self.opener, pairs)
         return Bands(
             names=tuple(band.name for band in spec.bands),
             wavelengths_nm=tuple(band.wavelength_nm for band in spec.bands),
             mean=mean,
             std=std,
-            dtype=chosen[0].place.dtype,
+            dtype=pairs[0].info.dtype,
             scale=spec.scale,
             gsd_m=spec.gsd_m,
             bandwidths_nm=tuple(band.bandwidth_nm for band in spec.bands),
         )
 
-    def keep(self, fallback: Path) -> Path | None:
-        """Write the spec of a folder that had none, for the user to name the classes.
+    def save_inferred_spec(self, fallback: Path) -> Path | None:
+        """Write an inferred spec as `dataset.yaml`, for the user to edit.
 
         Args:
-            fallback: Folder to write into when the dataset's own is read-only.
+            fallback: Folder to write into if the dataset's folder is read-only.
 
         Returns:
-            The file written; None when the spec came from a file.
+            The file written; None if the spec was not inferred.
         """
         if not self.remark:
             return None
@@ -188,18 +179,22 @@ class Source:
         raise UnreadableError("the folder cannot be written to", where=str(fallback))
 
     def entries(self) -> list[ImageEntry]:
-        """List every image on disk with its label, once labels without an image are refused."""
+        """Return every image on disk with its label.
+
+        Raises:
+            RssegError: There are no images, or there are labels without an image.
+        """
         if self._entries is None:
-            found = find_entries(self.spec, self.root)
-            lost = orphans(self.spec, self.root, found)
-            if lost:
-                names = listed([path.name for path in lost], 8)
+            entries = find_entries(self.spec, self.root)
+            labels = orphans(self.spec, self.root, entries)
+            if labels:
+                names = listed([path.name for path in labels], 8)
                 raise RssegError(
-                    f"no image for {counted(len(lost), 'label')}: {names}",
-                    where=str(lost[0].parent),
+                    f"no image for {counted(len(labels), 'label')}: {names}",
+                    where=str(labels[0].parent),
                     fix="add the images, or move these labels away",
                 )
-            self._entries = found
+            self._entries = entries
         return self._entries
 
     def _select(self, split: Split, name: str) -> list[Pair]:
@@ -209,43 +204,43 @@ class Source:
             if self.admits(split, entry) and self._in_domain(entry)
         ]
         if not entries:
-            asked = " ".join(part for part in (name, self.domain) if part)
+            selection = " ".join(filter(None, (name, self.domain)))
             raise RssegError(
-                f"no image of {self.spec.name} belongs to {asked}",
+                f"no image of {self.spec.name} belongs to {selection}",
                 where=str(self.root),
                 fix=f"splits: {', '.join(self.splits)}; domains: {', '.join(self.domains())}",
             )
-        self._need_labels(entries, split)
+        self._check_labels(entries, split)
         pairs = [self._pair(entry) for entry in entries]
-        _check_alike(pairs, self.spec)
-        ground = {other: self.splits[other] for other in split.exclude if _cuts(self.splits[other])}
-        dealt = split.blocks is not None or any(each.blocks for each in ground.values())
-        plan = self._deal() if dealt else None
-        cut = [restrict(pair, split, name, ground, plan) for pair in pairs]
-        return [pair for pair in cut if pair is not None]
+        _check_images(pairs, self.spec)
+        others = {other: self.splits[other] for other in split.exclude if _cuts(self.splits[other])}
+        blocks = split.blocks is not None or any(other.blocks for other in others.values())
+        plan = self._split_plan() if blocks else None
+        restricted = [restrict(pair, split, name, others, plan) for pair in pairs]
+        return [pair for pair in restricted if pair is not None]
 
     def admits(self, split: Split, entry: ImageEntry) -> bool:
-        """Return whether any part of an image is in a split."""
-        whole = [self.splits[other] for other in split.exclude if not _cuts(self.splits[other])]
+        """Return whether any pixels of an image are in a split."""
+        others = [self.splits[other] for other in split.exclude]
         return selects(split, entry, self.root) and not any(
-            selects(other, entry, self.root) for other in whole
+            selects(other, entry, self.root) for other in others if not _cuts(other)
         )
 
-    def _deal(self) -> SplitPlan:
+    def _split_plan(self) -> SplitPlan:
         """Assign blocks of all scenes to the splits with a fraction, once."""
         if self._plan is None:
-            asking = {name: each for name, each in self.splits.items() if each.blocks}
+            splits = self.splits
+            fractions = {name: split.blocks for name, split in splits.items() if split.blocks}
             counted = [
-                any(self.admits(split, entry) for split in asking.values())
+                any(self.admits(splits[name], entry) for name in fractions)
                 for entry in self.entries()
             ]
             pairs = [self._pair(entry) for entry in self.entries()]
-            fractions = {name: each.blocks for name, each in asking.items() if each.blocks}
             self._plan = plan_blocks(self.opener, pairs, counted, fractions)
         return self._plan
 
     def domains(self) -> list[str]:
-        """List the names of the domains found on disk."""
+        """Return the names of all domains on disk."""
         return sorted({name for entry in self.entries() for name in self._domains(entry)})
 
     def domain_of(self, entry: ImageEntry) -> str | None:
@@ -253,7 +248,7 @@ class Source:
         return next(self._domains(entry), None)
 
     def _domains(self, entry: ImageEntry) -> Iterator[str]:
-        """List the domains of an image: those of the spec first, then that in its path."""
+        """Yield the domains of an image: those of the spec first, then the one in its path."""
         for name, selection in self.spec.domains.items():
             if selects(selection, entry, self.root):
                 yield name
@@ -267,58 +262,59 @@ class Source:
             raise unknown("domain", self.domain, self.domains(), where=self.spec.name)
         return self.domain in self._domains(entry)
 
-    def _need_labels(self, entries: Sequence[ImageEntry], split: Split) -> None:
-        withheld = [each for each in self.splits.values() if not each.labelled]
-        bare = [
+    def _check_labels(self, entries: Sequence[ImageEntry], split: Split) -> None:
+        """Raise an error for images without label, if that is not a property of their split."""
+        withheld = [other for other in self.splits.values() if not other.labelled]
+        missing = [
             entry.image.name
             for entry in entries
             if entry.label is None and not any(selects(w, entry, self.root) for w in withheld)
         ]
-        if bare and split.labelled and any(entry.label for entry in self.entries()):
+        if missing and split.labelled and any(entry.label for entry in self.entries()):
             raise RssegError(
-                f"no label for {counted(len(bare), 'image')}: {listed(bare, 8)}",
+                f"no label for {counted(len(missing), 'image')}: {listed(missing, 8)}",
                 where=str(self.root),
                 fix="add labels of the same name, or move these images away",
             )
 
     def _pair(self, entry: ImageEntry) -> Pair:
-        if entry.image not in self._places:
-            self._places[entry.image] = self.opener.place(entry.image)
+        if entry.image not in self._info:
+            self._info[entry.image] = self.opener.info(entry.image)
         return Pair(
             name=entry.name,
             image=entry.image,
             label=entry.label,
             domain=self.domain_of(entry),
             regions=None,
-            place=self._places[entry.image],
+            info=self._info[entry.image],
         )
 
 
 def _cuts(split: Split) -> bool:
-    """Return whether a split uses parts of images rather than whole ones."""
+    """Return whether a split uses windows of images rather than whole ones."""
     return split.box is not None or split.blocks is not None
 
 
-def _check_alike(pairs: Sequence[Pair], spec: DatasetSpec) -> None:
-    """Check that images have the bands and type of the spec, and of each other."""
-    first = pairs[0].place
-    for place in (pair.place for pair in pairs):
-        if place.bands != first.bands:
+def _check_images(pairs: Sequence[Pair], spec: DatasetSpec) -> None:
+    """Check that all images have the bands and data type of the spec and of each other."""
+    first = pairs[0].info
+    for info in (pair.info for pair in pairs):
+        if info.bands != first.bands:
             raise RssegError(
                 f"images differ in bands: {Path(first.path).name} has {first.bands}, "
-                f"{Path(place.path).name} has {place.bands}",
-                where=f"{first.path}, {place.path}",
+                f"{Path(info.path).name} has {info.bands}",
+                where=f"{first.path}, {info.path}",
                 fix="keep images of one kind, or list the `band` numbers to read in dataset.yaml",
             )
         dtype = spec.dtype or first.dtype
-        if place.dtype != dtype:
+        if info.dtype != dtype:
             raise RssegError(
-                f"{Path(place.path).name} holds {place.dtype}, not {dtype}",
-                where=place.path,
+                f"{Path(info.path).name} holds {info.dtype}, not {dtype}",
+                where=info.path,
                 fix=f"convert it, or correct `dtype` (the first image holds {first.dtype})",
             )
-    listed = all(band.band is not None for band in spec.bands)
-    if first.bands != len(spec.bands) and not listed:
+    numbered = all(band.band is not None for band in spec.bands)
+    if first.bands != len(spec.bands) and not numbered:
         names = " ".join(band.name for band in spec.bands)
         raise RssegError(
             f"{Path(first.path).name} has {counted(first.bands, 'band')}, {spec.name} has "

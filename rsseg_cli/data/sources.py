@@ -1,4 +1,4 @@
-"""The labelled data of a run: training and validation scenes, classes, bands."""
+"""Labelled data of a run: training and validation scenes, classes, bands."""
 
 from __future__ import annotations
 
@@ -20,44 +20,40 @@ from rsseg_cli.settings import Json, Strict
 
 @dataclass
 class Sources:
-    """The datasets of `--src`, opened and split.
-
-    Attributes:
-        sources: The datasets.
-        train: Training scenes per dataset.
-        validation: Validation scenes per dataset, disjoint from every training tile; may be empty.
-        classes: The classes, the same in all datasets.
-        bands: The channels, with mean and std over the training scenes of all datasets.
-    """
+    """The datasets of `--src`, opened and split."""
 
     class Config(Strict):
         """The section `data`: datasets and tiles."""
 
         src: tuple[str, ...] = ()
-        """Datasets as `--src` takes them."""
+        """Datasets, in the form of `--src`."""
         class_map: str | None = None
-        """Class map (`--class-map`) that is applied to all datasets."""
+        """Class map that is applied to all datasets."""
         tile: int = Field(512, ge=8)
         """Side of a training tile in pixels."""
         sampling: Literal["uniform", "balanced"] = "uniform"
-        """Position of tiles: anywhere, or around a pixel of a class drawn uniformly."""
+        """Tile positions: `uniform` over all pixels, or `balanced` over the classes."""
         val_fraction: float = Field(0.2, ge=0, lt=1)
-        """Fraction of the labelled area held out for validation where the dataset has no split."""
+        """Fraction of the labelled area held out for validation if the dataset has no `val`."""
         class_weights: Literal["none", "balanced"] = "none"
         """`balanced` weights classes by the inverse square root of their frequency, at most 10."""
 
     sources: list[Source]
     train: list[SourcePairs]
+    """Training scenes per dataset."""
     validation: list[SourcePairs]
+    """Validation scenes per dataset, disjoint from all training pixels; may be empty."""
     classes: list[Class]
+    """The classes, the same in all datasets."""
     bands: Bands
+    """The channels, with mean and std over the training scenes of all datasets."""
 
     @classmethod
     def open(cls, config: Config, *, data_root: Path | None) -> Sources:
         """Open the datasets and split them.
 
         Raises:
-            RssegError: No dataset is named or found, or datasets do not fit together.
+            RssegError: There is no dataset, or the datasets differ in classes, bands or scale.
         """
         if not config.src:
             raise RssegError(
@@ -74,7 +70,7 @@ class Sources:
             for text in config.src
         ]
         for other in sources[1:]:
-            _check_alike(sources[0], other)
+            _check_same(sources[0], other)
         splits = [(source, *source.training_and_validation()) for source in sources]
         return cls(
             sources,
@@ -90,48 +86,48 @@ class Sources:
         return "+".join(source.spec.name for source in self.sources)
 
     def fingerprints(self) -> list[Json]:
-        """Return per dataset a hash of its files' names and sizes; contents are not read."""
-        prints: list[Json] = []
+        """Return a description of each dataset, with a hash of its file names and sizes."""
+        fingerprints: list[Json] = []
         for source, (_, pairs) in zip(self.sources, self.train, strict=True):
-            total = hashlib.sha256()
+            digest = hashlib.sha256()
             for pair in pairs:
                 for path in (pair.image, pair.label):
                     size = path.stat().st_size if path is not None and path.exists() else 0
-                    total.update(f"{path and path.name} {size}\n".encode())
-            prints.append(
+                    digest.update(f"{path and path.name} {size}\n".encode())
+            fingerprints.append(
                 {
                     "name": source.spec.name,
                     "root": str(source.root),
                     "licence": source.spec.licence,
                     "train": len(pairs),
-                    "fingerprint": total.hexdigest()[:16],
+                    "fingerprint": digest.hexdigest()[:16],
                 }
             )
-        return prints
+        return fingerprints
 
 
-def _check_alike(first: Source, other: Source) -> None:
-    for what, ours, theirs in (
+def _check_same(first: Source, other: Source) -> None:
+    for key, values, other_values in (
         ("classes", [c.name for c in first.classes], [c.name for c in other.classes]),
         ("bands", [b.name for b in first.spec.bands], [b.name for b in other.spec.bands]),
         ("scale", [str(first.spec.scale)], [str(other.spec.scale)]),
     ):
-        if ours != theirs:
+        if values != other_values:
             raise RssegError(
-                f"the sources differ in {what}: {', '.join(ours)} / {', '.join(theirs)}",
+                f"the sources differ in {key}: {', '.join(values)} / {', '.join(other_values)}",
                 where=f"{first.spec.name} and {other.spec.name}",
-                fix=f"the same `{what}` in the same order in both dataset.yaml",
+                fix=f"the same `{key}` in the same order in both dataset.yaml",
             )
 
 
 def _pooled(bands: Sequence[Bands]) -> Bands:
-    """Pool mean and std over datasets, each with the same weight."""
+    """Pool mean and std over datasets of equal weight."""
     if len(bands) == 1:
         return bands[0]
     mean, std = [], []
     for channel in range(len(bands[0])):
-        centre = sum(b.mean[channel] for b in bands) / len(bands)
-        second = sum(b.std[channel] ** 2 + b.mean[channel] ** 2 for b in bands) / len(bands)
-        mean.append(centre)
-        std.append((second - centre**2) ** 0.5)
+        first_moment = sum(b.mean[channel] for b in bands) / len(bands)
+        second_moment = sum(b.std[channel] ** 2 + b.mean[channel] ** 2 for b in bands) / len(bands)
+        mean.append(first_moment)
+        std.append((second_moment - first_moment**2) ** 0.5)
     return bands[0].model_copy(update={"mean": tuple(mean), "std": tuple(std)})

@@ -1,1 +1,1 @@
-"""Synthetic sample data, and all steps from training to scores on it."""
+"""Synthetic sample data, and a run on it from training to scores."""

@@ -1,4 +1,4 @@
-"""The simplest classifier there is: each pixel gets the class whose mean spectrum is nearest."""
+"""Nearest-mean classifier: each pixel gets the class with the nearest mean spectrum."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from rsseg_cli.metrics.confusion import ConfusionMatrix
 
 def nearest_mean(train: CoveringTiles, test: CoveringTiles, classes: Sequence[Class]) -> float:
     """Compute class means on `train` and return the mIoU of the nearest mean on `test`."""
-    means = _means(train, len(classes))
+    means = _class_means(train, len(classes))
     matrix = ConfusionMatrix(classes)
     for number in range(len(test)):
         batch = test[number]
         image = batch.image.numpy().astype(np.float64)  # (B, C, H, W)
-        apart = ((image[:, None] - means[None, :, :, None, None]) ** 2).sum(2)
-        matrix.update(apart.argmin(1), batch.label.numpy())
+        distances = ((image[:, None] - means[None, :, :, None, None]) ** 2).sum(2)
+        matrix.update(distances.argmin(1), batch.label.numpy())
     return matrix.scores().miou or 0.0
 
 
-def _means(tiles: CoveringTiles, classes: int) -> NDArray[np.float64]:
-    """Average the spectrum of each class: (K, C)."""
+def _class_means(tiles: CoveringTiles, classes: int) -> NDArray[np.float64]:
+    """Return the mean spectrum of each class (K, C)."""
     sums: NDArray[np.float64] | float = 0.0
     counts = np.zeros(classes)
     for number in range(len(tiles)):
         batch = tiles[number]
         pixels = batch.image.numpy().astype(np.float64).transpose(0, 2, 3, 1)
         label = batch.label.numpy()
-        known = label != IGNORE
-        one_hot = np.eye(classes)[label[known]]
-        sums = sums + one_hot.T @ pixels[known]
+        labelled = label != IGNORE
+        one_hot = np.eye(classes)[label[labelled]]
+        sums = sums + one_hot.T @ pixels[labelled]
         counts += one_hot.sum(0)
     means: NDArray[np.float64] = sums / counts[:, None]
     return means

@@ -1,4 +1,4 @@
-"""The guided run: make a sample, fit on one region, map the other, score the map."""
+"""The demo: write sample data, fit on one region, predict the other and score the map."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ SETTINGS = {
     "augment.band_gain": 0.15,
     "augment.band_offset": 0.4,
 }
-"""A model for a minute on two cores, with radiometric changes strong enough for the haze."""
+"""A minute of training on two cores; the radiometric augmentation covers the haze."""
 BANDS_SHOWN = (4, 3, 2)
-"""Near infrared, red, green as red, green, blue."""
+"""Bands of the quicklook: near infrared, red and green as RGB."""
 
 
 @dataclass(frozen=True)
 class Demo:
-    """Files and scores of the demo; the keys of `demo --json`."""
+    """Files and scores of the demo."""
 
     map: str
     report: str
@@ -59,18 +59,18 @@ class Demo:
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
-        """Return the machine-readable form."""
+        """Return the keys of `demo --json`."""
         return asdict(self)
 
     def show(self) -> None:
-        """Print where everything lies, and the scores."""
+        """Print files and scores."""
         console = Console(highlight=False, soft_wrap=True)
         console.print(f"map        {self.map}")
         console.print(f"report     {self.report}")
         console.print(f"quicklook  {self.quicklook}")
         console.print(
-            f"mIoU {100 * self.miou:.1f} on a scene of a region it never saw; the nearest class "
-            f"mean, pixel by pixel, reaches {100 * self.baseline_miou:.1f} ({self.seconds:.0f} s)"
+            f"mIoU {100 * self.miou:.1f} on a scene of an unseen region; the nearest class mean "
+            f"per pixel has {100 * self.baseline_miou:.1f} ({self.seconds:.0f} s)"
         )
 
 
@@ -80,11 +80,11 @@ def run(
     """Run the demo; the same seed gives the same scores on one machine.
 
     Args:
-        folder: Where the sample, the run, the map and the report go.
-        seed: Of the sample and of the training.
+        folder: Output folder of the sample, the run, the map and the report.
+        seed: Seed of the sample and of the training.
         device: auto, cpu, cuda or cuda:N.
         overwrite: Replace an earlier demo.
-        quiet: No progress.
+        quiet: Show no progress.
 
     Raises:
         OutputExistsError: There is an earlier demo in the folder.
@@ -92,14 +92,16 @@ def run(
     started = time.perf_counter()
     if (folder / "run").exists() and not overwrite:
         raise OutputExistsError(
-            f"{folder} holds an earlier demo", where=str(folder), fix="--overwrite, or another -o"
+            f"{folder} contains an earlier demo",
+            where=str(folder),
+            fix="--overwrite, or another -o",
         )
-    pick_device(device)  # refuses before anything is written
-    learnt, unseen = write_sample(folder / "sample", seed=seed)
+    pick_device(device)  # raises before anything is written
+    seen, unseen = write_sample(folder / "sample", seed=seed)
     config = resolve(
         method="full",
         file=None,
-        sources=[str(learnt)],
+        sources=[str(seen)],
         backbone="vit_tiny",
         head="linear",
         changes=[f"{key}={value}" for key, value in SETTINGS.items()] + [f"training.seed={seed}"],
@@ -108,7 +110,7 @@ def run(
         folder=folder / "run", device=device, overwrite=overwrite, quiet=quiet
     )
     job = prepare_fit(config, options)
-    fitted = jobs.run(job)
+    model = Path(jobs.run(job).model)
     scene = unseen / "images" / f"{REGIONS[1].name}_2.tif"
     truth = unseen / "labels" / scene.name
     target = folder / f"{scene.stem}.seg.tif"
@@ -116,23 +118,22 @@ def run(
         PredictOptions(
             scenes=(str(scene),),
             output=target,
-            model=Path(fitted.model),
+            model=model,
             device=device,
             overwrite=overwrite,
             quiet=quiet,
         )
     )
     report = evaluate_map(EvaluateOptions(prediction=target, truth=truth, ignore=(0,)))
-    picture = quicklook(target, CLASSES, image=scene, truth=truth, rgb=BANDS_SHOWN)
-    look = folder / "quicklook.png"
-    look.write_bytes(to_png(picture))
-    report.pictures = {"image, truth, map and errors": look.read_bytes()}
+    picture = to_png(quicklook(target, CLASSES, image=scene, truth=truth, rgb=BANDS_SHOWN))
+    (folder / "quicklook.png").write_bytes(picture)
+    report.pictures = {"image, truth, map and errors": picture}
     report.write(folder / "report")
     assert report.scores is not None
     return Demo(
         map=str(target),
         report=str(folder / "report" / "report.html"),
-        quicklook=str(look),
+        quicklook=str(folder / "quicklook.png"),
         miou=report.scores.miou or 0.0,
         baseline_miou=_baseline(job, unseen, scene.stem),
         seconds=time.perf_counter() - started,
@@ -140,10 +141,10 @@ def run(
 
 
 def _baseline(job: jobs.RunJob, unseen: Path, scene: str) -> float:
-    """Score the nearest class mean, learnt on the same ground, on the same scene."""
+    """Score the nearest class mean of the training pixels on the predicted scene."""
     source = Source.locate(str(unseen))
     pairs = [pair for pair in source.pairs() if pair.name == scene]
     bands = job.sources.bands
-    learnt = CoveringTiles(job.sources.train, bands, tile=256, batch=4)
-    tested = CoveringTiles([(source.opener, pairs)], bands, tile=256, batch=4)
-    return nearest_mean(learnt, tested, CLASSES)
+    train = CoveringTiles(job.sources.train, bands, tile=256, batch=4)
+    test = CoveringTiles([(source.opener, pairs)], bands, tile=256, batch=4)
+    return nearest_mean(train, test, CLASSES)

@@ -1,7 +1,7 @@
 """Synthetic land-cover sample: two regions that differ in season, haze and texture.
 
-Spectra of the classes overlap on purpose: lush fields look like forest and dry fields like roofs,
-pixel by pixel. They differ in texture, so a model needs spatial context.
+The spectra of the classes overlap on purpose: a pixel of a lush field looks like forest, one of a
+dry field like a roof. The classes differ in texture, so that a model needs spatial context.
 """
 
 from __future__ import annotations
@@ -39,25 +39,21 @@ STREET = np.array([0.080, 0.090, 0.100, 0.130])
 
 @dataclass(frozen=True)
 class Region:
-    """Appearance of a region.
-
-    Attributes:
-        name: Also the name of its folder.
-        lush: Mean share of lush vegetation on a field, 0..1: the season.
-        haze: Reflectance that the air adds to blue; less in longer wavelengths.
-        dim: Factor on what comes from the ground.
-        grain: Strength of forest texture.
-        block: Size of buildings in pixels.
-        origin: Easting and northing of the first corner in EPSG:32633.
-    """
+    """Appearance of a region."""
 
     name: str
     lush: float
+    """Mean fraction of lush vegetation on a field, 0..1: the season."""
     haze: float
+    """Reflectance of the air in blue; lower in longer wavelengths."""
     dim: float
+    """Transmittance of the air: factor on surface reflectance."""
     grain: float
+    """Strength of forest texture."""
     block: int
+    """Size of buildings in pixels."""
     origin: tuple[float, float]
+    """Easting and northing of the upper left corner in EPSG:32633."""
 
 
 REGIONS = (
@@ -67,38 +63,38 @@ REGIONS = (
 
 
 def write_sample(folder: Path, *, seed: int = 42, side: int = 384, scenes: int = 3) -> list[Path]:
-    """Write the sample, the same for the same seed.
+    """Write the sample; the same seed writes the same files.
 
-    Each region gets `images/` (4 bands, uint16 reflectance x 10000, a corner without data),
-    `labels/` (the first scene's as polygons in a GeoPackage, the others' as rasters) and a
+    Each region has `images/` (4 bands, uint16 reflectance x 10000, a corner without data),
+    `labels/` (of the first scene as polygons in a GeoPackage, of the others as rasters) and a
     `dataset.yaml`.
 
     Args:
-        folder: Where the regions' folders go.
-        seed: Of all random numbers.
-        side: Rows of a scene in pixels; scenes are a bit wider than high.
+        folder: Parent of the regions' folders.
+        seed: Seed of all random numbers.
+        side: Height of a scene in pixels; scenes are slightly wider.
         scenes: Number of scenes per region.
 
     Returns:
         The folder of each region.
     """
-    written = []
+    folders = []
     for number, region in enumerate(REGIONS):
-        place = folder / region.name
-        (place / "images").mkdir(parents=True, exist_ok=True)
-        (place / "labels").mkdir(exist_ok=True)
+        root = folder / region.name
+        (root / "images").mkdir(parents=True, exist_ok=True)
+        (root / "labels").mkdir(exist_ok=True)
         for index in range(scenes):
             rng = np.random.default_rng([seed, number, index])
-            _write_scene(place, region, index, (side, side + 37), rng)
-        (place / "dataset.yaml").write_text(_dataset(region), encoding="utf-8")
-        written.append(place)
-    return written
+            _write_scene(root, region, index, (side, side + 37), rng)
+        (root / "dataset.yaml").write_text(_dataset_yaml(region), encoding="utf-8")
+        folders.append(root)
+    return folders
 
 
 def _write_scene(
-    place: Path, region: Region, index: int, size: tuple[int, int], rng: np.random.Generator
+    root: Path, region: Region, index: int, size: tuple[int, int], rng: np.random.Generator
 ) -> None:
-    labels, parcels = _ground(size, rng)
+    labels, parcels = _land_cover(size, rng)
     image = _image(labels, parcels, region, rng)
     height, width = size
     gap = np.add.outer(np.arange(height), np.arange(width)) < height // 4
@@ -113,35 +109,32 @@ def _write_scene(
     }  # fmt: skip
     stem = f"{region.name}_{index + 1}"
     with rasterio.open(
-        place / "images" / f"{stem}.tif", "w", count=4, dtype="uint16", nodata=NODATA, **profile
+        root / "images" / f"{stem}.tif", "w", count=4, dtype="uint16", nodata=NODATA, **profile
     ) as file:
         file.write(image)
         file.descriptions = tuple(BANDS)
     labels = np.where(gap, NODATA, labels).astype(np.uint8)
     if index == 0:
-        _write_polygons(place / "labels" / f"{stem}.gpkg", labels, profile["transform"])
+        _write_polygons(root / "labels" / f"{stem}.gpkg", labels, profile["transform"])
         return
     with rasterio.open(
-        place / "labels" / f"{stem}.tif", "w", count=1, dtype="uint8", nodata=NODATA, **profile
+        root / "labels" / f"{stem}.tif", "w", count=1, dtype="uint8", nodata=NODATA, **profile
     ) as file:
         file.write(labels, 1)
 
 
 def _write_polygons(path: Path, labels: NDArray[np.uint8], transform: rasterio.Affine) -> None:
     names = {cls.id: cls.name for cls in CLASSES}
-    found = [
-        (shape(polygon), names[int(value)])
-        for polygon, value in shapes(labels, mask=labels != NODATA, transform=transform)
-    ]
+    polygons = list(shapes(labels, mask=labels != NODATA, transform=transform))
     geopandas.GeoDataFrame(
-        {"cover": [name for _, name in found]},
-        geometry=[polygon for polygon, _ in found],
+        {"cover": [names[int(value)] for _, value in polygons]},
+        geometry=[shape(polygon) for polygon, _ in polygons],
         crs="EPSG:32633",
     ).to_file(path, driver="GPKG", layer="cover")
 
 
-def _ground(size: tuple[int, int], rng: np.random.Generator) -> tuple[NDArray[np.uint8], Plane]:
-    """Generate class ids (h, w), and for each pixel the random number 0..1 of its field."""
+def _land_cover(size: tuple[int, int], rng: np.random.Generator) -> tuple[NDArray[np.uint8], Plane]:
+    """Generate class ids (h, w), and the random number 0..1 of the field of each pixel (h, w)."""
     parcels = _parcels(size, rng)
     labels = np.full(size, 3, np.uint8)
     wood, town, height = (_noise(size, scale, rng) for scale in (16, 24, 32))
@@ -152,7 +145,7 @@ def _ground(size: tuple[int, int], rng: np.random.Generator) -> tuple[NDArray[np
 
 
 def _parcels(size: tuple[int, int], rng: np.random.Generator) -> Plane:
-    """Return a tilted grid of fields of random widths; one number per field."""
+    """Generate a tilted grid of fields of random widths, with one number 0..1 per field."""
     rows, columns = np.indices(size).astype(float)
     angle = rng.uniform(-0.5, 0.5)
     along = rows * np.cos(angle) + columns * np.sin(angle) + 1000
@@ -166,10 +159,10 @@ def _parcels(size: tuple[int, int], rng: np.random.Generator) -> Plane:
 def _image(
     labels: NDArray[np.uint8], parcels: Plane, region: Region, rng: np.random.Generator
 ) -> NDArray[np.uint16]:
-    """Paint the classes with spectra and texture, then look through the air: (4, h, w)."""
+    """Render the spectra and textures of the classes, then the atmosphere: (4, h, w)."""
     size = labels.shape
-    share = np.clip(parcels * 1.6 - 0.8 + region.lush, 0, 1)[..., None]
-    crop = share * LUSH + (1 - share) * DRY
+    lush = np.clip(parcels * 1.6 - 0.8 + region.lush, 0, 1)[..., None]
+    crop = lush * LUSH + (1 - lush) * DRY
     crop = crop * (1 + 0.03 * _noise(size, 2, rng))[..., None]
     crowns = 1 + region.grain * _noise(size, 0.8, rng)
     forest = FOREST * np.clip(crowns, 0.3, 2.0)[..., None]
@@ -177,17 +170,17 @@ def _image(
     green = (_noise(size, 1.5, rng) > 1.1)[..., None]
     town = np.where(green, LUSH, roofs * ROOF + (1 - roofs) * STREET)
     water = WATER * (1 + 0.04 * _noise(size, 3, rng))[..., None]
-    ground = np.select(
+    surface = np.select(
         [(labels == k)[..., None] for k in (1, 2, 3, 4)], [water, forest, crop, town]
     )
     air = region.haze * np.array([1.0, 0.75, 0.55, 0.25])
     cloudiness = (1 + 0.3 * _noise(size, 40, rng))[..., None]
-    seen = ground * region.dim + air * cloudiness + rng.normal(0, 0.004, (*size, 4))
-    return np.clip(seen * 10_000, 1, 10_000).astype(np.uint16).transpose(2, 0, 1)
+    sensor = surface * region.dim + air * cloudiness + rng.normal(0, 0.004, (*size, 4))
+    return np.clip(sensor * 10_000, 1, 10_000).astype(np.uint16).transpose(2, 0, 1)
 
 
 def _blocks(size: tuple[int, int], side: int, rng: np.random.Generator) -> Plane:
-    """Scatter square roofs of different brightness between streets: (h, w), 0..1."""
+    """Generate square roofs of random brightness between streets: (h, w), streets are 0."""
     coarse = rng.choice([0.0, 0.6, 0.9, 1.2], (size[0] // side + 1, size[1] // side + 1))
     blocks: Plane = coarse.repeat(side, 0).repeat(side, 1)[: size[0], : size[1]]
     rows, columns = np.indices(size)
@@ -195,7 +188,7 @@ def _blocks(size: tuple[int, int], side: int, rng: np.random.Generator) -> Plane
 
 
 def _noise(size: tuple[int, int], scale: float, rng: np.random.Generator) -> Plane:
-    """Return Gaussian noise of mean 0 and variance 1, smooth over `scale` pixels."""
+    """Generate Gaussian noise of mean 0 and variance 1, smooth over `scale` pixels."""
     spectrum = np.fft.rfft2(rng.standard_normal(size))
     rows, columns = np.fft.fftfreq(size[0])[:, None], np.fft.rfftfreq(size[1])[None]
     smooth = np.fft.irfft2(
@@ -205,7 +198,7 @@ def _noise(size: tuple[int, int], scale: float, rng: np.random.Generator) -> Pla
     return scaled
 
 
-def _dataset(region: Region) -> str:
+def _dataset_yaml(region: Region) -> str:
     lines = [
         f"name: {region.name}",
         f"title: Generated land cover, region {region.name}",

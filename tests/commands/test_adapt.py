@@ -178,7 +178,7 @@ def test_scenes_are_resampled(tmp_path: Path) -> None:
     opener: Opener = source.opener
     pair = source.pairs()[0]
     coarse = resampled(opener, pair, 20.0, tmp_path / "scenes")
-    assert (coarse.place.width, coarse.place.height) == (56, 48)
+    assert (coarse.info.width, coarse.info.height) == (56, 48)
     with opener.scene(pair.image) as fine, opener.scene(coarse.image) as small:
         whole, _ = fine.read(Window(0, 0, 112, 96))
         half, _ = small.read(Window(0, 0, 56, 48))
@@ -201,7 +201,7 @@ def test_held_back_tiles_are_never_learnt(tmp_path: Path) -> None:
     area = left[0].area + kept[0].area
     assert area == 96 * 112
     assert kept[0].area / area == pytest.approx(0.25, abs=0.12)
-    crossing = [a.intersect(b) for a in left[0].ground for b in kept[0].ground]
+    crossing = [a.intersect(b) for a in left[0].windows for b in kept[0].windows]
     assert not any(crossing)
     assert hold_out([part], 0.25, 32)[1] == held
     _, label, valid = Handles().read(opener, left[0], Window(-8, 0, 32, 32), fill=(0.0, 0.0, 0.0))

@@ -147,7 +147,7 @@ def labels_of(opener: Opener, pair: Pair) -> NDArray[np.uint8]:
     """Read all labels (h, w) of a pair."""
     reader = opener.labels(pair)
     assert reader is not None
-    found = reader.read(Window(0, 0, pair.place.width, pair.place.height))
+    found = reader.read(Window(0, 0, pair.info.width, pair.info.height))
     reader.close()
     return found
 
@@ -216,7 +216,7 @@ def test_another_pixel_size_is_told_and_resampled_on_demand(tmp_path: Path) -> N
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fine = open_targets(tmp_path, gsd_m=10.0)
-    sizes = [found.train[0][1][0].place for found in (plain, fine)]
+    sizes = [found.train[0][1][0].info for found in (plain, fine)]
     assert [(place.width, place.height) for place in sizes] == [(112, 96), (224, 192)]
 
 

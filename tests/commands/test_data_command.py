@@ -321,7 +321,7 @@ map: {class 1: land, class 2: land}
     [
         (", class 2: land", "", "leaves out 1 class: class 2"),
         ("class 2", "clas 2", "clas 2 is not a known class"),
-        ("class 2: land", "class 2: lnad", "map leads to lnad"),
+        ("class 2: land", "class 2: lnad", "map: lnad is not one of the classes"),
         ("name: sea", "name: land", "name land occurs twice"),
     ],
 )

@@ -11,7 +11,7 @@ from runs import SMALL, rsseg
 from rsseg_cli import presets
 from rsseg_cli.commands.evaluate.experiment import Chosen, Experiment
 from rsseg_cli.config import resolve
-from rsseg_cli.data.resolve_source import take_apart
+from rsseg_cli.data.resolve_source import parse_source
 from rsseg_cli.data.spec.class_map import ClassMap
 from rsseg_cli.data.spec.dataset_spec import DatasetSpec
 from rsseg_cli.errors import RssegError
@@ -24,7 +24,7 @@ QUICK = [
 
 
 def spec_of(text: str) -> tuple[DatasetSpec, str | None, str | None]:
-    name, split, domain = take_apart(text)
+    name, split, domain = parse_source(text)
     return presets.read(presets.find("datasets", name)).parse(DatasetSpec), split, domain
 
 

@@ -99,7 +99,7 @@ def test_splits_are_those_published_and_share_nothing(name: str, roots: dict[str
     assert validation
     for pair in train:
         for other in (held for held in validation if held.image == pair.image):
-            common = [a.intersect(b) for a in pair.ground for b in other.ground]
+            common = [a.intersect(b) for a in pair.windows for b in other.windows]
             assert not any(common), f"{pair.name} is learnt from and validated on"
     if "test" in source.spec.splits and "val" in source.spec.splits:
         learnt = {pair.image for pair in train}
@@ -124,7 +124,7 @@ def test_bands_and_ids_are_read_as_described(name: str, roots: dict[str, Path]) 
     names = [band.name for band in source.spec.bands]
     assert names == list(tree.bands)
     x0, y0, x1, y1 = tree.margin or (0, 0, WIDTH, HEIGHT)
-    assert (pair.place.width, pair.place.height) == (x1 - x0, y1 - y0)
+    assert (pair.info.width, pair.info.height) == (x1 - x0, y1 - y0)
     window = Window(0, 0, x1 - x0, y1 - y0)
     with opener.scene(pair.image) as scene:
         samples, valid = scene.read(window)
@@ -187,8 +187,8 @@ def test_margins_of_five_billion_pixels_are_the_published_ones() -> None:
 def test_flair_lies_in_lambert_93(roots: dict[str, Path]) -> None:
     for name in ("flair1_12", "flair1_13", "flair1_19"):
         pair = locate(name, roots, ":train").pairs()[0]
-        assert pair.place.crs is not None
-        assert pair.place.crs.to_epsg() == 2154
+        assert pair.info.crs is not None
+        assert pair.info.crs.to_epsg() == 2154
 
 
 def test_palette_files_are_read_by_their_ids(roots: dict[str, Path]) -> None:

@@ -26,11 +26,11 @@ def test_a_folder_is_discovered_and_written_down(tmp_path: Path) -> None:
     assert [pair.name for pair in pairs] == ["a", "b"]
     assert [pair.label and pair.label.name for pair in pairs] == ["a.tif", "b.tif"]
     assert source.spec.gsd_m == 10.0
-    written = source.keep(tmp_path / "run")
+    written = source.save_inferred_spec(tmp_path / "run")
     assert written == tmp_path / "dataset.yaml"
     again = Source.locate(str(tmp_path))
     assert again.spec == source.spec
-    assert again.keep(tmp_path) is None
+    assert again.save_inferred_spec(tmp_path) is None
 
 
 # --- layouts --------------------------------------------------------------------------------------
@@ -61,8 +61,8 @@ def test_folders_of_usual_names(tmp_path: Path, images: str, labels: str, ending
     source = Source.locate(str(tmp_path))
     assert labels_of(source) == expected
     assert f"{images}/ with {labels}/ is assumed from the names." in source.remark
-    assert (f"named like its image, with {ending} behind" in source.remark) == bool(ending)
-    source.keep(tmp_path)
+    assert (f"the name of their image, followed by {ending}." in source.remark) == bool(ending)
+    source.save_inferred_spec(tmp_path)
     assert labels_of(Source.locate(str(tmp_path))) == labels_of(source)
 
 
@@ -75,9 +75,9 @@ def test_labels_beside_their_images(tmp_path: Path, ending: str) -> None:
     (tmp_path / "notes.txt").write_text("no raster")
     source = Source.locate(str(tmp_path))
     assert labels_of(source) == expected
-    assert "looking at 3 images and 3 labels" in source.remark
+    assert "Inferred from 3 images and 3 labels" in source.remark
     assert f"Files named *{ending} are assumed to be the labels" in source.remark
-    source.keep(tmp_path)
+    source.save_inferred_spec(tmp_path)
     assert labels_of(Source.locate(str(tmp_path))) == expected
 
 
@@ -184,8 +184,8 @@ def test_255_beside_0_is_no_class_where_the_spec_says_so(tmp_path: Path) -> None
     image(tmp_path, "images/a.tif")
     label(tmp_path, "labels/a.tif", (0, 255))
     source = Source.locate(str(tmp_path))
-    assert "`ignore: [255]` if 255 means no class" in source.remark
-    written = source.keep(tmp_path)
+    assert "`ignore: [255]` if 255 is not a class" in source.remark
+    written = source.save_inferred_spec(tmp_path)
     assert written is not None
     seen = {}
     for ignore in ("", "ignore: [255]\n"):
@@ -261,7 +261,7 @@ def test_attributes_become_classes(
     source = Source.locate(str(tmp_path))
     assert [(one.id, one.name) for one in source.classes] == classes
     assert source.spec.field == field
-    source.keep(tmp_path)
+    source.save_inferred_spec(tmp_path)
     assert Source.locate(str(tmp_path)).spec == source.spec
     reader = source.opener.labels(source.pairs()[0])
     assert reader is not None
@@ -294,8 +294,8 @@ def test_one_label_serves_several_dates(tmp_path: Path) -> None:
     image(tmp_path, "images/summer.gtif", 4, "int16")
     label(tmp_path, "labels/truth.gtif")
     polygons(tmp_path, "labels/truth.shp", kind=["a", "b"])
-    with pytest.warns(RssegWarning, match=r"truth\.gtif is taken"):
+    with pytest.warns(RssegWarning, match=r"truth\.gtif is read as the label"):
         source = Source.locate(str(tmp_path))
     assert {pair.label.name for pair in source.pairs() if pair.label} == {"truth.gtif"}
-    assert "labels/truth.gtif is taken as the label of every image." in source.remark
+    assert "labels/truth.gtif is assumed to be the label of every image." in source.remark
     assert source.spec.reader.nodata == -99

@@ -12,7 +12,7 @@ from scenes import random_samples, write_raster
 
 from rsseg_cli import presets
 from rsseg_cli.classes import IGNORE
-from rsseg_cli.data.resolve_source import take_apart
+from rsseg_cli.data.resolve_source import parse_source
 from rsseg_cli.data.source import Source
 from rsseg_cli.data.spec.dataset_spec import DatasetSpec
 from rsseg_cli.data.spec.layout import glob_files
@@ -164,12 +164,12 @@ def test_unknown_splits_and_domains_are_named(described: Path) -> None:
 
 
 def test_text_is_taken_apart(tmp_path: Path) -> None:
-    assert take_apart("loveda") == ("loveda", None, None)
-    assert take_apart("loveda:val") == ("loveda", "val", None)
-    assert take_apart("casid::sub") == ("casid", None, "sub")
+    assert parse_source("loveda") == ("loveda", None, None)
+    assert parse_source("loveda:val") == ("loveda", "val", None)
+    assert parse_source("casid::sub") == ("casid", None, "sub")
     odd = tmp_path / "a:b"
     odd.mkdir()
-    assert take_apart(str(odd)) == (str(odd), None, None)
+    assert parse_source(str(odd)) == (str(odd), None, None)
 
 
 def test_globs(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_loveda_as_it_unpacks(tmp_path: Path) -> None:
 
 def test_where_a_preset_was_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RSSEG_DATA", raising=False)
-    with pytest.raises(UnreadableError, match="where the data lie is not known"):
+    with pytest.raises(UnreadableError, match="the folder of its data is not set"):
         Source.locate("loveda")
     monkeypatch.setenv("RSSEG_DATA", str(tmp_path))
     with pytest.raises(UnreadableError) as caught:
@@ -233,7 +233,7 @@ def test_five_billion_pixels_reads_four_bands_of_cmyk_without_margin(tmp_path: P
     train, test = source.training_and_validation()
     assert [pair.name for pair in train] == [names[1]]
     assert [pair.name for pair in test] == [names[0]]
-    assert (train[0].place.width, train[0].place.height) == (86, 55)
+    assert (train[0].info.width, train[0].info.height) == (86, 55)
     with source.opener.scene(train[0].image) as scene:
         got, valid = scene.read(Window(0, 0, 86, 55))
     np.testing.assert_array_equal(got, samples[:, 5:60, 6:92])

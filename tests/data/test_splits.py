@@ -14,7 +14,7 @@ from scenes import NORTH_UP, ROTATED, SOUTH_UP, write_raster
 from shapely.geometry import Polygon, shape
 from shapely.ops import unary_union
 
-from rsseg_cli.data.pair import Pair, Place
+from rsseg_cli.data.pair import Pair, SceneInfo
 from rsseg_cli.data.source import Source
 from rsseg_cli.data.splits.blocks import cut, draw, merge, subtract
 from rsseg_cli.errors import RssegError
@@ -23,11 +23,11 @@ from rsseg_cli.raster.grid import Window
 UTM = rasterio.CRS.from_epsg(32633)
 
 
-def place(width: int, height: int, transform: Any = NORTH_UP, crs: Any = UTM) -> Place:
-    return Place(f"{id(transform)}", width, height, "uint8", 3, crs, transform, (64, 64))
+def scene_info(width: int, height: int, transform: Any = NORTH_UP, crs: Any = UTM) -> SceneInfo:
+    return SceneInfo(f"{id(transform)}", width, height, "uint8", 3, crs, transform, (64, 64))
 
 
-def ground_of(window: Window, where: Place) -> Any:
+def ground_of(window: Window, where: SceneInfo) -> Any:
     """The ground a window covers, in EPSG:32633."""
     corners = [
         where.transform @ corner
@@ -71,7 +71,7 @@ def counts(source: Source, pairs: list[Pair]) -> Any:
     for pair in pairs:
         reader = source.opener.labels(pair)
         assert reader is not None
-        for window in pair.ground:
+        for window in pair.windows:
             total += np.bincount(reader.read(window).ravel(), minlength=256)
     return total
 
@@ -99,17 +99,17 @@ GRIDS = {
 def test_no_ground_is_in_both(tmp_path: Path, kind: str) -> None:
     source = dataset(tmp_path, GRIDS[kind], stripes)
     train, val = source.training_and_validation()
-    learnt = unary_union([ground_of(w, p.place) for p in train for w in p.ground])
-    held = unary_union([ground_of(w, p.place) for p in val for w in p.ground])
+    learnt = unary_union([ground_of(w, p.info) for p in train for w in p.windows])
+    held = unary_union([ground_of(w, p.info) for p in val for w in p.windows])
     assert learnt.intersection(held).area < 1e-6 * held.area
     share = counts(source, val).sum() / (counts(source, val) + counts(source, train)).sum()
     assert 0.1 <= share <= 0.35
     assert (counts(source, train)[:3] > 0).all()
     assert (counts(source, val)[:2] > 0).all()
     for pair in (*train, *val):
-        inside = [window.intersect(pair.place.window) == window for window in pair.ground]
+        inside = [window.intersect(pair.info.window) == window for window in pair.windows]
         assert all(inside)
-        assert pair.area == sum(w.width * w.height for w in merge(pair.ground))
+        assert pair.area == sum(w.width * w.height for w in merge(pair.windows))
 
 
 def test_the_same_blocks_in_every_run(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_a_single_labelled_pixel_cannot_be_split(tmp_path: Path) -> None:
         return found
 
     source = dataset(tmp_path, {"a": (NORTH_UP, "EPSG:32633")}, one)
-    with pytest.raises(RssegError, match="too little labelled ground"):
+    with pytest.raises(RssegError, match="the labelled area is too small"):
         source.training_and_validation()
 
 
@@ -168,7 +168,7 @@ def test_three_parts_of_the_ground(tmp_path: Path) -> None:
     source = Source.locate(str(tmp_path))
     parts = [source.pairs(name) for name in ("train", "val", "test")]
     grounds = [
-        unary_union([ground_of(w, p.place) for p in part for w in p.ground]) for part in parts
+        unary_union([ground_of(w, p.info) for p in part for w in p.windows]) for part in parts
     ]
     for one, other in ((0, 1), (0, 2), (1, 2)):
         assert grounds[one].intersection(grounds[other]).area < 1e-6 * grounds[0].area
@@ -176,7 +176,10 @@ def test_three_parts_of_the_ground(tmp_path: Path) -> None:
 
 
 def test_patches_lie_in_the_blocks_they_name() -> None:
-    where = [place(200, 160), place(120, 90, NORTH_UP @ rasterio.Affine.translation(33.4, 12.6))]
+    where = [
+        scene_info(200, 160),
+        scene_info(120, 90, NORTH_UP @ rasterio.Affine.translation(33.4, 12.6)),
+    ]
     patches = cut(where, 40)
     assert {len(patch.blocks) for patch in patches} == {1}
     first = [patch for patch in patches if patch.scene == 0]
@@ -198,11 +201,11 @@ def test_drawn_blocks_balance_the_classes() -> None:
         for c in range(12)
         for r in range(12)
     }
-    chosen = draw(weights, 0.2, generator=np.random.default_rng(0), together=False)
+    chosen = draw(weights, 0.2, generator=np.random.default_rng(0), connected=False)
     total = np.sum(list(weights.values()), 0)
     share = np.sum([weights[block] for block in chosen], 0) / total
     assert (np.abs(share - 0.2) < 0.06).all()
-    joined = draw(weights, 0.2, generator=np.random.default_rng(0), together=True)
+    joined = draw(weights, 0.2, generator=np.random.default_rng(0), connected=True)
     share = np.sum([weights[block] for block in joined], 0) / total
     assert (share <= 0.5).all()
     neighbours = sum(any(abs(a[1] - b[1]) + abs(a[2] - b[2]) == 1 for b in joined) for a in joined)

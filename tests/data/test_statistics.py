@@ -19,7 +19,7 @@ from rsseg_cli.raster.grid import Window
 
 def pair(path: Path, bands: int, regions: Any = None) -> tuple[Opener, Pair]:
     opener = Opener(tuple(range(1, bands + 1)), Reader(), LabelCode(()))
-    return opener, Pair(path.stem, path, None, None, regions, opener.place(path))
+    return opener, Pair(path.stem, path, None, None, regions, opener.info(path))
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "float32"])
@@ -79,5 +79,5 @@ def test_nothing_valid_is_an_error(tmp_path: Path) -> None:
     values = np.ones((2, 20, 20), "float32")
     values[1] = np.nan
     opener, one = pair(write_raster(tmp_path / "b.tif", values), 2)
-    with pytest.raises(RssegError, match="band 2 holds no valid pixel"):
+    with pytest.raises(RssegError, match="band 2 has no valid pixel"):
         statistics.measure(opener, [one])

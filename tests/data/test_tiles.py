@@ -46,7 +46,7 @@ def scene(
     ids[: height // 8, : width // 8] = 2
     ids[height - 3 :] = 255
     label = write_raster(root / f"l{number}.tif", ids[None], **profile)
-    return Pair(f"s{number}", image, label, "dom", regions, OPENER.place(image))
+    return Pair(f"s{number}", image, label, "dom", regions, OPENER.info(image))
 
 
 def stream(parts: list[SourcePairs], **changes: Any) -> TileStream:
@@ -209,7 +209,7 @@ def test_unlabelled_scenes_and_nodata(tmp_path: Path) -> None:
     samples = np.zeros((3, 64, 200), np.uint16)
     samples[:, :, 120:] = 9
     image = write_raster(tmp_path / "a.tif", samples, nodata=0)
-    one = Pair("a", image, None, None, None, OPENER.place(image))
+    one = Pair("a", image, None, None, None, OPENER.info(image))
     source = stream([without_labels(OPENER, [one])])
     for step in range(10):
         batch = source[step]
@@ -236,7 +236,7 @@ def test_classes_are_counted_and_drawn_evenly(parts: list[SourcePairs]) -> None:
     for one in parts[0][1]:
         reader = OPENER.labels(one)
         assert reader is not None
-        truth += np.bincount(reader.read(one.place.window).ravel(), minlength=256)
+        truth += np.bincount(reader.read(one.info.window).ravel(), minlength=256)
     np.testing.assert_array_equal(index.counts, truth[:3])
     assert index.shares.sum() == pytest.approx(1)
     rng = np.random.default_rng(0)

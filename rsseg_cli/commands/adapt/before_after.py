@@ -67,7 +67,7 @@ class BeforeAfterMap:
     ) -> BeforeAfterMap:
         """Choose the largest scene."""
         pairs = [(opener, pair) for opener, pairs in parts for pair in pairs]
-        opener, pair = max(pairs, key=lambda entry: entry[1].place.width * entry[1].place.height)
+        opener, pair = max(pairs, key=lambda entry: entry[1].info.width * entry[1].info.height)
         return cls(folder, opener, pair, bands, classes, tile, unit_scale, precision)
 
     @property
@@ -83,9 +83,9 @@ class BeforeAfterMap:
     @property
     def window(self) -> Window:
         """The middle of the scene."""
-        place, side = self.pair.place, TILES * self.tile
-        width, height = min(side, place.width), min(side, place.height)
-        return Window((place.width - width) // 2, (place.height - height) // 2, width, height)
+        info, side = self.pair.info, TILES * self.tile
+        width, height = min(side, info.width), min(side, info.height)
+        return Window((info.width - width) // 2, (info.height - height) // 2, width, height)
 
     def write(self, model: Segmenter, path: Path) -> None:
         """Write a map of the piece; the model is left in eval mode."""

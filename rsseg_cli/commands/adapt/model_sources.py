@@ -11,7 +11,7 @@ from rsseg_cli import presets
 from rsseg_cli.commands.evaluate.band_matching import match_bands
 from rsseg_cli.commands.model import LoadedModel
 from rsseg_cli.data.pair import SourcePairs
-from rsseg_cli.data.resolve_source import take_apart
+from rsseg_cli.data.resolve_source import parse_source
 from rsseg_cli.data.sources import Sources
 from rsseg_cli.errors import RssegError, UnreadableError
 
@@ -79,7 +79,7 @@ def _with_roots(
 
 def _moved(text: str, root: str) -> str:
     """Return the recorded folder if the text is not a dataset here."""
-    name, split, domain = take_apart(text)
+    name, split, domain = parse_source(text)
     if Path(name).expanduser().exists() or name in presets.names("datasets"):
         return text
     if not root or not Path(root).is_dir():

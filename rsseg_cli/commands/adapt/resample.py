@@ -59,4 +59,4 @@ def resampled(opener: Opener, pair: Pair, gsd_m: float, folder: Path) -> Pair:
             nodata=file.nodata if nodata is None else nodata,
         ) as warped:
             rasterio.shutil.copy(warped, path, driver="VRT")
-    return replace(pair, image=path, place=opener.place(path))
+    return replace(pair, image=path, info=opener.info(path))

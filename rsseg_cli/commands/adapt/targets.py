@@ -21,7 +21,7 @@ from rsseg_cli.contract import Bands
 from rsseg_cli.data.infer.infer_layout import image_folder, labels_beside
 from rsseg_cli.data.infer.infer_spec import ground_size_m, name_bands
 from rsseg_cli.data.pair import Opener, Pair, SourcePairs
-from rsseg_cli.data.resolve_source import SPEC_FILE, take_apart
+from rsseg_cli.data.resolve_source import SPEC_FILE, parse_source
 from rsseg_cli.data.source import Source
 from rsseg_cli.data.spec.dataset_spec import ClassSpec, DatasetSpec, Reader
 from rsseg_cli.data.tiles.unlabelled import has_image, hold_out, without_labels
@@ -88,7 +88,7 @@ class Targets:
             leaving.callback(shutil.rmtree, folder, ignore_errors=True)
             parts = [_resample(source, part, bands, settings, folder) for source, part in opened]
             parts = [(opener, _with_image(opener, pairs)) for opener, pairs in parts]
-            _require_alike(parts, bands)
+            _check_compatible(parts, bands)
             train, holdout = hold_out([part for part in parts if part[1]], settings.holdout, tile)
             targets = cls(name, train, holdout, scales.pop(), images)
             weakref.finalize(targets, leaving.pop_all().close)  # the folder lives as long as they
@@ -146,7 +146,7 @@ def _open(
     source = _describe(text, scenes, settings, bands, classes)
     opener = _match(bands, source, settings)
     pairs = [
-        Pair(Path(scene).stem, Path(scene), None, None, None, opener.place(Path(scene)))
+        Pair(Path(scene).stem, Path(scene), None, None, None, opener.info(Path(scene)))
         for scene in scenes
     ]
     return source, without_labels(opener, pairs)
@@ -164,7 +164,7 @@ def _scenes(text: str) -> list[str]:
 
 def as_dataset(text: str, data_root: Path | None) -> Source | None:
     """Return the dataset of a text of `--tgt`; None where it names scenes."""
-    name, _, _ = take_apart(text)
+    name, _, _ = parse_source(text)
     path = Path(name).expanduser()
     preset = not path.exists() and name in presets.names("datasets")
     described = path.is_dir() and (path / SPEC_FILE).is_file()
@@ -268,7 +268,7 @@ def _with_image(opener: Opener, pairs: Sequence[Pair]) -> list[Pair]:
     return kept
 
 
-def _require_alike(parts: Sequence[SourcePairs], bands: Bands) -> None:
+def _check_compatible(parts: Sequence[SourcePairs], bands: Bands) -> None:
     """Raise an error without scenes; warn about values of another type without a scale."""
     pairs = [pair for _, pairs in parts for pair in pairs]
     if not pairs:
@@ -276,10 +276,10 @@ def _require_alike(parts: Sequence[SourcePairs], bands: Bands) -> None:
             "the target holds no valid pixel",
             fix="check the nodata value (--nodata), or the scenes",
         )
-    other = next((pair for pair in pairs if pair.place.dtype != bands.dtype), None)
+    other = next((pair for pair in pairs if pair.info.dtype != bands.dtype), None)
     if other is not None and bands.scale is None:
         warnings.warn(
-            f"{other.image.name} holds {other.place.dtype}, the model was fitted on "
+            f"{other.image.name} holds {other.info.dtype}, the model was fitted on "
             f"{bands.dtype}: values are taken to have the same unit",
             RssegWarning,
             stacklevel=2,

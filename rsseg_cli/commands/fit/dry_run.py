@@ -100,8 +100,8 @@ def _warnings(config: RunConfig, sources: Sources, classes: list[dict[str, Any]]
     if not sources.validation:
         warnings.append("no validation set: the model of the last step is kept")
     tile = config.data.tile
-    places = [pair.place for _, pairs in sources.train for pair in pairs]
-    small = min((min(place.width, place.height) for place in places), default=tile)
+    infos = [pair.info for _, pairs in sources.train for pair in pairs]
+    small = min((min(info.width, info.height) for info in infos), default=tile)
     if small < tile:
         warnings.append(f"scenes of {small} px are padded to tiles of {tile} px")
     return warnings
@@ -109,13 +109,13 @@ def _warnings(config: RunConfig, sources: Sources, classes: list[dict[str, Any]]
 
 def describe_source(sources: Sources) -> str:
     """Return a line about the data."""
-    places = [pair.place for _, pairs in sources.train for pair in pairs]
+    infos = [pair.info for _, pairs in sources.train for pair in pairs]
     validation = sum(len(pairs) for _, pairs in sources.validation)
-    sizes = {f"{place.width}x{place.height}" for place in places}
+    sizes = {f"{info.width}x{info.height}" for info in infos}
     size = sizes.pop() if len(sizes) == 1 else "mixed sizes"
     names = sources.bands.names
     return (
-        f"{sources.name}  train {len(places)} / val {validation} scenes {size}, "
+        f"{sources.name}  train {len(infos)} / val {validation} scenes {size}, "
         f"{counted(len(names), 'band')} ({' '.join(names)}), "
         f"{counted(len(sources.classes), 'class')}"
     )

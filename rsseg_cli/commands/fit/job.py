@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
+from dataclasses import field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
-
 from rsseg_cli import distributed
 from rsseg_cli.commands.fit.dry_run import TrainingPlan
-from rsseg_cli.commands.fit.final_evaluation import final_evaluation, shown_bands
+from rsseg_cli.commands.fit.final_evaluation import final_evaluation
+from rsseg_cli.commands.fit.final_evaluation import shown_bands
 from rsseg_cli.commands.fit.run_folder_checks import open_state
 from rsseg_cli.commands.fit.run_report import write_report
 from rsseg_cli.config import RunConfig
@@ -24,11 +24,16 @@ from rsseg_cli.data.tiles.validation_tiles import CoveringTiles
 from rsseg_cli.errors import RssegError
 from rsseg_cli.training.checkpoint import load_model
 from rsseg_cli.training.deadline import Deadline
-from rsseg_cli.training.loop import Job, Training, train
+from rsseg_cli.training.loop import Job
+from rsseg_cli.training.loop import Training
+from rsseg_cli.training.loop import train
 from rsseg_cli.training.precision import Precision
 from rsseg_cli.training.progress import Progress
 from rsseg_cli.training.run_folder import RunFolder
 from rsseg_cli.training.step_log import TrainingResult
+from typing import Any
+from typing import TYPE_CHECKING
+import torch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -149,7 +154,7 @@ def run(job: RunJob) -> FitReport:
             *(f"warning: {text}" for text in plan.warnings),
         )
         for source in job.sources.sources if distributed.is_main() else ():
-            written = source.keep(folder.path)
+            written = source.save_inferred_spec(folder.path)
             if written is not None:
                 progress.print(f"classes  were found by looking: name them in {written}")
         result = train(job.loop, progress, resumed)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import Any
-
-from rsseg_cli import distributed, presets
-from rsseg_cli.config import SECTIONS, RunConfig, parse
-from rsseg_cli.data.resolve_source import take_apart
-from rsseg_cli.errors import Interrupted, OutputExistsError, RssegError
+from rsseg_cli import distributed
+from rsseg_cli import presets
+from rsseg_cli.config import RunConfig
+from rsseg_cli.config import SECTIONS
+from rsseg_cli.config import parse
+from rsseg_cli.data.resolve_source import parse_source
+from rsseg_cli.errors import Interrupted
+from rsseg_cli.errors import OutputExistsError
+from rsseg_cli.errors import RssegError
 from rsseg_cli.training.checkpoint import load_resume
 from rsseg_cli.training.deadline import Deadline
 from rsseg_cli.training.run_folder import RunFolder
+from typing import Any
+import os
 
 MAY_CHANGE = frozenset(
     [
@@ -134,7 +138,7 @@ def _comparable(setting: str, document: dict[str, Any]) -> Any:
     """Return the value of a setting; of sources, only their splits and domains."""
     section, _, key = setting.partition(".")
     value = document[section].get(key)
-    return [take_apart(text)[1:] for text in value] if setting in SOURCES else value
+    return [parse_source(text)[1:] for text in value] if setting in SOURCES else value
 
 
 def require_same_data(state: dict[str, Any], about: dict[str, Any], path: Path) -> None:

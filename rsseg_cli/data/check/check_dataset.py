@@ -1,4 +1,4 @@
-"""Checks a dataset on disk against its spec; a mistake does not stop the check."""
+"""Check of a dataset on disk against its spec, which reports all problems at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rsseg_cli.data.check.check_labels import Finding, check_labels
-from rsseg_cli.data.pair import Pair, Place
+from rsseg_cli.data.pair import Pair, SceneInfo
 from rsseg_cli.data.source import Source
 from rsseg_cli.data.spec.dataset_spec import Split
 from rsseg_cli.data.spec.layout import ImageEntry, find_entries, orphans, selects
@@ -19,19 +19,14 @@ from rsseg_cli.number_format import counted
 
 @dataclass(frozen=True)
 class Count:
-    """Images of a split and domain.
-
-    Attributes:
-        split: Name of the split; empty for images that are in none.
-        domain: Name of the domain, None where there is none.
-        images: Images on disk.
-        labelled: Those with a label.
-    """
+    """Number of images of a split and domain."""
 
     split: str
+    """Name of the split; empty for images that are in none."""
     domain: str | None
     images: int
     labelled: int
+    """Number of images with a label."""
 
 
 @dataclass
@@ -47,7 +42,7 @@ class Check:
 
     @property
     def fits(self) -> bool:
-        """Nothing is wrong."""
+        """Whether the dataset has no problems."""
         return all(finding.fits is not False for finding in self.findings)
 
     def to_json(self) -> dict[str, Any]:
@@ -56,61 +51,51 @@ class Check:
 
 
 def check(source: Source, *, sample: int) -> Check:
-    """Check a dataset.
-
-    Args:
-        source: Where it lies.
-        sample: How many images and labels are opened, spread evenly over all of them.
-    """
-    found = Check(source.spec.name, source.spec.title, source.root, notes=source.spec.notes)
+    """Check a dataset; `sample` images and labels, spread evenly over all, are opened."""
+    result = Check(source.spec.name, source.spec.title, source.root, notes=source.spec.notes)
     try:
         entries = find_entries(source.spec, source.root)
     except RssegError as error:
-        found.findings.append(Finding("files", "readable", _message(error), False, error.fix))
-        return found
-    found.findings += _partners(source, entries)
-    found.counts, doubts = _count(source, entries)
-    found.findings += doubts
-    chosen = entries[:: max(1, len(entries) // sample)][:sample]
-    places, unreadable = _places(source, chosen)
-    found.findings += unreadable + _images(source, list(places.values()))
-    pairs = [
-        Pair(entry.name, entry.image, entry.label, None, None, places[entry.path])
-        for entry in chosen
-        if entry.path in places
-    ]
-    found.findings += check_labels(source.opener, pairs)
-    return found
+        result.findings.append(Finding("files", "readable", _message(error), False, error.fix))
+        return result
+    result.findings += _check_pairs(source, entries)
+    result.counts, findings = _count(source, entries)
+    result.findings += findings
+    pairs, findings = _open(source, entries[:: max(1, len(entries) // sample)][:sample])
+    result.findings += findings + _check_images(source, [pair.info for pair in pairs])
+    result.findings += check_labels(source.opener, pairs)
+    return result
 
 
 def _message(error: RssegError) -> str:
     return error.what + (f" ({error.where})" if error.where else "")
 
 
-def _partners(source: Source, entries: Sequence[ImageEntry]) -> list[Finding]:
-    """Find images without label and labels without image: an incomplete download."""
+def _check_pairs(source: Source, entries: Sequence[ImageEntry]) -> list[Finding]:
+    """Check for images without label and labels without image, as after a partial download."""
     withheld = [split for split in source.spec.splits.values() if not split.labelled]
-    bare = [
+    unlabelled = [
         entry.path
         for entry in entries
         if entry.label is None and not any(_selects(w, entry, source.root) for w in withheld)
     ]
-    lost = [path.name for path in orphans(source.spec, source.root, entries)]
+    orphaned = [path.name for path in orphans(source.spec, source.root, entries)]
     findings = []
-    if bare:
-        fix = "fetch the rest of the labels, or move these images away"
-        findings.append(Finding("labels", "one per image", _missing(bare, "label"), False, fix))
-    if lost:
-        fix = "fetch the rest of the images, or move these labels away"
-        findings.append(Finding("images", "one per label", _missing(lost, "image"), False, fix))
-    if not findings:
-        findings.append(Finding("pairs", "image and label", counted(len(entries), "image"), True))
-    return findings
+    if unlabelled:
+        fix = "download the rest of the labels, or move these images away"
+        missing = _missing(unlabelled, "label")
+        findings.append(Finding("labels", "one per image", missing, False, fix))
+    if orphaned:
+        fix = "download the rest of the images, or move these labels away"
+        missing = _missing(orphaned, "image")
+        findings.append(Finding("images", "one per label", missing, False, fix))
+    images = counted(len(entries), "image")
+    return findings or [Finding("pairs", "image and label", images, True)]
 
 
 def _missing(names: Sequence[str], what: str) -> str:
-    shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
-    return f"{len(names)} without {what}: {shown}"
+    listed = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+    return f"{len(names)} without {what}: {listed}"
 
 
 def _selects(split: Split, entry: ImageEntry, root: Path) -> bool:
@@ -121,33 +106,27 @@ def _selects(split: Split, entry: ImageEntry, root: Path) -> bool:
 
 
 def _count(source: Source, entries: Sequence[ImageEntry]) -> tuple[list[Count], list[Finding]]:
-    """Count images per split and domain, and compare with what was published."""
+    """Count images per split and domain, and compare with the published numbers."""
     counts: list[Count] = []
     findings: list[Finding] = []
     members: dict[str, set[str]] = {}
     for name, split in source.spec.splits.items():
         try:
-            own = [entry for entry in entries if source.admits(split, entry)]
+            images = [entry for entry in entries if source.admits(split, entry)]
         except RssegError as error:
             findings.append(Finding(f"split {name}", "listed", _message(error), False, error.fix))
             continue
-        members[name] = {entry.path for entry in own}
-        counts += _by_domain(source, name, own)
-        findings += _published(name, split, own)
-    rest = [entry for entry in entries if not any(entry.path in own for own in members.values())]
-    counts += _by_domain(source, "", rest)
+        members[name] = {entry.path for entry in images}
+        counts += _by_domain(source, name, images)
+        findings += _check_number(name, split, len(images))
+    in_splits = set().union(*members.values())
+    counts += _by_domain(source, "", [entry for entry in entries if entry.path not in in_splits])
     shared = members.get("train", set()) & (members.get("val", set()) | members.get("test", set()))
-    if shared and not _cut(source):
-        fix = "`exclude` one split in the other"
-        findings.append(
-            Finding("splits", "disjoint", f"{counted(len(shared), 'image')} in two", False, fix)
-        )
-    return counts, findings + _swapped(source, counts)
-
-
-def _cut(source: Source) -> bool:
-    """Return whether splits share images and divide their pixels."""
-    return any(split.box or split.blocks for split in source.spec.splits.values())
+    windows = any(split.box or split.blocks for split in source.spec.splits.values())
+    if shared and not windows:
+        number, fix = counted(len(shared), "image"), "`exclude` one split in the other"
+        findings.append(Finding("splits", "disjoint", f"{number} in two", False, fix))
+    return counts, findings + _check_swapped(source, counts)
 
 
 def _by_domain(source: Source, split: str, entries: Sequence[ImageEntry]) -> list[Count]:
@@ -159,86 +138,85 @@ def _by_domain(source: Source, split: str, entries: Sequence[ImageEntry]) -> lis
     ]
 
 
-def _published(name: str, split: Split, own: Sequence[ImageEntry]) -> list[Finding]:
-    if split.images is None or not own:
+def _check_number(name: str, split: Split, images: int) -> list[Finding]:
+    if split.images is None or not images:
         return []
-    fits = True if len(own) == split.images else None if len(own) > split.images else False
-    fix = "" if fits else "fetch the rest" if fits is False else "more than published"
-    return [Finding(f"split {name}", counted(split.images, "image"), f"{len(own):,}", fits, fix)]
+    fits = True if images == split.images else None if images > split.images else False
+    fix = "" if fits else "download the rest" if fits is False else "more than published"
+    return [Finding(f"split {name}", counted(split.images, "image"), f"{images:,}", fits, fix)]
 
 
-def _swapped(source: Source, counts: Sequence[Count]) -> list[Finding]:
-    """Notice lists whose names were exchanged: labels where there are none to be, and none here."""
-    share: dict[str, tuple[int, int]] = {}
+def _check_swapped(source: Source, counts: Sequence[Count]) -> list[Finding]:
+    """Check for swapped lists: a labelled split without labels, and the reverse."""
+    images: Counter[str] = Counter()
+    labelled: Counter[str] = Counter()
     for count in counts:
-        images, labelled = share.get(count.split, (0, 0))
-        share[count.split] = (images + count.images, labelled + count.labelled)
-    splits = source.spec.splits
-    empty = [n for n, (_, k) in share.items() if n and splits[n].labelled and not k]
-    full = [n for n, (i, k) in share.items() if n and not splits[n].labelled and k == i]
+        images[count.split] += count.images
+        labelled[count.split] += count.labelled
+    splits = {name: source.spec.splits[name] for name in images if name}
+    empty = [n for n, split in splits.items() if split.labelled and not labelled[n]]
+    full = [n for n, split in splits.items() if not split.labelled and labelled[n] == images[n]]
     return [
         Finding("lists", f"labels in {a}", f"labels in {b}", False, f"exchange {a} and {b}")
         for a, b in zip(empty, full, strict=False)
     ]
 
 
-def _places(
-    source: Source, entries: Sequence[ImageEntry]
-) -> tuple[dict[str, Place], list[Finding]]:
-    places: dict[str, Place] = {}
+def _open(source: Source, entries: Sequence[ImageEntry]) -> tuple[list[Pair], list[Finding]]:
+    """Open images; each error is reported once."""
+    pairs: list[Pair] = []
     findings: dict[str, Finding] = {}
     for entry in entries:
         try:
-            places[entry.path] = source.opener.place(entry.image)
+            info = source.opener.info(entry.image)
         except RssegError as error:
             findings[error.what] = Finding("image", "readable", _message(error), False, error.fix)
-    return places, list(findings.values())
+        else:
+            pairs.append(Pair(entry.name, entry.image, entry.label, None, None, info))
+    return pairs, list(findings.values())
 
 
-def _images(source: Source, places: Sequence[Place]) -> list[Finding]:
-    if not places:
+def _check_images(source: Source, infos: Sequence[SceneInfo]) -> list[Finding]:
+    if not infos:
         return []
     spec = source.spec
     names = " ".join(band.name for band in spec.bands)
-    bands = sorted({place.bands for place in places})
-    listed = all(band.band is not None for band in spec.bands)
-    fits = min(bands) >= max(spec.file_bands) if listed else bands == [len(spec.bands)]
-    kinds = sorted({place.dtype for place in places})
-    typed = len(kinds) == 1 and spec.dtype in (None, kinds[0])
-    systems = sorted({place.crs.to_string() if place.crs else "none" for place in places})
-    lost = "none" in systems
+    bands = sorted({info.bands for info in infos})
+    numbered = all(band.band is not None for band in spec.bands)
+    fits = min(bands) >= max(spec.file_bands) if numbered else bands == [len(spec.bands)]
+    dtypes = sorted({info.dtype for info in infos})
+    same_dtype = len(dtypes) == 1 and spec.dtype in (None, dtypes[0])
+    small = min(min(info.width, info.height) for info in infos) < 64
+    systems = sorted({info.crs.to_string() if info.crs else "none" for info in infos})
+    no_crs = "none" in systems
     return [
         Finding(
             "bands", f"{len(spec.bands)} ({names})", " or ".join(map(str, bands)), fits,
             "" if fits else "a `band` number for each, or a preset for this form",
         ),
         Finding(
-            "stored type", spec.dtype or "one", " and ".join(kinds), typed,
-            "" if typed else f"dtype: {kinds[0]}",
+            "stored type", spec.dtype or "one", " and ".join(dtypes), same_dtype,
+            "" if same_dtype else f"dtype: {dtypes[0]}",
         ),
-        Finding("size", "any", _sizes(places), None if _small(places) else True,
-                "smaller than most tiles: they are padded" if _small(places) else ""),
+        Finding(
+            "size", "any", _sizes(infos), None if small else True,
+            "smaller than most tiles: they are padded" if small else "",
+        ),
         Finding(
             "place", spec.reader.crs or "a CRS", ", ".join(system[:40] for system in systems[:3]),
-            None if lost else True, _placeless(source) if lost else "",
+            None if no_crs else True, _no_crs_note(source) if no_crs else "",
         ),
     ]  # fmt: skip
 
 
-def _sizes(places: Sequence[Place]) -> str:
-    sizes = Counter((place.width, place.height) for place in places)
+def _sizes(infos: Sequence[SceneInfo]) -> str:
+    sizes = Counter((info.width, info.height) for info in infos)
     (width, height), _ = sizes.most_common(1)[0]
-    return f"{width} x {height}" + (
-        f" and {counted(len(sizes) - 1, 'other')}" if len(sizes) > 1 else ""
-    )
+    others = f" and {counted(len(sizes) - 1, 'other')}" if len(sizes) > 1 else ""
+    return f"{width} x {height}{others}"
 
 
-def _small(places: Sequence[Place]) -> bool:
-    return min(min(place.width, place.height) for place in places) < 64
-
-
-def _placeless(source: Source) -> str:
-    """Return what a missing CRS means, and whether there are rational polynomials."""
+def _no_crs_note(source: Source) -> str:
     if any(True for _ in source.root.rglob("*.rpb")):
         return "maps keep pixel order; warped by the .rpb files they are tens of metres off"
     return "maps keep pixel order (`reader: {crs: ...}` if it is known)"

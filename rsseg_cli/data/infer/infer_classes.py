@@ -1,4 +1,4 @@
-"""Infers the classes of labels from the ids, colours or attribute values in use."""
+"""Inference of the classes of labels from the ids, colours or attribute values in use."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from rsseg_cli.raster.scene import Scene
 from rsseg_cli.raster.vector_labels import read_vector
 
 MOST = 64
-"""More distinct values than this are measurements, not classes."""
+"""Largest number of distinct values that are taken for classes."""
 FIELDS = ("class", "label", "category", "landcover", "land_cover", "cover", "kind", "type")
-"""Attributes, or parts of their names, that are taken for the class, best first."""
+"""Names of attributes that hold the class, or parts of their names, best first."""
 NAMES = ("name", "class_name", "classname", "label_name")
-"""Attributes that name the classes of a numeric field."""
+"""Attributes with the class names of a numeric field."""
 GREY = (120, 120, 120)
 
 
 @dataclass(frozen=True)
-class ClassesFound:
-    """Inferred classes, as settings of a spec; `remarks` list the assumptions."""
+class InferredClasses:
+    """Inferred settings of a spec; `remarks` list the assumptions."""
 
     classes: tuple[ClassSpec, ...]
     encoding: Encoding = "index"
@@ -40,11 +40,12 @@ class ClassesFound:
     remarks: tuple[str, ...] = ()
 
 
-def find_classes(labels: Sequence[Path]) -> ClassesFound:
-    """Find the classes that label files use.
+def find_classes(labels: Sequence[Path]) -> InferredClasses:
+    """Infer the classes of label files.
 
     Raises:
-        RssegError: Too many distinct values, or rasters and polygons whose classes do not meet.
+        RssegError: There are too many distinct values, or the classes of rasters and polygons
+            cannot be matched.
     """
     vectors = [path for path in labels if is_vector(path)]
     rasters = [path for path in labels if not is_vector(path)]
@@ -55,37 +56,44 @@ def find_classes(labels: Sequence[Path]) -> ClassesFound:
     return _join(_in_rasters(rasters), _in_vectors(vectors), rasters[0], vectors[0])
 
 
-def _join(drawn: ClassesFound, burned: ClassesFound, raster: Path, vector: Path) -> ClassesFound:
-    """Join the classes of rasters and polygons, which must mean the same ids."""
-    ids = {one.id: one for one in burned.classes} | {one.id: one for one in drawn.classes}
-    numeric = all(one.value is None or isinstance(one.value, int) for one in burned.classes)
-    if drawn.encoding != "index" or burned.field is None or not numeric:
+def _join(
+    rasters: InferredClasses, polygons: InferredClasses, raster: Path, vector: Path
+) -> InferredClasses:
+    """Join the classes of rasters and polygons, which must have the same ids."""
+    classes = {cls.id: cls for cls in (*polygons.classes, *rasters.classes)}
+    numeric = all(cls.value is None or isinstance(cls.value, int) for cls in polygons.classes)
+    if rasters.encoding != "index" or polygons.field is None or not numeric:
         raise RssegError(
             "some labels are rasters and some polygons, and their classes cannot be matched",
             where=f"{raster}, {vector}",
-            fix="say in dataset.yaml which `value` of the polygons is which id",
+            fix="set the `value` of each class in the polygons in dataset.yaml",
         )
-    return ClassesFound(
-        classes=tuple(ids[number] for number in sorted(ids)),
-        ignore=drawn.ignore,
-        field=burned.field,
-        background=burned.background,
-        remarks=drawn.remarks + burned.remarks,
+    return InferredClasses(
+        classes=tuple(classes[number] for number in sorted(classes)),
+        ignore=rasters.ignore,
+        field=polygons.field,
+        background=polygons.background,
+        remarks=rasters.remarks + polygons.remarks,
     )
 
 
-def _in_rasters(paths: Sequence[Path]) -> ClassesFound:
-    kinds = {_bands_of(path): path for path in reversed(paths)}
-    if len(kinds) > 1:
-        few, many = kinds[min(kinds)], kinds[max(kinds)]
+def _in_rasters(paths: Sequence[Path]) -> InferredClasses:
+    by_bands = {}
+    for path in reversed(paths):
+        with Scene.open(path, warn=False) as scene:
+            by_bands[scene.count] = path
+    if len(by_bands) > 1:
+        low, high = min(by_bands), max(by_bands)
         raise RssegError(
-            f"labels differ in bands: {few.name} has {min(kinds)}, {many.name} has {max(kinds)}",
-            where=f"{few}, {many}",
+            f"labels differ in bands: {by_bands[low].name} has {low}, "
+            f"{by_bands[high].name} has {high}",
+            where=f"{by_bands[low]}, {by_bands[high]}",
             fix="write all labels in one way",
         )
-    (bands,) = kinds
+    (bands,) = by_bands
     if bands in (3, 4):
-        return _colored(paths)
+        colors = {(int(r), int(g), int(b)) for path in paths for r, g, b, *_ in _distinct(path)}
+        return InferredClasses(_color_classes(colors), encoding="rgb")
     if bands != 1:
         raise RssegError(
             f"the label has {bands} bands",
@@ -94,56 +102,53 @@ def _in_rasters(paths: Sequence[Path]) -> ClassesFound:
         )
     tables = [color_entries(path) for path in paths]
     if tables[0] and any(table != tables[0] for table in tables):
-        return _palettes(paths, tables)
-    return _ids(paths, tables[0])
+        # The files number their colours differently.
+        colors = {
+            table.get(int(value), (0, 0, 0))
+            for path, table in zip(paths, tables, strict=True)
+            for value in _distinct(path).ravel()
+        }
+        return InferredClasses(_color_classes(colors), encoding="palette")
+    return _in_ids(paths, tables[0])
 
 
-def _bands_of(path: Path) -> int:
-    with Scene.open(path, warn=False) as scene:
-        return scene.count
-
-
-def _distinct(path: Path) -> tuple[NDArray[Any], float | None]:
-    """List the distinct values (n, bands) of the valid pixels of a label, and its nodata tag."""
-    found: set[tuple[Any, ...]] = set()
+def _distinct(path: Path) -> NDArray[Any]:
+    """Return the distinct values (n, bands) of the valid pixels of a label."""
+    distinct: set[tuple[Any, ...]] = set()
     with Scene.open(path, warn=False) as scene:
         rows = max(1, 2**22 // scene.width)
         for window in blocks(scene.width, scene.height, (rows, scene.width)):
             values, valid = scene.read(window)
-            found |= set(map(tuple, np.unique(values[:, valid], axis=1).T.tolist()))
-            if len(found) > MOST:
+            distinct |= set(map(tuple, np.unique(values[:, valid], axis=1).T.tolist()))
+            if len(distinct) > MOST:
                 raise RssegError(
-                    f"the label holds more than {MOST} distinct values, too many for classes",
+                    f"the label has more than {MOST} distinct values, too many for classes",
                     where=str(path),
                     fix="a label of class ids; or list the colours of the classes in dataset.yaml, "
                     "where colours that are slightly off are taken for the nearest",
                 )
-        return np.array(sorted(found)), scene.nodata
+        return np.array(sorted(distinct))
 
 
-def _ids(paths: Sequence[Path], table: dict[int, tuple[int, int, int]]) -> ClassesFound:
-    found: set[float] = set()
+def _in_ids(paths: Sequence[Path], table: dict[int, tuple[int, int, int]]) -> InferredClasses:
+    values: set[float] = set()
     for path in paths:
-        values, _ = _distinct(path)
-        found |= {float(value) for value in values.ravel()}
-        odd = sorted(v for v in found if not v.is_integer() or not 0 <= v <= 255)
-        if odd:
+        values |= {float(value) for value in _distinct(path).ravel()}
+        invalid = sorted(v for v in values if not v.is_integer() or not 0 <= v <= 255)
+        if invalid:
             raise RssegError(
-                f"the label holds {as_text(odd[0])}, which is not a class id (0..254)",
+                f"the label has the value {as_text(invalid[0])}, which is not a class id (0..254)",
                 where=str(path),
                 fix="`remap` or `ignore` such values in a dataset.yaml",
             )
-    ids = sorted(int(value) for value in found)
+    ids = sorted(int(value) for value in values)
     if ids in ([0, 255], [255]):
-        return ClassesFound(
-            classes=(
-                ClassSpec(id=0, name="background", color=GREY),
-                ClassSpec(id=1, name="object", color=default_color(0)),
-            ),
+        return InferredClasses(
+            classes=_background_and("object"),
             encoding="threshold",
             remarks=(
                 "Labels hold 0 and 255, which is taken as background and object; "
-                "`ignore: [255]` if 255 means no class.",
+                "`ignore: [255]` if 255 is not a class.",
             ),
         )
     classes = tuple(
@@ -151,36 +156,24 @@ def _ids(paths: Sequence[Path], table: dict[int, tuple[int, int, int]]) -> Class
         for index, value in enumerate(value for value in ids if value != 255)
     )
     remarks = ("255 is ignored.",) if 255 in ids else ()
-    return ClassesFound(classes, ignore=(255,) if 255 in ids else (), remarks=remarks)
+    return InferredClasses(classes, ignore=(255,) if 255 in ids else (), remarks=remarks)
 
 
-def _palettes(
-    paths: Sequence[Path], tables: Sequence[dict[int, tuple[int, int, int]]]
-) -> ClassesFound:
-    """Return one class per colour where files number the same colours differently."""
-    colors: set[tuple[int, int, int]] = set()
-    for path, table in zip(paths, tables, strict=True):
-        values, _ = _distinct(path)
-        colors |= {table.get(int(value), (0, 0, 0)) for value in values.ravel()}
-    return ClassesFound(_of_colors(colors), encoding="palette")
+def _background_and(name: str) -> tuple[ClassSpec, ...]:
+    return (
+        ClassSpec(id=0, name="background", color=GREY),
+        ClassSpec(id=1, name=name, color=default_color(0)),
+    )
 
 
-def _colored(paths: Sequence[Path]) -> ClassesFound:
-    colors: set[tuple[int, int, int]] = set()
-    for path in paths:
-        values, _ = _distinct(path)
-        colors |= {(int(row[0]), int(row[1]), int(row[2])) for row in values}
-    return ClassesFound(_of_colors(colors), encoding="rgb")
-
-
-def _of_colors(colors: set[tuple[int, int, int]]) -> tuple[ClassSpec, ...]:
+def _color_classes(colors: set[tuple[int, int, int]]) -> tuple[ClassSpec, ...]:
     return tuple(
         ClassSpec(id=index, name=hex_color(color), color=color)
         for index, color in enumerate(sorted(colors))
     )
 
 
-def _in_vectors(paths: Sequence[Path]) -> ClassesFound:
+def _in_vectors(paths: Sequence[Path]) -> InferredClasses:
     tables = [read_vector(path) for path in paths]
     shared = [
         column
@@ -192,19 +185,19 @@ def _in_vectors(paths: Sequence[Path]) -> ClassesFound:
     ignore = tuple(value for value in values if value == 255)
     values = [value for value in values if value != 255]
     if field is None or len(values) == 1:
-        return _single(field, values, shared, tables)
-    named = _named(field, values, shared, tables)
-    own = all(isinstance(value, int) and 0 <= value <= 254 for value in values)
+        return _one_class(field, values, shared, tables)
+    names = _class_names(field, values, shared, tables)
+    are_ids = all(isinstance(value, int) and 0 <= value <= 254 for value in values)
     classes = tuple(
         ClassSpec(
-            id=int(value) if own else index + 1,
-            name=named.get(as_text(value), f"class {value}" if own else as_text(value)),
+            id=int(value) if are_ids else index + 1,
+            name=names.get(as_text(value), f"class {value}" if are_ids else as_text(value)),
             color=default_color(index),
-            value=None if own else value,
+            value=None if are_ids else value,
         )
         for index, value in enumerate(values)
     )
-    return ClassesFound(
+    return InferredClasses(
         classes,
         ignore=ignore,
         field=field,
@@ -213,40 +206,28 @@ def _in_vectors(paths: Sequence[Path]) -> ClassesFound:
     )
 
 
-def _single(
+def _one_class(
     field: str | None, values: list[int | str], shared: Sequence[str], tables: Sequence[Any]
-) -> ClassesFound:
-    """One class and the ground around it."""
-    named = _named(field, values, shared, tables) if field else {}
-    name = next(iter(named.values()), "")
+) -> InferredClasses:
+    """Infer one class, and background outside the polygons."""
+    names = _class_names(field, values, shared, tables) if field else {}
+    name = next(iter(names.values()), "")
     if not name and values and isinstance(values[0], str) and values[0].lower() != "yes":
         name = values[0]
     name = name or ("building" if "building" in shared else "object")
-    classes = (
-        ClassSpec(id=0, name="background", color=GREY),
-        ClassSpec(id=1, name=name, color=default_color(0)),
-    )
-    other = [column for column in shared if column != field]
-    return ClassesFound(
-        classes,
-        background="background",
-        remarks=(
-            f"Every polygon is taken as {name}, the ground outside them as background.",
-            *(
-                [f"`field: NAME` if one of these holds the classes: {', '.join(other)}."]
-                if other
-                else []
-            ),
-        ),
-    )
+    remarks = [f"Every polygon is taken as {name}, all other pixels as background."]
+    others = [column for column in shared if column != field]
+    if others:
+        remarks.append(f"`field: NAME` if one of these holds the classes: {', '.join(others)}.")
+    return InferredClasses(_background_and(name), background="background", remarks=tuple(remarks))
 
 
 def _choose_field(shared: Sequence[str], tables: Sequence[Any]) -> str | None:
     """Choose the attribute with the class: by name, or the only text with repeated values."""
-    for wanted in FIELDS:
-        exact = [column for column in shared if column.lower() == wanted]
-        partly = [column for column in shared if wanted in column.lower()]
-        for column in [*exact, *partly]:
+    for name in FIELDS:
+        exact = [column for column in shared if column.lower() == name]
+        partial = [column for column in shared if name in column.lower()]
+        for column in [*exact, *partial]:
             if 0 < len(_values(column, tables)) <= MOST:
                 return column
     texts = [column for column in shared if _repeats(column, tables)]
@@ -254,15 +235,14 @@ def _choose_field(shared: Sequence[str], tables: Sequence[Any]) -> str | None:
 
 
 def _repeats(field: str, tables: Sequence[Any]) -> bool:
-    """Return whether every polygon has a text, and few of the texts differ."""
+    """Return whether the attribute is a text in every polygon, with few distinct values."""
     texts = [value for table in tables for value in table[field]]
-    distinct = set(texts)
-    worded = all(isinstance(text, str) and not text.lstrip("-").isdigit() for text in texts)
-    return worded and 2 <= len(distinct) <= min(MOST, len(texts) // 2)
+    textual = all(isinstance(text, str) and not text.lstrip("-").isdigit() for text in texts)
+    return textual and 2 <= len(set(texts)) <= min(MOST, len(texts) // 2)
 
 
 def _values(field: str, tables: Sequence[Any]) -> list[int | str]:
-    """List the distinct values of an attribute: whole numbers if all are, else texts."""
+    """Return the distinct values of an attribute, as integers if all are, else as texts."""
     texts = {as_text(value) for table in tables for value in table[field].dropna().unique()}
     texts.discard("")
     if all(text.lstrip("-").isdigit() for text in texts):
@@ -270,10 +250,10 @@ def _values(field: str, tables: Sequence[Any]) -> list[int | str]:
     return sorted(texts)
 
 
-def _named(
+def _class_names(
     field: str | None, values: Sequence[int | str], shared: Sequence[str], tables: Sequence[Any]
 ) -> dict[str, str]:
-    """Find names for the values of a numeric field, in an attribute that goes along with it."""
+    """Return the names of the values of a numeric field, if another attribute has them."""
     column = next((c for c in shared if c.lower() in NAMES and c != field), None)
     if column is None or not all(isinstance(value, int) for value in values):
         return {}

@@ -18,11 +18,11 @@ from rsseg_cli.settings import Strict
 
 @dataclass(frozen=True)
 class Merge:
-    """A class map that fits a class list.
+    """A class map applied to a class list.
 
     Attributes:
-        classes: What comes out.
-        table: Per class that goes in its place in `classes`, `IGNORE` where it has none.
+        classes: The output classes.
+        table: Index in `classes` for each input class, `IGNORE` where it has no counterpart.
     """
 
     classes: tuple[Class, ...]
@@ -30,30 +30,30 @@ class Merge:
 
 
 class ClassMap(Strict):
-    """The YAML of presets/maps/*.yaml and of a user's map."""
+    """The YAML of presets/maps/*.yaml and of a user's class map."""
 
     title: str = ""
     classes: tuple[ClassSpec, ...] = Field(min_length=1, max_length=255)
-    """The classes that come out."""
+    """The output classes."""
     map: dict[str, str | None]
-    """Name of a class that goes in to the name of one that comes out; null: none."""
+    """Name of each input class to the name of an output class; null ignores the class."""
     sources: tuple[str, ...] = ()
     notes: str = ""
 
     @model_validator(mode="after")
-    def _leads_somewhere(self) -> ClassMap:
+    def _check_names(self) -> ClassMap:
         names = [cls.name for cls in self.classes]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"name {twice[0]} occurs twice")
-        lost = sorted({name for name in self.map.values() if name is not None} - set(names))
-        if lost:
-            raise ValueError(f"map leads to {lost[0]}, which is not a class of {', '.join(names)}")
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"name {repeated[0]} occurs twice")
+        unlisted = sorted({name for name in self.map.values() if name is not None} - set(names))
+        if unlisted:
+            raise ValueError(f"map: {unlisted[0]} is not one of the classes {', '.join(names)}")
         return self
 
     @classmethod
     def read(cls, text: str) -> ClassMap:
-        """Read a map by file or by the name of a preset.
+        """Read a class map from a YAML file or a preset name.
 
         Raises:
             RssegError: The file or preset does not exist, or is not a class map.
@@ -64,31 +64,27 @@ class ClassMap(Strict):
         return presets.read(path).parse(cls)
 
     def class_list(self) -> list[Class]:
-        """List the classes that come out."""
+        """Return the output classes."""
         return [Class(cls.id, cls.name, cls.color) for cls in self.classes]
 
     def fit(self, classes: Sequence[Class], *, where: str) -> Merge:
-        """Apply the map to a class list.
-
-        Args:
-            classes: What goes in.
-            where: Whose classes these are.
+        """Apply the map to the input classes of a dataset or model, named by `where` in errors.
 
         Raises:
-            RssegError: A class is not mapped, or the map names one that is not there.
+            RssegError: A class is not mapped, or the map names a class that does not exist.
         """
-        names = [cls.name for cls in classes]
-        strange = [name for name in self.map if name not in names]
-        if strange:
-            raise unknown("class", strange[0], names, where=f"map, for {where}")
+        names, where = [cls.name for cls in classes], f"map, for {where}"
+        for name in self.map:
+            if name not in names:
+                raise unknown("class", name, names, where=where)
         missing = [name for name in names if name not in self.map]
         if missing:
             raise RssegError(
                 f"the map leaves out {counted(len(missing), 'class')}: {', '.join(missing)}",
-                where=f"map, for {where}",
+                where=where,
                 fix="a line for each: `name: other name`, or `name: null` for none",
             )
-        place = {cls.name: index for index, cls in enumerate(self.classes)}
+        indices = {cls.name: index for index, cls in enumerate(self.classes)}
         targets = [self.map[name] for name in names]
-        table = tuple(IGNORE if target is None else place[target] for target in targets)
+        table = tuple(IGNORE if target is None else indices[target] for target in targets)
         return Merge(tuple(self.class_list()), table)

@@ -1,12 +1,13 @@
-"""Dataset spec: files, bands, classes and splits, as a flat and strict YAML.
+"""Dataset spec: files, bands, classes and splits of a dataset.
 
-A preset (`presets/datasets/<name>.yaml`) and a user's `dataset.yaml` have the same form. Paths in
-it are relative to the dataset's root and use `/`.
+A preset (`presets/datasets/<name>.yaml`) and a user's `dataset.yaml` have the same keys. Paths are
+relative to the dataset's root and use `/`.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from string import Formatter
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -18,18 +19,17 @@ from rsseg_cli.raster.decode import Encoding, LabelCode, Value
 from rsseg_cli.settings import Strict
 
 
-def _listed(value: Any) -> Any:
-    """Return a single text as a list of one."""
+def _as_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, str | int | float) else value
 
 
-Texts: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+Texts: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 Fraction: TypeAlias = Annotated[float, Field(ge=0.0, le=1.0)]
 Byte: TypeAlias = Annotated[int, Field(ge=0, le=255)]
 
 
 class BandSpec(Strict):
-    """One channel, in the order in which models see it."""
+    """One input channel of the model; `bands` lists them in channel order."""
 
     name: str
     wavelength_nm: float | None = None
@@ -37,51 +37,51 @@ class BandSpec(Strict):
     bandwidth_nm: float | None = None
     """Width of the band, an input of Copernicus-FM."""
     band: Annotated[int, Field(ge=1)] | None = None
-    """Band of the file, from 1; by default the position in the list."""
+    """Band number in the file, from 1; by default the position in the list."""
 
 
 class ClassSpec(Strict):
-    """One class; maps hold its `id`."""
+    """One class; `id` is its pixel value in predicted maps."""
 
     id: Annotated[int, Field(ge=0, le=254)]
     name: str
     color: tuple[Byte, Byte, Byte]
     value: Value | None = None
-    """How labels say this class, where neither by `id` nor by `name`: a text or number of the
-    vector field, a colour of an RGB or palette label, a band number of a one-hot label."""
+    """Value of this class in the labels, if it is neither `id` nor `name`: a text or number of the
+    vector field, a colour of an RGB or palette label, or a band number of a one-hot label."""
 
 
 class Reader(Strict):
-    """How image files are opened."""
+    """Options for opening image files."""
 
     raw: bool = False
-    """Read the stored channels of a TIFF tagged CMYK, which would turn into RGBA otherwise."""
+    """Read the stored channels of a TIFF tagged CMYK, which GDAL converts to RGBA otherwise."""
     box: tuple[int, int, int, int] | None = None
-    """Valid part x0, y0, x1, y1 of each file in pixels: what is outside is a margin."""
+    """Valid area x0, y0, x1, y1 of each file in pixels; pixels outside it are ignored."""
     crs: str | None = None
-    """CRS of files that name none, or a wrong one."""
+    """CRS that replaces a missing or wrong one in the files."""
     nodata: float | Literal["none"] | None = None
-    """Value of missing pixels instead of the file's tag; `none` when the tag is wrong."""
+    """Nodata value in place of the file's tag; `none` to ignore a wrong tag."""
 
 
 class SplitTable(Strict):
-    """Rows of a table that name images: those whose `column` holds one of some texts."""
+    """Selection of images by a table: those whose row has one of the values in `column`."""
 
     file: str
     """CSV or vector file below the root."""
     key: str
-    """Column that names the image of a row."""
+    """Column that identifies the image."""
     name: str
-    """Key of an image in that column: a template of the groups of `pattern`."""
+    """Template of an image's entry in `key`, filled with the groups of `pattern`."""
     column: str
     value: Texts
 
 
 class Listing(Strict):
-    """Text files whose lines name an image and its label, where names alone do not pair them."""
+    """Text files whose lines pair an image with its label, if file names do not pair them."""
 
     files: dict[str, str]
-    """Text of the group `split` to a file below the root."""
+    """Value of the group `split` to a text file below the root."""
     line: str
     """Regular expression of a line; its named groups fill the templates."""
     image: str
@@ -105,31 +105,31 @@ class ImageSelection(Strict):
     """Selection of the images that meet every condition."""
 
     groups: dict[str, Texts] = Field(default_factory=dict)
-    """Named group of `pattern` to the texts it may have."""
+    """Named group of `pattern` to its accepted values."""
     glob: Texts = ()
-    """Paths of images; `*` matches within a folder, `**` across folders, `{a,b}` either."""
+    """Patterns of image paths; `*` matches within a folder, `**` across folders, `{a,b}` either."""
     names: Texts = ()
-    """Names of images: the `stem` group, or the file name without suffix."""
+    """Image names: the `stem` group, or the file name without suffix."""
     listed_in: str | None = None
-    """Text file below the root with one such name (or path) per line."""
+    """Text file below the root with one image name (or path) per line."""
     table: SplitTable | None = None
 
 
 class Split(ImageSelection):
-    """A part of a dataset: some images, or some ground of all of them."""
+    """A subset of the images, or of the pixels of each image."""
 
     exclude: Texts = ()
-    """Other splits whose images and ground are left out."""
+    """Other splits whose images and pixels are left out."""
     box: tuple[Fraction, Fraction, Fraction, Fraction] | None = None
-    """Part x0, y0, x1, y1 of every image, as fractions of its size."""
+    """Box x0, y0, x1, y1 of every image, as fractions of its size."""
     blocks: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
-    """Share of the labelled ground, drawn as spatial blocks that no other split touches."""
+    """Fraction of the labelled area, drawn as spatial blocks that no other split overlaps."""
     labelled: bool = True
-    """False where the labels are withheld."""
+    """False if the labels are not published."""
     images: Annotated[int, Field(ge=1)] | None = None
-    """How many images were published."""
+    """Number of published images."""
     holds_back: bool = True
-    """Whether training on it leaves the ground of `val` out; False: it is all for training."""
+    """Whether training on this split leaves out the pixels of `val`."""
 
 
 class BandNorm(Strict):
@@ -140,58 +140,57 @@ class BandNorm(Strict):
 
 
 class DatasetSpec(Strict):
-    """Everything that is known about a dataset before its files are read."""
+    """Description of a dataset: its files, bands, classes, label encoding and splits."""
 
     name: str
     title: str = ""
     size: str = ""
-    """How many images of how many pixels, in words."""
+    """Number and size of the images, in words."""
     sensor: str = ""
     bands: tuple[BandSpec, ...] = Field(min_length=1)
     gsd_m: float | None = None
     dtype: str | None = None
-    """Type of stored values; files that differ are refused. None: whatever they hold."""
+    """Data type of the images, such as uint16; None accepts the type of the first one."""
     scale: float | None = None
     """Reflectance = stored value * scale."""
 
     root: str = "."
-    """Folder of the dataset below the data root, or beside this file."""
+    """Folder of the dataset, relative to the data root or to this file."""
     images: Texts = ("images/**/*",)
-    """Where images lie; of what matches, files that fit `pattern` and are rasters count."""
+    """Glob patterns of images; files that are not rasters or do not fit `pattern` are skipped."""
     pattern: str = r"images/(?P<stem>.+)\.[^./]+$"
-    """Regular expression searched in the path of an image; its named groups fill `labels`."""
+    """Regular expression searched in the image path; its named groups fill `labels`."""
     labels: Texts = ("labels/{stem}.*",)
-    """Templates of the label's path, `{group}` or `{group:0>2}` and `*`; the first hit counts."""
+    """Templates of the label path with `{group}`, `{group:0>2}` or `*`; the first match is used."""
     listing: Listing | None = None
     """Files that pair images and labels, in place of `images`, `pattern` and `labels`."""
     spare_labels: bool = False
-    """Labels without an image are not a mistake: the images are published elsewhere."""
+    """Accept labels without an image, if the images are published elsewhere."""
     reader: Reader = Reader()
 
     classes: tuple[ClassSpec, ...] = Field(min_length=1, max_length=255)
     ignore: tuple[Value, ...] = ()
-    """Ids, field values or colours of labels that mean: no class."""
+    """Ids, field values or colours in labels that are read as unlabelled."""
     encoding: Encoding = "index"
-    """What raster labels hold. Vector files are always read by `field`."""
+    """Encoding of raster labels. Vector labels are read by `field`."""
     align: bool = False
-    """Raster labels on another grid than their images are resampled, nearest neighbour."""
+    """Resample raster labels to the grid of their images, nearest neighbour."""
     field: str | None = None
-    """Attribute of vector labels with the class; None: every polygon is the same class."""
+    """Attribute of vector labels that holds the class; None if all polygons are one class."""
     background: str | None = None
-    """Class of ground outside polygons, or `ignore`. By default a class called background that
-    stands beside a single other one, else `ignore`."""
+    """Class of pixels outside polygons, or `ignore`. By default the class named background if there
+    is exactly one other class, else `ignore`."""
     tolerance: Annotated[float, Field(ge=0.0)] = 30.0
-    """How far (Euclidean, 0..441) a colour of an RGB label may be from its class."""
+    """Largest Euclidean distance (0..441) between a colour of an RGB label and its class."""
     threshold: float = 127.5
-    """Labels of two classes with encoding `threshold`: values above it are the second class."""
+    """With encoding `threshold`, labels above this value are the second of two classes."""
     remap: dict[int, int] = Field(default_factory=dict)
-    """Id in a raster label to id of a class, where they differ. It goes before `ignore`, and that
-    before the ids of the classes."""
+    """Id in a raster label to id of a class; applied before `ignore`."""
 
     splits: dict[str, Split] = Field(default_factory=dict)
     domains: dict[str, ImageSelection] = Field(default_factory=dict)
-    """Named parts for domain generalisation; without them a `domain` group of `pattern` names
-    the domain of each image, in lower case."""
+    """Named domains for domain generalisation; by default the `domain` group of `pattern`, in lower
+    case."""
     norm: BandNorm | None = None
     url: str = ""
     licence: str = ""
@@ -205,56 +204,58 @@ class DatasetSpec(Strict):
 
     @model_validator(mode="after")
     def _fits_together(self) -> DatasetSpec:
-        for complaint in (*self._class_complaints(), *self._layout_complaints()):
-            raise ValueError(complaint)
+        for problem in (*self._class_problems(), *self._layout_problems()):
+            raise ValueError(problem)
         return self
 
-    def _class_complaints(self) -> list[str]:
-        found = []
+    def _class_problems(self) -> Iterator[str]:
         ids, names = [cls.id for cls in self.classes], [cls.name for cls in self.classes]
-        bands = [one.name for one in self.bands]
-        for what, given in (("id", [str(one) for one in ids]), ("name", names), ("band", bands)):
-            twice = sorted({one for one in given if given.count(one) > 1})
-            found += [f"{what} {', '.join(twice)} occurs twice"] if twice else []
+        bands = [band.name for band in self.bands]
+        for key, values in (("id", list(map(str, ids))), ("name", names), ("band", bands)):
+            repeated = sorted({value for value in values if values.count(value) > 1})
+            if repeated:
+                yield f"{key} {', '.join(repeated)} occurs twice"
         # An id may be ignored in the files and yet be a class, if others are mapped to it.
         unmapped = set(ids) - set(self.remap.values())
-        both = sorted(unmapped & {one for one in self.ignore if isinstance(one, int)})
-        found += [f"id {both[0]} is both a class and ignored"] if both else []
-        lost = sorted(set(self.remap.values()) - set(ids))
-        found += [f"remap leads to id {lost[0]}, which is not a class"] if lost else []
+        both = sorted(unmapped & {value for value in self.ignore if isinstance(value, int)})
+        if both:
+            yield f"id {both[0]} is both a class and ignored"
+        missing = sorted(set(self.remap.values()) - set(ids))
+        if missing:
+            yield f"remap: id {missing[0]} is not a class"
         if self.background not in (None, "ignore", *names):
-            found.append(f"background: {self.background} is not a class (of {', '.join(names)})")
+            yield f"background: {self.background} is not a class (of {', '.join(names)})"
         if self.encoding == "threshold" and len(self.classes) != 2:
-            found.append("encoding threshold needs exactly two classes")
+            yield "encoding threshold needs exactly two classes"
         if self.norm and {len(self.norm.mean), len(self.norm.std)} != {len(self.bands)}:
-            found.append("norm needs one mean and one std for each band")
-        return found
+            yield "norm needs one mean and one std for each band"
 
-    def _layout_complaints(self) -> list[str]:
+    def _layout_problems(self) -> Iterator[str]:
         groups = set(re.compile(self.pattern).groupindex) | {"stem"}
         used = {name for template in self.labels for name in template_groups(template)}
         if self.listing:
             groups = set(re.compile(self.listing.line).groupindex) | {"stem", "split"}
             used = template_groups(self.listing.image) | template_groups(self.listing.label)
-        found = [f"labels: no group {name} in pattern" for name in sorted(used - groups)]
+        for name in sorted(used - groups):
+            yield f"labels: no group {name} in pattern"
         for name, selection in {**self.domains, **self.splits}.items():
             named = template_groups(selection.table.name) if selection.table else set()
-            lost = sorted((set(selection.groups) | named) - groups)
-            found += [f"{name}: no group {lost[0]} in pattern"] if lost else []
+            for group in sorted((set(selection.groups) | named) - groups):
+                yield f"{name}: no group {group} in pattern"
         for name, split in self.splits.items():
-            lost = sorted(set(split.exclude) - set(self.splits) | (set(split.exclude) & {name}))
-            found += [f"splits.{name}: exclude names no other split: {lost[0]}"] if lost else []
+            for other in split.exclude:
+                if other == name or other not in self.splits:
+                    yield f"splits.{name}: exclude: {other} is not another split"
             if split.box and not (split.box[0] < split.box[2] and split.box[1] < split.box[3]):
-                found.append(f"splits.{name}: the box is empty")
-        return found
+                yield f"splits.{name}: the box is empty"
 
     @property
     def file_bands(self) -> tuple[int, ...]:
-        """Bands of the file (from 1) in the order of `bands`."""
-        return tuple(one.band or index for index, one in enumerate(self.bands, start=1))
+        """Band numbers in the file (from 1), in channel order."""
+        return tuple(band.band or index for index, band in enumerate(self.bands, start=1))
 
     def class_list(self) -> list[Class]:
-        """List the classes; a label index is a place in this list."""
+        """Return the classes; label indices are positions in this list."""
         return [Class(cls.id, cls.name, cls.color) for cls in self.classes]
 
     def code(self) -> LabelCode:
@@ -274,22 +275,19 @@ class DatasetSpec(Strict):
     def _background(self) -> int | None:
         names = [cls.name for cls in self.classes]
         if self.background is None:
-            alone = len(names) == 2 and "background" in names
-            return names.index("background") if alone else None
+            binary = len(names) == 2 and "background" in names
+            return names.index("background") if binary else None
         return None if self.background == "ignore" else names.index(self.background)
 
     def to_yaml(self, comment: str = "") -> str:
-        """Write the spec as a file that `DatasetSpec` reads back, leaving out what is default.
-
-        Args:
-            comment: Lines put on top, each behind a `#`.
-        """
+        """Return the spec as YAML without default values, `comment` on top behind `#`."""
         values = self.model_dump(mode="json", exclude_defaults=True)
         lines = [f"# {line}".rstrip() for line in comment.splitlines()]
         for key, value in values.items():
             if isinstance(value, list) and value and isinstance(value[0], dict):
                 lines.append(f"{key}:")
-                lines += [f"- {_flow(_without_none(row))}" for row in value]
+                rows = [{k: v for k, v in row.items() if v is not None} for row in value]
+                lines += [f"- {_flow(row)}" for row in rows]
             elif isinstance(value, dict):
                 lines.append(f"{key}:")
                 lines += [f"  {_flow(name)}: {_flow(inner)}" for name, inner in value.items()]
@@ -301,10 +299,6 @@ class DatasetSpec(Strict):
 def template_groups(template: str) -> set[str]:
     """Return the names of the groups in a path template."""
     return {name.partition(".")[0] for _, name, _, _ in Formatter().parse(template) if name}
-
-
-def _without_none(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if value is not None}
 
 
 def _flow(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Reads the lists and tables of datasets that assign images to splits."""
+"""Readers of the lists and tables that assign images to splits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def read_lines(path: Path) -> list[str]:
     """Read the lines of a text file.
 
     Raises:
-        UnreadableError: It is missing.
+        UnreadableError: The file is missing.
     """
     try:
         return path.read_text(encoding="utf-8").splitlines()
@@ -30,26 +30,21 @@ def first_words(path: Path) -> frozenset[str]:
 
 @cache
 def column(path: Path, key: str, name: str) -> dict[str, str]:
-    """Read one column of a table by another.
-
-    Args:
-        path: A CSV, or the attributes of a vector file.
-        key: Column that identifies the rows.
-        name: Column to read.
+    """Read column `name` of a CSV or of a vector file's attributes, by the values of column `key`.
 
     Raises:
         UnreadableError: The file is missing or broken, or has no such column.
     """
-    import geopandas  # a second of import that most datasets do not need
+    import geopandas  # takes a second to import, and few datasets have tables
 
     try:
         rows = geopandas.read_file(path, ignore_geometry=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise UnreadableError(f"the table cannot be read: {error}", where=str(path)) from error
-    lost = {key, name} - set(rows.columns)
-    if lost:
+    missing = {key, name} - set(rows.columns)
+    if missing:
         raise UnreadableError(
-            f"the table has no column {', '.join(sorted(lost))}",
+            f"the table has no column {', '.join(sorted(missing))}",
             where=str(path),
             fix=f"one of: {', '.join(map(str, rows.columns))}",
         )

@@ -1,7 +1,7 @@
-"""Cuts the ground of many scenes into blocks and gives some of them away, for a spatial split.
+"""Spatial blocks for splits: cutting scenes along a block grid, and drawing blocks.
 
-Blocks are squares of ground, not of files: scenes that show the same ground agree on them, whatever
-their grids. A pixel that two blocks share belongs to neither.
+The block grid is defined in map coordinates and is common to all scenes with a CRS, so that scenes
+that overlap are divided in the same way. A pixel on the edge of two blocks belongs to neither.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from numpy.typing import NDArray
 from rasterio import CRS
 from rasterio.warp import transform as warp_points
 
-from rsseg_cli.data.pair import Place
+from rsseg_cli.data.pair import SceneInfo
 from rsseg_cli.raster.grid import Window
 
 Block = tuple[int, int, int]
-"""(world, column, row): scenes without a CRS are worlds of their own."""
+"""(grid, column, row); each scene without a CRS has its own grid."""
 
 CELLS = 8
-"""Scenes that are turned, or in another CRS, are cut into this many cells per block side."""
+"""Rotated scenes, and those in another CRS, are cut into this many cells per block side."""
 
 
 @dataclass(frozen=True)
 class BlockWindow:
-    """A window of a scene and the blocks of ground that it touches."""
+    """A window of a scene and the blocks that it overlaps."""
 
     scene: int
     window: Window
@@ -35,66 +35,59 @@ class BlockWindow:
 
 
 @dataclass(frozen=True)
-class World:
-    """A plane with a lattice of blocks.
-
-    Attributes:
-        number: Which world.
-        crs: Its CRS; None for the pixels of one scene.
-        origin: (x, y) where the lattice starts.
-        sides: (width, height) of a block in units of the CRS.
-    """
+class BlockGrid:
+    """A regular grid of blocks."""
 
     number: int
+    """0 for the grid of all scenes with a CRS, else 1 + the index of the scene."""
     crs: CRS | None
     origin: tuple[float, float]
+    """(x, y) of a corner of the grid."""
     sides: tuple[float, float]
+    """(width, height) of a block in units of the CRS, or in pixels without one."""
 
 
-def cut(places: Sequence[Place], side_px: int) -> list[BlockWindow]:
-    """Cut scenes along blocks of about `side_px` pixels of the first scene of each world."""
-    shared: World | None = None
-    patches: list[BlockWindow] = []
-    for index, place in enumerate(places):
-        if place.crs is None:
-            world = _world(place, side_px, number=index + 1)
+def cut(infos: Sequence[SceneInfo], side_px: int) -> list[BlockWindow]:
+    """Cut scenes along block grids of about `side_px` pixels of the first scene of each grid."""
+    shared: BlockGrid | None = None
+    windows: list[BlockWindow] = []
+    for index, info in enumerate(infos):
+        if info.crs is None:
+            grid = _block_grid(info, side_px, number=index + 1)
         else:
-            world = shared = shared or _world(place, side_px, number=0)
-        patches += _cut_scene(index, place, world, side_px)
-    return patches
+            grid = shared = shared or _block_grid(info, side_px, number=0)
+        north_up = info.transform.b == 0 and info.transform.d == 0
+        if north_up and info.crs == grid.crs:
+            windows += _cut_exactly(index, info, grid)
+        else:
+            windows += _cut_cells(index, info, grid, max(1, side_px // CELLS))
+    return windows
 
 
-def _world(place: Place, side_px: int, *, number: int) -> World:
-    """Return a lattice of blocks of whole pixels that fills a scene."""
-    transform = place.transform
-    corners = [transform @ (x, y) for x in (0, place.width) for y in (0, place.height)]
+def _block_grid(info: SceneInfo, side_px: int, *, number: int) -> BlockGrid:
+    """Return a grid with blocks of whole pixels that fills a scene."""
+    transform = info.transform
+    corners = [transform @ (x, y) for x in (0, info.width) for y in (0, info.height)]
     xs, ys = [x for x, _ in corners], [y for _, y in corners]
-    across = max(1, round(place.width / side_px))
-    down = max(1, round(place.height / side_px))
+    columns = max(1, round(info.width / side_px))
+    rows = max(1, round(info.height / side_px))
     sides = (
-        (max(xs) - min(xs)) * ceil(place.width / across) / place.width,
-        (max(ys) - min(ys)) * ceil(place.height / down) / place.height,
+        (max(xs) - min(xs)) * ceil(info.width / columns) / info.width,
+        (max(ys) - min(ys)) * ceil(info.height / rows) / info.height,
     )
-    return World(number, place.crs, (min(xs), min(ys)), sides)
+    return BlockGrid(number, info.crs, (min(xs), min(ys)), sides)
 
 
-def _cut_scene(index: int, place: Place, world: World, side_px: int) -> list[BlockWindow]:
-    straight = place.transform.b == 0 and place.transform.d == 0
-    if straight and place.crs == world.crs:
-        return _cut_straight(index, place, world)
-    return _cut_cells(index, place, world, max(1, side_px // CELLS))
-
-
-def _cut_straight(index: int, place: Place, world: World) -> list[BlockWindow]:
-    """Cut a scene along the lattice: every window lies in one block."""
-    transform = place.transform
-    columns = _spans(transform.c, transform.a, place.width, world.origin[0], world.sides[0])
-    rows = _spans(transform.f, transform.e, place.height, world.origin[1], world.sides[1])
+def _cut_exactly(index: int, info: SceneInfo, grid: BlockGrid) -> list[BlockWindow]:
+    """Cut a scene along the grid: every window lies in one block."""
+    transform = info.transform
+    columns = _spans(transform.c, transform.a, info.width, grid.origin[0], grid.sides[0])
+    rows = _spans(transform.f, transform.e, info.height, grid.origin[1], grid.sides[1])
     return [
         BlockWindow(
             index,
             Window(left, top, right - left, bottom - top),
-            frozenset({(world.number, column, row)}),
+            frozenset({(grid.number, column, row)}),
         )
         for row, top, bottom in rows
         for column, left, right in columns
@@ -104,7 +97,7 @@ def _cut_straight(index: int, place: Place, world: World) -> list[BlockWindow]:
 def _spans(
     start: float, step: float, length: int, origin: float, side: float
 ) -> list[tuple[int, int, int]]:
-    """List (block, first pixel, pixel after the last) of the blocks along one axis."""
+    """Return (block, first pixel, pixel after the last) of the blocks along one axis."""
     ends = ((start - origin) / side, (start + step * length - origin) / side)
     first, last = int(np.floor(min(ends) + 1e-9)), int(np.ceil(max(ends) - 1e-9))
     spans = []
@@ -117,27 +110,27 @@ def _spans(
     return spans
 
 
-def _cut_cells(index: int, place: Place, world: World, cell: int) -> list[BlockWindow]:
-    """Cut a scene into small cells, each of which may touch several blocks."""
+def _cut_cells(index: int, info: SceneInfo, grid: BlockGrid, cell: int) -> list[BlockWindow]:
+    """Cut a scene into small cells, each of which may overlap several blocks."""
     windows = [
-        Window(x, y, min(cell, place.width - x), min(cell, place.height - y))
-        for y in range(0, place.height, cell)
-        for x in range(0, place.width, cell)
+        Window(x, y, min(cell, info.width - x), min(cell, info.height - y))
+        for y in range(0, info.height, cell)
+        for x in range(0, info.width, cell)
     ]
     outline = np.array([(0, 0), (0.5, 0), (1, 0), (1, 0.5), (1, 1), (0.5, 1), (0, 1), (0, 0.5)])
     corner = np.array([(window.x, window.y) for window in windows], np.float64)
     size = np.array([(window.width, window.height) for window in windows], np.float64)
     points = (corner[:, None] + size[:, None] * outline[None]).reshape(-1, 2)
-    ground = _to_world(points, place, world).reshape(len(windows), len(outline), 2)
-    lattice = (ground - np.array(world.origin)) / np.array(world.sides)
-    low = np.floor(lattice.min(1) + 1e-9).astype(int)
-    high = np.maximum(np.ceil(lattice.max(1) - 1e-9).astype(int), low + 1)
+    position = _to_map(points, info, grid).reshape(len(windows), len(outline), 2)
+    position = (position - np.array(grid.origin)) / np.array(grid.sides)
+    low = np.floor(position.min(1) + 1e-9).astype(int)
+    high = np.maximum(np.ceil(position.max(1) - 1e-9).astype(int), low + 1)
     return [
         BlockWindow(
             index,
             window,
             frozenset(
-                (world.number, column, row)
+                (grid.number, column, row)
                 for column in range(low[i, 0], high[i, 0])
                 for row in range(low[i, 1], high[i, 1])
             ),
@@ -146,13 +139,13 @@ def _cut_cells(index: int, place: Place, world: World, cell: int) -> list[BlockW
     ]
 
 
-def _to_world(points: NDArray[np.float64], place: Place, world: World) -> NDArray[np.float64]:
-    """Map pixel positions (n, 2) into the CRS of a world."""
-    transform = place.transform
+def _to_map(points: NDArray[np.float64], info: SceneInfo, grid: BlockGrid) -> NDArray[np.float64]:
+    """Transform pixel positions (n, 2) to the CRS of a grid."""
+    transform = info.transform
     xs = transform.a * points[:, 0] + transform.b * points[:, 1] + transform.c
     ys = transform.d * points[:, 0] + transform.e * points[:, 1] + transform.f
-    if place.crs is not None and place.crs != world.crs:
-        xs, ys = (np.asarray(each) for each in warp_points(place.crs, world.crs, xs, ys))
+    if info.crs is not None and info.crs != grid.crs:
+        xs, ys = (np.asarray(axis) for axis in warp_points(info.crs, grid.crs, xs, ys))
     return np.stack([xs, ys], axis=1)
 
 
@@ -161,52 +154,61 @@ def draw(
     fraction: float,
     *,
     generator: np.random.Generator,
-    together: bool,
+    connected: bool,
 ) -> set[Block]:
-    """Choose blocks that hold about a fraction of every class.
+    """Draw blocks that contain about a fraction of every class.
 
-    Blocks are added one by one, each time the one that brings the shares of the classes nearest
-    to `fraction`. At least half of every class stays behind.
+    Blocks are added greedily: each time the one that brings the fractions of the classes closest
+    to `fraction`. At least half of every class is left.
 
     Args:
         weights: Labelled pixels per class (K) of each block.
-        fraction: Wanted share, 0..1.
-        generator: Breaks ties and starts the choice.
-        together: Grow one connected area, so that the rest is not cut into small pieces.
+        fraction: Target fraction, 0..1.
+        generator: Shuffles the blocks.
+        connected: Grow connected areas, so that the rest is not cut into small pieces.
 
     Returns:
-        The chosen blocks; none when no block can be spared.
+        The blocks; none if every block has more than half of a class.
     """
     blocks = [block for block in sorted(weights) if weights[block].sum() > 0]
     if not blocks:
         return set()
     counts = np.stack([weights[block] for block in blocks])
     present = counts.sum(0) > 0
-    shares = counts[:, present] / counts[:, present].sum(0)
+    fractions = counts[:, present] / counts[:, present].sum(0)
     size = counts.sum(1) / counts.sum()
-    left = [int(index) for index in generator.permutation(len(blocks))]
-    chosen: list[int] = []
-    have = np.zeros(shares.shape[1])
-    while left and size[chosen].sum() < fraction * 0.95:
-        near = [i for i in left if together and any(_beside(blocks[i], blocks[c]) for c in chosen)]
-        pool = (near or left)[:64]
-        fits = [i for i in pool if (have + shares[i] <= 0.5 + 1e-9).all()]
-        fits = [i for i in fits if size[chosen].sum() + size[i] <= fraction * 1.5 or not chosen]
+    remaining = [int(index) for index in generator.permutation(len(blocks))]
+    drawn: list[int] = []
+    total = np.zeros(fractions.shape[1])
+    while remaining and size[drawn].sum() < fraction * 0.95:
+        adjacent = [
+            i
+            for i in remaining
+            if connected and any(_adjacent(blocks[i], blocks[d]) for d in drawn)
+        ]
+        candidates = (adjacent or remaining)[:64]
+        fits = [
+            i
+            for i in candidates
+            if (total + fractions[i] <= 0.5 + 1e-9).all()
+            and (not drawn or size[drawn].sum() + size[i] <= fraction * 1.5)
+        ]
         if fits:
-            best = min(fits, key=lambda i: float(np.abs(have + shares[i] - fraction).sum()))
-            chosen.append(best)
-            have = have + shares[best]
-            pool = [best]
-        left = [i for i in left if i not in pool]
-    return {blocks[i] for i in chosen}
+            best = min(fits, key=lambda i: float(np.abs(total + fractions[i] - fraction).sum()))
+            drawn.append(best)
+            total = total + fractions[best]
+            candidates = [best]
+        remaining = [i for i in remaining if i not in candidates]
+    return {blocks[i] for i in drawn}
 
 
-def _beside(one: Block, other: Block) -> bool:
-    return one[0] == other[0] and abs(one[1] - other[1]) + abs(one[2] - other[2]) == 1
+def _adjacent(block: Block, other: Block) -> bool:
+    distance = abs(block[1] - other[1]) + abs(block[2] - other[2])
+    return block[0] == other[0] and distance == 1
 
 
 def merge(windows: Sequence[Window]) -> tuple[Window, ...]:
-    """Join disjoint windows that share a whole edge, first along rows, then along columns."""
+    """Merge disjoint windows that share a whole edge, first along rows, then along columns."""
     rows: list[Window] = []
     for window in sorted(windows, key=lambda w: (w.y, w.height, w.x)):
         last = rows[-1] if rows else None
@@ -225,20 +227,18 @@ def merge(windows: Sequence[Window]) -> tuple[Window, ...]:
 
 
 def subtract(windows: Sequence[Window], hole: Window) -> tuple[Window, ...]:
-    """Return disjoint windows without the pixels of `hole`."""
-    left: list[Window] = []
+    """Remove the pixels of `hole` from disjoint windows."""
+    remaining: list[Window] = []
     for window in windows:
         inner = window.intersect(hole)
         if inner is None:
-            left.append(window)
+            remaining.append(window)
             continue
-        above, below = inner.y - window.y, window.bottom - inner.bottom
-        before, after = inner.x - window.x, window.right - inner.right
         pieces = [
-            Window(window.x, window.y, window.width, above),
-            Window(window.x, inner.bottom, window.width, below),
-            Window(window.x, inner.y, before, inner.height),
-            Window(inner.right, inner.y, after, inner.height),
+            Window(window.x, window.y, window.width, inner.y - window.y),
+            Window(window.x, inner.bottom, window.width, window.bottom - inner.bottom),
+            Window(window.x, inner.y, inner.x - window.x, inner.height),
+            Window(inner.right, inner.y, window.right - inner.right, inner.height),
         ]
-        left += [piece for piece in pieces if piece.width > 0 and piece.height > 0]
-    return tuple(left)
+        remaining += [piece for piece in pieces if piece.width > 0 and piece.height > 0]
+    return tuple(remaining)

@@ -1,4 +1,4 @@
-"""Batches of tiles, and the random stream of them that training reads."""
+"""Batches of tiles, and the random stream of them for training."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from rsseg_cli.raster.grid import Window
 Samples: TypeAlias = NDArray[Any]
 
 TRIES = 24
-"""How often a tile without any use is drawn again."""
+"""Draws of a tile until it has a labelled pixel."""
 PLACEMENTS = 16
-"""How often a window that leaves the usable ground is placed again, before it is masked."""
+"""Placements of a window that are tried until it contains usable pixels only."""
 TOGETHER = 4
-"""Tiles of a batch that share the rows of a big scene stored in strips."""
+"""Consecutive tiles that share the rows of a big scene stored in strips."""
 BIG_PX = 2**24
-"""Scenes above this many pixels do not stay in GDAL's cache between two tiles."""
+"""Scenes above this many pixels do not stay in GDAL's block cache between two tiles."""
 TORCH_TYPES = {"float64": "float32", "uint32": "float32", "int64": "float32", "uint64": "float32"}
-"""Stored types that are handed on as another one."""
+"""Stored types that are converted to another one in a batch."""
 
 
 @dataclass
@@ -42,10 +42,9 @@ class Batch:
     Attributes:
         image: (B, C, H, W) samples in the stored type; missing ones hold the band's mean.
         label: (B, H, W) uint8 class indices, `IGNORE` where there is no class or no image.
-        names: Scene of each tile, or nothing.
-        domains: Domain of each tile, or nothing.
-        seeds: Of the random numbers that change each tile after it was read (see `Augment`); or
-            nothing where tiles are not changed.
+        names: Scene of each tile; may be empty.
+        domains: Domain of each tile; may be empty.
+        seeds: Seed for the augmentation of each tile; empty if tiles are not augmented.
     """
 
     image: Tensor
@@ -60,7 +59,7 @@ class Batch:
         return len(self.image)
 
     def to(self, device: torch.device | str) -> Self:
-        """Copy to a device, not waiting for it when the tensors are pinned."""
+        """Copy to a device, asynchronously if the tensors are pinned."""
         return replace(
             self,
             image=self.image.to(device, non_blocking=True),
@@ -68,40 +67,39 @@ class Batch:
         )
 
     def pin_memory(self) -> Self:
-        """Move into page-locked memory, from where a GPU copies on its own."""
+        """Copy into page-locked memory, for asynchronous copies to a GPU."""
         return replace(self, image=self.image.pin_memory(), label=self.label.pin_memory())
 
 
-class Readers(threading.local):
-    """Open files of the calling thread; none travel to another process."""
+class ThreadHandles(threading.local):
+    """Open files of the calling thread; a pickled copy has none."""
 
     def __init__(self) -> None:
         self.handles = Handles()
 
-    def __reduce__(self) -> tuple[type[Readers], tuple[()]]:
-        return Readers, ()
+    def __reduce__(self) -> tuple[type[ThreadHandles], tuple[()]]:
+        return ThreadHandles, ()
 
 
 class TileStream(Dataset[Batch]):
-    """Endless random tiles: a tile depends on nothing but the seed, the step and its number.
+    """Endless random tiles, safe to read from several threads and processes.
 
-    A tile lies wholly on usable ground where that has room for it; what hangs over is filled and
-    ignored. Any number of threads and processes may ask for items. The tiles of a step, over all
-    its micro-batches and processes, do not depend on how many of these there are.
+    A tile depends only on the seed, the step and its number: the tiles of a step are the same for
+    any number of micro-batches and processes. Tiles contain usable pixels only, where these have
+    room for a tile; other pixels are filled and ignored.
 
     Args:
-        parts: What to sample; a pixel of any of them has the same chance.
-        bands: The channels; missing samples get the mean of theirs.
-        tile: Side in pixels of a tile after scaling.
+        parts: Scenes to sample; all usable pixels are equally likely.
+        bands: The channels; missing samples are replaced by their mean.
+        tile: Side of a tile in pixels after resizing.
         batch: Tiles per item.
-        seed: Everything random follows from it.
-        scale: Range of magnification, one for all tiles of a step: windows of `tile` / scale
+        seed: Seed of all random numbers.
+        scale: Range of the magnification, which is drawn per step: windows of `tile` / scale
             pixels are read, and resized later on the device (see `Augment`).
-        index: Where the classes are: with it tiles lie around a pixel of a class that is drawn
-            with equal chance. Without it they lie anywhere.
-        rank: Number of this process.
+        index: Positions of the classes; with it, tiles are drawn around a pixel of a class.
+        rank: Rank of this process.
         world: Number of processes.
-        micro_batches: Consecutive items that make up a step in each process.
+        micro_batches: Consecutive items per step and process.
     """
 
     def __init__(
@@ -118,18 +116,18 @@ class TileStream(Dataset[Batch]):
         world: int = 1,
         micro_batches: int = 1,
     ) -> None:
-        require_alike(parts)
-        self._ground = [(opener, pair) for opener, pairs in parts for pair in pairs]
-        areas = np.array([pair.area for _, pair in self._ground], np.float64)
+        check_compatible(parts)
+        self._pairs = [(opener, pair) for opener, pairs in parts for pair in pairs]
+        areas = np.array([pair.area for _, pair in self._pairs], np.float64)
         if not areas.sum():
             raise RssegError("there are no pixels to draw tiles from")
         self._chances = areas / areas.sum()
-        self._striped = np.array([_is_striped(pair, tile) for _, pair in self._ground])
+        self._striped = np.array([_is_striped(pair, tile) for _, pair in self._pairs])
         self._fill = bands.mean
         self._tile, self._batch, self._seed = tile, batch, seed
         self._scale, self._index = scale, index
         self._rank, self._world, self._micro_batches = rank, world, micro_batches
-        self._readers = Readers()
+        self._files = ThreadHandles()
 
     def __getitem__(self, item: int) -> Batch:
         """Read the tiles of a micro-batch."""
@@ -145,83 +143,83 @@ class TileStream(Dataset[Batch]):
         return int(np.random.default_rng((self._seed, 3, number)).integers(2**63))
 
     def _draw(self, number: int, side: int) -> tuple[Samples, Labels, Pair]:
-        """Draw a tile until it is of use."""
+        """Draw a tile until it has a labelled pixel."""
         generator = np.random.default_rng((self._seed, 1, number))
         for _ in range(TRIES):
-            which, x, y = self._point(generator, number)
-            opener, pair = self._ground[which]
-            window = place(pair, x, y, side, generator)
-            handles = self._readers.handles
-            image, label, valid = handles.read(opener, pair, window, fill=self._fill)
+            index, x, y = self._draw_pixel(generator, number)
+            opener, pair = self._pairs[index]
+            window = place_window(pair, x, y, side, generator)
+            read = self._files.handles.read
+            image, label, valid = read(opener, pair, window, fill=self._fill)
             mask_outside(pair, window, image, label, valid, self._fill)
             if (label != IGNORE).any():
                 break
         return image, label, pair
 
-    def _point(self, generator: np.random.Generator, number: int) -> tuple[int, int, int]:
-        """Draw a pair and a pixel (x, y) of its usable ground."""
+    def _draw_pixel(self, generator: np.random.Generator, number: int) -> tuple[int, int, int]:
+        """Draw a pair and one of its usable pixels: index of the pair, x, y."""
         if self._index is not None:
             return self._index.draw(generator)
         shared = np.random.default_rng((self._seed, 2, number // TOGETHER))
-        which = int(shared.choice(len(self._chances), p=self._chances))
-        if self._striped[which]:
-            # A strip holds whole rows: several tiles from the same rows cost one read.
-            _, y = _pixel(self._ground[which][1], shared)
-            x, _ = _pixel(self._ground[which][1], generator)
-            return which, x, y
+        index = int(shared.choice(len(self._chances), p=self._chances))
+        if self._striped[index]:
+            # A strip contains whole rows: several tiles from the same rows cost one read.
+            _, y = _usable_pixel(self._pairs[index][1], shared)
+            x, _ = _usable_pixel(self._pairs[index][1], generator)
+            return index, x, y
         chances = self._chances * ~self._striped
-        which = int(generator.choice(len(chances), p=chances / chances.sum()))
-        return which, *_pixel(self._ground[which][1], generator)
+        index = int(generator.choice(len(chances), p=chances / chances.sum()))
+        return index, *_usable_pixel(self._pairs[index][1], generator)
 
 
 def _is_striped(pair: Pair, tile: int) -> bool:
-    place = pair.place
-    big = place.width * place.height > BIG_PX
-    return big and place.block[1] >= place.width > 2 * tile
+    info = pair.info
+    big = info.width * info.height > BIG_PX
+    return big and info.block[1] >= info.width > 2 * tile
 
 
-def _pixel(pair: Pair, generator: np.random.Generator) -> tuple[int, int]:
-    """Draw a pixel of the usable ground, each with the same chance."""
-    areas = np.array([window.width * window.height for window in pair.ground], np.float64)
-    region = pair.ground[int(generator.choice(len(areas), p=areas / areas.sum()))]
+def _usable_pixel(pair: Pair, generator: np.random.Generator) -> tuple[int, int]:
+    """Draw a usable pixel (x, y) uniformly."""
+    areas = np.array([window.width * window.height for window in pair.windows], np.float64)
+    region = pair.windows[int(generator.choice(len(areas), p=areas / areas.sum()))]
     return (
         region.x + int(generator.integers(region.width)),
         region.y + int(generator.integers(region.height)),
     )
 
 
-def place(pair: Pair, x: int, y: int, side: int, generator: np.random.Generator) -> Window:
-    """Return a window around a pixel, as far as possible inside the scene and on usable pixels."""
+def place_window(pair: Pair, x: int, y: int, side: int, generator: np.random.Generator) -> Window:
+    """Draw a window around a pixel, if possible with usable pixels only."""
     best, most = None, -1
     for _ in range(PLACEMENTS):
         window = Window(
-            _start(x, side, pair.place.width, generator),
-            _start(y, side, pair.place.height, generator),
+            _start(x, side, pair.info.width, generator),
+            _start(y, side, pair.info.height, generator),
             side,
             side,
         )
-        inside = window.intersect(pair.place.window)
-        wanted = inside.width * inside.height if inside else 0
-        usable = wanted if pair.regions is None else _usable(pair, window)
+        inside = window.intersect(pair.info.window)
+        area = inside.width * inside.height if inside else 0
+        usable = area if pair.regions is None else _usable_area(pair, window)
         if usable > most:
             best, most = window, usable
-        if usable == wanted:
+        if usable == area:
             break
     assert best is not None
     return best
 
 
 def _start(pixel: int, side: int, length: int, generator: np.random.Generator) -> int:
-    """Draw where a window begins that holds `pixel` of an axis and stays inside if it can."""
+    """Draw the start of a window that contains `pixel` of an axis, inside the scene if it fits."""
     start = pixel - int(generator.integers(side))
     if side >= length:
         return int(generator.integers(length - side, 1))
     return min(max(start, 0), length - side)
 
 
-def _usable(pair: Pair, window: Window) -> int:
-    common = (window.intersect(region) for region in pair.ground)
-    return sum(part.width * part.height for part in common if part)
+def _usable_area(pair: Pair, window: Window) -> int:
+    crossings = (window.intersect(region) for region in pair.windows)
+    return sum(crossing.width * crossing.height for crossing in crossings if crossing)
 
 
 def mask_outside(
@@ -232,15 +230,15 @@ def mask_outside(
     valid: NDArray[np.bool_],
     fill: Sequence[float],
 ) -> None:
-    """Mask all pixels outside the usable windows, so that no pixel of another split is read."""
+    """Mask all pixels outside the usable windows, in place: they may belong to another split."""
     if pair.regions is None:
         return
     usable = np.zeros(label.shape, np.bool_)
     for region in pair.regions:
-        part = window.intersect(region)
-        if part:
-            part = part.shift(-window.x, -window.y)
-            usable[part.y : part.bottom, part.x : part.right] = True
+        inside = window.intersect(region)
+        if inside:
+            inside = inside.shift(-window.x, -window.y)
+            usable[inside.y : inside.bottom, inside.x : inside.right] = True
     if usable.all():
         return
     values = np.asarray(fill)
@@ -264,22 +262,22 @@ def stack(images: Sequence[Samples], labels: Sequence[Labels], pairs: Sequence[P
     )
 
 
-def require_alike(parts: Sequence[SourcePairs]) -> None:
+def check_compatible(parts: Sequence[SourcePairs]) -> None:
     """Check that tiles of all sources fit into one batch.
 
     Raises:
-        RssegError: They differ in bands, type or classes, or there is no image at all.
+        RssegError: They differ in bands, data type or classes, or there are no images.
     """
     if not any(pairs for _, pairs in parts):
-        raise RssegError("there is no image to read tiles from")
+        raise RssegError("there are no images to read tiles from")
     kinds = {
-        (len(opener.bands), pair.place.dtype, opener.classes): pair.place.path
+        (len(opener.bands), pair.info.dtype, opener.classes): pair.info.path
         for opener, pairs in parts
         for pair in pairs
     }
     if len(kinds) > 1:
         (bands, dtype, classes), (other_bands, other_dtype, other_classes) = list(kinds)[:2]
-        what = (
+        difference = (
             f"in bands: {bands} and {other_bands}"
             if bands != other_bands
             else f"in type: {dtype} and {other_dtype}"
@@ -287,11 +285,11 @@ def require_alike(parts: Sequence[SourcePairs]) -> None:
             else f"in classes: {_names(classes)} and {_names(other_classes)}"
         )
         raise RssegError(
-            f"the sources differ {what}",
+            f"the sources differ {difference}",
             where=", ".join(list(kinds.values())[:2]),
-            fix="describe both alike in a dataset.yaml of each, or convert one",
+            fix="describe both in the same way in a dataset.yaml of each, or convert one",
         )
 
 
 def _names(classes: Sequence[Class]) -> str:
-    return " ".join(f"{one.id} {one.name}" for one in classes)
+    return " ".join(f"{cls.id} {cls.name}" for cls in classes)

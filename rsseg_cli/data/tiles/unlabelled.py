@@ -1,7 +1,8 @@
-"""Tiles without labels: they mark where there is an image, and no label file is opened."""
+"""Tiles without labels, and their holdout for validation."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -9,36 +10,35 @@ import numpy as np
 
 from rsseg_cli.classes import IGNORE
 from rsseg_cli.data.pair import Opener, Pair, SourcePairs
-from rsseg_cli.data.splits.blocks import subtract
+from rsseg_cli.data.splits.spatial_split import cut_out
 from rsseg_cli.raster.decode import Labels
-from rsseg_cli.raster.grid import Window, blocks
+from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.labels import LabelReader
 
 MOST_TILES = 256
-"""Tiles that are held back at most: enough to measure shares of classes."""
+"""Largest number of tiles held out: enough to measure class fractions."""
 
 
-class Everywhere(LabelReader):
-    """Stands where a label would: 0 at every pixel of the scene, `IGNORE` outside.
+class ImageMask(LabelReader):
+    """Placeholder for labels: 0 at every pixel of the scene, `IGNORE` outside.
 
-    Whoever reads tiles turns what has no image into `IGNORE`. What is left is 0 where a teacher
-    may name a class.
+    `Handles.read` sets invalid pixels to `IGNORE`, so that 0 marks the pixels to pseudo-label.
     """
 
     def __init__(self, extent: Window) -> None:
-        self._whole = extent
+        self._extent = extent
 
     def read(self, window: Window) -> Labels:
         """Read a window (h, w)."""
         labels = np.full((window.height, window.width), IGNORE, np.uint8)
-        inside = window.intersect(self._whole)
+        inside = window.intersect(self._extent)
         if inside is not None:
-            here = inside.shift(-window.x, -window.y)
-            labels[here.y : here.bottom, here.x : here.right] = 0
+            inside = inside.shift(-window.x, -window.y)
+            labels[inside.y : inside.bottom, inside.x : inside.right] = 0
         return labels
 
     def close(self) -> None:
-        """Close nothing: no file is open."""
+        """Do nothing: no file is open."""
 
 
 @dataclass(frozen=True)
@@ -46,72 +46,62 @@ class UnlabelledOpener(Opener):
     """Opens images only."""
 
     def labels(self, pair: Pair) -> LabelReader:
-        """Return labels that mark the valid pixels; the label of the pair is not used."""
-        return Everywhere(pair.place.window)
+        """Return a mask of the scene, whether or not the pair has a label."""
+        return ImageMask(pair.info.window)
 
 
 def without_labels(opener: Opener, pairs: Sequence[Pair]) -> SourcePairs:
-    """Forget the labels of some pairs."""
-    bare = UnlabelledOpener(opener.bands, opener.reader, opener.code)
-    return bare, [replace(pair, label=None) for pair in pairs]
+    """Remove the labels of pairs."""
+    unlabelled = UnlabelledOpener(opener.bands, opener.reader, opener.code)
+    return unlabelled, [replace(pair, label=None) for pair in pairs]
 
 
 def has_image(opener: Opener, pair: Pair, side: int = 512) -> bool:
-    """Return whether any usable pixel is valid, reading blocks in random order."""
-    windows = [
-        block.shift(region.x, region.y)
-        for region in pair.ground
-        for block in blocks(region.width, region.height, (side, side))
-    ]
+    """Return whether any usable pixel is valid, reading tiles in random order."""
+    windows = list(pair.tiles(side))
     order = np.random.default_rng(0).permutation(len(windows))
     with opener.scene(pair.image) as scene:
         return any(bool(scene.read(windows[index])[1].any()) for index in order)
 
 
 def hold_out(
-    parts: Sequence[SourcePairs], share: float, tile: int
+    parts: Sequence[SourcePairs], fraction: float, tile: int
 ) -> tuple[list[SourcePairs], list[SourcePairs]]:
     """Hold out some tiles for validation, the same ones in every run.
 
     Args:
-        parts: The ground.
-        share: Fraction of the tiles that is held out, 0..1; none where there are fewer than four.
+        parts: The scenes to divide.
+        fraction: Fraction of the tiles to hold out, 0..1.
         tile: Side of a tile in pixels.
 
     Returns:
-        The ground that is left, and the tiles held back. With nothing held back both are all of
-        the ground.
+        The remaining windows, and those held out. Both are all of `parts` if `fraction` is 0 or
+        there are fewer than four tiles.
     """
-    places = [
-        (number, index, block.shift(region.x, region.y))
-        for number, (_, pairs) in enumerate(parts)
+    tiles = [
+        (source, index, window)
+        for source, (_, pairs) in enumerate(parts)
         for index, pair in enumerate(pairs)
-        for region in pair.ground
-        for block in blocks(region.width, region.height, (tile, tile))
+        for window in pair.tiles(tile)
+        if min(window.width, window.height) >= tile // 2
     ]
-    whole = [place for place in places if min(place[2].width, place[2].height) >= tile // 2]
-    count = min(MOST_TILES, max(2, round(share * len(whole)))) if share else 0
-    if not count or len(whole) < 4:
+    count = min(MOST_TILES, max(2, round(fraction * len(tiles)))) if fraction else 0
+    if not count or len(tiles) < 4:
         return list(parts), list(parts)
-    order = np.random.default_rng(0).permutation(len(whole))[:count]
-    taken: dict[tuple[int, int], list[Window]] = {}
-    for number, index, window in (whole[i] for i in sorted(order)):
-        taken.setdefault((number, index), []).append(window)
-    left: list[SourcePairs] = []
-    held: list[SourcePairs] = []
-    for number, (opener, pairs) in enumerate(parts):
-        rest = []
-        for index, pair in enumerate(pairs):
-            ground = pair.ground
-            for window in taken.get((number, index), ()):
-                ground = subtract(ground, window)
-            if ground:
-                rest.append(replace(pair, regions=ground) if ground != pair.ground else pair)
-        chosen = [
-            replace(pair, regions=tuple(taken[number, index]))
+    order = np.random.default_rng(0).permutation(len(tiles))[:count]
+    windows: dict[tuple[int, int], list[Window]] = defaultdict(list)
+    for source, index, window in (tiles[i] for i in sorted(order)):
+        windows[source, index].append(window)
+    remaining: list[SourcePairs] = []
+    holdout: list[SourcePairs] = []
+    for source, (opener, pairs) in enumerate(parts):
+        rest = [cut_out(pair, windows[source, index]) for index, pair in enumerate(pairs)]
+        kept = [pair for pair in rest if pair is not None]
+        held = [
+            replace(pair, regions=tuple(windows[source, index]))
             for index, pair in enumerate(pairs)
-            if (number, index) in taken
+            if windows[source, index]
         ]
-        left += [(opener, rest)] if rest else []
-        held += [(opener, chosen)] if chosen else []
-    return left, held
+        remaining += [(opener, kept)] if kept else []
+        holdout += [(opener, held)] if held else []
+    return remaining, holdout

@@ -1,4 +1,4 @@
-"""The tiles that cover the ground a model is validated on."""
+"""Tiles that cover the validation pixels."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from torch.utils.data import Dataset
 from rsseg_cli.classes import IGNORE
 from rsseg_cli.contract import Bands
 from rsseg_cli.data.pair import Opener, Pair, SourcePairs
-from rsseg_cli.data.tiles.tile_stream import Batch, Readers, Samples, require_alike, stack
+from rsseg_cli.data.tiles.tile_stream import Batch, Samples, ThreadHandles, check_compatible, stack
 from rsseg_cli.raster.decode import Labels
 from rsseg_cli.raster.grid import Window
 
 
 class CoveringTiles(Dataset[Batch]):
-    """Every pixel of the usable ground in exactly one tile, for validation.
+    """Tiles with every usable pixel in exactly one of them, for validation.
 
-    A tile is shifted back into its scene at the border, for the sake of context; what it shares
-    with another tile, and what is not usable ground, is `IGNORE` in its label.
+    A tile at the border is shifted back into its scene for more context. Pixels that belong to
+    another tile or are not usable are `IGNORE` in its label.
 
     Args:
-        parts: What to cover.
-        bands: The channels; missing samples get the mean of theirs.
-        tile: Side in pixels.
-        batch: Tiles per item, the last one may have fewer.
-        rank: Number of this process, which gets every `world`-th item.
+        parts: Scenes to cover.
+        bands: The channels; missing samples are replaced by their mean.
+        tile: Side of a tile in pixels.
+        batch: Tiles per item; the last item may have fewer.
+        rank: Rank of this process, which reads every `world`-th item.
         world: Number of processes.
     """
 
@@ -40,17 +40,17 @@ class CoveringTiles(Dataset[Batch]):
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        require_alike(parts)
+        check_compatible(parts)
         self._fill, self._tile = bands.mean, tile
         cells = [
             (opener, pair, cell)
             for opener, pairs in parts
             for pair in pairs
-            for cell in _cells(pair, tile)
+            for cell in pair.tiles(tile)
         ]
-        groups = [cells[start : start + batch] for start in range(0, len(cells), batch)]
-        self._items = groups[rank::world]
-        self._readers = Readers()
+        items = [cells[start : start + batch] for start in range(0, len(cells), batch)]
+        self._items = items[rank::world]
+        self._files = ThreadHandles()
 
     def __len__(self) -> int:
         """Number of batches of this process."""
@@ -65,22 +65,12 @@ class CoveringTiles(Dataset[Batch]):
         return stack(images, labels, pairs)
 
     def _read(self, opener: Opener, pair: Pair, cell: Window) -> tuple[Samples, Labels, Pair]:
-        x = min(cell.x, max(pair.place.width - self._tile, 0))
-        y = min(cell.y, max(pair.place.height - self._tile, 0))
+        x = min(cell.x, max(pair.info.width - self._tile, 0))
+        y = min(cell.y, max(pair.info.height - self._tile, 0))
         window = Window(x, y, self._tile, self._tile)
-        handles = self._readers.handles
-        image, label, _ = handles.read(opener, pair, window, fill=self._fill)
-        own = np.full(label.shape, IGNORE, np.uint8)
-        part = cell.shift(-x, -y)
-        here = (slice(part.y, part.bottom), slice(part.x, part.right))
-        own[here] = label[here]
-        return image, own, pair
-
-
-def _cells(pair: Pair, tile: int) -> list[Window]:
-    return [
-        Window(x, y, min(tile, region.right - x), min(tile, region.bottom - y))
-        for region in pair.ground
-        for y in range(region.y, region.bottom, tile)
-        for x in range(region.x, region.right, tile)
-    ]
+        image, label, _ = self._files.handles.read(opener, pair, window, fill=self._fill)
+        masked = np.full(label.shape, IGNORE, np.uint8)
+        inner = cell.shift(-x, -y)
+        pixels = (slice(inner.y, inner.bottom), slice(inner.x, inner.right))
+        masked[pixels] = label[pixels]
+        return image, masked, pair
