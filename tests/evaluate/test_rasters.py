@@ -87,7 +87,7 @@ def test_numpy_and_torchless_ids_of_any_integer_type(write_scene: WriteScene) ->
     assert found.scores().accuracy == 1
     bad = labels.astype(np.int16)
     bad[0, 0, 0] = 300
-    with pytest.raises(RssegError, match=r"ids of not classes: 300"):
+    with pytest.raises(RssegError, match=r"ids that are not classes: 300"):
         evaluate_rasters(write_scene(bad, "bad.tif"), made, CLASSES)
 
 
@@ -258,14 +258,14 @@ def test_truth_that_says_nothing(write_scene: WriteScene) -> None:
     assert "map.tif: 93 x 71, EPSG:32633" in caught.value.where
 
 
-def test_doubts_are_spoken(write_scene: WriteScene) -> None:
+def test_implausible_counts_have_a_remark(write_scene: WriteScene) -> None:
     two = [Class(0, "background", (0, 0, 0)), Class(1, "building", (255, 0, 0))]
     mask = np.where(indices(1) == 1, 255, 0)[None].astype(np.uint8)
     made = write_scene((mask > 0).astype(np.uint8), "map.tif")
     only = write_scene(np.zeros_like(mask), "only.tif")
-    assert "nothing but background" in evaluate_rasters(made, only, two).remarks[0]
+    assert "pixels are background" in evaluate_rasters(made, only, two).remarks[0]
     tagged = write_scene(mask, "tagged.tif", nodata=255)  # then 255 is no object
-    assert "nothing but background" in evaluate_rasters(made, tagged, two).remarks[0]
+    assert "pixels are background" in evaluate_rasters(made, tagged, two).remarks[0]
     empty = np.full_like(mask, 255)
     empty[:, :10] = 0
     assert "is empty on" in evaluate_rasters(write_scene(empty, "e.tif"), made, two).remarks[0]
