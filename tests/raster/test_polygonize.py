@@ -100,9 +100,9 @@ def test_confidence_is_the_mean_of_a_patch(tmp_path: Path) -> None:
     patches = list(patches_of(path, beside))
     through = next(patch for patch in patches if patch.value == 5)
     assert through.pixels == 150
-    assert through.sure / 150 == pytest.approx(sure[:, 100].mean() / 254)
+    assert through.confidence_sum / 150 == pytest.approx(sure[:, 100].mean() / 254)
     kept = values != 255
-    assert sum(patch.sure for patch in patches) == pytest.approx(sure[kept].sum() / 254)
+    assert sum(patch.confidence_sum for patch in patches) == pytest.approx(sure[kept].sum() / 254)
 
 
 def test_area_in_degrees_is_measured_on_the_ellipsoid(tmp_path: Path) -> None:
