@@ -180,7 +180,7 @@ def test_a_map_is_not_replaced_unasked(here: Path, fitted: Path) -> None:
     (here / "a.seg.tif").write_text("mine")
     call = rsseg("predict", "a.tif", "--model", fitted)
     assert call.code == 1
-    assert "is there already" in call.err
+    assert "already exists" in call.err
     assert "--overwrite" in call.err
     assert (here / "a.seg.tif").read_text() == "mine"
     assert rsseg("predict", "a.tif", "--model", fitted, "--overwrite").code == 0

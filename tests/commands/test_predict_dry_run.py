@@ -302,7 +302,7 @@ def test_resume_from_what_cannot_be_read(
     call = predict(scene, fitted, "-o", out, "--resume")
     assert call.code == 1
     assert "cannot be read" in call.err
-    assert "leave --resume out" in call.err
+    assert "omit --resume" in call.err
 
 
 def test_resume_beside_a_file_that_is_no_map(scene: Path, fitted: Path, tmp_path: Path) -> None:

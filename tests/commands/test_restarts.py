@@ -210,5 +210,5 @@ def test_a_restart_replaces_no_map_of_others(
     assert [scene["status"] for scene in call.document["scenes"]] == ["exists"]
     call = rsseg("predict", "b.tif", "--model", fitted)
     assert call.code == 1
-    assert "the output is there already" in call.err
+    assert "the output already exists" in call.err
     assert Path("b.seg.tif").read_text() == "of another command"

@@ -285,7 +285,7 @@ def test_existing_output_is_refused_before_the_model_is_asked(write_scene: Write
     def model(tiles: Tensor) -> Tensor:
         raise AssertionError("too late")
 
-    with pytest.raises(OutputExistsError, match="is there already"):
+    with pytest.raises(OutputExistsError, match="already exists"):
         predict(path, model)
     assert (path.parent / "out.tif").read_text() == "mine"
     assert_nothing_left(path.parent, "scene.tif", "out.tif")
