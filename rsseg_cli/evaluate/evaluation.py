@@ -41,7 +41,7 @@ class Gallery:
         self.best: list[TileSample] = []
         self.worst: list[TileSample] = []
 
-    def consider(self, score: float, load: Callable[[], TileSample]) -> None:
+    def add(self, score: float, load: Callable[[], TileSample]) -> None:
         """Add a tile if it is among the best or the worst; it is loaded only then."""
         incomplete = [
             (tiles, sign)
@@ -100,7 +100,7 @@ class Evaluation:
     remarks: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, classes: Sequence[Class], *, boundary_px: int | None) -> Evaluation:
+    def empty(cls, classes: Sequence[Class], *, boundary_px: int | None) -> Evaluation:
         """Return an evaluation without counts; `boundary_px` None omits the boundary scores."""
         boundary = BoundaryIoU(classes, distance=boundary_px) if boundary_px else None
         return cls(classes, ConfusionMatrix(classes), boundary, np.zeros(len(classes), np.int64))

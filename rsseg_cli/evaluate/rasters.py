@@ -16,13 +16,13 @@ import rasterio
 from rsseg_cli.classes import IGNORE, Class
 from rsseg_cli.errors import RssegError
 from rsseg_cli.evaluate.evaluation import Evaluation
-from rsseg_cli.evaluate.reference import classes_of, code_of, open_reference
+from rsseg_cli.evaluate.reference import classes_of, infer_code, open_reference
 from rsseg_cli.evaluate.soft_map import SoftMap, is_soft
 from rsseg_cli.metrics.confusion import ConfusionMatrix
 from rsseg_cli.raster.align import describe_grid, same_grid
 from rsseg_cli.raster.decode import LabelCode, Labels
 from rsseg_cli.raster.grid import Window, blocks
-from rsseg_cli.raster.labels import LabelReader, Placed
+from rsseg_cli.raster.labels import LabelReader, RasterGrid
 from rsseg_cli.raster.pixel_size import pixel_hectares
 from rsseg_cli.raster.predicted_map import PredictedMap
 from rsseg_cli.raster.scene import Scene
@@ -62,7 +62,7 @@ class Comparison:
 
     name: str
     prediction: Path
-    open_truth: Callable[[Placed], LabelReader]
+    open_truth: Callable[[RasterGrid], LabelReader]
     domain: str | None = None
     regions: tuple[Window, ...] | None = None
     open_image: Callable[[], Scene] | None = None
@@ -112,7 +112,7 @@ def evaluate_rasters(
         code = replace(classes, field=attribute or classes.field, ignore=(*classes.ignore, *ignore))
     else:
         known = list(classes or ()) or classes_of(prediction, truth, remarks, soft=soft)
-        code = code_of(truth, known, attribute, ignore)
+        code = infer_code(truth, known, attribute, ignore)
         if code.encoding == "threshold":
             meaning = f"255 is read as {known[1].name} (--ignore 255 if it is not a class)"
             remarks.append(f"the truth holds 0 and 255: {meaning}")
@@ -160,7 +160,7 @@ def evaluate_scenes(
         UnreadableError: A file is missing or broken.
         RssegError: A value is not a class, or no pixel of any map is labelled.
     """
-    total = Evaluation.of(classes, boundary_px=boundary_px)
+    total = Evaluation.empty(classes, boundary_px=boundary_px)
     grids = []
     for comparison in comparisons:
         path = comparison.prediction
@@ -275,7 +275,7 @@ def _fill_gallery(
     for block, matrix in matrices.items():
         miou = matrix.scores().miou
         if miou is not None and matrix.pixels > side * side * _LABELLED:
-            total.gallery.consider(miou, partial(load, block, miou))
+            total.gallery.add(miou, partial(load, block, miou))
 
 
 def _warnings(total: ConfusionMatrix) -> list[str]:

@@ -16,7 +16,7 @@ from rsseg_cli.raster.align import AlignedLabels, describe_grid, same_grid
 from rsseg_cli.raster.class_names import classes_in_use, read_classes
 from rsseg_cli.raster.decode import LabelCode, as_text
 from rsseg_cli.raster.grid import blocks
-from rsseg_cli.raster.labels import LabelReader, Placed, is_vector
+from rsseg_cli.raster.labels import LabelReader, RasterGrid, is_vector
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.raster.vector_labels import read_vector
 
@@ -24,7 +24,7 @@ OBJECT_CLASSES = (Class(0, "background", (214, 219, 221)), Class(1, "object", (1
 """Classes of a soft map without a class list."""
 
 
-def open_reference(path: Path, code: LabelCode, grid: Placed, *, align: bool) -> LabelReader:
+def open_reference(path: Path, code: LabelCode, grid: RasterGrid, *, align: bool) -> LabelReader:
     """Open the reference of a map.
 
     Args:
@@ -108,7 +108,7 @@ def classes_of(
     return classes_in_use(prediction, truth)
 
 
-def code_of(
+def infer_code(
     truth: Path, classes: Sequence[Class], attribute: str | None, ignore: Sequence[int]
 ) -> LabelCode:
     """Infer the encoding of the classes in a reference.

@@ -21,7 +21,7 @@ from rsseg_cli.raster.creation_options import CreationOptions
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.map_style import MapGrid
 from rsseg_cli.raster.part_writer import PartWriter
-from rsseg_cli.raster.polygonize import draw_polygons
+from rsseg_cli.raster.polygonize import write_polygons
 from rsseg_cli.raster.resume_state import ResumeState, read_resume_state
 from rsseg_cli.raster.write import MapWriter
 
@@ -93,7 +93,7 @@ def _map_parts(
     except UnreadableError:
         if Path(task.scene.path).exists():  # a server may become available again
             for writer in maps:
-                writer.forget()
+                writer.discard_parts()
         raise
     return pipeline, maps
 
@@ -137,7 +137,7 @@ def _open_maps(task: SceneTask, state: ResumeState, stack: ExitStack) -> list[Ma
     scene, outputs = task.scene, task.outputs
     continued = outputs.resume and read_resume_state(outputs.map) is not None
     grid = MapGrid(
-        scene.width, scene.height, scene.crs, scene.transform, scene.control, scene.acquired
+        scene.width, scene.height, scene.crs, scene.transform, scene.gcps, scene.acquired
     )
     return [
         stack.enter_context(
@@ -168,7 +168,7 @@ def _publish(task: SceneTask, writers: Sequence[MapWriter]) -> None:
     """Assemble all maps, and only then publish them, the class map last."""
     if distributed.world_size() > 1:
         for writer in writers:
-            writer.await_others()
+            writer.wait_for_parts()
     layers = list(zip(task.outputs.layers(), writers, strict=True))
     drafts = {}
     for layer, writer in layers:
@@ -176,7 +176,7 @@ def _publish(task: SceneTask, writers: Sequence[MapWriter]) -> None:
         drafts[layer.kind] = writer.assemble()
     polygons = task.outputs.polygons
     if polygons is not None:
-        draw_polygons(
+        write_polygons(
             drafts["map"],
             polygons.path,
             task.outputs.classes,

@@ -68,7 +68,7 @@ def read_strips(
         handles: SimpleQueue[Scene] = SimpleQueue()
         for _ in range(readers):
             handles.put(stack.enter_context(scene.reopen()))
-        slabs = _Slabs(handles, plan.read_rows, scene.corner[1] % scene.block[0], inside, area)
+        slabs = _Slabs(handles, plan.read_rows, scene.file_offset[1] % scene.block[0], inside, area)
         numbers = range(slabs.number(inside.y), slabs.number(inside.bottom - 1) + 1)
         reading = Prefetcher(slabs, numbers, threads=readers, ahead=readers)
         windows = map(slabs.window, numbers)

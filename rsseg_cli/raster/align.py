@@ -15,13 +15,13 @@ from rsseg_cli.classes import IGNORE
 from rsseg_cli.errors import RssegError, UnreadableError
 from rsseg_cli.raster.decode import LabelCode, Labels, decode
 from rsseg_cli.raster.grid import Window
-from rsseg_cli.raster.labels import Placed, corner_offset_px, read_palette
+from rsseg_cli.raster.labels import RasterGrid, corner_offset_px, read_palette
 
 _TOLERANCE_PX = 0.05
 """Largest offset of the corners of equal grids."""
 
 
-def same_grid(grid: Placed, other: Placed) -> bool:
+def same_grid(grid: RasterGrid, other: RasterGrid) -> bool:
     """Return whether two rasters have the same pixels; a missing CRS matches every CRS."""
     if (grid.width, grid.height) != (other.width, other.height):
         return False
@@ -31,7 +31,7 @@ def same_grid(grid: Placed, other: Placed) -> bool:
     return grid.crs == other.crs and corner_offset_px(grid, other) < _TOLERANCE_PX
 
 
-def describe_grid(grid: Placed) -> str:
+def describe_grid(grid: RasterGrid) -> str:
     """Return a grid as one line of text: size, CRS, pixel size and upper left corner."""
     a, b, c, d, e, f = grid.transform[:6]
     crs = grid.crs.to_string() if grid.crs is not None else "no CRS"
@@ -44,7 +44,7 @@ class AlignedLabels:
     """Labels of a raster resampled to another grid by nearest neighbour, window by window."""
 
     def __init__(
-        self, path: str, code: LabelCode, file: rasterio.DatasetReader, grid: Placed
+        self, path: str, code: LabelCode, file: rasterio.DatasetReader, grid: RasterGrid
     ) -> None:
         self.path, self.code, self._file = path, code, file
         self._palette = read_palette(path) if code.encoding == "palette" else None
@@ -63,7 +63,7 @@ class AlignedLabels:
         )
 
     @classmethod
-    def open(cls, path: str | PathLike[str], code: LabelCode, grid: Placed) -> AlignedLabels:
+    def open(cls, path: str | PathLike[str], code: LabelCode, grid: RasterGrid) -> AlignedLabels:
         """Open a label raster.
 
         Raises:

@@ -58,7 +58,7 @@ def compression(driver: str) -> dict[str, str]:
     return {"COMPRESS": "ZSTD", "LEVEL" if driver == "COG" else "ZSTD_LEVEL": "1"}
 
 
-def refuse_options(driver: str, options: Mapping[str, str]) -> None:
+def check_creation_options(driver: str, options: Mapping[str, str]) -> None:
     """Check creation options by writing one block, since GDAL only logs invalid ones.
 
     Raises:

@@ -23,7 +23,7 @@ from rsseg_cli.raster.vector_labels import load_polygons
 VECTOR_SUFFIXES = frozenset({".gpkg", ".geojson", ".json", ".shp", ".fgb", ".kml", ".parquet"})
 
 
-class Placed(Protocol):
+class RasterGrid(Protocol):
     """Grid of a raster, such as a `Scene`."""
 
     @property
@@ -72,7 +72,7 @@ class LabelReader:
     """
 
     def __init__(
-        self, source: LabelSource, grid: Placed, table: Sequence[int] | None = None
+        self, source: LabelSource, grid: RasterGrid, table: Sequence[int] | None = None
     ) -> None:
         self._source = source
         self._table = None
@@ -86,7 +86,7 @@ class LabelReader:
         cls,
         path: str | PathLike[str],
         code: LabelCode,
-        grid: Placed,
+        grid: RasterGrid,
         *,
         box: tuple[int, int, int, int] | None = None,
         table: Sequence[int] | None = None,
@@ -245,7 +245,7 @@ def _is_class(code: LabelCode, value: float, palette: NDArray[np.uint8] | None) 
     return code.ids().get(int(value), IGNORE) != IGNORE
 
 
-def _check_grid(label: Scene, grid: Placed) -> None:
+def _check_grid(label: Scene, grid: RasterGrid) -> None:
     """Check that a label has the grid of its scene."""
     if (label.width, label.height) != (grid.width, grid.height):
         raise RssegError(
@@ -263,7 +263,7 @@ def _check_grid(label: Scene, grid: Placed) -> None:
         )
 
 
-def corner_offset_px(grid: Placed, other: Placed) -> float:
+def corner_offset_px(grid: RasterGrid, other: RasterGrid) -> float:
     """Return the largest distance, along an axis of `grid`, between corners of two rasters."""
     to_pixels = ~grid.transform @ other.transform
     corners = [(x, y) for x in (0.0, float(grid.width)) for y in (0.0, float(grid.height))]

@@ -27,7 +27,7 @@ class MapGrid:
     height: int
     crs: rasterio.CRS | None
     transform: rasterio.Affine
-    control: ControlPoints | None = None
+    gcps: ControlPoints | None = None
     acquired: datetime | None = None
 
 

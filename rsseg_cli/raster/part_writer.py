@@ -18,7 +18,7 @@ from rasterio.windows import Window as FileWindow
 
 from rsseg_cli.atomic_write import write_errors
 from rsseg_cli.raster.creation_options import BLOCK, compression
-from rsseg_cli.raster.parts import require_whole
+from rsseg_cli.raster.parts import require_all_blocks
 from rsseg_cli.raster.resume_state import (
     STATE_FILE,
     ResumeState,
@@ -126,7 +126,7 @@ class PartWriter:
         self._file = None
         final = self._part_path(self._part)
         draft = final.with_suffix(".tmp")
-        require_whole(draft)
+        require_all_blocks(draft)
         draft.replace(final)
         self.finished.add(self._part)
 

@@ -17,7 +17,7 @@ from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.map_style import ControlPoints, MapGrid, MapStyle
 
 
-def virtual_map(grid: MapGrid, style: MapStyle, parts: Sequence[tuple[str, Window]]) -> str:
+def build_vrt(grid: MapGrid, style: MapStyle, parts: Sequence[tuple[str, Window]]) -> str:
     """Return the XML of a virtual raster that joins parts into a map with all its metadata.
 
     Args:
@@ -31,8 +31,8 @@ def virtual_map(grid: MapGrid, style: MapStyle, parts: Sequence[tuple[str, Windo
     if grid.transform != rasterio.Affine.identity():
         numbers = ", ".join(repr(float(number)) for number in grid.transform.to_gdal())
         sidecars.child(root, "GeoTransform", numbers)
-    if grid.control is not None:
-        _add_control(root, grid.control)
+    if grid.gcps is not None:
+        _add_gcps(root, grid.gcps)
     metadata = sidecars.child(root, "Metadata")
     for key, value in style.tags.items():
         sidecars.child(metadata, "MDI", value, key=f"rsseg_{key}")
@@ -51,10 +51,10 @@ def virtual_map(grid: MapGrid, style: MapStyle, parts: Sequence[tuple[str, Windo
     return ET.tostring(root, encoding="unicode")
 
 
-def _add_control(root: ET.Element, control: ControlPoints) -> None:
-    wkt = {} if control.crs is None else {"Projection": control.crs.to_wkt()}
+def _add_gcps(root: ET.Element, gcps: ControlPoints) -> None:
+    wkt = {} if gcps.crs is None else {"Projection": gcps.crs.to_wkt()}
     listed = sidecars.child(root, "GCPList", **wkt)
-    for number, point in enumerate(control.points, 1):
+    for number, point in enumerate(gcps.points, 1):
         values = dict(zip(("Pixel", "Line", "X", "Y", "Z"), map(repr, point), strict=True))
         sidecars.child(listed, "GCP", Id=number, **values)
 
@@ -73,7 +73,7 @@ def _add_source(band: ET.Element, index: int, file: str, part: Window) -> None:
     sidecars.child(source, "DstRect", xOff=part.x, yOff=part.y, **size)
 
 
-def require_whole(path: Path) -> None:
+def require_all_blocks(path: Path) -> None:
     """Check that a TIFF contains all its blocks.
 
     GDAL writes blocks late and may lose the error of a full disk.

@@ -64,7 +64,7 @@ class Patch:
         return self.pieces[0] if len(self.pieces) == 1 else shapely.unary_union(self.pieces)
 
 
-def draw_polygons(
+def write_polygons(
     source: Path,
     target: Path,
     classes: Sequence[Class],
@@ -93,7 +93,7 @@ def draw_polygons(
     Raises:
         RssegError: The file cannot be written.
     """
-    refuse_other_formats(target)
+    require_geopackage(target)
     draft = target.with_name(f".{target.name}.tmp.gpkg")
     with rasterio.open(source) as file:
         grid = _Grid.of(file)
@@ -119,7 +119,7 @@ def draw_polygons(
     return count
 
 
-def refuse_other_formats(target: Path) -> None:
+def require_geopackage(target: Path) -> None:
     """Check that a vector file is a GeoPackage.
 
     Raises:

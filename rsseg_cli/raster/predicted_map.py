@@ -51,7 +51,7 @@ class PredictedMap:
                 where=scene.path,
                 fix="one band of integers, as `rsseg predict` writes it",
             )
-        return cls(scene if side is None else scene.shrunk(side), classes)
+        return cls(scene if side is None else scene.downsampled(side), classes)
 
     def read(self, window: Window | None = None) -> Labels:
         """Read class indices (h, w) of a window, or of the whole map.

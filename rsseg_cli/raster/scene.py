@@ -37,8 +37,8 @@ class Scene:
         nodata: Value of missing samples, if any.
         descriptions: Names of the bands in the file.
         block: (height, width) of the blocks of the file.
-        corner: (x, y) of the first pixel of the scene in the file; (0, 0) without a box.
-        control: Ground control points, if the file has these instead of a transform.
+        file_offset: (x, y) of the first pixel of the scene in the file; (0, 0) without a box.
+        gcps: Ground control points, if the file has these instead of a transform.
         acquired: Acquisition time, if the file has it.
     """
 
@@ -52,8 +52,8 @@ class Scene:
     nodata: float | None
     descriptions: tuple[str | None, ...]
     block: tuple[int, int]
-    corner: tuple[int, int]
-    control: ControlPoints | None
+    file_offset: tuple[int, int]
+    gcps: ControlPoints | None
     acquired: datetime | None
     _file: rasterio.DatasetReader
     _nodata: tuple[float | None, ...]
@@ -135,8 +135,8 @@ class Scene:
             nodata=next((value for value in values if value is not None), None),
             descriptions=tuple(file.descriptions[band - 1] for band in bands),
             block=file.block_shapes[bands[0] - 1],
-            corner=(x0, y0),
-            control=_control_points(file, x0, y0),
+            file_offset=(x0, y0),
+            gcps=_gcps(file, x0, y0),
             acquired=_acquisition_time(file),
             _file=file,
             _nodata=values,
@@ -160,7 +160,7 @@ class Scene:
         with readable(self.path):
             return replace(self, _file=rasterio.open(self._file.name))
 
-    def shrunk(self, side: int) -> Scene:
+    def downsampled(self, side: int) -> Scene:
         """Return the scene with its longer side at most `side` pixels, on the same file handle.
 
         It is read by nearest neighbour, from overviews if the file has any.
@@ -173,7 +173,7 @@ class Scene:
             width=width,
             height=height,
             transform=self.transform @ rasterio.Affine.scale(*scale),
-            control=None,
+            gcps=None,
             _scale=scale,
         )
 
@@ -206,7 +206,7 @@ class Scene:
         return samples, valid
 
     def _read(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        (scale_x, scale_y), (x, y) = self._scale, self.corner
+        (scale_x, scale_y), (x, y) = self._scale, self.file_offset
         box = FileWindow(
             window.x * scale_x + x,
             window.y * scale_y + y,
@@ -248,7 +248,7 @@ class Scene:
         return valid
 
 
-def _control_points(file: rasterio.DatasetReader, x: int, y: int) -> ControlPoints | None:
+def _gcps(file: rasterio.DatasetReader, x: int, y: int) -> ControlPoints | None:
     """Return the ground control points of a file, relative to pixel (x, y)."""
     points, crs = file.gcps
     if not points:

@@ -18,7 +18,7 @@ from rsseg_cli.raster import sidecars
 from rsseg_cli.raster.creation_options import CreationOptions
 from rsseg_cli.raster.map_style import MapGrid, MapStyle
 from rsseg_cli.raster.part_writer import PartWriter
-from rsseg_cli.raster.parts import require_whole, virtual_map
+from rsseg_cli.raster.parts import build_vrt, require_all_blocks
 from rsseg_cli.raster.resume_state import ResumeState, read_resume_state, wait_for
 
 DRAFT = "map.tif"
@@ -60,7 +60,7 @@ class MapWriter(PartWriter):
         resume: bool = False,
         keep: bool = False,
     ) -> None:
-        refuse_existing(path, overwrite)
+        check_output_path(path, overwrite)
         self.grid, self.style = grid, style
         self._creation = creation or CreationOptions()
         self._resume, self._keep = resume, keep
@@ -82,11 +82,11 @@ class MapWriter(PartWriter):
         if not (self._keep and kind is not None and self.finished):
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    def forget(self) -> None:
+    def discard_parts(self) -> None:
         """Remove the finished parts on exit, even with `keep`."""
         self._keep = False
 
-    def await_others(self) -> None:
+    def wait_for_parts(self) -> None:
         """Wait until the parts of all processes are visible to this one."""
         with self._write_errors():
             wait_for([self._part_path(index) for index in range(len(self.parts))])
@@ -100,12 +100,12 @@ class MapWriter(PartWriter):
         with self._write_errors():
             source, draft = self._folder / "map.vrt", self._folder / DRAFT
             parts = [(self._part_path(n).name, part) for n, part in enumerate(self.parts)]
-            source.write_text(virtual_map(self.grid, self.style, parts))
+            source.write_text(build_vrt(self.grid, self.style, parts))
             small = self.grid.width * self.grid.height <= THREADED_PX
             options = self._creation.to_gdal(classes=bool(self.style.classes))
             with rasterio.Env(GDAL_NUM_THREADS="ALL_CPUS" if small else "1"):
                 rasterio.shutil.copy(source, draft, driver=self._creation.driver, **options)
-                require_whole(draft)
+                require_all_blocks(draft)
             self._sidecars = self._describe(draft)
             for name, text in self._sidecars.items():
                 (self._folder / name).write_text(text)
@@ -135,7 +135,7 @@ class MapWriter(PartWriter):
         }
 
 
-def refuse_existing(path: Path, overwrite: bool) -> None:
+def check_output_path(path: Path, overwrite: bool) -> None:
     """Check that a map does not exist, or may be replaced.
 
     Raises:

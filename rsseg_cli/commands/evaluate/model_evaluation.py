@@ -36,7 +36,7 @@ from rsseg_cli.predict.engine import predict_scene
 from rsseg_cli.predict.outputs import Outputs
 from rsseg_cli.predict.pipeline import Infer, SceneTask
 from rsseg_cli.predict.plan import Tiling
-from rsseg_cli.raster.labels import LabelReader, Placed
+from rsseg_cli.raster.labels import LabelReader, RasterGrid
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.report.report import Report
 
@@ -92,7 +92,7 @@ def evaluate_model(
         if distributed.is_main():
             evaluation = evaluate_scenes(comparisons, classes, boundary_px=boundary_px)
         else:
-            evaluation = Evaluation.of(classes, boundary_px=None)
+            evaluation = Evaluation.empty(classes, boundary_px=None)
             deque(comparisons, maxlen=0)  # yields nothing, but makes this process' maps
         evaluation = distributed.gather(evaluation)[0]
     return evaluation.report(
@@ -209,7 +209,7 @@ class _Maps:
             predict_scene(task, progress=progress)
 
 
-def _open_labels(opener: Opener, pair: Pair, on: Placed) -> LabelReader:
+def _open_labels(opener: Opener, pair: Pair, on: RasterGrid) -> LabelReader:
     labels = opener.labels(pair)
     assert labels is not None
     return labels

@@ -8,7 +8,7 @@ from rsseg_cli.commands.predict.options import PredictOptions
 from rsseg_cli.errors import RssegError
 from rsseg_cli.predict.outputs import Outputs, Polygons
 from rsseg_cli.raster.aoi import Area
-from rsseg_cli.raster.creation_options import refuse_options
+from rsseg_cli.raster.creation_options import check_creation_options
 from rsseg_cli.raster.scene import Scene
 
 
@@ -46,7 +46,7 @@ def read_creation_options(options: PredictOptions) -> dict[str, str]:
                 f"--co {key} is not KEY=VALUE", where="--co", fix="e.g. --co COMPRESS=DEFLATE"
             )
     creation_options = {key.upper(): value for key, _, value in pairs}
-    refuse_options(options.format, creation_options)
+    check_creation_options(options.format, creation_options)
     return creation_options
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from rsseg_cli.commands.predict.provenance import is_ours
 from rsseg_cli.data.spec.layout import RASTER_SUFFIXES
 from rsseg_cli.errors import RssegError
-from rsseg_cli.raster.polygonize import refuse_other_formats
+from rsseg_cli.raster.polygonize import require_geopackage
 from rsseg_cli.raster.resume_state import parts_folder
-from rsseg_cli.raster.write import refuse_existing
+from rsseg_cli.raster.write import check_output_path
 
 SUFFIX, SHARES, SOFT, SURE = ".seg.tif", ".prob.tif", ".soft.tif", ".conf.tif"
 """Suffixes of maps: classes, probabilities, probability of one object, and confidence."""
@@ -165,7 +165,7 @@ def place_outputs(
         )
     for target in targets:
         if target.polygons is not None:
-            refuse_other_formats(target.polygons)
+            require_geopackage(target.polygons)
     return targets
 
 
@@ -189,7 +189,7 @@ def refuse_replacing(targets: Sequence[Target], suffixes: Sequence[str]) -> None
     """
     for target in targets:
         for path in (*target.files(suffixes), *target.texts):
-            refuse_existing(path, overwrite=False)
+            check_output_path(path, overwrite=False)
 
 
 def refuse_scenes(
