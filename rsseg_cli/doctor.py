@@ -14,7 +14,7 @@ from rsseg_cli import __version__, presets
 from rsseg_cli.number_format import counted
 
 NEEDED_GB = 5.0
-"""Free space below which runs and caches will soon be in trouble."""
+"""Free disk space below which a warning is shown."""
 
 
 @dataclass(frozen=True)
@@ -27,44 +27,43 @@ class MachineCheck:
     fix: str = ""
 
     def to_json(self) -> dict[str, str]:
-        """Return the machine-readable form."""
+        """Return all attributes."""
         return asdict(self)
 
 
-def examine(*, data_root: Path | None, runs: Path) -> list[MachineCheck]:
-    """Run all checks; nothing is changed."""
+def check_machine(*, data_root: Path | None, runs: Path) -> list[MachineCheck]:
+    """Run all checks, without changing anything."""
     return [
         MachineCheck("rsseg", "ok", __version__),
-        *_torch(),
-        *_packages(),
-        *_gdal(),
-        *_hub(),
-        *_disk(runs),
-        *_data(data_root),
+        *_check_torch(),
+        *_check_packages(),
+        *_check_gdal(),
+        _check_weights(),
+        _check_disk(runs),
+        _check_data(data_root),
     ]
 
 
-def _torch() -> Iterator[MachineCheck]:
+def _check_torch() -> Iterator[MachineCheck]:
     import torch
 
     yield MachineCheck("torch", "ok", f"{torch.__version__}, {torch.get_num_threads()} threads")
     if torch.cuda.is_available():
+        precision = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
         for index in range(torch.cuda.device_count()):
-            card = torch.cuda.get_device_properties(index)
-            memory = f"{card.total_memory / 2**30:.0f} GB"
-            formats = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-            yield MachineCheck(f"cuda:{index}", "ok", f"{card.name}, {memory}, trains in {formats}")
-        return
-    built = torch.version.cuda
-    if built:
-        text = f"no GPU is seen (torch was built for CUDA {built}); everything runs on the CPU"
-        yield MachineCheck("cuda", "warn", text, "nvidia-smi: is the driver there and new enough?")
+            gpu = torch.cuda.get_device_properties(index)
+            text = f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GB, trains in {precision}"
+            yield MachineCheck(f"cuda:{index}", "ok", text)
+    elif torch.version.cuda:
+        text = f"no GPU found (torch was built for CUDA {torch.version.cuda}); running on the CPU"
+        fix = "nvidia-smi shows whether the driver is installed and new enough"
+        yield MachineCheck("cuda", "warn", text, fix)
     else:
-        text = "this torch was built without CUDA; everything runs on the CPU"
+        text = "torch was built without CUDA; running on the CPU"
         yield MachineCheck("cuda", "warn", text, "pip install --force-reinstall torch torchvision")
 
 
-def _packages() -> Iterator[MachineCheck]:
+def _check_packages() -> Iterator[MachineCheck]:
     for name in ("timm", "rasterio", "geopandas", "shapely", "pydantic"):
         try:
             yield MachineCheck(name, "ok", importlib.metadata.version(name))
@@ -72,63 +71,57 @@ def _packages() -> Iterator[MachineCheck]:
             yield MachineCheck(name, "fail", "is not installed", f"pip install {name}")
 
 
-def _gdal() -> Iterator[MachineCheck]:
+def _check_gdal() -> Iterator[MachineCheck]:
     import rasterio
     from rasterio.drivers import raster_driver_extensions
     from rasterio.env import GDALVersion
 
-    known = set(raster_driver_extensions().values())
-    wanted = {"GTiff": "GeoTIFF", "JP2OpenJPEG": "JPEG 2000", "VRT": "virtual mosaics"}
-    missing = [text for driver, text in wanted.items() if driver not in known]
+    available = set(raster_driver_extensions().values())
+    formats = {"GTiff": "GeoTIFF", "JP2OpenJPEG": "JPEG 2000", "VRT": "virtual mosaics"}
+    missing = [text for driver, text in formats.items() if driver not in available]
     text = f"{GDALVersion.runtime()} (rasterio {rasterio.__version__})"
     if missing:
         fix = "pip install --force-reinstall --no-deps rasterio"
         yield MachineCheck("gdal", "warn", f"{text}, cannot read {', '.join(missing)}", fix)
     else:
-        yield MachineCheck("gdal", "ok", f"{text}, reads {', '.join(wanted.values())}")
+        yield MachineCheck("gdal", "ok", f"{text}, reads {', '.join(formats.values())}")
     for variable in ("PROJ_LIB", "PROJ_DATA", "GDAL_DATA"):
         if variable in os.environ:
-            found = f"is set to {os.environ[variable]}: another GDAL's files may confuse this one"
-            yield MachineCheck(
-                variable, "warn", found, f"unset {variable} if coordinates look wrong"
-            )
+            text = f"is set to {os.environ[variable]}: files of another GDAL may be used"
+            fix = f"unset {variable} if coordinates look wrong"
+            yield MachineCheck(variable, "warn", text, fix)
 
 
-def _hub() -> Iterator[MachineCheck]:
+def _check_weights() -> MachineCheck:
     from huggingface_hub import constants
 
     cache = Path(constants.HF_HUB_CACHE)
     models = len(list(cache.glob("models--*"))) if cache.is_dir() else 0
     mode = ", offline" if constants.HF_HUB_OFFLINE else ""
-    yield MachineCheck(
-        "weights", "ok", f"{counted(models, 'pretrained model')} cached in {cache}{mode}"
-    )
+    text = f"{counted(models, 'pretrained model')} cached in {cache}{mode}"
+    return MachineCheck("weights", "ok", text)
 
 
-def _disk(runs: Path) -> Iterator[MachineCheck]:
+def _check_disk(runs: Path) -> MachineCheck:
     folder = runs.absolute()
     while not folder.exists():
         folder = folder.parent
-    free = shutil.disk_usage(folder).free / 2**30
     if not os.access(folder, os.W_OK):
-        yield MachineCheck(
-            "runs", "fail", f"{folder} cannot be written", "another folder: --output DIR"
-        )
-    elif free < NEEDED_GB:
+        text, fix = f"no permission to write to {folder}", "another folder: --output DIR"
+        return MachineCheck("runs", "fail", text, fix)
+    free = shutil.disk_usage(folder).free / 2**30
+    if free < NEEDED_GB:
         fix = "free some space, or another folder: --output DIR"
-        yield MachineCheck("runs", "warn", f"only {free:.1f} GB free at {folder}", fix)
-    else:
-        yield MachineCheck("runs", "ok", f"{free:.0f} GB free at {folder}")
+        return MachineCheck("runs", "warn", f"only {free:.1f} GB free at {folder}", fix)
+    return MachineCheck("runs", "ok", f"{free:.0f} GB free at {folder}")
 
 
-def _data(root: Path | None) -> Iterator[MachineCheck]:
-    count = len(presets.names("datasets"))
+def _check_data(root: Path | None) -> MachineCheck:
+    datasets = counted(len(presets.names("datasets")), "dataset preset")
     if root is None:
-        text = f"{count} dataset presets, but no folder to look for them"
-        yield MachineCheck("data", "warn", text, "export RSSEG_DATA=/where/datasets/lie")
-    elif root.is_dir():
-        yield MachineCheck("data", "ok", f"{count} dataset presets, looked for in {root}")
-    else:
-        yield MachineCheck(
-            "data", "fail", f"{root} is not a folder", "check RSSEG_DATA or --data-root"
-        )
+        text, fix = f"{datasets}, but no data folder is set", "export RSSEG_DATA=/path/to/datasets"
+        return MachineCheck("data", "warn", text, fix)
+    if not root.is_dir():
+        fix = "check RSSEG_DATA or --data-root"
+        return MachineCheck("data", "fail", f"{root} is not a folder", fix)
+    return MachineCheck("data", "ok", f"{datasets}; the data folder is {root}")

@@ -16,7 +16,7 @@ from rsseg_cli import doctor
 def findings(
     data_root: Path | None = None, runs: Path = Path("runs")
 ) -> dict[str, doctor.MachineCheck]:
-    return {one.subject: one for one in doctor.examine(data_root=data_root, runs=runs)}
+    return {check.subject: check for check in doctor.check_machine(data_root=data_root, runs=runs)}
 
 
 def test_a_sound_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +79,7 @@ def test_no_gpu_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     found = findings()["cuda"]
     assert (found.state, bool(found.fix)) == ("warn", True)
-    assert "runs on the CPU" in found.text
+    assert "running on the CPU" in found.text
 
 
 def test_files_of_another_gdal(monkeypatch: pytest.MonkeyPatch) -> None:

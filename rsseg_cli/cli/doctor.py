@@ -23,9 +23,9 @@ class DoctorOptions(DataRootOption, JsonOption):
 @command
 def doctor(options: DoctorOptions) -> None:
     """Check torch, the GPU, GDAL, caches and disk space, and print how to fix what is missing."""
-    from rsseg_cli.doctor import examine
+    from rsseg_cli.doctor import check_machine
 
-    findings = examine(data_root=options.data_root, runs=options.output)
+    findings = check_machine(data_root=options.data_root, runs=options.output)
     if options.as_json:
         print_json([finding.to_json() for finding in findings])
     else:

@@ -1,4 +1,4 @@
-"""Sums over compared scenes, and the scores of them."""
+"""Counts summed over compared scenes, and their scores."""
 
 from __future__ import annotations
 
@@ -23,46 +23,44 @@ from rsseg_cli.report.tile_gallery import TileSample, draw_tiles
 if TYPE_CHECKING:
     from rsseg_cli.metrics.saliency import Saliency
 
-KEPT = 2**28
-"""Limit in bytes for the counts of blocks; those of later scenes are not kept."""
-MOST_PARTS = 100
-"""Largest number of scenes and domains that get intervals of their own."""
-SHOWN = 3
+MAX_BLOCK_BYTES = 2**28
+"""Size of the counts of blocks after which those of further scenes are dropped."""
+MAX_GROUPS = 100
+"""Largest number of scenes and domains that get confidence intervals of their own."""
+GALLERY_TILES = 3
 """Number of best and of worst tiles in the gallery."""
 
 Counts: TypeAlias = NDArray[np.uint32]
-"""(U, K, K + 1) pixels by true and mapped class of U blocks."""
+"""(U, K, K + 1) pixels of U blocks by true and mapped class, the last column unmapped."""
 
 
 class Gallery:
-    """The tiles with the highest and those with the lowest score."""
+    """Tiles with the highest and with the lowest scores."""
 
     def __init__(self) -> None:
         self.best: list[TileSample] = []
         self.worst: list[TileSample] = []
 
-    def consider(self, score: float, load: Callable[[], TileSample]) -> None:
-        """Add a tile if it is among the best or the worst; only then is it loaded."""
-        lists = (self.best, -1.0), (self.worst, 1.0)
-        open_lists = [
-            (kept, sign)
-            for kept, sign in lists
-            if len(kept) < SHOWN or sign * score < sign * kept[-1].score
+    def add(self, score: float, load: Callable[[], TileSample]) -> None:
+        """Add a tile if it is among the best or the worst; it is loaded only then."""
+        incomplete = [
+            (tiles, sign)
+            for tiles, sign in ((self.best, -1.0), (self.worst, 1.0))
+            if len(tiles) < GALLERY_TILES or sign * score < sign * tiles[-1].score
         ]
-        if open_lists:
+        if incomplete:
             sample = load()
-            for kept, sign in open_lists:
-                kept.append(sample)
-                kept.sort(key=lambda tile: sign * tile.score)
-                del kept[SHOWN:]
+            for tiles, sign in incomplete:
+                tiles.append(sample)
+                tiles.sort(key=lambda tile: sign * tile.score)
+                del tiles[GALLERY_TILES:]
 
     def pictures(self, classes: Sequence[Class]) -> dict[str, Any]:
-        """Return a figure by caption; no tile is among both the best and the worst."""
-        worst = self.worst
-        best = [tile for tile in self.best if not any(tile is other for other in worst)]
+        """Return the figures by caption, each tile in one of them only."""
+        best = [tile for tile in self.best if not any(tile is other for other in self.worst)]
         return {
             f"{title} tiles": draw_tiles(samples, classes)
-            for title, samples in (("Worst", worst), ("Best", best))
+            for title, samples in (("Worst", self.worst), ("Best", best))
             if samples
         }
 
@@ -72,20 +70,18 @@ class Evaluation:
     """Sums over compared scenes.
 
     Attributes:
-        classes: The K classes, in the order of the indices.
-        total: Confusion matrix over all scenes.
-        boundary: Outlines over all scenes; None without boundary scores.
+        classes: The K classes of the indices.
+        total: Confusion matrix of all scenes.
+        boundary: Boundary counts of all scenes; None without boundary scores.
+        mapped: (K,) pixels of the maps by class, labelled or not.
         scenes: Confusion matrix of each scene.
         domains: Confusion matrix of each domain.
-        blocks: Counts of each block of a scene, by scene.
+        blocks: Counts of the blocks of each scene.
         domain_of: Domain of each scene that has one.
-        mapped: (K,) pixels of the maps by class, labelled or not.
-        hectares: Mapped area; None once the area of a scene is unknown.
-        calibration: Confidence and accuracy over all scenes.
-        gallery: The best and the worst tiles.
-        saliency: Scores of soft maps, if there are any.
+        hectares: Mapped area; None if the pixel area of a scene is unknown.
+        saliency: Scores of soft maps, if any.
         code: Encoding of the reference of a single map.
-        remarks: What a reader of the scores should know.
+        remarks: Remarks for the reader of the scores.
     """
 
     classes: Sequence[Class]
@@ -104,63 +100,54 @@ class Evaluation:
     remarks: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, classes: Sequence[Class], *, boundary_px: int | None) -> Evaluation:
-        """Return an evaluation without any counts."""
+    def empty(cls, classes: Sequence[Class], *, boundary_px: int | None) -> Evaluation:
+        """Return an evaluation without counts; `boundary_px` None omits the boundary scores."""
         boundary = BoundaryIoU(classes, distance=boundary_px) if boundary_px else None
         return cls(classes, ConfusionMatrix(classes), boundary, np.zeros(len(classes), np.int64))
 
     def add(self, name: str, domain: str | None, blocks: Sequence[ConfusionMatrix]) -> None:
-        """Add the counts of some blocks of a scene.
-
-        Args:
-            name: Name of the scene.
-            domain: Its domain, if any.
-            blocks: Confusion matrix of each block.
-        """
+        """Add the counts of blocks of the scene `name`."""
         if not blocks:
             return
         counts = np.stack([block.counts for block in blocks])
         matrix = ConfusionMatrix(self.classes, counts.sum(0))
         self.total += matrix
-        for parts, key in ((self.scenes, name), (self.domains, domain)):
+        for groups, key in ((self.scenes, name), (self.domains, domain)):
             if key is not None:
-                parts[key] = parts.get(key, ConfusionMatrix(self.classes)) + matrix
+                groups[key] = groups.get(key, ConfusionMatrix(self.classes)) + matrix
         if domain is not None:
             self.domain_of[name] = domain
-        if sum(block.nbytes for block in self.blocks.values()) < KEPT:
+        if sum(block.nbytes for block in self.blocks.values()) < MAX_BLOCK_BYTES:
             labelled = counts[counts.any((1, 2))].astype(np.uint32)
-            before = self.blocks.get(name)
-            self.blocks[name] = labelled if before is None else np.concatenate([before, labelled])
+            earlier = [self.blocks[name]] if name in self.blocks else []
+            self.blocks[name] = np.concatenate([*earlier, labelled])
 
     def add_mapped(self, pixels: NDArray[np.int64], hectares: float | None) -> None:
-        """Add the pixels of a map, labelled or not.
-
-        Args:
-            pixels: (K,) by class.
-            hectares: Area of a pixel; None if unknown.
-        """
+        """Add the pixels (K,) of a map by class, and the area of a pixel if it is known."""
         self.mapped += pixels
-        if self.hectares is not None:
-            area = None if hectares is None else float(pixels.sum()) * hectares
-            self.hectares = None if area is None else self.hectares + area
+        if self.hectares is None or hectares is None:
+            self.hectares = None
+        else:
+            self.hectares += float(pixels.sum()) * hectares
 
     def units(self, scenes: Sequence[str]) -> Units | None:
-        """Return the units that are resampled for the intervals of some scenes."""
-        whole = [self.scenes[name].counts for name in scenes]
+        """Return the units to resample for the confidence intervals of some scenes."""
+        counts = [self.scenes[name].counts for name in scenes]
         complete = all(name in self.blocks for name in scenes)
         blocks = [block for name in scenes for block in self.blocks[name]] if complete else []
-        return Units.choose(whole, blocks)
+        return Units.choose(counts, blocks)
 
     def scores(self) -> Scores:
-        """Return the scores, with the domains as groups, or the scenes where there are none."""
-        few = len(self.scenes) + len(self.domains) <= MOST_PARTS
-        scenes = {
-            name: _with_intervals(matrix, self.units([name]) if few else None)
-            for name, matrix in self.scenes.items()
-        }
+        """Return the scores, in groups by domain, or by scene if no scene has a domain."""
+        few = len(self.scenes) + len(self.domains) <= MAX_GROUPS
+
+        def group(matrix: ConfusionMatrix, scenes: Sequence[str]) -> Scores:
+            return _with_intervals(matrix, self.units(scenes) if few else None)
+
+        scenes = {name: group(matrix, [name]) for name, matrix in self.scenes.items()}
         domains = {
-            name: _with_intervals(matrix, self.units(self._scenes_of(name)) if few else None)
-            for name, matrix in self.domains.items()
+            domain: group(matrix, [name for name, own in self.domain_of.items() if own == domain])
+            for domain, matrix in self.domains.items()
         }
         groups = domains or (scenes if len(scenes) > 1 else {})
         units = self.units(list(self.scenes))
@@ -180,13 +167,12 @@ class Evaluation:
         )
         return self.boundary.add_to(scores) if self.boundary else scores
 
-    def _scenes_of(self, domain: str) -> list[str]:
-        return [name for name, of_scene in self.domain_of.items() if of_scene == domain]
-
-    def report(self, title: str, **more: Any) -> Report:
-        """Return a report of the scores; `more` are further attributes of `Report`."""
-        pictures = {**more.pop("pictures", {}), **self.gallery.pictures(self.classes)}
-        return Report(title, self.scores(), remarks=tuple(self.remarks), pictures=pictures, **more)
+    def report(self, title: str, **attributes: Any) -> Report:
+        """Return a report of the scores; `attributes` are further attributes of `Report`."""
+        pictures = {**attributes.pop("pictures", {}), **self.gallery.pictures(self.classes)}
+        return Report(
+            title, self.scores(), remarks=tuple(self.remarks), pictures=pictures, **attributes
+        )
 
 
 def _with_intervals(matrix: ConfusionMatrix, units: Units | None) -> Scores:

@@ -1,4 +1,4 @@
-"""The reference of a map: its classes, their encoding, and a reader on the grid of the map."""
+"""Reference of a map: its classes, their encoding, and a reader on the grid of the map."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from os import fspath
 from pathlib import Path
-from typing import Protocol
 
 from rsseg_cli import presets
 from rsseg_cli.classes import IGNORE, Class
@@ -15,31 +14,24 @@ from rsseg_cli.data.spec.dataset_spec import DatasetSpec
 from rsseg_cli.errors import RssegError
 from rsseg_cli.raster.align import AlignedLabels, describe_grid, same_grid
 from rsseg_cli.raster.class_names import classes_in_use, read_classes
-from rsseg_cli.raster.decode import LabelCode, Labels, as_text
-from rsseg_cli.raster.grid import Window, blocks
-from rsseg_cli.raster.labels import LabelReader, Placed, is_vector
+from rsseg_cli.raster.decode import LabelCode, as_text
+from rsseg_cli.raster.grid import blocks
+from rsseg_cli.raster.labels import LabelReader, RasterGrid, is_vector
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.raster.vector_labels import read_vector
 
-
-class Reference(Protocol):
-    """Reads class indices by window, as `LabelReader` does."""
-
-    def read(self, window: Window) -> Labels:
-        """Read class indices (h, w), `IGNORE` where there are none or outside the map."""
-
-    def close(self) -> None:
-        """Close the file."""
+OBJECT_CLASSES = (Class(0, "background", (214, 219, 221)), Class(1, "object", (178, 24, 43)))
+"""Classes of a soft map without a class list."""
 
 
-def open_reference(path: Path, code: LabelCode, grid: Placed, *, align: bool) -> Reference:
+def open_reference(path: Path, code: LabelCode, grid: RasterGrid, *, align: bool) -> LabelReader:
     """Open the reference of a map.
 
     Args:
-        path: A raster, or polygons.
+        path: A raster or polygons.
         code: Encoding of the classes.
         grid: Grid of the map.
-        align: Resample a raster on another grid, nearest neighbour.
+        align: Resample a raster on another grid by nearest neighbour.
 
     Raises:
         UnreadableError: The file is missing or broken.
@@ -58,9 +50,9 @@ def open_reference(path: Path, code: LabelCode, grid: Placed, *, align: bool) ->
                 where=f"{grid.path}, {path}",
                 fix="--align resamples the truth to the grid of the map (nearest neighbour)"
                 if grid.crs and scene.crs
-                else "write the missing CRS into the file, then --align resamples the truth",
+                else "write the missing CRS into the file; --align then resamples the truth",
             )
-    return AlignedLabels.open(path, code, grid)
+    return LabelReader(AlignedLabels.open(path, code, grid), grid)
 
 
 def read_class_list(path: Path) -> LabelCode | list[Class]:
@@ -82,10 +74,6 @@ def read_class_list(path: Path) -> LabelCode | list[Class]:
     return classes
 
 
-OBJECT = (Class(0, "background", (214, 219, 221)), Class(1, "object", (178, 24, 43)))
-"""Classes of a soft map without a class list."""
-
-
 def classes_of(
     prediction: Path, truth: Path, remarks: list[str], *, soft: bool = False
 ) -> list[Class]:
@@ -94,11 +82,11 @@ def classes_of(
     Args:
         prediction: The map.
         truth: The reference.
-        remarks: Receives what a reader of the scores should know about the classes.
+        remarks: Remarks for the reader of the scores, to which those on the classes are added.
         soft: The map holds probabilities.
 
     Raises:
-        RssegError: The reference is polygons, and the map lists no classes.
+        RssegError: The reference consists of polygons, and the map lists no classes.
     """
     of_map = read_classes(prediction)
     of_truth = [] if is_vector(truth) else read_classes(truth)
@@ -109,7 +97,7 @@ def classes_of(
     if of_map or of_truth:
         return of_map or of_truth
     if soft:
-        return list(OBJECT)
+        return list(OBJECT_CLASSES)
     if is_vector(truth):
         raise RssegError(
             "the classes of the map are unknown",
@@ -120,20 +108,20 @@ def classes_of(
     return classes_in_use(prediction, truth)
 
 
-def code_of(
+def infer_code(
     truth: Path, classes: Sequence[Class], attribute: str | None, ignore: Sequence[int]
 ) -> LabelCode:
-    """Return the encoding of the classes in a reference, inferred from the file.
+    """Infer the encoding of the classes in a reference.
 
     Args:
         truth: A raster of ids or RGB colours, or polygons.
         classes: The classes.
-        attribute: Attribute of polygons with the class; inferred from the values when None.
-        ignore: Ids to ignore besides 255. With 255 listed, a reference of 0 and 255 is not read as
-            a mask of two classes.
+        attribute: Attribute of polygons with the class; None: inferred from the values.
+        ignore: Ids to ignore besides 255. If 255 is listed, a reference of 0 and 255 is not read
+            as a mask of two classes.
 
     Raises:
-        RssegError: No attribute of the polygons, or several, hold the class.
+        RssegError: The attribute with the class cannot be inferred.
     """
     code = LabelCode(tuple(classes), ignore=(IGNORE, *ignore))
     if not is_vector(truth):
@@ -149,7 +137,7 @@ def code_of(
 
 
 def _is_mask(scene: Scene) -> bool:
-    """Return whether a reference is a mask of 0 and 255, in one band or grey in three."""
+    """Return whether a reference is a mask of 0 and 255, in one band or three equal bands."""
     if scene.dtype != "uint8" or scene.nodata == IGNORE or scene.count not in (1, 3):
         return False
     has_object = False
@@ -163,7 +151,7 @@ def _is_mask(scene: Scene) -> bool:
 
 
 def _attribute(truth: Path, code: LabelCode) -> str | None:
-    """Return the attribute of polygons with the class; None if all polygons are of one class."""
+    """Infer the attribute of polygons with the class; None if all polygons are of one class."""
     table = read_vector(truth)
     columns: dict[str, set[str]] = {
         name: {as_text(value) for value in table[name].dropna()}
@@ -172,13 +160,13 @@ def _attribute(truth: Path, code: LabelCode) -> str | None:
     }
     known = set(code.attributes())
     names = {cls.name for cls in code.classes}
-    fitting = [name for name, values in columns.items() if values and values <= known]
-    named = [name for name in fitting if columns[name] & names]
-    likely = [name for name in fitting if any(word in name.lower() for word in FIELDS)]
-    for candidates in (named, likely):
-        if len(candidates) == 1:
-            return candidates[0]
-    if code.background is not None and not named:
+    candidates = [name for name, values in columns.items() if values and values <= known]
+    with_names = [name for name in candidates if columns[name] & names]
+    well_named = [name for name in candidates if any(word in name.lower() for word in FIELDS)]
+    for matches in (with_names, well_named):
+        if len(matches) == 1:
+            return matches[0]
+    if code.background is not None and not with_names:
         return None
     raise RssegError(
         "the attribute of the polygons that holds the class is ambiguous",

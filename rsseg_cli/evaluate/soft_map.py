@@ -1,4 +1,4 @@
-"""Soft maps: class probabilities of one kind of object, read as such or as two classes."""
+"""Soft maps: probabilities of one kind of object, read as such or as two classes."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 
 from rsseg_cli.classes import IGNORE, Class
 from rsseg_cli.errors import RssegError
-from rsseg_cli.evaluate.reference import Reference
 from rsseg_cli.number_format import counted
 from rsseg_cli.raster.decode import Labels
 from rsseg_cli.raster.grid import Window, blocks
+from rsseg_cli.raster.labels import LabelReader
 from rsseg_cli.raster.scene import Scene
 
 if TYPE_CHECKING:
     from rsseg_cli.metrics.saliency import Saliency
 
-IMAGE = 2048
-"""Largest side of an image that is scored as one; larger maps are cut into several images."""
+IMAGE_PX = 2048
+"""Largest side of an image; larger maps are scored as several images."""
 
 
 def is_soft(path: Path) -> bool:
@@ -43,7 +43,7 @@ class SoftMap:
 
     Attributes:
         scene: The file.
-        scale: Probability = stored value * scale.
+        scale: Probability per unit of the stored values.
     """
 
     scene: Scene
@@ -54,8 +54,8 @@ class SoftMap:
         """Open a map; uint8 without a scale factor in the file is scaled by 1/255.
 
         Raises:
-            RssegError: There are not two classes, or the map has several bands or integers
-                other than uint8.
+            RssegError: There are not two classes, or the file does not have one band of floats or
+                uint8.
         """
         if len(classes) != 2:
             raise RssegError(
@@ -78,7 +78,7 @@ class SoftMap:
         """Read probabilities (h, w), 0 where the map is empty, and valid pixels (h, w).
 
         Raises:
-            RssegError: A value is not in 0..1.
+            RssegError: A value is outside 0..1.
         """
         samples, valid = self.scene.read(window)
         values = np.where(valid, samples[0] * self.scale, 0.0)
@@ -96,21 +96,13 @@ class SoftMap:
         labels: Labels = np.where(valid, values > 0.5, IGNORE).astype(np.uint8)
         return labels
 
-    def score(self, truth: Reference, regions: Sequence[Window], total: Saliency) -> None:
-        """Add the map, image by image, to the scores of soft maps.
-
-        Args:
-            truth: Reference in which index 1 is the object.
-            regions: Disjoint windows of the map.
-            total: Scores to which the images are added.
-        """
+    def score(self, truth: LabelReader, regions: Sequence[Window], total: Saliency) -> None:
+        """Add disjoint windows of the map to scores; index 1 of the reference is the object."""
         for region in regions:
-            for part in blocks(region.width, region.height, (IMAGE, IMAGE)):
+            for part in blocks(region.width, region.height, (IMAGE_PX, IMAGE_PX)):
                 window = part.shift(region.x, region.y)
                 values, valid = self.probabilities(window)
-                true = truth.read(window)
-                true[~valid] = IGNORE
-                total.update(values, true)
+                total.update(values, np.where(valid, truth.read(window), IGNORE))
 
     def __enter__(self) -> SoftMap:
         return self

@@ -1,15 +1,14 @@
-"""Area-adjusted accuracy: areas of a map corrected by its errors on labelled pixels.
+"""Area-adjusted accuracy: class areas of a map, corrected by its errors on labelled pixels.
 
-The stratified estimator of Olofsson et al. (2014, Remote Sensing of Environment 148, 42-57): the
-mapped classes are the strata, their fractions of the map the weights, the labelled pixels the
-sample.
+Stratified estimator of Olofsson et al. (2014, Remote Sensing of Environment 148, 42-57): the mapped
+classes are the strata, their fractions of the map the weights, the labelled pixels the sample.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,17 +19,16 @@ from rsseg_cli.metrics.interval import Estimate
 
 Z = 1.959963984540054
 """Half width of a 95 % interval in standard errors."""
-SAMPLED = 0.01
+MAX_SAMPLED = 0.01
 """Labelled fraction of a map below which labels are treated as a random sample of pixels."""
 
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Stratified:
-    """Estimates, or their standard errors; NaN where the sample has no pixel.
+class Stratified(NamedTuple):
+    """Estimates or their standard errors, NaN where the sample has no pixel.
 
-    The arrays have the leading axes of the counts.
+    The leading axes of the arrays are those of the counts.
 
     Attributes:
         accuracy: (...) overall accuracy.
@@ -50,50 +48,49 @@ def stratified(counts: NDArray[Any], mapped: NDArray[Any]) -> Stratified:
 
     Args:
         counts: (..., K, K) labelled pixels by true (row) and mapped (column) class.
-        mapped: (K,) pixels of the whole map by class. A mapped class without any labelled pixel
-            is left out of the map.
+        mapped: (K,) pixels of the whole map by class. A class without labelled pixels is left out.
     """
     fractions, weights = _strata(counts, mapped)
     joint = weights[..., None, :] * fractions  # p_ij, true class first
-    right = np.diagonal(joint, axis1=-2, axis2=-1)
-    area = joint.sum(-1)
-    users = np.where(counts.sum(-2) > 0, np.diagonal(fractions, axis1=-2, axis2=-1), np.nan)
-    return Stratified(right.sum(-1), users, divide(right, area), area)
+    correct, area = _diagonal(joint), joint.sum(-1)
+    users = np.where(counts.sum(-2) > 0, _diagonal(fractions), np.nan)
+    return Stratified(correct.sum(-1), users, divide(correct, area), area)
 
 
 def standard_errors(counts: NDArray[Any], mapped: NDArray[Any]) -> Stratified:
     """Return the standard errors of `stratified` (equations 5 to 7 and 10 of the paper).
 
-    They hold for labelled pixels drawn at random within each mapped class. They are NaN for a
+    They are valid for labelled pixels drawn at random within each mapped class, and NaN for a
     mapped class with one labelled pixel.
     """
     fractions, weights = _strata(counts, mapped)
     estimates = stratified(counts, mapped)
-    drawn = counts.sum(-2).astype(np.float64)
-    spread = fractions * (1 - fractions) / np.where(drawn > 1, drawn - 1, np.nan)[..., None, :]
+    sample = counts.sum(-2).astype(np.float64)
+    spread = fractions * (1 - fractions) / np.where(sample > 1, sample - 1, np.nan)[..., None, :]
     spread = np.where(weights[..., None, :] > 0, spread, 0.0)
     variance = weights[..., None, :] ** 2 * spread  # of p_ij
-    own = np.diagonal(variance, axis1=-2, axis2=-1)
+    correct = _diagonal(variance)
     producers = estimates.producers
-    others = (producers**2) * (variance.sum(-1) - own)
+    others = (producers**2) * (variance.sum(-1) - correct)
     area = np.where(estimates.area > 0, estimates.area, np.nan)
     return Stratified(
-        accuracy=np.sqrt(own.sum(-1)),
-        users=np.where(
-            np.isnan(estimates.users), np.nan, np.sqrt(np.diagonal(spread, axis1=-2, axis2=-1))
-        ),
-        producers=np.sqrt((1 - producers) ** 2 * own + others) / area,
+        accuracy=np.sqrt(correct.sum(-1)),
+        users=np.where(np.isnan(estimates.users), np.nan, np.sqrt(_diagonal(spread))),
+        producers=np.sqrt((1 - producers) ** 2 * correct + others) / area,
         area=np.sqrt(variance.sum(-1)),
     )
 
 
+def _diagonal(matrices: Floats) -> Floats:
+    return np.diagonal(matrices, axis1=-2, axis2=-1)
+
+
 def _strata(counts: NDArray[Any], mapped: NDArray[Any]) -> tuple[Floats, Floats]:
     """Return the fractions of true classes per stratum (..., K, K) and the weights (..., K)."""
-    drawn = counts.sum(-2)
-    fractions = counts / np.maximum(drawn, 1)[..., None, :]
-    weights = np.where(drawn > 0, mapped, 0.0)
-    whole = weights.sum(-1, keepdims=True)
-    return fractions, weights / np.maximum(whole, 1)
+    sample = counts.sum(-2)
+    fractions = counts / np.maximum(sample, 1)[..., None, :]
+    weights = np.where(sample > 0, mapped, 0.0)
+    return fractions, weights / np.maximum(weights.sum(-1, keepdims=True), 1)
 
 
 @dataclass(frozen=True)
@@ -123,9 +120,9 @@ class AreaEstimate:
         accuracy: Correct fraction of the map.
         classes: Areas and accuracies per class.
         hectares: Mapped area; None if the area of a pixel is unknown.
-        interval: Source of the intervals: "sample" for the paper's formulas, "blocks" or "scenes"
+        interval: Method of the intervals: "sample" for the paper's formulas, "blocks" or "scenes"
             for a bootstrap over these.
-        unsampled: Mapped classes without any labelled pixel, which are left out of the estimate.
+        unsampled: Mapped classes without labelled pixels, which are left out of the estimate.
     """
 
     accuracy: Estimate
@@ -159,9 +156,9 @@ def estimate_area(
 ) -> AreaEstimate | None:
     """Compute accuracy and areas of a map with 95 % intervals; None without map or labels.
 
-    If little of the map is labelled, the labels are treated as a sample of pixels, for which the
-    paper's formulas hold. Labels of whole patches are correlated, so that their intervals come
-    from a bootstrap over scenes or blocks.
+    If less than 1 % of the map is labelled, the labels are treated as a sample of pixels, for which
+    the paper's formulas hold. Labels of whole patches are correlated: their intervals come from a
+    bootstrap over scenes or blocks.
 
     Args:
         classes: The K classes.
@@ -173,13 +170,13 @@ def estimate_area(
     if not counts.any() or not mapped.any():
         return None
     estimates = stratified(counts, mapped)
-    if units is None or counts.sum() < SAMPLED * mapped.sum():
-        error = standard_errors(counts, mapped)
-        low, high = _shift(estimates, error, -Z), _shift(estimates, error, Z)
+    if units is None or counts.sum() < MAX_SAMPLED * mapped.sum():
+        errors = standard_errors(counts, mapped)
+        low, high = _shift(estimates, errors, -Z), _shift(estimates, errors, Z)
         interval = "sample"
     else:
-        drawn = [stratified(part[..., :-1], mapped) for part in resample(units.counts)]
-        low, high = (_percentile(drawn, end) for end in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+        samples = [stratified(part[..., :-1], mapped) for part in resample(units.counts)]
+        low, high = (_percentile(samples, end) for end in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
         interval = units.kind
 
     def estimate(name: str, index: int) -> Estimate | None:
@@ -205,18 +202,15 @@ def estimate_area(
         classes=rows,
         hectares=hectares,
         interval=interval,
-        unsampled=[cls.name for cls, out in zip(classes, missing, strict=True) if out],
+        unsampled=[cls.name for cls, no_label in zip(classes, missing, strict=True) if no_label],
     )
 
 
-NAMES = ("accuracy", "users", "producers", "area")
+def _shift(estimates: Stratified, errors: Stratified, factor: float) -> Stratified:
+    pairs = zip(estimates, errors, strict=True)
+    return Stratified(*(np.clip(value + factor * error, 0.0, 1.0) for value, error in pairs))
 
 
-def _shift(estimates: Stratified, error: Stratified, factor: float) -> Stratified:
-    shifted = (getattr(estimates, name) + factor * getattr(error, name) for name in NAMES)
-    return Stratified(*(np.clip(values, 0.0, 1.0) for values in shifted))
-
-
-def _percentile(drawn: Sequence[Stratified], quantile: float) -> Stratified:
-    arrays = (np.concatenate([getattr(part, name) for part in drawn]) for name in NAMES)
-    return Stratified(*(percentiles(values, quantile) for values in arrays))
+def _percentile(samples: Sequence[Stratified], quantile: float) -> Stratified:
+    arrays = (np.concatenate(parts) for parts in zip(*samples, strict=True))
+    return Stratified(*(percentiles(array, quantile) for array in arrays))

@@ -1,7 +1,7 @@
 """Bootstrap confidence intervals of scores (Efron and Tibshirani 1993, percentile intervals).
 
-Neighbouring pixels are correlated. Therefore scenes are resampled, or square blocks of them where
-there are few scenes.
+Neighbouring pixels are correlated. Therefore whole scenes are resampled, or square blocks of them
+if there are few scenes.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 from rsseg_cli.metrics.interval import Estimate
 
 LEVEL = 0.95
-DRAWS = 1000
-LEAST = 10
+RESAMPLES = 1000
+MIN_UNITS = 10
 """Smallest number of units for an interval."""
-_CELLS = 2**22
-"""Numbers in memory at a time."""
+_MAX_NUMBERS = 2**22
+"""Size of the sums in memory at a time."""
 
 
 @dataclass(frozen=True)
 class Units:
-    """Units that are resampled.
+    """Units to resample.
 
     Attributes:
         kind: "scenes" or "blocks".
@@ -40,7 +40,7 @@ class Units:
         """Return the labelled scenes, else the labelled blocks; None if both are too few."""
         for kind, counts in (("scenes", scenes), ("blocks", blocks)):
             labelled = [unit for unit in counts if unit.any()]
-            if len(labelled) >= LEAST:
+            if len(labelled) >= MIN_UNITS:
                 return cls(kind, np.stack(labelled))
         return None
 
@@ -52,8 +52,8 @@ class Intervals:
     Attributes:
         kind: Units of the bootstrap: "scenes" or "blocks".
         units: Number of units.
-        scores: Interval of `miou`, `macc`, `accuracy` and `f1`.
-        iou: Interval of the IoU of each class; None where it is not defined.
+        scores: Estimates of `miou`, `macc`, `accuracy` and `f1`.
+        iou: Estimate of the IoU of each class; None where it is undefined.
     """
 
     kind: str
@@ -70,12 +70,12 @@ class Intervals:
 
 
 def intervals(units: Units) -> Intervals:
-    """Return the intervals of all scores of a confusion matrix."""
-    parts = [means(part) for part in resample(units.counts)]
-    drawn = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    whole = means(units.counts.sum(0, dtype=np.int64)[None])
+    """Compute the intervals of the scores of a confusion matrix."""
+    parts = [scores_of_counts(part) for part in resample(units.counts)]
+    samples = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    whole = scores_of_counts(units.counts.sum(0, dtype=np.int64)[None])
     ends = [
-        {name: percentiles(values, quantile) for name, values in drawn.items()}
+        {name: percentiles(values, quantile) for name, values in samples.items()}
         for quantile in ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
     ]
     scores = {
@@ -93,29 +93,28 @@ def intervals(units: Units) -> Intervals:
     )
 
 
-def resample(counts: NDArray[Any], *, draws: int = DRAWS, seed: int = 0) -> Iterator[NDArray[Any]]:
-    """Yield sums over U units drawn with replacement.
+def resample(
+    counts: NDArray[Any], *, draws: int = RESAMPLES, seed: int = 0
+) -> Iterator[NDArray[Any]]:
+    """Yield sums (D, ...) over U units drawn with replacement, in chunks of `draws` in total.
 
     Args:
         counts: (U, ...) counts of each unit.
         draws: Number of sums.
         seed: Seed of the random numbers.
-
-    Yields:
-        (D, ...) sums, in chunks that add up to `draws`.
     """
     rng = np.random.default_rng(seed)
     number, shape = len(counts), counts.shape[1:]
     flat = counts.reshape(number, -1).astype(np.float64)
-    most = max(1, _CELLS // max(1, flat.shape[1]))
-    for start in range(0, draws, most):
-        size = min(most, draws - start)
+    chunk = max(1, _MAX_NUMBERS // max(1, flat.shape[1]))
+    for start in range(0, draws, chunk):
+        size = min(chunk, draws - start)
         times = rng.multinomial(number, np.full(number, 1 / number), size=size)
         yield (times @ flat).reshape(size, *shape)
 
 
-def means(counts: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
-    """Return the scores of counts (D, K, K + 1) as `ConfusionMatrix` does, NaN where undefined."""
+def scores_of_counts(counts: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
+    """Return the scores of counts (D, K, K + 1), as in `ConfusionMatrix`; NaN where undefined."""
     mapped = counts[..., :-1]
     hits = np.diagonal(mapped, axis1=1, axis2=2)
     true, predicted = counts.sum(2), mapped.sum(1)
@@ -139,7 +138,7 @@ def percentiles(values: NDArray[np.float64], quantile: float) -> NDArray[np.floa
 
 
 def divide(parts: NDArray[Any], wholes: NDArray[Any]) -> NDArray[np.float64]:
-    """Return quotients, NaN where the divisor is not positive."""
+    """Return quotients; NaN where the divisor is not positive."""
     quotients: NDArray[np.float64] = np.divide(
         parts, wholes, out=np.full(parts.shape, np.nan), where=wholes > 0
     )

@@ -1,4 +1,4 @@
-"""Boundary IoU: how well the outlines of classes agree (Cheng et al., CVPR 2021)."""
+"""Boundary IoU: agreement of the outlines of classes (Cheng et al., CVPR 2021)."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ class BoundaryIoU:
 
     The outline of a class consists of its pixels within `distance` pixels (Chebyshev) of any other
     class or, as in the paper, of the border of the image. The IoU of a class is |outline in the
-    reference and in the prediction| / |outline in either|.
-
-    Unlabelled pixels have no class in either map, so that both have an outline there.
+    reference and in the prediction| / |outline in either|. Unlabelled pixels are treated as another
+    class in both maps.
 
     Args:
         classes: The classes of the indices.
@@ -32,7 +31,7 @@ class BoundaryIoU:
         if distance < 1:
             raise ValueError(f"an outline is at least 1 pixel wide, not {distance}")
         self.classes, self.distance = tuple(classes), distance
-        # Rows: pixels in both outlines, in the true one, in the predicted one.
+        # Rows: pixels in both outlines, in that of the reference, in that of the prediction.
         self.counts = np.zeros((3, len(self.classes)), np.int64)
 
     def update(
@@ -46,28 +45,28 @@ class BoundaryIoU:
         Args:
             predicted: (h, w) class indices, `IGNORE` for unmapped pixels.
             truth: (h, w) class indices, `IGNORE` for unlabelled pixels.
-            inside: The rows and columns that are counted. With `distance` more pixels around a
-                window, cut off by `inside`, windows sum to exactly the counts of the whole scene.
+            inside: Rows and columns to count. If each window is read with `distance` more pixels
+                on every side, which `inside` excludes, the windows of a scene sum to exactly the
+                counts of the scene.
         """
         if predicted.shape != truth.shape or truth.ndim != 2:
             raise ValueError(f"shapes differ: {predicted.shape}, {truth.shape}")
         true = truth.astype(np.uint8)
-        guess = np.where(truth != IGNORE, predicted, IGNORE).astype(np.uint8)
-        of_truth = outline(true, self.distance)[inside]
-        of_guess = outline(guess, self.distance)[inside]
-        true, guess = true[inside], guess[inside]
-        both = of_truth & of_guess & (true == guess)
-        for row, labels in enumerate((true[both], true[of_truth], guess[of_guess])):
-            known = labels[labels != IGNORE]
-            self.counts[row] += np.bincount(known, minlength=len(self.classes))
+        known = np.where(truth != IGNORE, predicted, IGNORE).astype(np.uint8)
+        true_outline = outline(true, self.distance)[inside]
+        predicted_outline = outline(known, self.distance)[inside]
+        true, known = true[inside], known[inside]
+        both = true_outline & predicted_outline & (true == known)
+        for row, labels in enumerate((true[both], true[true_outline], known[predicted_outline])):
+            self.counts[row] += np.bincount(labels[labels != IGNORE], minlength=len(self.classes))
 
     def iou(self) -> list[float | None]:
-        """Return the boundary IoU per class, None for a class without an outline in both maps."""
-        both, true, guess = self.counts
-        return ratios(both, true + guess - both)
+        """Return the boundary IoU of each class; None without an outline in either map."""
+        both, true, predicted = self.counts
+        return ratios(both, true + predicted - both)
 
     def add_to(self, scores: Scores) -> Scores:
-        """Return scores with the boundary scores added; their mean is over the same classes."""
+        """Return scores with the boundary scores added, averaged over the same classes."""
         rows = [
             replace(row, boundary_iou=value)
             for row, value in zip(scores.classes, self.iou(), strict=True)
@@ -79,8 +78,8 @@ class BoundaryIoU:
 def outline(labels: NDArray[np.uint8], distance: int) -> NDArray[np.bool_]:
     """Return the pixels (h, w) with another label, or the border, within `distance` pixels.
 
-    All classes at once: a pixel is inside its class exactly where the smallest and the largest
-    label in the square of side 2 * distance + 1 around it are the same.
+    These are the pixels where the smallest and the largest label in the surrounding square of side
+    2 * distance + 1 differ.
     """
     padded = np.pad(labels, distance, constant_values=IGNORE)
     side = 2 * distance + 1
@@ -91,14 +90,15 @@ def outline(labels: NDArray[np.uint8], distance: int) -> NDArray[np.bool_]:
 def _filter(
     labels: NDArray[np.uint8], side: int, extreme: Callable[..., NDArray[np.uint8]]
 ) -> NDArray[np.uint8]:
-    """Return the minimum or maximum of every `side` x `side` square, in O(log side) passes.
+    """Return the minimum or maximum of each `side` x `side` square, in O(log side) passes.
 
-    The filters of scipy.ndimage take seven times as long, and `rsseg evaluate` then 2.5 times.
+    With the filters of scipy.ndimage, which take seven times as long, `rsseg evaluate` takes 2.5
+    times as long.
     """
-    reach = 1
-    while reach < side:
-        step = min(reach, side - reach)
+    size = 1
+    while size < side:
+        step = min(size, side - size)
         labels = extreme(labels[:-step], labels[step:])
         labels = extreme(labels[:, :-step], labels[:, step:])
-        reach += step
+        size += step
     return labels

@@ -14,11 +14,11 @@ BINS = 15
 
 @dataclass(frozen=True)
 class CalibrationBin:
-    """Pixels whose highest probability lies in one range.
+    """Pixels whose confidence, the highest class probability, is in one range.
 
     Attributes:
-        confidence: Mean of their highest probability.
-        accuracy: Fraction of them that is right.
+        confidence: Mean confidence.
+        accuracy: Correct fraction of the pixels.
         pixels: Number of pixels.
     """
 
@@ -29,11 +29,11 @@ class CalibrationBin:
 
 @dataclass(frozen=True)
 class Reliability:
-    """The calibration curve.
+    """Calibration curve.
 
     Attributes:
-        bins: Ranges of equal width with any pixel, by increasing confidence.
-        ece: Expected calibration error: mean distance of confidence and accuracy over pixels.
+        bins: Ranges of equal width with at least one pixel, by increasing confidence.
+        ece: Expected calibration error: pixel-weighted mean of |accuracy - confidence| of the bins.
     """
 
     bins: Sequence[CalibrationBin]
@@ -46,37 +46,32 @@ class Reliability:
 
 
 class Calibration:
-    """Sums per range of confidence, which add over tiles, scenes and processes.
+    """Sums per range of confidence, which can be added over tiles and scenes.
 
     Attributes:
-        sums: (3, BINS) pixels, right pixels, sum of confidences.
+        sums: (3, BINS) pixels, correct pixels, sum of confidences.
     """
 
     def __init__(self) -> None:
         self.sums = np.zeros((3, BINS))
 
-    def update(self, confidence: NDArray[Any], right: NDArray[np.bool_]) -> None:
-        """Add labelled pixels.
-
-        Args:
-            confidence: (N,) highest probability, 0..1.
-            right: (N,) True where its class is the true one.
-        """
+    def update(self, confidence: NDArray[Any], correct: NDArray[np.bool_]) -> None:
+        """Add N labelled pixels: their confidence 0..1, and whether their class is correct."""
         values = confidence.astype(np.float64)
-        # Ranges are open below and closed above, as in the paper.
+        # Bins exclude their lower end and include their upper end, as in the paper.
         bins = np.clip(np.ceil(values * BINS).astype(np.int64) - 1, 0, BINS - 1)
         self.sums[0] += np.bincount(bins, minlength=BINS)
-        self.sums[1] += np.bincount(bins, weights=right, minlength=BINS)
+        self.sums[1] += np.bincount(bins, weights=correct, minlength=BINS)
         self.sums[2] += np.bincount(bins, weights=values, minlength=BINS)
 
     def reliability(self) -> Reliability | None:
-        """Return the curve; None without any pixel."""
-        pixels, right, confidence = self.sums
+        """Return the calibration curve; None without pixels."""
+        pixels, correct, confidence = self.sums
         if not pixels.any():
             return None
-        full = pixels > 0
         bins = [
-            CalibrationBin(float(s / n), float(r / n), int(n))
-            for n, r, s in zip(pixels[full], right[full], confidence[full], strict=True)
+            CalibrationBin(float(s / n), float(c / n), int(n))
+            for n, c, s in zip(pixels, correct, confidence, strict=True)
+            if n
         ]
-        return Reliability(bins, float(np.abs(right - confidence).sum() / pixels.sum()))
+        return Reliability(bins, float(np.abs(correct - confidence).sum() / pixels.sum()))

@@ -22,20 +22,18 @@ _CHUNK = 2**20
 
 
 class ConfusionMatrix:
-    """Pixels by true and by predicted class, which add over tiles, scenes and processes.
+    """Pixels by true and by predicted class, which can be added over tiles and scenes.
 
     Pixels without a class in the reference are not counted. A labelled pixel without a class in
-    the prediction (nodata of the map) is a miss: it counts as a pixel of its true class and is
-    *unmapped*.
+    the prediction (nodata of the map) is *unmapped*: it counts as an error of its true class.
 
     The means of `scores` are taken over the classes in the reference, so that two maps with the
     same reference are always averaged over the same classes:
 
-    - a class in neither reference nor prediction is *absent*: its scores are None;
-    - a class that is predicted but not in the reference is *stray*: its IoU, F1 and precision are
-      0 but left out of the means, since its pixels already count as errors of their true classes.
-      `miou_with_strays` is the mean that includes these zeros, as torchmetrics and MMSegmentation
-      report it.
+    - A class in neither the reference nor the prediction is *absent*: its scores are None.
+    - A class in the prediction but not in the reference is *stray*: its IoU, F1 and precision are
+      0, but not part of the means, since its pixels already count as errors of their true classes.
+      `miou_with_strays` includes these zeros, as torchmetrics and MMSegmentation do.
 
     Attributes:
         classes: The K classes of the indices.
@@ -56,8 +54,8 @@ class ConfusionMatrix:
         """Add pixels.
 
         Args:
-            predicted: Class indices; `IGNORE` for unmapped pixels.
-            truth: Class indices of the same shape; `IGNORE` for unlabelled pixels.
+            predicted: Class indices, `IGNORE` for unmapped pixels.
+            truth: Class indices of the same shape, `IGNORE` for unlabelled pixels.
 
         Raises:
             ValueError: The shapes differ, or an index is not a class.
@@ -87,7 +85,7 @@ class ConfusionMatrix:
 
     def __add__(self, other: ConfusionMatrix) -> ConfusionMatrix:
         if self.classes != other.classes:
-            raise ValueError("confusion matrices of different classes do not add")
+            raise ValueError("confusion matrices of different classes cannot be added")
         return ConfusionMatrix(self.classes, self.counts + other.counts)
 
     @property
@@ -96,7 +94,7 @@ class ConfusionMatrix:
         return int(self.counts.sum())
 
     def scores(self) -> Scores:
-        """Return the scores of the counts."""
+        """Compute the scores."""
         number = len(self.classes)
         hits = self.counts[:, :number].diagonal()
         true, predicted = self.counts.sum(1), self.counts[:, :number].sum(0)
@@ -132,7 +130,7 @@ class ConfusionMatrix:
 
 
 def _bytes(name: str, indices: Any) -> Any:
-    """Return flat indices as int64; raise unless they are in 0..255."""
+    """Return flat indices as int64; raise `ValueError` unless they are in 0..255."""
     wide = indices.astype(np.int64) if isinstance(indices, np.ndarray) else indices.long()
     if len(wide) and (int(wide.min()) < 0 or int(wide.max()) > IGNORE):
         values = f"{int(wide.min())}..{int(wide.max())}"
@@ -141,11 +139,11 @@ def _bytes(name: str, indices: Any) -> Any:
 
 
 def ratios(parts: NDArray[np.int64], wholes: NDArray[np.int64]) -> list[float | None]:
-    """Return quotients of counts (K,), None for a divisor of 0."""
+    """Return quotients of counts (K,); None for a divisor of 0."""
     return [int(a) / int(b) if b else None for a, b in zip(parts, wholes, strict=True)]
 
 
 def mean(values: Sequence[float | None]) -> float | None:
-    """Return the mean of the defined values; None without any."""
+    """Return the mean of the defined values; None if all are undefined."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None

@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Estimate:
-    """A fraction 0..1 and its 95 % interval, whose ends are None if unknown."""
+    """A fraction 0..1 and its 95 % interval, whose ends are None if undefined."""
 
     value: float
     low: float | None
@@ -18,8 +18,9 @@ class Estimate:
     @classmethod
     def of(cls, value: float, low: float, high: float) -> Estimate:
         """Build an estimate; without an interval if an end is NaN."""
-        known = not (math.isnan(low) or math.isnan(high))
-        return cls(value, low if known else None, high if known else None)
+        if math.isnan(low) or math.isnan(high):
+            return cls(value, None, None)
+        return cls(value, low, high)
 
     @classmethod
     def known(cls, value: float, low: float, high: float) -> Estimate | None:

@@ -1,4 +1,4 @@
-"""Scores of probability maps of one kind of object, by PySODMetrics."""
+"""Scores of probability maps of one kind of object, computed by PySODMetrics."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from py_sod_metrics import (
 )
 
 from rsseg_cli.classes import IGNORE
-from rsseg_cli.metrics.saliency_names import NAMES
+from rsseg_cli.metrics.scores import SALIENCY_NAMES
 
 
 class Saliency:
@@ -25,16 +25,16 @@ class Saliency:
 
     S-measure (Fan et al. 2017), E-measure (Fan et al. 2018), F-measure with beta^2 = 0.3
     (Achanta et al. 2009) at the adaptive threshold min(2 * mean, 1) and over 256 thresholds, mean
-    absolute error, foreground Dice and IoU at 0.5 and over 256 thresholds. Equal to PySODMetrics,
-    with two additions for satellite images:
+    absolute error, foreground Dice and IoU at 0.5 and over 256 thresholds. They equal those of
+    PySODMetrics, with two additions for satellite images:
 
-    - F, Dice and IoU are 0/0 in an image without any object, so that it enters the other scores
-      only. `empty` is the number of these images.
-    - Unlabelled pixels are left out. In the S-measure, which needs the whole image, they are
+    - F, Dice and IoU are 0/0 in an image without an object, which therefore counts for the other
+      scores only. `empty` is the number of these images.
+    - Unlabelled pixels are excluded. In the S-measure, which needs the whole image, they are
       background in both maps.
 
-    Maps are not stretched to 0..1 as in benchmarks of salient objects, since that would stretch
-    the noise of an image without objects.
+    Maps are not stretched to 0..1 as in benchmarks of salient objects, since that would amplify
+    the noise of images without objects.
     """
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class Saliency:
         )
 
     def update(self, soft: NDArray[Any], truth: NDArray[Any]) -> None:
-        """Add one image; an image without any label is skipped.
+        """Add one image; an image without labels is skipped.
 
         Args:
             soft: (h, w) probability of the object, floats 0..1 or uint8 0..255.
@@ -66,17 +66,17 @@ class Saliency:
         objects = truth == 1
         self.images += 1
         self._structure.step(probability, objects, normalize=False)
-        pixels, marked = probability[known][None], objects[known][None]
-        self._enhanced.step(pixels, marked, normalize=False)
-        self._error.step(pixels, marked, normalize=False)
-        if marked.any():
-            self._overlap.step(pixels, marked, normalize=False)
+        pixels, mask = probability[known][None], objects[known][None]
+        self._enhanced.step(pixels, mask, normalize=False)
+        self._error.step(pixels, mask, normalize=False)
+        if mask.any():
+            self._overlap.step(pixels, mask, normalize=False)
         else:
             self.empty += 1
 
     def scores(self) -> dict[str, Any]:
-        """Return the mean over the images, None for a score that no image defines."""
-        scores: dict[str, Any] = dict.fromkeys(NAMES)
+        """Return the means over the images; None for a score that is undefined in all of them."""
+        scores: dict[str, Any] = dict.fromkeys(SALIENCY_NAMES)
         if self.images:
             enhanced = self._enhanced.get_results()["em"]
             scores |= {
@@ -101,13 +101,13 @@ class Saliency:
 
 
 def _probability(soft: NDArray[Any], truth: NDArray[Any]) -> NDArray[np.float64]:
-    """Return a checked soft map as probabilities 0..1."""
+    """Check a soft map and its reference, and return probabilities 0..1."""
     if soft.shape != truth.shape or soft.ndim != 2:
         raise ValueError(f"shapes differ: {soft.shape}, {truth.shape}")
     if not np.isin(truth, (0, 1, IGNORE)).all():
-        raise ValueError(f"the truth is 0, 1 or {IGNORE}, not {np.unique(truth)[:5]}")
+        raise ValueError(f"the truth must be 0, 1 or {IGNORE}, not {np.unique(truth)[:5]}")
     if soft.dtype == np.uint8:
         return soft / 255.0
     if soft.dtype.kind != "f" or not (soft.min() >= 0 and soft.max() <= 1):
-        raise ValueError(f"a soft map holds floats 0..1 or uint8, not {soft.dtype}")
+        raise ValueError(f"a soft map must hold floats 0..1 or uint8, not {soft.dtype}")
     return soft.astype(np.float64)

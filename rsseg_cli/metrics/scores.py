@@ -1,4 +1,4 @@
-"""Scores of one comparison, and their JSON form."""
+"""Scores of a prediction, and their JSON form."""
 
 from __future__ import annotations
 
@@ -10,10 +10,26 @@ from rsseg_cli.metrics.area import AreaEstimate
 from rsseg_cli.metrics.bootstrap import Intervals
 from rsseg_cli.metrics.calibration import Reliability
 
+SALIENCY_NAMES = {
+    "s_measure": "S-measure",
+    "f_adaptive": "F, adaptive threshold",
+    "f_mean": "F, mean",
+    "f_max": "F, max",
+    "e_measure": "E-measure, mean",
+    "e_adaptive": "E-measure, adaptive",
+    "e_max": "E-measure, max",
+    "mae": "Mean absolute error",
+    "mdice": "Dice, mean over thresholds",
+    "dice_05": "Dice at 0.5",
+    "miou_05": "IoU at 0.5",
+    "miou_mean": "IoU, mean over thresholds",
+}
+"""Scores of soft maps by their key in `Scores.saliency`."""
+
 
 @dataclass(frozen=True)
 class ClassScore:
-    """Scores of one class as fractions 0..1; None where a score is not defined.
+    """Scores of one class as fractions 0..1; None where a score is undefined.
 
     Attributes:
         pixels: Pixels of the class in the reference.
@@ -36,35 +52,33 @@ class ClassScore:
 
     @property
     def absent(self) -> bool:
-        """Neither in the reference nor in the prediction."""
+        """The class is neither in the reference nor in the prediction."""
         return not self.pixels and not self.predicted
 
     @property
     def stray(self) -> bool:
-        """In the prediction but not in the reference."""
+        """The class is in the prediction but not in the reference."""
         return not self.pixels and self.predicted > 0
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of a prediction.
-
-    See `ConfusionMatrix` for the treatment of classes that do not occur.
+    """Scores of a prediction; see `ConfusionMatrix` for classes that do not occur.
 
     Attributes:
         miou: Mean IoU over the classes in the reference.
         macc: Mean recall over the classes in the reference.
-        accuracy: Fraction of labelled pixels with the right class.
+        accuracy: Correct fraction of the labelled pixels.
         f1: Mean F1 over the classes in the reference.
-        miou_with_strays: Mean IoU in which classes that are only predicted count as 0.
+        miou_with_strays: Mean IoU in which classes that are only in the prediction count as 0.
         confusion: K rows (reference) of K pixel counts (prediction).
         boundary_miou: Mean boundary IoU over the classes in the reference.
-        boundary_px: Width of its outlines in pixels.
-        saliency: Scores of a soft map by name.
+        boundary_px: Width of the outlines in pixels.
+        saliency: Scores of a soft map by the keys of `SALIENCY_NAMES`.
         intervals: Bootstrap intervals of the scores above.
         area: Area-adjusted accuracy of the whole map.
         calibration: Calibration curve.
-        groups: Scores per domain, or per scene where there are no domains.
+        groups: Scores per domain, or per scene if there are no domains.
         scenes: Scores per scene.
     """
 
@@ -96,17 +110,13 @@ class Scores:
 
     @property
     def present(self) -> list[ClassScore]:
-        """The classes in the reference, over which the means are taken."""
+        """Classes in the reference, over which the means are taken."""
         return [row for row in self.classes if row.pixels]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the scores as `--json` prints them and `report.json` holds them."""
+        """Return the scores as in `--json` and `report.json`."""
         document: dict[str, Any] = {
-            "miou": self.miou,
-            "macc": self.macc,
-            "accuracy": self.accuracy,
-            "f1": self.f1,
-            "miou_with_strays": self.miou_with_strays,
+            **{name: getattr(self, name) for name in _MEANS},
             "pixels": self.pixels,
             "unmapped": self.unmapped,
             "classes": [asdict(row) | {"color": list(row.color)} for row in self.classes],
@@ -128,7 +138,8 @@ class Scores:
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Scores:
         """Build scores from the output of `to_json`; missing keys become None."""
-        values: dict[str, Any] = {name: document.get(name) for name in _NUMBERS}
+        names = (*_MEANS, "boundary_miou", "boundary_px", "saliency")
+        values: dict[str, Any] = {name: document.get(name) for name in names}
         values["classes"] = [
             ClassScore(**row | {"color": tuple(row["color"])}) for row in document["classes"]
         ]
@@ -140,10 +151,7 @@ class Scores:
         return cls(confusion=document["confusion"], **values)
 
 
-_NUMBERS = (
-    *("miou", "macc", "accuracy", "f1", "miou_with_strays"),
-    *("boundary_miou", "boundary_px", "saliency"),
-)
+_MEANS = ("miou", "macc", "accuracy", "f1", "miou_with_strays")
 _PARTS: dict[str, Any] = {
     "intervals": Intervals,
     "area": AreaEstimate,

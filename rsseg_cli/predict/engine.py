@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
+from contextlib import nullcontext
 from pathlib import Path
-
-import rasterio
-import torch
-
 from rsseg_cli import distributed
 from rsseg_cli.errors import UnreadableError
 from rsseg_cli.memory import peak_rss_mb
-from rsseg_cli.predict.batch import even_batch, fastest_batch
-from rsseg_cli.predict.outputs import ProgressCallback, SceneResult
-from rsseg_cli.predict.pipeline import Pipeline, SceneTask
-from rsseg_cli.predict.plan import CACHE_MB, MIB, Plan, return_memory
+from rsseg_cli.predict.batch import even_batch
+from rsseg_cli.predict.batch import fastest_batch
+from rsseg_cli.predict.outputs import ProgressCallback
+from rsseg_cli.predict.outputs import SceneResult
+from rsseg_cli.predict.pipeline import Pipeline
+from rsseg_cli.predict.pipeline import SceneTask
+from rsseg_cli.predict.plan import CACHE_MB
+from rsseg_cli.predict.plan import MIB
+from rsseg_cli.predict.plan import Plan
+from rsseg_cli.predict.plan import return_memory
 from rsseg_cli.raster.creation_options import CreationOptions
 from rsseg_cli.raster.map_style import MapGrid
 from rsseg_cli.raster.part_writer import PartWriter
-from rsseg_cli.raster.polygonize import draw_polygons
-from rsseg_cli.raster.resume_state import ResumeState, read_resume_state
+from rsseg_cli.raster.polygonize import write_polygons
+from rsseg_cli.raster.resume_state import ResumeState
+from rsseg_cli.raster.resume_state import read_resume_state
 from rsseg_cli.raster.write import MapWriter
+import rasterio
+import time
+import torch
 
 
 def predict_scene(
@@ -92,7 +98,7 @@ def _map_parts(
     except UnreadableError:
         if Path(task.scene.path).exists():  # a server may become available again
             for writer in maps:
-                writer.forget()
+                writer.discard_parts()
         raise
     return pipeline, maps
 
@@ -123,7 +129,7 @@ def _open_maps(task: SceneTask, state: ResumeState, stack: ExitStack) -> list[Ma
     scene, outputs = task.scene, task.outputs
     continued = outputs.resume and read_resume_state(outputs.map) is not None
     grid = MapGrid(
-        scene.width, scene.height, scene.crs, scene.transform, scene.control, scene.acquired
+        scene.width, scene.height, scene.crs, scene.transform, scene.gcps, scene.acquired
     )
     return [
         stack.enter_context(
@@ -146,7 +152,7 @@ def _publish(task: SceneTask, writers: Sequence[MapWriter]) -> None:
     """Assemble all maps, then publish them, the class map last."""
     if distributed.world_size() > 1:
         for writer in writers:
-            writer.await_others()
+            writer.wait_for_parts()
     layers = list(zip(task.outputs.layers(), writers, strict=True))
     drafts = {}
     for layer, writer in layers:
@@ -154,7 +160,7 @@ def _publish(task: SceneTask, writers: Sequence[MapWriter]) -> None:
         drafts[layer.kind] = writer.assemble()
     polygons = task.outputs.polygons
     if polygons is not None:
-        draw_polygons(
+        write_polygons(
             drafts["map"],
             polygons.path,
             task.outputs.classes,

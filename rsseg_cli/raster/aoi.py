@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import rasterio
@@ -20,18 +20,18 @@ from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.raster.vector_labels import read_vector
 
-PIECES = 64
-"""Pieces that a side of a box is cut into before it is transformed to another CRS."""
+SEGMENTS = 64
+"""Segments of the longer side of a box that is transformed to another CRS."""
 
 
 @dataclass(frozen=True)
 class Area:
-    """Area of interest of one scene; a pixel belongs to it when its centre lies inside.
+    """Area of interest of one scene; a pixel belongs to it if its centre is inside.
 
     Attributes:
-        box: The smallest window that contains the area.
+        box: Smallest window that contains the area.
         shapes: Polygons in pixels of the scene.
-        tree: Finds the shapes near a window.
+        tree: Spatial index of the shapes.
     """
 
     box: Window
@@ -43,7 +43,7 @@ class Area:
         """Read the area from the polygons of a vector file.
 
         Raises:
-            RssegError: The file has no polygons, or none that touches the scene.
+            RssegError: The file has no polygons, or none overlaps the scene.
         """
         table = read_vector(path)
         if table.crs is not None and scene.crs is None:
@@ -52,22 +52,22 @@ class Area:
                 fix="an area in pixels without a CRS, or a scene with one",
             )  # fmt: skip
         if table.crs is None and scene.crs is not None:
-            warnings.warn(f"{path} has no CRS: that of the scene is taken", RssegWarning, 2)
-        kept = table.geometry
+            warnings.warn(f"{path} has no CRS: that of the scene is used", RssegWarning, 2)
+        shapes = table.geometry
         if table.crs is not None and scene.crs is not None:
-            kept = kept.to_crs(scene.crs.to_wkt())
-        return cls._of(list(kept[kept.notna() & ~kept.is_empty]), scene, str(path))
+            shapes = shapes.to_crs(scene.crs.to_wkt())
+        return cls._from_shapes(shapes[shapes.notna() & ~shapes.is_empty], scene, str(path))
 
     @classmethod
     def from_bounds(
         cls, bounds: tuple[float, float, float, float], scene: Scene, crs: str | None = None
     ) -> Area:
-        """Build the area from a box: least x, least y, greatest x, greatest y.
+        """Build the area from a box.
 
         Args:
-            bounds: The box.
+            bounds: Smallest x, smallest y, largest x, largest y.
             scene: The scene.
-            crs: CRS of the box; that of the scene when None.
+            crs: CRS of the box; None: that of the scene.
 
         Raises:
             RssegError: The box is empty or outside the scene, or the CRS is unknown.
@@ -75,39 +75,39 @@ class Area:
         where = f"--bbox {','.join(f'{number:g}' for number in bounds)}"
         x0, y0, x1, y1 = bounds
         if not (x0 < x1 and y0 < y1):
-            raise RssegError("the box holds nothing", where=where, fix="xmin,ymin,xmax,ymax")
+            raise RssegError("the box is empty", where=where, fix="xmin,ymin,xmax,ymax")
         shape = box(x0, y0, x1, y1)
         if crs is not None:
             if scene.crs is None:
                 raise RssegError(
-                    "the scene has no CRS to bring the box into", where=scene.path,
+                    "the box has a CRS but the scene has none", where=scene.path,
                     fix="--bbox in pixels, without --bbox-crs",
                 )  # fmt: skip
-            shape = _bend(shape, crs, scene)
-        return cls._of([shape], scene, where)
+            shape = _to_scene_crs(shape, crs, scene.crs)
+        return cls._from_shapes([shape], scene, where)
 
     @classmethod
-    def _of(cls, shapes: list[BaseGeometry], scene: Scene, where: str) -> Area:
+    def _from_shapes(cls, shapes: Iterable[BaseGeometry], scene: Scene, where: str) -> Area:
         from shapely.affinity import affine_transform
 
         a, b, c, d, e, f = (~scene.transform)[:6]
-        placed = [affine_transform(shape, (a, b, d, e, c, f)) for shape in shapes]
-        bounds = np.array([shape.bounds for shape in placed if shape.area])
+        in_pixels = [affine_transform(shape, (a, b, d, e, c, f)) for shape in shapes]
+        bounds = np.array([shape.bounds for shape in in_pixels if shape.area])
         if len(bounds):
             low, high = np.floor(bounds[:, :2].min(0)), np.ceil(bounds[:, 2:].max(0))
             low, high = np.maximum(low, 0), np.minimum(high, (scene.width, scene.height))
             if (low < high).all():
                 (x, y), (width, height) = low.astype(int), (high - low).astype(int)
                 window = Window(int(x), int(y), int(width), int(height))
-                return cls(window, tuple(placed), STRtree(placed))
+                return cls(window, tuple(in_pixels), STRtree(in_pixels))
         raise RssegError(
-            "the area does not touch the scene",
+            "the area does not overlap the scene",
             where=f"{where}, {scene.path}",
             fix="an area in the scene's CRS, or --bbox-crs EPSG:...",
         )
 
     def mask(self, window: Window) -> NDArray[np.bool_]:
-        """Return which pixels (h, w) of a window are in the area."""
+        """Return the pixels (h, w) of a window that are in the area."""
         hits = self.tree.query(box(window.x, window.y, window.right, window.bottom))
         if not hits.size:
             return np.zeros((window.height, window.width), np.bool_)
@@ -120,18 +120,18 @@ class Area:
         return inside
 
 
-def _bend(shape: BaseGeometry, crs: str, scene: Scene) -> Any:
-    """Transform a box to the CRS of a scene; its sides become curves."""
-    import geopandas  # a second of import that few calls need
+def _to_scene_crs(shape: BaseGeometry, crs: str, scene_crs: rasterio.CRS) -> BaseGeometry:
+    """Transform a box to the CRS of a scene, where its sides are curves."""
+    import geopandas  # takes a second to import, and few calls need it
 
     try:
-        known = rasterio.CRS.from_user_input(crs)
+        box_crs = rasterio.CRS.from_user_input(crs)
     except (CRSError, ValueError) as error:
         raise RssegError(
             f"{crs} is not a known CRS", where="--bbox-crs", fix="e.g. EPSG:4326"
         ) from error
     x0, y0, x1, y1 = shape.bounds
-    fine = shape.segmentize(max(x1 - x0, y1 - y0) / PIECES)
-    there = geopandas.GeoSeries([fine], crs=known.to_wkt())
-    assert scene.crs is not None
-    return there.to_crs(scene.crs.to_wkt()).iloc[0]
+    segmented = shape.segmentize(max(x1 - x0, y1 - y0) / SEGMENTS)
+    series = geopandas.GeoSeries([segmented], crs=box_crs.to_wkt())
+    transformed: BaseGeometry = series.to_crs(scene_crs.to_wkt()).iloc[0]
+    return transformed

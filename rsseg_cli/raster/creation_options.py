@@ -15,16 +15,16 @@ from rsseg_cli.errors import RssegError
 from rsseg_cli.raster.gdal_errors import first_line, gdal_warnings
 
 BLOCK = 512
-"""Side of the blocks of a map; parts begin at multiples of it."""
+"""Side of the blocks of a map in pixels; parts begin at multiples of it."""
 
 
 @dataclass(frozen=True)
 class CreationOptions:
-    """The format of a map.
+    """Format of a map.
 
     Attributes:
         driver: `COG` or `GTiff` (tiled, without overviews).
-        options: Creation options of the driver, which replace the defaults.
+        options: Creation options of the driver that replace the defaults.
     """
 
     driver: str = "COG"
@@ -58,8 +58,8 @@ def compression(driver: str) -> dict[str, str]:
     return {"COMPRESS": "ZSTD", "LEVEL" if driver == "COG" else "ZSTD_LEVEL": "1"}
 
 
-def refuse_options(driver: str, options: Mapping[str, str]) -> None:
-    """Check creation options by writing one block: GDAL only logs those it does not apply.
+def check_creation_options(driver: str, options: Mapping[str, str]) -> None:
+    """Check creation options by writing one block, since GDAL only logs invalid ones.
 
     Raises:
         RssegError: An option or its value is unknown.
@@ -76,7 +76,7 @@ def refuse_options(driver: str, options: Mapping[str, str]) -> None:
             messages.append(first_line(error))
     if messages:
         raise RssegError(
-            f"{driver} does not take these creation options ({messages[0]})",
+            f"{driver} does not accept these creation options ({messages[0]})",
             where="--co " + " --co ".join(f"{key}={value}" for key, value in options.items()),
             fix=f"https://gdal.org/drivers/raster/{driver.lower()}.html lists them",
         )

@@ -1,4 +1,4 @@
-"""Decodes the values of labels (ids, colours, one-hot bands, attributes) to class indices."""
+"""Decoding of label values (ids, colours, one-hot bands, attributes) to class indices."""
 
 from __future__ import annotations
 
@@ -24,67 +24,69 @@ _UNSEEN = -2
 
 @dataclass(frozen=True)
 class LabelCode:
-    """How labels encode classes. A label index is a position in `classes`."""
+    """Encoding of classes in labels. A class index is a position in `classes`."""
 
     classes: tuple[Class, ...]
     values: tuple[Value | None, ...] = ()
-    """Value of each class in the file where that is not its id or name; may be empty."""
+    """Value of each class in the file, None where that is its id or name; empty: all None."""
     encoding: Encoding = "index"
     ignore: tuple[Value, ...] = ()
     remap: tuple[tuple[int, int], ...] = ()
-    """(id in the file, id of a class)."""
+    """Pairs of an id in the file and the id of its class."""
     field: str | None = None
-    """Attribute of vector labels; None: every polygon is the one class besides background."""
+    """Attribute of polygons with the class; None: all are of the one class besides background."""
     background: int | None = None
-    """Index of the class outside polygons; None: no class."""
+    """Class index outside polygons; None: no class there."""
     tolerance: float = 30.0
+    """Largest distance of a colour to that of its class, in RGB units."""
     threshold: float = 127.5
+    """Largest value of class 0 with the encoding "threshold"."""
 
     def value(self, index: int) -> Value | None:
-        """Return the value of a class in the file, None where it is its id or name."""
+        """Return the value of a class in the file; None where it is its id or name."""
         return self.values[index] if self.values else None
 
     def onehot_bands(self) -> list[int]:
-        """List the bands of a one-hot label, from 1, up to the last that is a class."""
-        bands = [self.onehot_band(index) for index in range(len(self.classes))]
-        return list(range(1, max(bands) + 1))
+        """Return the bands of a one-hot label, from 1 to the last that is a class."""
+        last = max(self.onehot_band(index) for index in range(len(self.classes)))
+        return list(range(1, last + 1))
 
     def onehot_band(self, index: int) -> int:
-        """Return the band of a one-hot label, from 1, that stands for a class."""
+        """Return the band of a class in a one-hot label, from 1."""
         value = self.value(index)
         return value if isinstance(value, int) else index + 1
 
     def ids(self) -> dict[int, int]:
-        """Map ids in a file to class indices, `IGNORE` for ignored ids."""
+        """Return class indices by id in the file, `IGNORE` for ignored ids."""
         index_of = {cls.id: index for index, cls in enumerate(self.classes)}
         ignored = {value: IGNORE for value in self.ignore if isinstance(value, int)}
-        remapped = {theirs: index_of[ours] for theirs, ours in self.remap}
-        own = {
+        remapped = {in_file: index_of[class_id] for in_file, class_id in self.remap}
+        listed_ids = {
             value if isinstance(value := self.value(index), int) else cls.id: index
             for index, cls in enumerate(self.classes)
         }
-        return own | ignored | remapped
+        return listed_ids | ignored | remapped
 
     def colors(self) -> dict[Color, int]:
-        """Map colours in a file to class indices, `IGNORE` for ignored colours."""
-        found = {value: IGNORE for value in self.ignore if isinstance(value, tuple)}
+        """Return class indices by colour in the file, `IGNORE` for ignored colours."""
+        indices = {value: IGNORE for value in self.ignore if isinstance(value, tuple)}
         for index, cls in enumerate(self.classes):
             value = self.value(index)
-            found[value if isinstance(value, tuple) else cls.color] = index
-        return found
+            indices[value if isinstance(value, tuple) else cls.color] = index
+        return indices
 
     def attributes(self) -> dict[str, int]:
-        """Map attribute values (as text) to class indices, `IGNORE` for ignored values."""
-        found = {as_text(value): IGNORE for value in self.ignore}
+        """Return class indices by attribute value as text, `IGNORE` for ignored values."""
+        indices = {as_text(value): IGNORE for value in self.ignore}
         for index, cls in enumerate(self.classes):
             value = self.value(index)
             texts = (cls.name, cls.id) if value is None else (value,)
-            found |= {as_text(each): index for each in texts}
-        return found
+            indices |= {as_text(text): index for text in texts}
+        return indices
 
 
 def as_text(value: object) -> str:
-    """Write an attribute value so that 1, 1.0, "1" and " 1 " are the same."""
+    """Return an attribute value as text that is the same for 1, 1.0, "1" and " 1 "."""
     if isinstance(value, float | np.floating) and float(value).is_integer():
         value = int(value)
     return str(value).strip()
@@ -93,19 +95,16 @@ def as_text(value: object) -> str:
 def decode(
     values: NDArray[Any], valid: NDArray[np.bool_], code: LabelCode, *, where: str
 ) -> Labels:
-    """Return class indices for the values of a label raster.
+    """Return class indices (h, w) for the values of a label raster, `IGNORE` without a class.
 
     Args:
         values: (bands, h, w) as stored; a palette is already applied.
-        valid: (h, w) False at nodata.
-        code: How the values encode classes.
+        valid: (h, w) False for nodata.
+        code: Encoding of the classes.
         where: Name of the file in errors.
 
-    Returns:
-        (h, w) class indices, `IGNORE` where there is none.
-
     Raises:
-        RssegError: There are values that are neither a class nor ignored.
+        RssegError: A value is neither a class nor ignored.
     """
     if code.encoding == "onehot":
         labels = _decode_onehot(values, code)
@@ -137,50 +136,35 @@ def _id_table(code: LabelCode) -> NDArray[np.int16]:
     return table
 
 
-def decode_ids(values: NDArray[Any], code: LabelCode) -> tuple[Labels, NDArray[np.bool_]]:
-    """Convert ids to class indices.
-
-    Args:
-        values: (h, w) ids.
-        code: The classes, ignored and remapped ids.
-
-    Returns:
-        (h, w) class indices, `IGNORE` for ignored ids; (h, w) True where an id is unknown.
-    """
+def _decode_ids(
+    values: NDArray[Any], valid: NDArray[np.bool_], code: LabelCode, where: str
+) -> Labels:
     table = _id_table(code)
     if values.dtype in (np.uint8, np.uint16):
         indices = table[values]
     else:
         whole = values.astype(np.int64)
-        known = (whole >= 0) & (whole < len(table)) & (whole == values)
-        indices = np.where(known, table[np.where(known, whole, 0)], _UNKNOWN)
-        for value in (each for each in code.ids() if not 0 <= each < len(table)):
-            indices[values == value] = code.ids()[value]
-    return indices.astype(np.uint8), indices == _UNKNOWN
-
-
-def _decode_ids(
-    values: NDArray[Any], valid: NDArray[np.bool_], code: LabelCode, where: str
-) -> Labels:
-    labels, unknown = decode_ids(values, code)
-    if (unknown & valid).any():
-        _refuse(np.unique(values[unknown & valid]), code, where)
+        in_table = (whole >= 0) & (whole < len(table)) & (whole == values)
+        indices = np.where(in_table, table[np.where(in_table, whole, 0)], _UNKNOWN)
+        for value, index in code.ids().items():
+            if not 0 <= value < len(table):
+                indices[values == value] = index
+    unknown = (indices == _UNKNOWN) & valid
+    if unknown.any():
+        ids = listed([as_text(value) for value in np.unique(values[unknown])], 10)
+        classes = ", ".join(f"{cls.id} {cls.name}" for cls in code.classes)
+        raise RssegError(
+            f"the raster holds ids that are not classes: {ids}",
+            where=where,
+            fix="the class list it was written with, or add them to `classes`, `remap` or `ignore` "
+            f"in dataset.yaml (classes: {classes})",
+        )
+    labels: Labels = indices.astype(np.uint8)
     return labels
 
 
-def _refuse(found: NDArray[Any], code: LabelCode, where: str) -> None:
-    shown = listed([as_text(value) for value in found], 10)
-    known = ", ".join(f"{cls.id} {cls.name}" for cls in code.classes)
-    raise RssegError(
-        f"the raster holds ids that are not classes: {shown}",
-        where=where,
-        fix="the class list it was written with, or add them to `classes`, `remap` or `ignore` in "
-        f"dataset.yaml (classes: {known})",
-    )
-
-
 def _decode_onehot(values: NDArray[Any], code: LabelCode) -> Labels:
-    """Return the class whose band is set; the first where several are."""
+    """Return the first class whose band is not 0."""
     labels = np.full(values.shape[1:], IGNORE, np.uint8)
     for index in reversed(range(len(code.classes))):
         labels[values[code.onehot_band(index) - 1] > 0] = index
@@ -188,38 +172,37 @@ def _decode_onehot(values: NDArray[Any], code: LabelCode) -> Labels:
 
 
 class ColorTable:
-    """Class of each of the 2^24 colours, computed when a colour is first seen."""
+    """Class index of each of the 2^24 colours, computed on the first use of a colour."""
 
     def __init__(self, code: LabelCode) -> None:
-        known = code.colors()
-        self.names = [tuple(color) for color in known]
-        self._centres = np.array(self.names, np.float64)  # (K, 3)
-        self._indices = np.array(list(known.values()), np.int16)
+        colors = code.colors()
+        self._colors = np.array(list(colors), np.float64)  # (K, 3)
+        self._indices = np.array(list(colors.values()), np.int16)
         self._tolerance = code.tolerance
         self._table = np.full(2**24, _UNSEEN, np.int16)
         self.inexact: dict[Color, float] = {}
-        """Colours that were taken for the nearest known one, and their distance to it."""
+        """Distance of each colour that is not exactly that of its class."""
 
     def look_up(self, packed: NDArray[np.int64]) -> NDArray[np.int16]:
-        """Map packed colours 0xRRGGBB to class indices, -1 where no class is near enough."""
+        """Return class indices of packed colours 0xRRGGBB, -1 beyond the tolerance."""
         indices = self._table[packed]
         unseen = np.unique(packed[indices == _UNSEEN])
         if unseen.size:
             colors = np.stack([unseen >> 16, unseen >> 8 & 255, unseen & 255], axis=1)
-            apart = np.linalg.norm(colors[:, None] - self._centres[None], axis=2)
-            nearest, distance = apart.argmin(1), apart.min(1)
-            near = distance <= self._tolerance
-            self._table[unseen] = np.where(near, self._indices[nearest], _UNKNOWN)
-            for color, far in zip(colors[near], distance[near], strict=True):
-                if far > 0:
-                    self.inexact[(int(color[0]), int(color[1]), int(color[2]))] = float(far)
+            distances = np.linalg.norm(colors[:, None] - self._colors[None], axis=2)
+            nearest, distance = distances.argmin(1), distances.min(1)
+            known = distance <= self._tolerance
+            self._table[unseen] = np.where(known, self._indices[nearest], _UNKNOWN)
+            inexact = known & (distance > 0)
+            for color, error in zip(colors[inexact], distance[inexact], strict=True):
+                self.inexact[(int(color[0]), int(color[1]), int(color[2]))] = float(error)
             indices = self._table[packed]
         return indices
 
 
 @lru_cache(maxsize=2)
 def color_table(code: LabelCode) -> ColorTable:
-    """Share one table (32 MB) among all files of a dataset."""
+    """Return the one table (32 MB) for all files of a dataset."""
     return ColorTable(code)
 
 
@@ -228,7 +211,7 @@ def _decode_colors(
 ) -> Labels:
     if len(values) < 3:
         raise RssegError(
-            f"the label has {counted(len(values), 'band')}, not the three of a colour",
+            f"the label has {counted(len(values), 'band')}, but colours need three",
             where=where,
             fix="`encoding: index` in dataset.yaml, or `palette` for a colour table",
         )
@@ -238,10 +221,9 @@ def _decode_colors(
     unknown = (indices == _UNKNOWN) & valid
     if unknown.any():
         colors = np.unique(packed[unknown])
-        shown = ", ".join(f"({c >> 16}, {c >> 8 & 255}, {c & 255})" for c in colors[:5])
+        texts = listed([f"({c >> 16}, {c >> 8 & 255}, {c & 255})" for c in colors[:6]], 5)
         raise RssegError(
-            f"no class for {counted(len(colors), 'colour')} of the label: {shown}"
-            + (", ..." if len(colors) > 5 else ""),
+            f"no class for {counted(len(colors), 'colour')} of the label: {texts}",
             where=where,
             fix="add the colour to a class (`value`) or to `ignore`, or raise `tolerance`",
         )

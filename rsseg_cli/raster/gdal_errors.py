@@ -1,4 +1,4 @@
-"""Errors of GDAL that rasterio has no public surface for."""
+"""Errors and warnings of GDAL for which rasterio has no public interface."""
 
 from __future__ import annotations
 
@@ -10,15 +10,12 @@ from rasterio._err import CPLE_BaseError
 from rasterio.errors import CRSError, RasterioError
 
 GDAL_ERRORS = (RasterioError, CRSError, CPLE_BaseError)
-"""All that reading may raise: rasterio leaves what GDAL finds late in its private base class."""
+"""Exceptions of reading: rasterio raises late errors of GDAL as its private base class."""
 
 
 @contextmanager
 def gdal_warnings() -> Iterator[list[str]]:
-    """Yield a list that GDAL's warnings inside the block are appended to.
-
-    rasterio only logs them.
-    """
+    """Yield a list that collects the warnings of GDAL inside the block; rasterio only logs them."""
     messages: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
@@ -31,5 +28,5 @@ def gdal_warnings() -> Iterator[list[str]]:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of the message of GDAL behind an exception of rasterio."""
+    """Return the first line of GDAL's message for an exception of rasterio."""
     return str(error.__cause__ or error).splitlines()[0]

@@ -1,9 +1,9 @@
-"""Reads the labels of a scene by window, from rasters on its grid or vectors in any CRS."""
+"""Labels of a scene, read by window from a raster on its grid or from polygons in any CRS."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Protocol
@@ -18,17 +18,17 @@ from rsseg_cli.raster.decode import Color, LabelCode, Labels, color_table, decod
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.open_raster import readable
 from rsseg_cli.raster.scene import Scene
-from rsseg_cli.raster.vector_labels import LabelPolygons, load_polygons
+from rsseg_cli.raster.vector_labels import load_polygons
 
 VECTOR_SUFFIXES = frozenset({".gpkg", ".geojson", ".json", ".shp", ".fgb", ".kml", ".parquet"})
 
 
-class Placed(Protocol):
-    """Anything with the grid of a raster, such as a `Scene`."""
+class RasterGrid(Protocol):
+    """Grid of a raster, such as a `Scene`."""
 
     @property
     def path(self) -> str:
-        """Its name in errors."""
+        """Name in errors."""
 
     @property
     def width(self) -> int:
@@ -48,10 +48,10 @@ class Placed(Protocol):
 
 
 class LabelSource(Protocol):
-    """The file behind a `LabelReader`, read only inside the scene."""
+    """File behind a `LabelReader`."""
 
     def read(self, window: Window) -> Labels:
-        """Read class indices (h, w), `IGNORE` where there is none."""
+        """Read class indices (h, w) of a window inside the scene, `IGNORE` without a class."""
 
     def close(self) -> None:
         """Close the file."""
@@ -63,28 +63,30 @@ def is_vector(path: str | PathLike[str]) -> bool:
 
 
 class LabelReader:
-    """The labels of one scene, most often from `LabelReader.open`; one reader is for one thread.
+    """Labels of one scene, for use in one thread. Most readers come from `LabelReader.open`.
 
     Args:
-        source: Reads classes on the grid of the scene.
-        on: The scene.
-        table: Per class of `source` the index to return instead.
+        source: Labels on the grid of the scene.
+        grid: The grid of the scene.
+        table: Index to return for each class of `source`; by default its own.
     """
 
-    def __init__(self, source: LabelSource, on: Placed, table: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, source: LabelSource, grid: RasterGrid, table: Sequence[int] | None = None
+    ) -> None:
         self._source = source
         self._table = None
         if table is not None:
             self._table = np.full(256, IGNORE, np.uint8)
             self._table[: len(table)] = table
-        self._extent = Window(0, 0, on.width, on.height)
+        self._extent = Window(0, 0, grid.width, grid.height)
 
     @classmethod
     def open(
         cls,
         path: str | PathLike[str],
         code: LabelCode,
-        on: Placed,
+        grid: RasterGrid,
         *,
         box: tuple[int, int, int, int] | None = None,
         table: Sequence[int] | None = None,
@@ -93,41 +95,41 @@ class LabelReader:
 
         Args:
             path: A raster of the scene's size, or a vector file.
-            code: How the file encodes classes.
-            on: The scene.
-            box: Part of the image's file that is used; a label of the whole file is cut alike.
-            table: Per class of `code` the index to return instead.
+            code: Encoding of the classes.
+            grid: The grid of the scene.
+            box: (x0, y0, x1, y1) of the scene in its file; a label as large as that file is cropped
+                to it.
+            table: Index to return for each class of `code`; by default its own.
 
         Raises:
-            UnreadableError: No such file, or neither a raster nor a vector.
-            RssegError: Size or position differ from the scene; unknown attribute or values.
+            UnreadableError: The file is missing, or neither a raster nor a vector file.
+            RssegError: Size or position differ from the scene, or an attribute or a value is
+                unknown.
         """
         name = fspath(path)
-        if not is_vector(name):
-            raster = RasterLabels.open(name, code, box=box, size=(on.width, on.height))
-            try:
-                _check_grid(raster.place, on)
-            except BaseException:
-                raster.close()
-                raise
-            return cls(raster, on, table)
-        modified = Path(name).stat().st_mtime_ns if Path(name).exists() else 0
-        crs = on.crs.to_wkt() if on.crs else None
-        polygons = load_polygons(name, modified, code, crs)
-        return cls(_Burned(polygons, on.transform), on, table)
+        if is_vector(name):
+            modified = Path(name).stat().st_mtime_ns if Path(name).exists() else 0
+            crs = grid.crs.to_wkt() if grid.crs else None
+            polygons = load_polygons(name, modified, code, crs)
+            return cls(replace(polygons, transform=grid.transform), grid, table)
+        raster = RasterLabels.open(name, code, box=box, size=(grid.width, grid.height))
+        try:
+            _check_grid(raster.scene, grid)
+        except BaseException:
+            raster.close()
+            raise
+        return cls(raster, grid, table)
 
     def read(self, window: Window) -> Labels:
-        """Read class indices (h, w) of a window; `IGNORE` where there is none.
+        """Read class indices (h, w) of a window; `IGNORE` without a class or outside the scene.
 
-        The window may hang over the border of the scene. Where polygons overlap, the later one
-        in the file wins; a pixel belongs to a polygon that covers its centre.
+        A pixel belongs to a polygon that covers its centre. Where polygons overlap, the later one
+        in the file wins.
         """
         labels = np.full((window.height, window.width), IGNORE, np.uint8)
         inside = window.intersect(self._extent)
         if inside is not None:
-            rows = slice(inside.y - window.y, inside.bottom - window.y)
-            columns = slice(inside.x - window.x, inside.right - window.x)
-            labels[rows, columns] = self._source.read(inside)
+            labels[inside.slices_in(window)] = self._source.read(inside)
         return labels if self._table is None else self._table[labels]
 
     def close(self) -> None:
@@ -141,41 +143,35 @@ class LabelReader:
         self.close()
 
 
-def inexact_colors(code: LabelCode) -> dict[tuple[int, int, int], float]:
-    """List the label colours read so far that only nearly fit a class, with their distance."""
+def inexact_colors(code: LabelCode) -> dict[Color, float]:
+    """Return the label colours read so far that match a class inexactly, with their distance."""
     return dict(color_table(code).inexact) if code.encoding in ("rgb", "palette") else {}
 
 
 @dataclass
 class RasterLabels:
-    """A raster of ids or colours, read as class indices.
+    """A label raster.
 
     Attributes:
-        place: The open raster.
-        code: How its values encode classes.
-        palette: Its colour table (256, 3), where that encodes the classes.
+        scene: The open file.
+        code: Encoding of the classes.
+        palette: (256, 3) colours of its values; None where these are not decoded.
     """
 
-    place: Scene
+    scene: Scene
     code: LabelCode
     palette: NDArray[np.uint8] | None
 
     @classmethod
     def open(
         cls,
-        path: str | PathLike[str],
+        path: str,
         code: LabelCode,
         *,
-        box: tuple[int, int, int, int] | None = None,
-        size: tuple[int, int] | None = None,
+        box: tuple[int, int, int, int] | None,
+        size: tuple[int, int],
     ) -> RasterLabels:
-        """Open a raster.
-
-        Args:
-            path: The file.
-            code: How its values encode classes.
-            box: Part of the file to read, unless the file has the size of the scene.
-            size: Width and height of the scene.
+        """Open a raster, cropped to `box` unless it has the size (width, height) of the scene.
 
         Raises:
             UnreadableError: The file is not a raster.
@@ -183,43 +179,29 @@ class RasterLabels:
         bands = code.onehot_bands() if code.encoding == "onehot" else None
         palette = read_palette(path) if code.encoding == "palette" else None
         scene = Scene.open(path, bands=bands, warn=False)
-        cut = box if (scene.width, scene.height) != size else None
+        crop = box if (scene.width, scene.height) != size else None
         # A nodata value that is the id of a class means that class.
         is_class = scene.nodata is not None and _is_class(code, scene.nodata, palette)
-        if cut or is_class:
+        if crop or is_class:
             scene.close()
             nodata = float("nan") if is_class else None
-            scene = Scene.open(path, bands=bands, box=cut, nodata=nodata, warn=False)
+            scene = Scene.open(path, bands=bands, box=crop, nodata=nodata, warn=False)
         return cls(scene, code, palette)
 
     def read(self, window: Window) -> Labels:
-        """Read class indices (h, w); `IGNORE` outside the raster and where it is nodata."""
-        values, valid = self.place.read(window)
+        """Read class indices (h, w), `IGNORE` for nodata."""
+        values, valid = self.scene.read(window)
         if self.palette is not None:
             values = np.moveaxis(self.palette[values[0]], -1, 0)
-        return decode(values, valid, self.code, where=self.place.path)
+        return decode(values, valid, self.code, where=self.scene.path)
 
     def close(self) -> None:
         """Close the file."""
-        self.place.close()
-
-
-@dataclass
-class _Burned:
-    """Polygons rasterised to the grid of the scene."""
-
-    polygons: LabelPolygons
-    transform: rasterio.Affine
-
-    def read(self, window: Window) -> Labels:
-        return self.polygons.read(window, self.transform)
-
-    def close(self) -> None:
-        self.polygons.close()
+        self.scene.close()
 
 
 def color_entries(path: str | PathLike[str]) -> dict[int, Color]:
-    """Read the colour table of a raster: value to red, green, blue; empty where it has none.
+    """Read the colour table of a raster, empty without one: (red, green, blue) by value.
 
     Raises:
         UnreadableError: The file is not a raster.
@@ -232,10 +214,10 @@ def color_entries(path: str | PathLike[str]) -> dict[int, Color]:
 
 
 def read_palette(path: str | PathLike[str]) -> NDArray[np.uint8]:
-    """Read the colour table of a raster: (256, 3) red, green, blue.
+    """Read the colour table (256, 3) of a raster: red, green and blue by value.
 
     Raises:
-        RssegError: It has none.
+        RssegError: The raster has no colour table.
     """
     entries = color_entries(path)
     if not entries:
@@ -251,7 +233,7 @@ def read_palette(path: str | PathLike[str]) -> NDArray[np.uint8]:
 
 
 def _is_class(code: LabelCode, value: float, palette: NDArray[np.uint8] | None) -> bool:
-    """Return whether the class list has a value of a raster label."""
+    """Return whether a value of a label raster encodes a class."""
     if code.encoding == "onehot":
         return True
     if code.encoding == "threshold":
@@ -263,23 +245,27 @@ def _is_class(code: LabelCode, value: float, palette: NDArray[np.uint8] | None) 
     return code.ids().get(int(value), IGNORE) != IGNORE
 
 
-def _check_grid(label: Scene, on: Placed) -> None:
+def _check_grid(label: Scene, grid: RasterGrid) -> None:
     """Check that a label has the grid of its scene."""
-    if (label.width, label.height) != (on.width, on.height):
+    if (label.width, label.height) != (grid.width, grid.height):
         raise RssegError(
             f"the label has {label.width} x {label.height} pixels, its image "
-            f"{on.width} x {on.height}",
-            where=f"{label.path}, image {on.path}",
+            f"{grid.width} x {grid.height}",
+            where=f"{label.path}, image {grid.path}",
             fix="a label on the grid of its image, or polygons, or `align: true` in dataset.yaml",
         )
-    if label.crs is None or on.crs is None:
-        return
-    there = ~on.transform @ label.transform
-    corners = [(0.0, 0.0), (float(label.width), float(label.height))]
-    apart = max(abs(a - b) for c in corners for a, b in zip(there @ c, c, strict=True))
-    if label.crs == on.crs and apart > 0.5:
+    offset = corner_offset_px(grid, label)
+    if label.crs is not None and label.crs == grid.crs and offset > 0.5:
         raise RssegError(
-            f"the label lies {apart:.1f} pixels away from its image",
-            where=f"{label.path}, image {on.path}",
-            fix="`align: true` in dataset.yaml reads it where its coordinates say",
+            f"the label is shifted by {offset:.1f} pixels from its image",
+            where=f"{label.path}, image {grid.path}",
+            fix="`align: true` in dataset.yaml resamples it to the grid of the image",
         )
+
+
+def corner_offset_px(grid: RasterGrid, other: RasterGrid) -> float:
+    """Return the largest distance, along an axis of `grid`, between corners of two rasters."""
+    to_pixels = ~grid.transform @ other.transform
+    corners = [(x, y) for x in (0.0, float(grid.width)) for y in (0.0, float(grid.height))]
+    pairs = (pair for c in corners for pair in zip(to_pixels @ c, c, strict=True))
+    return float(max(abs(a - b) for a, b in pairs))

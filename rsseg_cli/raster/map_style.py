@@ -1,4 +1,4 @@
-"""Grid and content of a map."""
+"""Grid of a map, and meaning of its values."""
 
 from __future__ import annotations
 
@@ -13,12 +13,7 @@ from rsseg_cli.classes import Class
 
 @dataclass(frozen=True)
 class ControlPoints:
-    """Ground control points of a scene without a transform.
-
-    Attributes:
-        crs: Coordinate reference system of the points, None when unknown.
-        points: Column, row, x, y and z of each, the first two in pixels.
-    """
+    """Ground control points: (column, row, x, y, z) each, the first two in pixels."""
 
     crs: rasterio.CRS | None
     points: tuple[tuple[float, float, float, float, float], ...]
@@ -26,34 +21,25 @@ class ControlPoints:
 
 @dataclass(frozen=True)
 class MapGrid:
-    """The grid of a map, which is exactly that of its scene.
-
-    Attributes:
-        width: Columns.
-        height: Rows.
-        crs: Coordinate reference system, None when unknown.
-        transform: Pixel corners to the CRS.
-        control: Ground control points, where the scene has these instead of a transform.
-        acquired: When the scene was taken, None when unknown.
-    """
+    """Grid of a map, which is exactly that of its scene; the attributes are those of `Scene`."""
 
     width: int
     height: int
     crs: rasterio.CRS | None
     transform: rasterio.Affine
-    control: ControlPoints | None = None
+    gcps: ControlPoints | None = None
     acquired: datetime | None = None
 
 
 @dataclass(frozen=True)
 class MapStyle:
-    """What the values of a map mean.
+    """Meaning of the values of a map.
 
     Attributes:
         bands: Names of the bands.
-        classes: Classes of a class map; empty for maps of quantities.
-        scale: Quantity = stored value * scale; for maps of quantities.
-        tags: How the map was made, kept in the file.
+        classes: Classes of a class map; empty for a map of quantities.
+        scale: Quantity per unit of the stored values.
+        tags: Provenance of the map (model, method, ...), stored in the file.
     """
 
     bands: tuple[str, ...]

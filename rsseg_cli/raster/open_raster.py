@@ -1,4 +1,4 @@
-"""Opens raster files and chooses the bands of the image; errors name the file."""
+"""Opening of raster files, and the choice of image bands; errors name the file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RAW = "GTIFF_RAW:"
 
 
 def open_file(name: str, raw: bool) -> rasterio.DatasetReader:
-    """Open a file, as raw samples when it is tagged CMYK (its bands would come out as RGBA)."""
+    """Open a file; CMYK-tagged files as raw samples, since GDAL converts them to RGBA."""
     with readable(name):
         file = rasterio.open(RAW + name if raw else name)
         tagged = file.tags(ns="IMAGE_STRUCTURE").get("SOURCE_COLOR_SPACE") == "CMYK"
@@ -38,7 +38,7 @@ def open_file(name: str, raw: bool) -> rasterio.DatasetReader:
 
 @contextmanager
 def readable(name: str) -> Iterator[None]:
-    """Raise GDAL's errors inside the block as one that names the file."""
+    """Raise GDAL's errors inside the block as an `UnreadableError` that names the file."""
     try:
         yield
     except GDAL_ERRORS as error:
@@ -51,14 +51,14 @@ def readable(name: str) -> Iterator[None]:
             what, fix = "the file is empty", "fetch or write it again"
         else:
             what = f"the raster cannot be read ({first_line(error)})"
-            fix = "fetch the file again if it is incomplete; `gdalinfo` shows what it is"
+            fix = "fetch the file again if it is incomplete; `gdalinfo` shows its format"
         raise UnreadableError(what, where=name, fix=fix) from error
 
 
 def choose_bands(
     file: rasterio.DatasetReader, name: str, bands: Sequence[int] | None, *, warn: bool
 ) -> tuple[tuple[int, ...], int | None]:
-    """Choose the bands to read, and that of the mask (0: the dataset's own, None: none)."""
+    """Return the bands to read and the band of the mask (0: of the dataset, None: no mask)."""
     alpha = _alpha(file, name, warn=warn) if bands is None else None
     if bands is None:
         bands = [band for band in range(1, file.count + 1) if band != alpha]
@@ -73,12 +73,12 @@ def choose_bands(
     if alpha is not None:
         return tuple(bands), alpha
     flags = file.mask_flag_enums[bands[0] - 1]
-    own = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
-    return tuple(bands), 0 if own else None
+    has_mask = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
+    return tuple(bands), 0 if has_mask else None
 
 
 def _alpha(file: rasterio.DatasetReader, name: str, *, warn: bool) -> int | None:
-    """Return the alpha band, if any. GDAL tags the fourth of four 8-bit bands as alpha, always."""
+    """Return the alpha band, if any; GDAL tags the fourth of four 8-bit bands as alpha, too."""
     if file.count < 2 or ColorInterp.alpha not in file.colorinterp:
         return None
     band: int = file.colorinterp.index(ColorInterp.alpha) + 1
@@ -86,7 +86,7 @@ def _alpha(file: rasterio.DatasetReader, name: str, *, warn: bool) -> int | None
         return band
     if warn:
         warnings.warn(
-            f"{name}: band {band} is tagged alpha but holds measured values: it is read as a band",
+            f"{name}: band {band} is tagged alpha but holds measured values, and is read as a band",
             RssegWarning,
             stacklevel=4,
         )
@@ -94,31 +94,29 @@ def _alpha(file: rasterio.DatasetReader, name: str, *, warn: bool) -> int | None
 
 
 def _is_mask(file: rasterio.DatasetReader, band: int, name: str) -> bool:
-    """Return whether some blocks of a band hold only 0 and its largest value."""
+    """Return whether five blocks of a band hold only 0 and its largest value."""
     height, width = file.block_shapes[band - 1]
     top = np.iinfo(file.dtypes[band - 1]).max if "int" in file.dtypes[band - 1] else 1
-    for share in (0.5, 0.0, 0.25, 0.75, 1.0):
-        x = int(share * (file.width - 1)) // width * width
-        y = int(share * (file.height - 1)) // height * height
+    for position in (0.5, 0.0, 0.25, 0.75, 1.0):
+        x = int(position * (file.width - 1)) // width * width
+        y = int(position * (file.height - 1)) // height * height
+        window = FileWindow(
+            x, y, min(width, file.width - x, 1024), min(height, file.height - y, 1024)
+        )
         with readable(name):
-            values = file.read(
-                band,
-                window=FileWindow(
-                    x, y, min(width, file.width - x, 1024), min(height, file.height - y, 1024)
-                ),
-            )
+            values = file.read(band, window=window)
         if not np.isin(values, (0, top)).all():
             return False
     return True
 
 
 def common_dtype(file: rasterio.DatasetReader, bands: Sequence[int], name: str) -> np.dtype[Any]:
-    """Find the type that holds the samples of all chosen bands."""
-    kinds = {file.dtypes[band - 1] for band in bands}
-    if any(kind.startswith("complex") for kind in kinds):
+    """Return the type that holds the samples of all given bands."""
+    dtypes = {file.dtypes[band - 1] for band in bands}
+    if any(dtype.startswith("complex") for dtype in dtypes):
         raise UnreadableError(
             "complex samples are not supported",
             where=name,
             fix="write amplitude and phase as bands",
         )
-    return np.result_type(*kinds)
+    return np.result_type(*dtypes)

@@ -1,7 +1,7 @@
-"""Writes rows of pixels into the parts of a map.
+"""Writer of rows of pixels into the parts of a map.
 
-A part is a small tiled GeoTIFF in a hidden folder beside the output, renamed when it is complete.
-A killed run thus leaves only complete parts, and `--resume` continues after them.
+A part is a small tiled GeoTIFF in a hidden folder beside the output that is renamed once it is
+complete. A killed run thus leaves complete parts only, after which `--resume` continues.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rasterio.windows import Window as FileWindow
 
 from rsseg_cli.atomic_write import write_errors
 from rsseg_cli.raster.creation_options import BLOCK, compression
-from rsseg_cli.raster.parts import require_whole
+from rsseg_cli.raster.parts import require_all_blocks
 from rsseg_cli.raster.resume_state import (
     STATE_FILE,
     ResumeState,
@@ -29,15 +29,15 @@ from rsseg_cli.raster.resume_state import (
 
 
 class PartWriter:
-    """Writes uint8 rows, nodata 255, into the parts of a map that another process has begun.
+    """Writer of uint8 rows, nodata 255, into the parts of a map that another process has begun.
 
-    It is a context manager for use in one thread.
+    It is a context manager, for use in one thread.
 
     Args:
         path: The map.
-        bands: Number of its bands.
-        state: How the map was begun. Its parts together cover the map, and each is as wide as the
-            rows that `write` gets there.
+        bands: Number of bands.
+        state: State with which the map was begun. Its parts cover the map, and have the width of
+            the rows passed to `write`.
 
     Raises:
         RssegError: The folder cannot be written, or the parts belong to another run.
@@ -46,7 +46,7 @@ class PartWriter:
     def __init__(self, path: Path, bands: int, state: ResumeState) -> None:
         self.path, self.parts = path, state.parts
         self.finished: set[int] = set()
-        """Indices of the parts that are complete."""
+        """Indices of the complete parts."""
         self._folder = parts_folder(path)
         self._index = {(part.x, part.y): index for index, part in enumerate(self.parts)}
         self._file: rasterio.io.DatasetWriter | None = None
@@ -58,7 +58,7 @@ class PartWriter:
         self.find_finished()
 
     def _begin_map(self, state: ResumeState) -> None:
-        """Check that the map is that of `state`."""
+        """Check that the map was begun with `state`."""
         wait_for([self._folder / STATE_FILE])
         begun = read_resume_state(self.path)
         assert begun is not None
@@ -73,7 +73,7 @@ class PartWriter:
             self._file = None
 
     def find_finished(self) -> None:
-        """List the complete parts of all processes in `finished`."""
+        """Update `finished` with the complete parts of all processes."""
         self.finished = {n for n in range(len(self.parts)) if self._part_path(n).is_file()}
 
     def write(self, x: int, y: int, rows: NDArray[np.uint8]) -> None:
@@ -92,12 +92,11 @@ class PartWriter:
                     self._close_part()
 
     def _open_part(self, index: int) -> None:
-        part = self.parts[index]
-        bands = len(self._buffer)
+        part, bands = self.parts[index], len(self._buffer)
         self._part, self._filled = index, 0
         if self._buffer.shape[2] != part.width:
             self._buffer = np.empty((bands, BLOCK, part.width), np.uint8)
-        # Any transform avoids a warning about a missing one; that of the map is in the VRT.
+        # This transform only avoids a warning; that of the map is in the VRT.
         self._file = rasterio.open(
             self._part_path(index).with_suffix(".tmp"),
             "w",
@@ -127,7 +126,7 @@ class PartWriter:
         self._file = None
         final = self._part_path(self._part)
         draft = final.with_suffix(".tmp")
-        require_whole(draft)
+        require_all_blocks(draft)
         draft.replace(final)
         self.finished.add(self._part)
 

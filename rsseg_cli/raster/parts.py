@@ -1,9 +1,10 @@
-"""Checks the parts of a map, and joins them in a virtual raster."""
+"""Parts of a map: the virtual raster that joins them, and a check that they are complete."""
 
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import rasterio
@@ -16,13 +17,13 @@ from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.map_style import ControlPoints, MapGrid, MapStyle
 
 
-def virtual_map(grid: MapGrid, style: MapStyle, parts: Sequence[tuple[str, Window]]) -> str:
-    """Return the XML of a virtual raster that joins parts to one map with all its metadata.
+def build_vrt(grid: MapGrid, style: MapStyle, parts: Sequence[tuple[str, Window]]) -> str:
+    """Return the XML of a virtual raster that joins parts into a map with all its metadata.
 
     Args:
-        grid: The grid of the map.
-        style: What it shows.
-        parts: File name, beside the virtual raster, and window of each part.
+        grid: Grid of the map.
+        style: Meaning of its values.
+        parts: File name, in the folder of the virtual raster, and window of each part.
     """
     root = ET.Element("VRTDataset", rasterXSize=str(grid.width), rasterYSize=str(grid.height))
     if grid.crs is not None:
@@ -30,8 +31,8 @@ def virtual_map(grid: MapGrid, style: MapStyle, parts: Sequence[tuple[str, Windo
     if grid.transform != rasterio.Affine.identity():
         numbers = ", ".join(repr(float(number)) for number in grid.transform.to_gdal())
         sidecars.child(root, "GeoTransform", numbers)
-    if grid.control is not None:
-        _add_control(root, grid.control)
+    if grid.gcps is not None:
+        _add_gcps(root, grid.gcps)
     metadata = sidecars.child(root, "Metadata")
     for key, value in style.tags.items():
         sidecars.child(metadata, "MDI", value, key=f"rsseg_{key}")
@@ -50,10 +51,10 @@ def virtual_map(grid: MapGrid, style: MapStyle, parts: Sequence[tuple[str, Windo
     return ET.tostring(root, encoding="unicode")
 
 
-def _add_control(root: ET.Element, control: ControlPoints) -> None:
-    wkt = {} if control.crs is None else {"Projection": control.crs.to_wkt()}
+def _add_gcps(root: ET.Element, gcps: ControlPoints) -> None:
+    wkt = {} if gcps.crs is None else {"Projection": gcps.crs.to_wkt()}
     listed = sidecars.child(root, "GCPList", **wkt)
-    for number, point in enumerate(control.points, 1):
+    for number, point in enumerate(gcps.points, 1):
         values = dict(zip(("Pixel", "Line", "X", "Y", "Z"), map(repr, point), strict=True))
         sidecars.child(listed, "GCP", Id=number, **values)
 
@@ -62,7 +63,7 @@ def _add_source(band: ET.Element, index: int, file: str, part: Window) -> None:
     source = sidecars.child(band, "SimpleSource")
     sidecars.child(source, "SourceFilename", file, relativeToVRT=1)
     sidecars.child(source, "SourceBand", index)
-    # With these properties GDAL opens a source only when its pixels are read.
+    # With these properties GDAL opens a source only to read its pixels.
     sidecars.child(
         source, "SourceProperties", RasterXSize=part.width, RasterYSize=part.height,
         DataType="Byte", BlockXSize=BLOCK, BlockYSize=BLOCK,
@@ -72,21 +73,20 @@ def _add_source(band: ET.Element, index: int, file: str, part: Window) -> None:
     sidecars.child(source, "DstRect", xOff=part.x, yOff=part.y, **size)
 
 
-def require_whole(path: Path) -> None:
-    """Check that each block of a TIFF lies inside the file.
+def require_all_blocks(path: Path) -> None:
+    """Check that a TIFF contains all its blocks.
 
-    GDAL writes blocks late and may lose the error when the disk is full.
+    GDAL writes blocks late and may lose the error of a full disk.
 
     Raises:
         OSError: A block is missing.
     """
     size = path.stat().st_size
     with rasterio.open(path) as file:
-        high, wide = file.block_shapes[0]
-        across, down = -(-file.width // wide), -(-file.height // high)
-        blocks = [(x, y, band) for band in file.indexes for y in range(down) for x in range(across)]
-        for x, y, band in blocks:
+        height, width = file.block_shapes[0]
+        columns, rows = range(-(-file.width // width)), range(-(-file.height // height))
+        for band, y, x in product(file.indexes, rows, columns):
             start = file.get_tag_item(f"BLOCK_OFFSET_{x}_{y}", "TIFF", bidx=band)
             length = file.get_tag_item(f"BLOCK_SIZE_{x}_{y}", "TIFF", bidx=band)
             if start is None or length is None or int(start) + int(length) > size:
-                raise OSError(f"block {x}, {y} did not reach the disk")
+                raise OSError(f"block {x}, {y} was not written")

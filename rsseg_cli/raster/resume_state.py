@@ -1,4 +1,4 @@
-"""Resume state of an unfinished map: how it was begun, and what it depends on."""
+"""Resume state of an unfinished map: its parts, and the inputs that it depends on."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from rsseg_cli.errors import RssegError
 from rsseg_cli.raster.grid import Window
 
 STATE_FILE = "resume.json"
-"""Name of the state in the folder of the parts."""
+"""File name of the state in the folder of the parts."""
 TIMEOUT_S, POLL_S = 30.0, 0.05
-"""Longest time until a shared file system shows a file of another machine; time between looks."""
+"""Longest wait for a file of another machine on a shared file system, and polling interval."""
 
 
 @dataclass(frozen=True)
 class ResumeState:
-    """How a map was begun.
+    """State with which a map was begun.
 
     Attributes:
-        parts: Windows of the map that are finished one by one.
-        batch: Tiles per call of the model: another number may change the last bits of a score.
-        dependencies: Name and value of all that changes the map.
+        parts: Windows of the map that are written one by one.
+        batch: Tiles per call of the model, since another number may change the last bits of scores.
+        dependencies: Values on which the map depends, by name.
     """
 
     parts: tuple[Window, ...]
@@ -39,7 +39,7 @@ class ResumeState:
         write_bytes(folder / STATE_FILE, json.dumps(state).encode())
 
     def require_same(self, other: ResumeState, path: Path) -> None:
-        """Raise an error if this state and that of a new run belong to different maps.
+        """Check that this state and that of a new run belong to the same map.
 
         Raises:
             RssegError: Dependencies or parts differ.
@@ -50,27 +50,26 @@ class ResumeState:
                 raise RssegError(
                     f"cannot resume: {key} was {before.get(key)}, now it is {now.get(key)}",
                     where=str(path),
-                    fix="the same model, input and options as before, or start anew without "
-                    "--resume",
+                    fix="the same model, input and options as before, or no --resume",
                 )
         if self.parts != other.parts:
             raise RssegError(
                 "cannot resume: the map was begun in other parts",
                 where=str(path),
-                fix="leave --resume out to start anew",
+                fix="omit --resume to start again",
             )
 
 
 def parts_folder(path: Path) -> Path:
-    """Return the folder of the parts of a map."""
+    """Return the folder for the parts of a map."""
     return path.parent / f".{path.name}.parts"
 
 
 def read_resume_state(path: Path) -> ResumeState | None:
-    """Read the state of an unfinished map, None where there is none.
+    """Read the state of an unfinished map; None if it was not begun.
 
     Raises:
-        RssegError: The file is damaged, or was written by a version with another format.
+        RssegError: The file is damaged or of another format.
     """
     file = parts_folder(path) / STATE_FILE
     if not file.is_file():
@@ -83,7 +82,7 @@ def read_resume_state(path: Path) -> ResumeState | None:
         raise RssegError(
             "cannot resume: the state of the earlier run cannot be read",
             where=str(file),
-            fix="leave --resume out to start anew",
+            fix="omit --resume to start again",
         ) from error
 
 
@@ -93,14 +92,14 @@ def wait_for(files: Sequence[Path]) -> None:
     Raises:
         FileNotFoundError: A file is still missing after `TIMEOUT_S`.
     """
-    until = time.monotonic() + TIMEOUT_S
+    deadline = time.monotonic() + TIMEOUT_S
     for file in files:
         while not _is_visible(file):
-            if time.monotonic() > until:
-                raise FileNotFoundError(f"no {file.name}; do all processes share the folder?")
+            if time.monotonic() > deadline:
+                raise FileNotFoundError(f"{file.name} is missing: processes must share the folder")
             time.sleep(POLL_S)
 
 
 def _is_visible(file: Path) -> bool:
-    """Return whether a file exists; a listing of its folder corrects a cached negative answer."""
+    """Return whether a file exists; listing its folder refreshes a stale file system cache."""
     return file.is_file() or (file.parent.is_dir() and file in file.parent.iterdir())

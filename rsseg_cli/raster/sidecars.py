@@ -23,7 +23,7 @@ COLUMNS = (
     ("green", INTEGER, "7"),
     ("blue", INTEGER, "8"),
 )
-"""Attribute table of a class map: name, GDAL's type code, GDAL's code for what it is used for."""
+"""Columns of the attribute table of a class map: name, and GDAL's codes of type and usage."""
 
 EXTENSIONS = (
     "https://stac-extensions.github.io/projection/v2.0.0/schema.json",
@@ -32,20 +32,19 @@ EXTENSIONS = (
     "https://stac-extensions.github.io/processing/v1.2.0/schema.json",
 )
 
-
 EARLIEST = "1900-01-01T00:00:00Z"
 """Start of the time range of a scene without a date."""
 
 
 def child(parent: ET.Element, tag: str, text: object = None, **attributes: object) -> ET.Element:
-    """Add an element to another."""
+    """Add an element to `parent` and return it."""
     element = ET.SubElement(parent, tag, {key: str(value) for key, value in attributes.items()})
     element.text = None if text is None else str(text)
     return element
 
 
 def add_color_table(band: ET.Element, classes: Sequence[Class]) -> None:
-    """Add the colours of the classes to a band of a GDAL virtual raster; others are transparent."""
+    """Add a colour table to a band of a virtual raster; values without a class are transparent."""
     colors = {cls.id: cls.color for cls in classes}
     table = child(band, "ColorTable")
     for value in range(256):
@@ -53,31 +52,29 @@ def add_color_table(band: ET.Element, classes: Sequence[Class]) -> None:
         child(table, "Entry", c1=red, c2=green, c3=blue, c4=255 if value in colors else 0)
 
 
-def add_names(band: ET.Element, classes: Sequence[Class]) -> None:
-    """Add category names and a thematic attribute table to a band, as GDAL spells them."""
+def _add_names(band: ET.Element, classes: Sequence[Class]) -> None:
+    """Add category names and a thematic attribute table to a band of a GDAL file."""
     names = {cls.id: cls.name for cls in classes}
     categories = child(band, "CategoryNames")
     for value in range(max(names) + 1):
         child(categories, "Category", names.get(value, ""))
     table = child(band, "GDALRasterAttributeTable", tableType="thematic")
-    for index, (name, kind, usage) in enumerate(COLUMNS):
-        column = child(table, "FieldDefn", index=index)
-        child(column, "Name", name)
-        child(column, "Type", kind)
-        child(column, "Usage", usage)
+    for index, column in enumerate(COLUMNS):
+        definition = child(table, "FieldDefn", index=index)
+        for tag, text in zip(("Name", "Type", "Usage"), column, strict=True):
+            child(definition, tag, text)
     for index, cls in enumerate(classes):
         row = child(table, "Row", index=index)
-        cells: tuple[object, ...] = (cls.id, cls.name, *cls.color)
-        for cell in cells:
+        for cell in (cls.id, cls.name, *cls.color):
             child(row, "F", cell)
 
 
 def pam_sidecar(classes: Sequence[Class], existing: str | None = None) -> str:
-    """Write the `.aux.xml` that GDAL reads beside a raster.
+    """Return the `.aux.xml` that GDAL reads beside a raster.
 
     Args:
         classes: The classes of band 1.
-        existing: What GDAL itself already put there, which is kept.
+        existing: File that GDAL has written; its other elements are kept.
     """
     root = ET.fromstring(existing) if existing else ET.Element("PAMDataset")
     band = root.find("PAMRasterBand[@band='1']")
@@ -86,33 +83,33 @@ def pam_sidecar(classes: Sequence[Class], existing: str | None = None) -> str:
     for name in ("CategoryNames", "GDALRasterAttributeTable"):
         for old in band.findall(name):
             band.remove(old)
-    add_names(band, classes)
+    _add_names(band, classes)
     return ET.tostring(root, encoding="unicode")
 
 
 def qgis_style(classes: Sequence[Class]) -> str:
-    """Write the `.qml` that QGIS applies by itself to a raster of the same stem."""
+    """Return the `.qml` style that QGIS applies by default to a raster of the same stem."""
     root = ET.Element("qgis", {"styleCategories": "Symbology"})
     renderer = child(
         child(root, "pipe"), "rasterrenderer", type="paletted", band=1, opacity=1, alphaBand=-1
     )
     palette = child(renderer, "colorPalette")
     for cls in classes:
-        color = cls.hex_color
-        child(palette, "paletteEntry", value=cls.id, label=cls.name, color=color, alpha=255)
+        entry = {"value": cls.id, "label": cls.name, "color": cls.hex_color, "alpha": 255}
+        child(palette, "paletteEntry", **entry)
     return "<!DOCTYPE qgis>\n" + ET.tostring(root, encoding="unicode")
 
 
 def stac_item(name: str, grid: MapGrid, style: MapStyle) -> dict[str, Any]:
-    """Describe a class map as a STAC item with projection, raster and classification.
+    """Return the STAC item of a class map, with projection, raster and classification.
 
-    `datetime` is when the scene was taken. Where that is unknown it is null and, as STAC requires,
-    a range takes its place: from `EARLIEST` until the map was made.
+    `datetime` is the acquisition time of the scene. If that is unknown it is null and, as STAC
+    requires, replaced by a range from `EARLIEST` to the creation of the map.
 
     Args:
-        name: File name of the map; the item lies beside it.
-        grid: Its grid; without a CRS the item has no geometry.
-        style: Its classes, and how it was made (model, method, ...): tags, kept under `rsseg:`.
+        name: File name of the map, in the folder of the item.
+        grid: Grid of the map; without a CRS the item has no geometry.
+        style: Classes and tags of the map; tags are stored with the prefix `rsseg:`.
     """
     width, height, crs, transform = grid.width, grid.height, grid.crs, grid.transform
     created = _rfc3339(datetime.now(UTC))
@@ -127,9 +124,10 @@ def stac_item(name: str, grid: MapGrid, style: MapStyle) -> dict[str, Any]:
         "processing:software": {"rsseg": style.tags.get("version", "")},
         **{f"rsseg:{key}": value for key, value in style.tags.items()},
     }
-    geometry = None if crs is None else _footprint(width, height, crs, transform)
-    code = None if crs is None else crs.to_epsg()
+    geometry = None
     if crs is not None:
+        geometry = _footprint(width, height, crs, transform)
+        code = crs.to_epsg()
         properties |= {"proj:code": f"EPSG:{code}"} if code else {"proj:wkt2": crs.to_wkt()}
     item: dict[str, Any] = {
         "type": "Feature",
@@ -162,22 +160,22 @@ def _rfc3339(time: datetime) -> str:
 def _footprint(
     width: int, height: int, crs: rasterio.CRS, transform: rasterio.Affine
 ) -> dict[str, Any] | None:
-    """Return the outline of a map in degrees, None where its CRS is local."""
+    """Return the outline of a map in degrees; None for a local CRS."""
     a, b, c, d, e, f = transform[:6]
     corners = [(0, 0), (width, 0), (width, height), (0, height), (0, 0)]
     ring = [(a * x + b * y + c, d * x + e * y + f) for x, y in corners]
     try:
-        there: dict[str, Any] = transform_geom(
+        outline: dict[str, Any] = transform_geom(
             crs, "EPSG:4326", {"type": "Polygon", "coordinates": [ring]}
         )
     except (*GDAL_ERRORS, SystemError):
-        # rasterio says SystemError where PROJ fails without leaving a message.
+        # rasterio raises SystemError if PROJ fails without a message.
         return None
-    return there
+    return outline
 
 
 def _classification(classes: Sequence[Class]) -> list[dict[str, Any]]:
-    described: list[dict[str, Any]] = [
+    entries: list[dict[str, Any]] = [
         {
             "value": cls.id,
             "name": re.sub(r"[^0-9A-Za-z_-]", "_", cls.name),
@@ -186,4 +184,4 @@ def _classification(classes: Sequence[Class]) -> list[dict[str, Any]]:
         }
         for cls in classes
     ]
-    return [*described, {"value": IGNORE, "name": "nodata", "nodata": True}]
+    return [*entries, {"value": IGNORE, "name": "nodata", "nodata": True}]

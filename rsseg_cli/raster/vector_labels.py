@@ -1,4 +1,4 @@
-"""Reads polygons as labels, rasterised window by window."""
+"""Polygons as labels, rasterised window by window."""
 
 from __future__ import annotations
 
@@ -21,51 +21,63 @@ from rsseg_cli.errors import RssegError, RssegWarning, UnreadableError
 from rsseg_cli.raster.decode import LabelCode, Labels, as_text
 from rsseg_cli.raster.grid import Window
 
+_IDENTITY = rasterio.Affine.identity()
 
-@dataclass
+
+@dataclass(frozen=True)
 class LabelPolygons:
-    """Polygons in the CRS of the scene, in the order of their file."""
+    """Polygons that are rasterised to the grid of a scene.
+
+    Attributes:
+        shapes: The N polygons in the CRS of the scene, in the order of their file.
+        indices: (N,) their class indices.
+        tree: Spatial index of the shapes.
+        outside: Class index of pixels outside all polygons.
+        transform: Pixel corners of the scene to its CRS.
+    """
 
     shapes: list[BaseGeometry]
     indices: NDArray[np.uint8]
     tree: STRtree
     outside: int
+    transform: rasterio.Affine = _IDENTITY
 
-    def read(self, window: Window, transform: rasterio.Affine) -> Labels:
-        """Burn class indices (h, w) of a window of a scene with `transform`."""
-        place = transform @ rasterio.Affine.translation(window.x, window.y)
-        shape = (window.height, window.width)
-        corners = [place @ corner for corner in ((0, 0), (shape[1], 0), (0, shape[0]), shape[::-1])]
-        xs, ys = zip(*corners, strict=True)
+    def read(self, window: Window) -> Labels:
+        """Rasterise a window to class indices (h, w)."""
+        transform = self.transform @ rasterio.Affine.translation(window.x, window.y)
+        h, w = shape = (window.height, window.width)
+        xs, ys = zip(
+            *(transform @ corner for corner in ((0, 0), (w, 0), (0, h), (w, h))), strict=True
+        )
         hits = np.sort(self.tree.query(box(min(xs), min(ys), max(xs), max(ys))))
         if not hits.size:
             return np.full(shape, self.outside, np.uint8)
-        burned: Labels = rasterize(
+        labels: Labels = rasterize(
             [(self.shapes[hit], int(self.indices[hit])) for hit in hits],
             out_shape=shape,
-            transform=place,
+            transform=transform,
             fill=self.outside,
             dtype="uint8",
         )
-        return burned
+        return labels
 
     def close(self) -> None:
-        """Nothing is open: the polygons are shared by all scenes on their ground."""
+        """Do nothing: no file is open."""
 
 
 @lru_cache(maxsize=32)
 def load_polygons(name: str, modified: int, code: LabelCode, wkt: str | None) -> LabelPolygons:
-    """Load polygons once per file and CRS.
+    """Load the polygons of a file, once per file and CRS.
 
     Args:
         name: The vector file.
-        modified: When it was last changed (ns); a changed file is loaded again.
-        code: How its attributes encode classes.
-        wkt: CRS of the scene, None when it has none.
+        modified: Its modification time in ns; a changed file is loaded again.
+        code: Encoding of the classes in its attributes.
+        wkt: CRS of the scene, if any.
 
     Raises:
         UnreadableError: The file is not a vector file, or has no polygons.
-        RssegError: Unknown attribute or values, or the scene has no CRS.
+        RssegError: An attribute or a value is unknown, or only the scene has no CRS.
     """
     table = read_vector(name)
     indices = _class_of_rows(table, code, name)
@@ -73,10 +85,10 @@ def load_polygons(name: str, modified: int, code: LabelCode, wkt: str | None) ->
         raise RssegError(
             "the labels have a CRS but their image has none",
             where=name,
-            fix="`reader: {crs: EPSG:...}` in dataset.yaml gives the CRS of the images",
+            fix="`reader: {crs: EPSG:...}` in dataset.yaml with the CRS of the images",
         )
     if table.crs is None and wkt is not None:
-        warnings.warn(f"{name} has no CRS: that of its image is taken", RssegWarning, stacklevel=2)
+        warnings.warn(f"{name} has no CRS: that of its image is used", RssegWarning, stacklevel=2)
     geometry = table.geometry if table.crs is None else table.geometry.to_crs(wkt)
     kept = (~geometry.is_empty & geometry.notna()).to_numpy()
     shapes = [shape for shape, keep in zip(geometry, kept, strict=True) if keep]
@@ -90,22 +102,18 @@ def read_vector(path: str | PathLike[str]) -> Any:
     Raises:
         UnreadableError: The file is not a vector file, or has no polygons.
     """
-    import geopandas  # a second of import that raster labels do not need
+    import geopandas  # takes a second to import, and raster labels do not need it
 
     name = fspath(path)
     try:
-        layers = geopandas.list_layers(name)["name"] if Path(name).suffix != ".parquet" else [None]
-        if len(layers) > 1:
-            warnings.warn(
-                f"{name} has {len(layers)} layers: only {layers[0]} is read",
-                RssegWarning,
-                stacklevel=2,
-            )
-        table = (
-            geopandas.read_file(name, layer=layers[0])
-            if layers[0] is not None
-            else geopandas.read_parquet(name)
-        )
+        if Path(name).suffix == ".parquet":
+            table = geopandas.read_parquet(name)
+        else:
+            first, *others = geopandas.list_layers(name)["name"]
+            if others:
+                message = f"{name} has {len(others) + 1} layers: only {first} is read"
+                warnings.warn(message, RssegWarning, stacklevel=2)
+            table = geopandas.read_file(name, layer=first)
     except (OSError, ValueError, RuntimeError) as error:
         raise UnreadableError(f"the polygons cannot be read: {error}", where=name) from error
     kinds = set(table.geom_type.dropna()) if isinstance(table, geopandas.GeoDataFrame) else set()
@@ -119,22 +127,17 @@ def read_vector(path: str | PathLike[str]) -> Any:
 
 
 def _class_of_rows(table: Any, code: LabelCode, name: str) -> NDArray[np.uint8]:
-    """Find the class index of every polygon; one whose attribute is empty has no class."""
+    """Return the class index of each polygon; `IGNORE` where the attribute is empty."""
+    columns = ", ".join(column for column in table.columns if column != table.geometry.name)
+    fix = f"`field: ...` in dataset.yaml, one of: {columns}"
     if code.field is None:
-        only = [index for index in range(len(code.classes)) if index != code.background]
-        if len(only) != 1:
-            raise RssegError(
-                f"{len(only)} classes are possible, and no attribute is given",
-                where=name,
-                fix=f"`field: ...` in dataset.yaml, one of: {_attributes(table)}",
-            )
-        return np.full(len(table), only[0], np.uint8)
+        candidates = [index for index in range(len(code.classes)) if index != code.background]
+        if len(candidates) != 1:
+            what = f"{len(candidates)} classes are possible, and no attribute is set"
+            raise RssegError(what, where=name, fix=fix)
+        return np.full(len(table), candidates[0], np.uint8)
     if code.field not in table.columns:
-        raise RssegError(
-            f"the polygons have no attribute {code.field}",
-            where=name,
-            fix=f"`field: ...` in dataset.yaml, one of: {_attributes(table)}",
-        )
+        raise RssegError(f"the polygons have no attribute {code.field}", where=name, fix=fix)
     known = code.attributes()
     column = table[code.field]
     texts = [
@@ -149,7 +152,3 @@ def _class_of_rows(table: Any, code: LabelCode, name: str) -> NDArray[np.uint8]:
             fix=f"a class with that `value`, or `ignore` it (known: {', '.join(known)})",
         )
     return np.array([IGNORE if text is None else known[text] for text in texts], np.uint8)
-
-
-def _attributes(table: Any) -> str:
-    return ", ".join(column for column in table.columns if column != table.geometry.name)

@@ -1,7 +1,7 @@
-"""Writes a map that is published under its name only once it is complete.
+"""Writer of a map that appears under its name only once it is complete.
 
-Finished rows go into parts (see `part_writer`). At the end one virtual raster over the parts is
-copied into the output (a COG built directly would be held in RAM), which is then renamed.
+Rows are written into parts (see `part_writer`). At the end a virtual raster of the parts is copied
+to the output, which is then renamed. (A COG that is written directly is held in memory.)
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ from rsseg_cli.raster import sidecars
 from rsseg_cli.raster.creation_options import CreationOptions
 from rsseg_cli.raster.map_style import MapGrid, MapStyle
 from rsseg_cli.raster.part_writer import PartWriter
-from rsseg_cli.raster.parts import require_whole, virtual_map
+from rsseg_cli.raster.parts import build_vrt, require_all_blocks
 from rsseg_cli.raster.resume_state import ResumeState, read_resume_state, wait_for
 
 DRAFT = "map.tif"
-"""Name of the complete map in the folder of its parts, before it is published."""
+"""File name of the assembled map in the folder of its parts."""
 THREADED_PX = 2**24
-"""Pixels up to which GDAL's threads assemble a map. For larger ones, memory would be scattered
-over the pools of all threads, more with each overview, while the model takes most of the time."""
+"""Largest map in pixels that is assembled with threads of GDAL. For larger maps the memory pools of
+these threads would grow with each overview, while the model takes most of the time."""
 
 
 class MapWriter(PartWriter):
-    """Begins a map on the grid of a scene, writes parts of it, assembles and publishes it.
+    """Writer that begins a map, writes its parts, and assembles and publishes it.
 
-    Leaving the context after an exception removes all traces, unless `keep` is set.
+    On exit the folder of the parts is removed.
 
     Args:
         path: The map.
-        grid: Its grid.
-        style: What it shows.
-        state: Its parts, and what it depends on.
-        creation: Its format.
+        grid: Grid of the map.
+        style: Meaning of its values.
+        state: Parts of the map, and the values that it depends on.
+        creation: Format of the file; by default a COG.
         overwrite: Replace an existing map.
-        resume: Continue from the parts of an earlier run; its state must be the same.
-        keep: Leave finished parts for `resume` after an exception.
+        resume: Continue after the parts of an earlier run with the same state.
+        keep: Keep the finished parts on exit after an exception, for `resume`.
 
     Raises:
-        OutputExistsError: The map exists and `overwrite` is not set.
+        OutputExistsError: The map exists and `overwrite` is off.
         RssegError: The folder cannot be written, or the parts belong to another run.
     """
 
@@ -60,7 +60,7 @@ class MapWriter(PartWriter):
         resume: bool = False,
         keep: bool = False,
     ) -> None:
-        refuse_existing(path, overwrite)
+        check_output_path(path, overwrite)
         self.grid, self.style = grid, style
         self._creation = creation or CreationOptions()
         self._resume, self._keep = resume, keep
@@ -82,45 +82,37 @@ class MapWriter(PartWriter):
         if not (self._keep and kind is not None and self.finished):
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    def forget(self) -> None:
+    def discard_parts(self) -> None:
         """Remove the finished parts on exit, even with `keep`."""
         self._keep = False
 
-    def await_others(self) -> None:
-        """Wait until the finished parts of all processes are visible here."""
+    def wait_for_parts(self) -> None:
+        """Wait until the parts of all processes are visible to this one."""
         with self._write_errors():
             wait_for([self._part_path(index) for index in range(len(self.parts))])
         self.find_finished()
 
     def assemble(self) -> Path:
-        """Build the complete map from its parts, without publishing it.
-
-        Returns:
-            The complete map, in the folder of the parts.
-        """
+        """Build the complete map in the folder of its parts, and return its path."""
         missing = len(self.parts) - len(self.finished)
         if missing or self._file is not None:
-            raise ValueError(f"{missing} parts of {self.path} were never written")
+            raise ValueError(f"{missing} parts of {self.path} are not written")
         with self._write_errors():
             source, draft = self._folder / "map.vrt", self._folder / DRAFT
-            pieces = [(self._part_path(n).name, part) for n, part in enumerate(self.parts)]
-            source.write_text(virtual_map(self.grid, self.style, pieces))
+            parts = [(self._part_path(n).name, part) for n, part in enumerate(self.parts)]
+            source.write_text(build_vrt(self.grid, self.style, parts))
             small = self.grid.width * self.grid.height <= THREADED_PX
             options = self._creation.to_gdal(classes=bool(self.style.classes))
             with rasterio.Env(GDAL_NUM_THREADS="ALL_CPUS" if small else "1"):
                 rasterio.shutil.copy(source, draft, driver=self._creation.driver, **options)
-                require_whole(draft)
+                require_all_blocks(draft)
             self._sidecars = self._describe(draft)
             for name, text in self._sidecars.items():
                 (self._folder / name).write_text(text)
         return draft
 
     def publish(self) -> list[Path]:
-        """Rename the assembled map and its sidecars to their final names.
-
-        Returns:
-            The map first, then the sidecars.
-        """
+        """Rename the assembled map and its sidecars to their final paths, and return these."""
         with self._write_errors():
             for name in self._sidecars:
                 (self._folder / name).replace(self.path.parent / name)
@@ -143,16 +135,16 @@ class MapWriter(PartWriter):
         }
 
 
-def refuse_existing(path: Path, overwrite: bool) -> None:
-    """Raise an error if a map exists and may not be replaced.
+def check_output_path(path: Path, overwrite: bool) -> None:
+    """Check that a map does not exist, or may be replaced.
 
     Raises:
-        OutputExistsError: The map exists.
+        OutputExistsError: The map exists and `overwrite` is off.
         RssegError: The path is a folder.
     """
     if path.is_dir():
-        raise RssegError("the output is a folder", where=str(path), fix="name a file in it")
+        raise RssegError("the output is a folder", where=str(path), fix="the path of a file in it")
     if path.exists() and not overwrite:
         raise OutputExistsError(
-            "the output is there already", where=str(path), fix="--overwrite, or another -o"
+            "the output already exists", where=str(path), fix="--overwrite, or another -o"
         )

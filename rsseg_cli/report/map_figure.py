@@ -206,7 +206,7 @@ def _reference(grid: Scene, truth: Source, code: LabelCode) -> Labels:
             return reader.read(extent)
     bands = (1, 2, 3) if code.encoding == "rgb" else (1,)
     with Scene.open(truth, bands=bands, warn=False) as scene:
-        small = scene.shrunk(max(grid.width, grid.height))
+        small = scene.downsampled(max(grid.width, grid.height))
         if grid.crs is None or small.crs is None:
             values, valid = small.read(Window(0, 0, small.width, small.height))
             return decode(values, valid, code, where=small.path)
@@ -222,7 +222,7 @@ def _image(path: Source, rgb: tuple[int, ...] | None, side: int) -> Panel:
     with Scene.open(path, warn=False) as scene:
         bands = rgb or (scene.bands[:3] if scene.count >= 3 else scene.bands[:1])
     with Scene.open(path, bands=bands, warn=False) as scene:
-        small = scene.shrunk(side)
+        small = scene.downsampled(side)
         return Panel("image", stretch(*small.read(Window(0, 0, small.width, small.height))))
 
 

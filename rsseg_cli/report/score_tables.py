@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from rsseg_cli.metrics.area import AreaEstimate
 from rsseg_cli.metrics.interval import Estimate
-from rsseg_cli.metrics.saliency_names import NAMES
-from rsseg_cli.metrics.scores import ClassScore, Scores
+from rsseg_cli.metrics.scores import SALIENCY_NAMES, ClassScore, Scores
 from rsseg_cli.number_format import UNDEFINED
 from rsseg_cli.report.score_text import interval_text, with_interval
 from rsseg_cli.report.table import Cell, ReportTable, count_cell, percent_cell, text_cell
@@ -129,7 +128,7 @@ def saliency_table(scores: Scores) -> ReportTable:
     known = scores.saliency or {}
     rows = [
         (text_cell(title), Cell(UNDEFINED if value is None else f"{value:.4f}", value))
-        for name, title in NAMES.items()
+        for name, title in SALIENCY_NAMES.items()
         if name in known
         for value in [known[name]]
     ]

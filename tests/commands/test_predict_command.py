@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import time
+from numpy.typing import NDArray
 from pathlib import Path
+from rsseg_cli.raster.class_names import read_classes
+from runs import CLASSES
+from runs import ground
+from runs import rsseg
+from runs import seen
+from runs import write_city
+from safetensors.torch import load_file
+from safetensors.torch import save_file
+from scenes import NORTH_UP
+from scenes import ROTATED
+from scenes import random_samples
+from scenes import write_raster
 from typing import Any
-
+import json
 import numpy as np
+import os
 import pytest
 import rasterio
-from numpy.typing import NDArray
-from runs import CLASSES, ground, rsseg, seen, write_city
-from safetensors.torch import load_file, save_file
-from scenes import NORTH_UP, ROTATED, random_samples, write_raster
-
-from rsseg_cli.raster.class_names import read_classes
+import shutil
+import time
 
 LABELS = ground(70, 83, seed=5)
 
@@ -180,7 +186,7 @@ def test_a_map_is_not_replaced_unasked(here: Path, fitted: Path) -> None:
     (here / "a.seg.tif").write_text("mine")
     call = rsseg("predict", "a.tif", "--model", fitted)
     assert call.code == 1
-    assert "is there already" in call.err
+    assert "already exists" in call.err
     assert "--overwrite" in call.err
     assert (here / "a.seg.tif").read_text() == "mine"
     assert rsseg("predict", "a.tif", "--model", fitted, "--overwrite").code == 0

@@ -2,26 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
-import warnings
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import fields
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
-
-import numpy as np
-import pytest
-import rasterio
-import torch
 from paths import ENVIRONMENT
-from runs import ground, rsseg, seen
-from scenes import write_raster
-from torch import Tensor
-
 from rsseg_cli.commands.predict import scene_predictor as mapper
 from rsseg_cli.commands.predict.dry_run import find_problems
 from rsseg_cli.commands.predict.options import PredictOptions
@@ -30,6 +15,22 @@ from rsseg_cli.contract import Bands
 from rsseg_cli.errors import RssegWarning
 from rsseg_cli.predict import batch
 from rsseg_cli.raster.scene import Scene
+from runs import ground
+from runs import rsseg
+from runs import seen
+from scenes import write_raster
+from torch import Tensor
+from types import SimpleNamespace
+from typing import Any
+import numpy as np
+import os
+import pytest
+import rasterio
+import shutil
+import subprocess
+import sys
+import torch
+import warnings
 
 
 @pytest.fixture
@@ -302,7 +303,7 @@ def test_resume_from_what_cannot_be_read(
     call = predict(scene, fitted, "-o", out, "--resume")
     assert call.code == 1
     assert "cannot be read" in call.err
-    assert "leave --resume out" in call.err
+    assert "omit --resume" in call.err
 
 
 def test_resume_beside_a_file_that_is_no_map(scene: Path, fitted: Path, tmp_path: Path) -> None:

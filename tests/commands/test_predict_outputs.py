@@ -140,7 +140,7 @@ def test_turned_scene_gives_the_turned_map(
         (["--block", "0"], 1, "--block does nothing without --explain"),
         (["--sieve", "9"], 1, "--sieve does nothing without --polygons"),
         (["--simplify", "9"], 1, "--simplify does nothing without --polygons"),
-        (["--co", "COMPRESS=NONSENSE"], 1, "does not take these"),
+        (["--co", "COMPRESS=NONSENSE"], 1, "does not accept these"),
     ],
 )
 def test_wrong_wishes_are_refused(

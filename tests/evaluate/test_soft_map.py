@@ -14,7 +14,7 @@ from scenes import WriteScene
 from rsseg_cli.classes import Class
 from rsseg_cli.errors import RssegError
 from rsseg_cli.evaluate import evaluate_rasters
-from rsseg_cli.evaluate.reference import OBJECT
+from rsseg_cli.evaluate.reference import OBJECT_CLASSES
 from rsseg_cli.raster.class_names import classes_tag, read_classes
 
 SHIP = [Class(0, "background", (0, 0, 0)), Class(1, "ship", (255, 0, 0))]
@@ -79,7 +79,7 @@ def test_soft_maps_of_floats_and_of_bytes_without_a_scale(write_scene: WriteScen
     floats = evaluate_rasters(write_scene((soft / 255)[None].astype(np.float32), "f.tif"), true)
     grey = evaluate_rasters(write_scene(soft[None], "g.tif"), true, soft=True)
     assert floats.scores().saliency == pytest.approx(grey.scores().saliency, abs=1e-3)
-    assert list(floats.classes) == list(OBJECT)
+    assert list(floats.classes) == list(OBJECT_CLASSES)
     with pytest.raises(RssegError, match="not probabilities"):
         evaluate_rasters(write_scene(soft[None].astype(np.float32), "logits.tif"), true)
     with pytest.raises(RssegError, match="not 3"):
@@ -91,7 +91,7 @@ def test_large_soft_maps_are_several_images(
 ) -> None:
     truth = blobs()
     made, true = as_soft(write_scene, shares(0, truth), "s.tif"), write_scene(truth[None], "t.tif")
-    monkeypatch.setattr("rsseg_cli.evaluate.soft_map.IMAGE", 48)
+    monkeypatch.setattr("rsseg_cli.evaluate.soft_map.IMAGE_PX", 48)
     assert evaluate_rasters(made, true).scores().saliency["images"] == 4
 
 

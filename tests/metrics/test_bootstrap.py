@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from rsseg_cli.classes import Class
-from rsseg_cli.metrics.bootstrap import LEAST, Intervals, Units, intervals, means, resample
+from rsseg_cli.metrics.bootstrap import (
+    MIN_UNITS,
+    Intervals,
+    Units,
+    intervals,
+    resample,
+    scores_of_counts,
+)
 from rsseg_cli.metrics.confusion import ConfusionMatrix
 
 CLASSES = [Class(index, name, (0, 0, 0)) for index, name in enumerate("abcd")]
@@ -25,7 +32,7 @@ def counts(units: int, seed: int = 0) -> np.ndarray:
 
 def test_scores_of_draws_are_those_of_the_matrix() -> None:
     drawn = counts(6)
-    found = means(drawn)
+    found = scores_of_counts(drawn)
     for index, one in enumerate(drawn):
         expected = ConfusionMatrix(CLASSES, one).scores()
         for name in ("miou", "macc", "accuracy", "f1"):
@@ -66,7 +73,7 @@ def test_undefined_scores_have_no_interval() -> None:
 
 
 def test_scenes_come_before_blocks_and_few_units_give_nothing() -> None:
-    many, few = list(counts(LEAST)), list(counts(LEAST - 1))
+    many, few = list(counts(MIN_UNITS)), list(counts(MIN_UNITS - 1))
     nothing = [np.zeros_like(many[0])] * 5
     assert Units.choose(many, few).kind == "scenes"
     assert Units.choose(few + nothing, many).kind == "blocks"

@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from rsseg_cli.classes import IGNORE
 from rsseg_cli.metrics.saliency import Saliency
-from rsseg_cli.metrics.saliency_names import NAMES
+from rsseg_cli.metrics.scores import SALIENCY_NAMES
 
 
 def image(seed: int, shape: tuple[int, int] = (48, 37)) -> tuple[NDArray[np.uint8], ...]:
@@ -65,7 +65,7 @@ def score(*images: tuple[NDArray[np.uint8], ...]) -> dict[str, float]:
 def test_equals_pysodmetrics() -> None:
     images = [image(seed) for seed in range(3)]
     found, expected = score(*images), reference(images)
-    assert set(expected) == set(NAMES)
+    assert set(expected) == set(SALIENCY_NAMES)
     for name, value in expected.items():
         assert found[name] == pytest.approx(float(value), abs=1e-12), name
     assert (found["images"], found["empty"]) == (3, 0)

@@ -176,7 +176,7 @@ def test_size_and_place_must_fit(tmp_path: Path, image: Path) -> None:
         read(small, CODE, image)
     moved = write_raster(tmp_path / "moved.tif", IDS[None].astype("uint8"),
                          transform=NORTH_UP @ rasterio.Affine.translation(7, 0))  # fmt: skip
-    with pytest.raises(RssegError, match=r"7\.0 pixels away"):
+    with pytest.raises(RssegError, match=r"shifted by 7\.0 pixels"):
         read(moved, CODE, image)
 
 

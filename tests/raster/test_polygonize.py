@@ -20,7 +20,7 @@ from rsseg_cli.classes import Class
 from rsseg_cli.errors import RssegError
 from rsseg_cli.raster import polygonize
 from rsseg_cli.raster.connected_components import label_patches, sieve_patches
-from rsseg_cli.raster.polygonize import draw_polygons, patches_of
+from rsseg_cli.raster.polygonize import patches_of, write_polygons
 
 CLASSES = [Class(k, f"class {k}", (k, k, k)) for k in range(6)]
 MAPS = arrays(
@@ -50,7 +50,7 @@ def draw(values: np.ndarray, folder: Path, **settings: object) -> geopandas.GeoD
     profile = {"nodata": 255} | {key: settings.pop(key) for key in ("transform", "crs")
                                  if key in settings}  # fmt: skip
     path = write_raster(folder / "map.tif", values[None], **profile)
-    count = draw_polygons(path, folder / "map.gpkg", CLASSES, **settings)  # type: ignore[arg-type]
+    count = write_polygons(path, folder / "map.gpkg", CLASSES, **settings)  # type: ignore[arg-type]
     assert {one.name for one in folder.iterdir()} == {"map.tif", "map.gpkg"}
     table = geopandas.read_file(folder / "map.gpkg")
     assert len(table) == count
@@ -100,9 +100,9 @@ def test_confidence_is_the_mean_of_a_patch(tmp_path: Path) -> None:
     patches = list(patches_of(path, beside))
     through = next(patch for patch in patches if patch.value == 5)
     assert through.pixels == 150
-    assert through.sure / 150 == pytest.approx(sure[:, 100].mean() / 254)
+    assert through.confidence_sum / 150 == pytest.approx(sure[:, 100].mean() / 254)
     kept = values != 255
-    assert sum(patch.sure for patch in patches) == pytest.approx(sure[kept].sum() / 254)
+    assert sum(patch.confidence_sum for patch in patches) == pytest.approx(sure[kept].sum() / 254)
 
 
 def test_area_in_degrees_is_measured_on_the_ellipsoid(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_sieve_shows_no_strips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_other_formats_are_refused(tmp_path: Path) -> None:
     path = write_raster(tmp_path / "map.tif", ground()[None])
     with pytest.raises(RssegError, match=r"cannot be written as \.shp"):
-        draw_polygons(path, tmp_path / "map.shp", CLASSES)
+        write_polygons(path, tmp_path / "map.shp", CLASSES)
 
 
 def test_failure_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +159,7 @@ def test_failure_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(polygonize, "BATCH", 20)
     monkeypatch.setattr(polygonize, "_join", broken)
     with pytest.raises(KeyboardInterrupt):
-        draw_polygons(path, tmp_path / "map.gpkg", CLASSES)
+        write_polygons(path, tmp_path / "map.gpkg", CLASSES)
     assert [one.name for one in tmp_path.iterdir()] == ["map.tif"]
 
 

@@ -245,7 +245,7 @@ def test_shrunk_scene_covers_the_same_ground(write_scene: WriteScene, nodata: in
     samples[:, :30] = 0
     path = write_scene(samples, nodata=nodata)
     with Scene.open(path, box=(10, 0, 90, 60)) as scene:
-        small = scene.shrunk(40)
+        small = scene.downsampled(40)
         assert (small.width, small.height) == (40, 30)
         corners = [scene.transform @ (80, 60), small.transform @ (40, 30)]
         assert corners[0] == pytest.approx(corners[1])
@@ -255,4 +255,4 @@ def test_shrunk_scene_covers_the_same_ground(write_scene: WriteScene, nodata: in
         # Nearest neighbour takes one of the four pixels.
         blocks = samples[:, :, 10:].reshape(2, 30, 2, 40, 2)
         assert (blocks == read[:, :, None, 1:, None]).any((2, 4)).all()
-        assert scene.shrunk(500).transform == scene.transform
+        assert scene.downsampled(500).transform == scene.transform

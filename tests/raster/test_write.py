@@ -165,7 +165,7 @@ def test_nothing_is_there_before_the_end(tmp_path: Path) -> None:
         writer.write(0, 0, numbers()[:, :1030, :512])
         assert not path.exists()
         assert writer.finished == {0}
-        with pytest.raises(ValueError, match=r"2 parts of .* were never written"):
+        with pytest.raises(ValueError, match=r"2 parts of .* are not written"):
             writer.assemble()
     assert not list(tmp_path.iterdir())
 

@@ -54,7 +54,7 @@ def final_evaluation(
         threads: Number of reading threads.
     """
     model.eval()
-    evaluation = Evaluation.of(classes, boundary_px=None)
+    evaluation = Evaluation.empty(classes, boundary_px=None)
     for batch in Prefetcher(pinned(tiles, precision.device), range(len(tiles)), threads=threads):
         with precision.autocast():
             probabilities = model.infer(batch.image.to(precision.device))
@@ -86,7 +86,7 @@ def _add(
     if miou is not None and known.mean() > LABELLED:
         image = batch.image[index][list(rgb)].numpy()
         load = partial(_sample, batch.names[index], miou, truth, predicted, image)
-        evaluation.gallery.consider(miou, load)
+        evaluation.gallery.add(miou, load)
 
 
 def _sample(

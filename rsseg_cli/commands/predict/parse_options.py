@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from rsseg_cli.commands.model import LoadedModel
 from rsseg_cli.commands.predict.options import PredictOptions
-from rsseg_cli.commands.predict.paths import (
-    CONFIDENCE_SUFFIX,
-    PROBABILITY_SUFFIX,
-    SOFT_SUFFIX,
-    OutputPaths,
-)
+from rsseg_cli.commands.predict.paths import CONFIDENCE_SUFFIX
+from rsseg_cli.commands.predict.paths import OutputPaths
+from rsseg_cli.commands.predict.paths import PROBABILITY_SUFFIX
+from rsseg_cli.commands.predict.paths import SOFT_SUFFIX
 from rsseg_cli.errors import RssegError
-from rsseg_cli.predict.outputs import Outputs, Polygons
+from rsseg_cli.predict.outputs import Outputs
+from rsseg_cli.predict.outputs import Polygons
 from rsseg_cli.raster.aoi import Area
-from rsseg_cli.raster.creation_options import refuse_options
+from rsseg_cli.raster.creation_options import check_creation_options
 from rsseg_cli.raster.scene import Scene
 
 
@@ -51,7 +50,7 @@ def parse_creation_options(options: PredictOptions) -> dict[str, str]:
                 f"--co {key} is not KEY=VALUE", where="--co", fix="e.g. --co COMPRESS=DEFLATE"
             )
     creation_options = {key.upper(): value for key, _, value in pairs}
-    refuse_options(options.format, creation_options)
+    check_creation_options(options.format, creation_options)
     return creation_options
 
 

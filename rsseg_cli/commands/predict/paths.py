@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import re
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from glob import glob, has_magic
+from glob import glob
+from glob import has_magic
 from pathlib import Path
-
 from rsseg_cli.atomic_write import write_errors
 from rsseg_cli.commands.predict.provenance import is_map
 from rsseg_cli.data.spec.layout import RASTER_SUFFIXES
 from rsseg_cli.errors import RssegError
-from rsseg_cli.raster.polygonize import refuse_other_formats
+from rsseg_cli.raster.polygonize import require_geopackage
 from rsseg_cli.raster.resume_state import parts_folder
-from rsseg_cli.raster.write import refuse_existing
+from rsseg_cli.raster.write import check_output_path
+import re
+import sys
 
 MAP_SUFFIX, PROBABILITY_SUFFIX = ".seg.tif", ".prob.tif"
 SOFT_SUFFIX, CONFIDENCE_SUFFIX = ".soft.tif", ".conf.tif"
@@ -171,7 +171,7 @@ def choose_outputs(
         )
     for paths in outputs:
         if paths.polygons is not None:
-            refuse_other_formats(paths.polygons)
+            require_geopackage(paths.polygons)
     return outputs
 
 
@@ -191,7 +191,7 @@ def refuse_replacing(outputs: Sequence[OutputPaths], suffixes: Sequence[str]) ->
     """Raise an OutputExistsError if a file would be replaced."""
     for paths in outputs:
         for path in (*paths.files(suffixes), *paths.sidecars):
-            refuse_existing(path, overwrite=False)
+            check_output_path(path, overwrite=False)
 
 
 def refuse_scenes(
