@@ -58,7 +58,7 @@ def test_card_says_data_scores_limits_and_licences(run: Path, tmp_path: Path) ->
     assert f"mIoU {100 * score['miou']:.1f}" in card
     assert "| city | 2 |" in card
     assert "| city | CC BY 4.0 |" in card
-    assert "started at random" in card
+    assert "initialised at random" in card
     assert "It reads blue green nir, in this order, as uint16" in card
     weak = [row["name"] for row in score["classes"] if row["pixels"] and row["iou"] < 0.4]
     assert weak
@@ -196,7 +196,7 @@ def test_nothing_is_replaced_unasked(run: Path, tmp_path: Path) -> None:
     assert (target / "mine.txt").read_text() == "x"
     missing = rsseg("export", tmp_path / "none")
     assert missing.code == 1
-    assert "is not there" in missing.err
+    assert "does not exist" in missing.err
 
 
 def test_a_folder_that_cannot_be_written(run: Path, tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def test_a_restart_begins_again_what_has_no_state(
     assert rsseg(*fit(city, run)).code == 0
     again = rsseg(*fit(city, run), "--overwrite")
     assert again.code == 1  # finished: a restart replaces nothing
-    assert "is there already" in again.err
+    assert "already exists" in again.err
 
 
 def test_a_restart_continues_an_adaptation(
