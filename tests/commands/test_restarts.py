@@ -141,7 +141,7 @@ def test_a_restart_leaves_the_runs_of_others_alone(
     before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
     call = rsseg(*fit(city, run))
     assert call.code == 1
-    assert "is there already, unfinished" in call.err
+    assert "already exists, unfinished" in call.err
     assert {path: path.read_bytes() for path in before} == before
 
 
