@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from collections.abc import Iterator
-from dataclasses import dataclass
-from dataclasses import field
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
 from io import StringIO
 from pathlib import Path
-from rsseg_cli.errors import RssegError
-from rsseg_cli.errors import UnreadableError
-from rsseg_cli.errors import unknown
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
+
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import YAMLError
-from ruamel.yaml.nodes import MappingNode
-from ruamel.yaml.nodes import Node
-from ruamel.yaml.nodes import ScalarNode
-from ruamel.yaml.nodes import SequenceNode
-from typing import Any
-from typing import Literal
-from typing import TYPE_CHECKING
-from typing import TypeAlias
-from typing import TypeVar
-from typing import get_args
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from rsseg_cli.errors import RssegError, UnreadableError, unknown
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError

@@ -7,7 +7,6 @@ import typer
 from rsseg_cli.cli.command import command, print_json
 from rsseg_cli.cli.training import train
 from rsseg_cli.commands.fit.options import FitOptions
-from rsseg_cli.commands.options import setting_changes
 
 
 @command
@@ -22,12 +21,15 @@ def fit(options: FitOptions) -> None:
     from rsseg_cli.commands.fit.fit import prepare_fit
     from rsseg_cli.config import resolve
 
+    changes = options.changes()
     if options.experiment is not None:
-        from rsseg_cli.commands.evaluate.experiment import Chosen
+        from rsseg_cli.commands.evaluate.experiment import ExperimentRow
 
-        chosen = Chosen.find(options.experiment)
-        options = chosen.options(options)
-        for remark in chosen.remarks():
+        row = ExperimentRow.find(options.experiment)
+        replaced = {"backbone": options.backbone, "head": options.head}
+        changes = [*row.changes(skip=replaced), *changes]
+        options = row.options(options)
+        for remark in row.remarks():
             typer.echo(f"note: {remark}", err=True)
     config = resolve(
         method=options.method,
@@ -37,7 +39,7 @@ def fit(options: FitOptions) -> None:
         head=options.head,
         weights=options.weights,
         pretrained=not options.no_pretrained,
-        changes=[*options.settings, *setting_changes(options)],
+        changes=changes,
     )
     result = train(prepare_fit, config, options, deadline)
     if result is not None:

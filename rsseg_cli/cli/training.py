@@ -1,4 +1,4 @@
-"""The part of `rsseg fit` and `rsseg adapt` that is the same."""
+"""Runs the trainings of `rsseg fit` and `rsseg adapt`."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from rsseg_cli.cli.command import print_json
 from rsseg_cli.commands.options import TrainingOptions
 
 if TYPE_CHECKING:
-    from rsseg_cli.commands.fit.job import FitReport, RunJob, RunOptions
+    from rsseg_cli.commands.fit.job import FitReport, RunJob
     from rsseg_cli.config import RunConfig
     from rsseg_cli.training.deadline import Deadline
 
 
 def train(
-    prepare: Callable[[RunConfig, RunOptions], RunJob],
+    prepare: Callable[[RunConfig, TrainingOptions, Deadline], RunJob],
     config: RunConfig,
     options: TrainingOptions,
     deadline: Deadline,
@@ -26,22 +26,11 @@ def train(
         The result on rank 0; None on other ranks and after a dry run.
     """
     from rsseg_cli import distributed
-    from rsseg_cli.commands.fit.job import RunOptions, run
+    from rsseg_cli.commands.fit.job import run
     from rsseg_cli.commands.fit.run_folder_checks import since_first_attempt
 
     with distributed.group(options.device):
-        job = prepare(
-            config,
-            RunOptions(
-                data_root=options.data_root,
-                folder=options.output,
-                device=options.device,
-                resume=options.resume,
-                overwrite=options.overwrite,
-                deadline=since_first_attempt(deadline),
-                quiet=options.quiet or options.as_json,
-            ),
-        )
+        job = prepare(config, options, since_first_attempt(deadline))
         if options.dry_run:
             if distributed.is_main():
                 print_json(job.plan.to_json()) if options.as_json else job.plan.show()

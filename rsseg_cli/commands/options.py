@@ -29,7 +29,9 @@ CONFIGURED = "as configured"
 """Shown as the default of options that replace a setting of the preset or the model."""
 
 
-def option(default: T, help: str, panel: str, *flags: str, setting: str = "", **more: Any) -> T:
+def option(
+    default: T, help: str, panel: str, *flags: str, setting: str = "", **typer_arguments: Any
+) -> T:
     """Declare an option of a command as a field of its dataclass.
 
     Args:
@@ -38,39 +40,26 @@ def option(default: T, help: str, panel: str, *flags: str, setting: str = "", **
         panel: Panel of the help that lists the option.
         flags: Names of the option; `--field-name` is added if there is no long one.
         setting: `section.key` of the run's settings that the option replaces.
-        more: Further arguments of `typer.Option`.
+        typer_arguments: Further arguments of `typer.Option`.
     """
-    more |= {"help": help, "rich_help_panel": panel}
-    return field(default=default, metadata={"flags": flags, "setting": setting, "typer": more})
+    typer_arguments |= {"help": help, "rich_help_panel": panel}
+    metadata = {"flags": flags, "setting": setting, "typer": typer_arguments}
+    return field(default=default, metadata=metadata)
 
 
-def argument(help: str, default: Any = MISSING, **more: Any) -> Any:
+def argument(help: str, default: Any = MISSING, **typer_arguments: Any) -> Any:
     """Declare a positional argument of a command as a field of its dataclass.
 
     Args:
         help: One short sentence.
         default: Value if the argument is not given; without one it is required.
-        more: Further arguments of `typer.Argument`.
+        typer_arguments: Further arguments of `typer.Argument`.
     """
-    return field(default=default, metadata={"typer": {"help": help, **more}})
-
-
-def setting_changes(options: Any) -> list[str]:
-    """Return `section.key=value` for every option that was given and replaces a setting."""
-    values = {
-        declared.metadata["setting"]: getattr(options, declared.name)
-        for declared in fields(options)
-        if declared.metadata.get("setting")
-    }
-    return [
-        f"{key}={value}"
-        for key, value in values.items()
-        if value is not None and value is not False
-    ]
+    return field(default=default, metadata={"typer": {"help": help, **typer_arguments}})
 
 
 def parse_bands(text: str | None) -> list[int] | None:
-    """Read the value of `--bands`: file bands from 1, or None if it was not given.
+    """Parse the value of `--bands`: file bands from 1, or None if it was not given.
 
     Raises:
         RssegError: The text is not a list of integers.
@@ -86,14 +75,11 @@ def parse_bands(text: str | None) -> list[int] | None:
 
 
 def require_unused(options: Mapping[str, object], reason: str) -> None:
-    """Raise an error that names the options that were given although they have no effect.
+    """Raise an error if one of the options was given: they have no effect here.
 
     Args:
         options: Values by option name; those that are None, False or empty were not given.
         reason: Completes the sentence "--option does nothing ...".
-
-    Raises:
-        RssegError: One of the options was given.
     """
     used = [name for name, value in options.items() if value]
     if used:
@@ -101,15 +87,11 @@ def require_unused(options: Mapping[str, object], reason: str) -> None:
 
 
 def require_alone(options: Mapping[str, object]) -> None:
-    """Raise an error if an option was given that `--experiment` sets itself.
-
-    Raises:
-        RssegError: One of the options was given.
-    """
+    """Raise an error if one of the options was given: `--experiment` sets them itself."""
     used = [name for name, value in options.items() if value]
     if used:
         raise RssegError(
-            f"{', '.join(used)} and --experiment exclude each other",
+            f"{', '.join(used)} cannot be combined with --experiment",
             where="--experiment",
             fix="the experiment sets method, data and targets; --set changes single settings",
         )
@@ -161,9 +143,14 @@ class DeviceOption(JsonOption):
 
 @dataclass(frozen=True, kw_only=True)
 class ProgressOptions(DeviceOption):
-    """Options of commands that compute for long."""
+    """Options of commands that run for long."""
 
     quiet: bool = option(False, "Show no progress.", RUNNING, "-q")
+
+    @property
+    def silent(self) -> bool:
+        """Whether no progress is shown: with `--quiet` and `--json`."""
+        return self.quiet or self.as_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +191,7 @@ class ClassMapOption:
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentOption:
-    """Published experiments."""
+    """Experiment of a paper."""
 
     experiment: str | None = option(
         None, "Published experiment, e.g. weft/eorssd.", ADVANCED,
@@ -309,3 +296,20 @@ class TrainingOptions(
         "--set", metavar="KEY=VALUE",
     )  # fmt: skip
     no_pretrained: bool = option(False, "Initialise the backbone at random.", ADVANCED)
+
+    def replaced_settings(self) -> dict[str, Any]:
+        """Return the values of the options that replace settings, by `section.key`.
+
+        A value is None or False if the option was not given.
+        """
+        return {
+            declared.metadata["setting"]: getattr(self, declared.name)
+            for declared in fields(self)
+            if declared.metadata["setting"]
+        }
+
+    def changes(self) -> list[str]:
+        """Return changes of settings, `section.key=value`; those of `--set` come last and win."""
+        replaced = self.replaced_settings().items()
+        given = [f"{k}={v}" for k, v in replaced if v is not None and v is not False]
+        return [*given, *self.settings]

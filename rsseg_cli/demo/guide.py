@@ -13,6 +13,7 @@ from rsseg_cli.commands.evaluate.evaluate import evaluate_map
 from rsseg_cli.commands.evaluate.options import EvaluateOptions
 from rsseg_cli.commands.fit import job as jobs
 from rsseg_cli.commands.fit.fit import prepare_fit
+from rsseg_cli.commands.fit.options import FitOptions
 from rsseg_cli.commands.model import pick_device
 from rsseg_cli.commands.predict.options import PredictOptions
 from rsseg_cli.commands.predict.predict import predict
@@ -106,9 +107,7 @@ def run(
         head="linear",
         changes=[f"{key}={value}" for key, value in SETTINGS.items()] + [f"training.seed={seed}"],
     )
-    options = jobs.RunOptions(
-        folder=folder / "run", device=device, overwrite=overwrite, quiet=quiet
-    )
+    options = FitOptions(output=folder / "run", device=device, overwrite=overwrite, quiet=quiet)
     job = prepare_fit(config, options)
     model = Path(jobs.run(job).model)
     scene = unseen / "images" / f"{REGIONS[1].name}_2.tif"

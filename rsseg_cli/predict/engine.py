@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from contextlib import ExitStack
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
+
+import rasterio
+import torch
+
 from rsseg_cli import distributed
 from rsseg_cli.errors import UnreadableError
 from rsseg_cli.memory import peak_rss_mb
-from rsseg_cli.predict.batch import even_batch
-from rsseg_cli.predict.batch import fastest_batch
-from rsseg_cli.predict.outputs import ProgressCallback
-from rsseg_cli.predict.outputs import SceneResult
-from rsseg_cli.predict.pipeline import Pipeline
-from rsseg_cli.predict.pipeline import SceneTask
-from rsseg_cli.predict.plan import CACHE_MB
-from rsseg_cli.predict.plan import MIB
-from rsseg_cli.predict.plan import Plan
-from rsseg_cli.predict.plan import return_memory
+from rsseg_cli.predict.batch import even_batch, fastest_batch
+from rsseg_cli.predict.outputs import ProgressCallback, SceneResult
+from rsseg_cli.predict.pipeline import Pipeline, SceneTask
+from rsseg_cli.predict.plan import CACHE_MB, MIB, Plan, return_memory
 from rsseg_cli.raster.creation_options import CreationOptions
 from rsseg_cli.raster.map_style import MapGrid
 from rsseg_cli.raster.part_writer import PartWriter
 from rsseg_cli.raster.polygonize import write_polygons
-from rsseg_cli.raster.resume_state import ResumeState
-from rsseg_cli.raster.resume_state import read_resume_state
+from rsseg_cli.raster.resume_state import ResumeState, read_resume_state
 from rsseg_cli.raster.write import MapWriter
-import rasterio
-import time
-import torch
 
 
 def predict_scene(

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from contextlib import ExitStack
-from contextlib import closing
-from contextlib import contextmanager
-from dataclasses import dataclass
-from dataclasses import field
-from numpy.typing import NDArray
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
 from queue import SimpleQueue
-from rsseg_cli.predict.plan import AHEAD
-from rsseg_cli.predict.plan import Plan
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rsseg_cli.predict.plan import AHEAD, Plan
 from rsseg_cli.raster.aoi import Area
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.threads import Prefetcher
-from torch import Tensor
-from typing import Any
-import numpy as np
-import torch
 
 Pixels = tuple[NDArray[Any], NDArray[np.bool_]]
 """Samples (C, h, w) in stored type, and which pixels are valid (h, w)."""

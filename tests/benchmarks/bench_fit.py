@@ -5,8 +5,8 @@ Everything on one device in one run, with versions. Writes one JSON object to `-
     OMP_NUM_THREADS=1 python tests/benchmarks/bench_fit.py --src ../shared/data/landcover/...
     python tests/benchmarks/bench_fit.py --device cuda --bf16 --out tests/benchmarks/results/x.json
 
-A CPU shared with others is measured in processor seconds (`cpu_ratio`, `step_s`); set
-OMP_NUM_THREADS to what is free, or threads that wait for each other are all that is measured.
+A CPU is measured in CPU seconds per thread; set OMP_NUM_THREADS to the number of free cores, or
+threads that wait for each other are all that is measured.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rsseg_cli.commands.bench.fit import EVERY_METHOD, bench_fit, show
+from rsseg_cli.commands.bench.fit import bench_fit, show
+from rsseg_cli.commands.bench.options import BenchFitOptions
 
 
 def head(device: str, size: int, points: int, repeats: int, *, bf16: bool) -> dict[str, Any]:
@@ -38,7 +39,7 @@ def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--src", action="append", default=[])
-    parser.add_argument("--methods", nargs="*", default=[EVERY_METHOD])
+    parser.add_argument("--methods", nargs="*", default=[], help="all by default")
     parser.add_argument("--backbone")
     parser.add_argument("--tile", type=int)
     parser.add_argument("--batch", type=int)
@@ -50,14 +51,13 @@ def main() -> None:
     parser.add_argument("--bf16", action="store_true", help="of the head; the rest chooses itself")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
+    same = ("backbone", "tile", "batch", "steps", "rounds", "device")
     found = bench_fit(
-        asked.src,
-        methods=asked.methods,
-        size={key: getattr(asked, key) for key in ("backbone", "tile", "batch")},
-        steps=asked.steps,
-        rounds=asked.rounds,
-        device=asked.device,
-        say=lambda text: print(text, file=sys.stderr),
+        BenchFitOptions(
+            src=tuple(asked.src),
+            method=tuple(asked.methods),
+            **{key: getattr(asked, key) for key in same},
+        )
     )
     found["head"] = head(asked.device, asked.head_size, asked.points, asked.rounds, bf16=asked.bf16)
     show(found)

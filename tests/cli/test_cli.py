@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -204,6 +205,23 @@ def test_options_that_messages_name_exist() -> None:
         if option not in known | others
     }
     assert not unknown
+
+
+@pytest.mark.parametrize("debug", ["", "1"])
+def test_warnings_of_libraries_are_shown_on_demand(debug: str) -> None:
+    code = (
+        "import warnings, sys, rsseg_cli.cli as cli\n"
+        "cli.app = lambda **_: (warnings.warn('of a library'), cli.warnings.warn("
+        "'of rsseg', cli.RssegWarning))\n"
+        "cli.main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "default", "-c", code],
+        capture_output=True, text=True, check=True, timeout=60,
+        env=os.environ | {"RSSEG_DEBUG": debug},
+    )  # fmt: skip
+    assert "warning: of rsseg" in done.stderr
+    assert ("of a library" in done.stderr) == bool(debug)
 
 
 def test_debugging_shows_the_warnings_of_libraries(

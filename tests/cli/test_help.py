@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from rsseg_cli.cli.command import Command, command
 from rsseg_cli.commands.adapt.options import AdaptOptions
 from rsseg_cli.commands.fit.options import FitOptions
-from rsseg_cli.commands.options import ADVANCED, OUTPUT, PANELS, argument, option, setting_changes
+from rsseg_cli.commands.options import ADVANCED, OUTPUT, PANELS, argument, option
 
 WIDTH, HEIGHT = 100, 45
 NOT_A_START = {"Say", "Tell", "Give", "Let", "Lay", "Hear", "What", "Which", "How", "Whether"}
@@ -122,15 +122,19 @@ def test_options_are_ordered_by_panel_and_own_ones_come_first() -> None:
 
 
 def test_options_change_settings() -> None:
-    assert setting_changes(FitOptions()) == []
-    changes = setting_changes(FitOptions(steps=0, tile=64, compile=True, precision="bf16"))
-    assert set(changes) == {
+    assert FitOptions().changes() == []
+    options = FitOptions(
+        steps=0, tile=64, compile=True, precision="bf16", settings=("data.tile=3",)
+    )
+    assert options.changes()[-1] == "data.tile=3"
+    assert set(options.changes()[:-1]) == {
         "training.steps=0",
         "data.tile=64",
         "training.compile=True",
         "training.precision=bf16",
     }
-    assert setting_changes(AdaptOptions(gsd=0.5, source_free=True)) == [
+    assert AdaptOptions(gsd=0.5, source_free=True, bands="3,2").changes() == [
         "adapt.source_free=True",
         "adapt.gsd_m=0.5",
+        "adapt.bands=[3,2]",
     ]

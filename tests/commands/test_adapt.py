@@ -16,10 +16,11 @@ from scenes import write_raster
 from training_jobs import same, weights
 
 from rsseg_cli.classes import IGNORE
+from rsseg_cli.commands.adapt.options import AdaptOptions
 from rsseg_cli.commands.adapt.resample import resampled
 from rsseg_cli.commands.adapt.settings import resolve
 from rsseg_cli.commands.adapt.target_validation import COLLAPSED, TargetValidation
-from rsseg_cli.commands.fit.job import RunJob, RunOptions
+from rsseg_cli.commands.fit.job import RunJob
 from rsseg_cli.config import RunConfig
 from rsseg_cli.data.pair import Handles, Opener
 from rsseg_cli.data.source import Source
@@ -28,6 +29,7 @@ from rsseg_cli.errors import RssegError
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training import checkpoint
+from rsseg_cli.training.adaptation import Adaptation
 from rsseg_cli.training.model_selection import TargetStatistics
 from rsseg_cli.training.self_training import SelfTraining
 
@@ -153,9 +155,9 @@ def test_mistakes(fitted: Path, city: Path, suburb: Path, tmp_path: Path) -> Non
         (["--model", fitted, "--tgt", two], "has 2 bands without names"),
         (["--model", fitted, "--tgt", void], "no valid pixel"),
         (["--model", fitted, "--tgt", suburb, "--bands", "1,2"], "names 2 bands"),
-        (["--model", fitted, "--tgt", suburb, "--src", tmp_path / "gone"], "is not here"),
+        (["--model", fitted, "--tgt", suburb, "--src", tmp_path / "gone"], "is missing"),
         (["--model", fitted, "--method", "lora", "--tgt", suburb], "one of --model, --method"),
-        (["--method", "full", "--source-free", "--tgt", suburb], "there must be a model"),
+        (["--method", "full", "--source-free", "--tgt", suburb], "a fitted model is needed"),
         (["--model", fitted, "--tgt", suburb, "--set", "training.batch=1"], "both domains"),
     ):
         call = rsseg("adapt", *args, *run)
@@ -209,16 +211,35 @@ def test_held_back_tiles_are_never_learnt(tmp_path: Path) -> None:
     assert (label[valid] == 0).all()
 
 
+class StepsOfTen:
+    """Stands for an objective: `done` is ten steps more at every validation."""
+
+    start = 0
+
+    def __init__(self, first: int) -> None:
+        self._steps = iter(range(first, 1000, 10))
+
+    @property
+    def done(self) -> int:
+        return next(self._steps)
+
+
+def validation_of(first: int, source_shares: list[float] | None = None) -> TargetValidation:
+    return TargetValidation(
+        target=None, source=None, source_shares=source_shares, objective=StepsOfTen(first),
+        settings=Adaptation(), map_start=lambda model: None,
+    )  # type: ignore[arg-type]  # fmt: skip
+
+
 def test_a_model_that_goes_astray_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     looks = [[0.5, 0.5], [0.6, 0.4], [0.95, 0.05], [0.6, 0.4]]
-    steps = iter(range(0, 40, 10))
-    made = TargetValidation(
-        tiles=None, source=None, source_shares=[0.4, 0.6], start=0, step=lambda: next(steps),
-        precision=None, threads=0, limit=0.3, patience=None, unit_scale=1.0,
-        before=lambda model: None,
-    )  # type: ignore[arg-type]  # fmt: skip
-    monkeypatch.setattr(made, "look", lambda model: TargetStatistics(*[looks.pop(0)] * 2, 0.1, 0.9))
-    scores = [made(None) for _ in range(3)]  # type: ignore[arg-type]
+    validation = validation_of(0, source_shares=[0.4, 0.6])
+    monkeypatch.setattr(
+        validation,
+        "target_statistics",
+        lambda model: TargetStatistics(*[looks.pop(0)] * 2, 0.1, 0.9),
+    )
+    scores = [validation(None) for _ in range(3)]  # type: ignore[arg-type]
     assert "stop" not in scores[0]
     assert "stop" not in scores[1]
     assert scores[2]["stop"] == COLLAPSED
@@ -227,16 +248,11 @@ def test_a_model_that_goes_astray_stops_the_run(monkeypatch: pytest.MonkeyPatch)
 
 def test_ratings_are_averaged_also_after_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
     def judge(past: list[dict[str, Any]], *informed: float) -> list[float]:
-        steps = iter(range(10 * len(past), 1000, 10))
-        made = TargetValidation(
-            tiles=None, source=None, source_shares=None, start=0, step=lambda: next(steps),
-            precision=None, threads=0, limit=0.3, patience=None, unit_scale=1.0,
-            before=lambda model: None,
-        )  # type: ignore[arg-type]  # fmt: skip
-        made.remember(past)
+        validation = validation_of(10 * len(past))
+        validation.restore(past)
         looks = [TargetStatistics([0.5, 0.5], [0.5, 0.5], 1 - one, 0.9) for one in informed]
-        monkeypatch.setattr(made, "look", lambda model: looks.pop(0))
-        kept.append([made(None) for _ in informed])  # type: ignore[arg-type]
+        monkeypatch.setattr(validation, "target_statistics", lambda model: looks.pop(0))
+        kept.append([validation(None) for _ in informed])  # type: ignore[arg-type]
         return [float(one["merit"]) for one in kept[-1]]  # type: ignore[arg-type]
 
     kept: list[Any] = []
@@ -248,7 +264,9 @@ def test_ratings_are_averaged_also_after_a_restart(monkeypatch: pytest.MonkeyPat
 
 def test_without_a_source_the_rates_are_small(fitted: Path) -> None:
     def rates(*changes: str) -> tuple[float, float | None]:
-        optimizer = resolve(model=fitted, targets=("x",), changes=changes).optimizer
+        optimizer = resolve(
+            AdaptOptions(model=fitted, tgt=("x",), settings=tuple(changes))
+        ).optimizer
         return optimizer.lr, optimizer.backbone_lr
 
     assert rates() == (3e-3, None)
@@ -261,7 +279,7 @@ def test_rates_of_a_model_adapted_without_a_source_are_kept(fitted: Path, tmp_pa
     about["config"]["adapt"] |= {"source_free": True, "patience": 6}
     path = tmp_path / "model.safetensors"
     checkpoint.save_model(path, tensors, about)
-    again = resolve(model=path, targets=("x",))
+    again = resolve(AdaptOptions(model=path, tgt=("x",)))
     assert again.adapt.source_free
     assert (again.adapt.patience, again.optimizer.lr) == (6, 3e-3)
 
@@ -279,7 +297,7 @@ def test_set_does_what_the_option_does(
 ) -> None:
     configs: list[RunConfig] = []
 
-    def stop(config: RunConfig, options: RunOptions) -> RunJob:
+    def stop(config: RunConfig, *options: object) -> RunJob:
         configs.append(config)
         raise RssegError("not prepared")
 
@@ -296,7 +314,25 @@ def test_set_wins_over_defaults_of_an_adaptation(fitted: Path) -> None:
         "adapt.warmup_fraction=0.5",
         "training.steps=40",
     ]
-    config = resolve(model=fitted, targets=("x",), changes=changes)
+    config = resolve(AdaptOptions(model=fitted, tgt=("x",), settings=tuple(changes)))
     assert (config.adapt.patience, config.adapt.warmup_fraction) == (9, 0.5)
     assert config.training.steps == 40
     assert config.training.validate_every <= 4
+
+
+@pytest.mark.parametrize("command", ["fit", "adapt"])
+def test_set_wins_over_the_option(
+    command: str, fitted: Path, city: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs: list[RunConfig] = []
+
+    def stop(config: RunConfig, *options: object) -> RunJob:
+        configs.append(config)
+        raise RssegError("not prepared")
+
+    monkeypatch.setattr(f"rsseg_cli.commands.{command}.{command}.prepare_{command}", stop)
+    start = ["-m", "lora", "--src", city]
+    start += ["--tgt", "x"] if command == "adapt" else []
+    rsseg(command, *start, "--device", "cpu", "--set", "training.steps=5", "--steps", "3")
+    rsseg(command, *start, "--device", "cpu", "--steps", "3")
+    assert [config.training.steps for config in configs] == [5, 3]

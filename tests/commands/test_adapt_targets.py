@@ -244,6 +244,6 @@ def test_some_scenes_without_a_pixel_are_left_out_aloud(tmp_path: Path) -> None:
     folder.mkdir()
     write_raster(folder / "full.tif", seen(ground()), nodata=0)
     write_raster(folder / "void.tif", seen(ground()) * 0, nodata=0)
-    with pytest.warns(RssegWarning, match=r"void\.tif holds nodata only: left out"):
+    with pytest.warns(RssegWarning, match=r"void\.tif has only nodata: left out"):
         found = Targets.open(Adaptation(tgt=(str(folder),)), BANDS, KNOWN, tile=32, data_root=None)
     assert [pair.name for _, pairs in found.train for pair in pairs] == ["full"]

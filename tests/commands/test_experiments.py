@@ -9,8 +9,9 @@ from dataset_trees import write
 from runs import SMALL, rsseg
 
 from rsseg_cli import presets
-from rsseg_cli.commands.evaluate.experiment import Chosen, Experiment
-from rsseg_cli.config import resolve
+from rsseg_cli.commands.evaluate.experiment import Experiment, ExperimentRow
+from rsseg_cli.commands.fit.job import RunJob
+from rsseg_cli.config import RunConfig, resolve
 from rsseg_cli.data.resolve_source import parse_source
 from rsseg_cli.data.spec.class_map import ClassMap
 from rsseg_cli.data.spec.dataset_spec import DatasetSpec
@@ -40,17 +41,17 @@ def test_every_paper_is_there() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_row_resolves_and_every_dataset_is_known(name: str) -> None:
-    experiment = Chosen.find(name).experiment
+    experiment = ExperimentRow.find(name).experiment
     assert experiment.title
     first = next(iter(experiment.rows))
     assert first in (name.partition("/")[0], experiment.rows[first].method)
     for row in experiment.rows:
-        chosen = Chosen.find(f"{name}:{row}")
+        selected = ExperimentRow.find(f"{name}:{row}")
         config = resolve(
-            method=chosen.row.method,
+            method=selected.table_row.method,
             file=None,
             sources=experiment.src,
-            changes=chosen.changes(skip={}),
+            changes=selected.changes(skip={}),
         )
         assert config.data.src == experiment.src
         assert config.data.class_map == experiment.class_map
@@ -63,7 +64,7 @@ def test_every_row_resolves_and_every_dataset_is_known(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_sources_and_targets_speak_of_the_same_classes(name: str) -> None:
-    experiment = Chosen.find(name).experiment
+    experiment = ExperimentRow.find(name).experiment
     learnt = []
     for text in experiment.src:
         classes = spec_of(text)[0].class_list()
@@ -77,7 +78,7 @@ def test_sources_and_targets_speak_of_the_same_classes(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_sources_hold_the_bands_of_the_targets(name: str) -> None:
-    experiment = Chosen.find(name).experiment
+    experiment = ExperimentRow.find(name).experiment
     ours = {band.name for band in spec_of(experiment.src[0])[0].bands}
     for text in experiment.targets.values():
         theirs = {band.name for band in spec_of(text)[0].bands}
@@ -102,13 +103,13 @@ def test_printed_numbers() -> None:
         ("earth_adapter/loveda_rural_to_urban", "urban"): 59.02,
     }
     for (name, target), value in printed.items():
-        row = Chosen.find(name).row
+        row = ExperimentRow.find(name).table_row
         assert (row.mean if target == "mean" else row.published[target]) == value, name
 
 
 def test_what_was_never_published_is_said() -> None:
     for name in ("spectralmoe/fbp_cross_region", "spectralmoe/openearthmap", "spectralmoe/whu_ohs"):
-        assert "never published" in Chosen.find(name).experiment.notes
+        assert "never published" in ExperimentRow.find(name).experiment.notes
 
 
 @pytest.mark.parametrize(
@@ -180,3 +181,20 @@ def test_what_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert "--src cannot be combined with --experiment" in call.err
     call = rsseg("evaluate", "--experiment", "weft/eorssd")
     assert "there is no run of weft/eorssd" in call.err
+
+
+def test_options_win_over_the_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
+    configs: list[RunConfig] = []
+
+    def stop(config: RunConfig, *options: object) -> RunJob:
+        configs.append(config)
+        raise RssegError("not prepared")
+
+    monkeypatch.setattr("rsseg_cli.commands.fit.fit.prepare_fit", stop)
+    fit = ["fit", "--experiment", "weft/eorssd", "--device", "cpu"]
+    rsseg(*fit)
+    rsseg(*fit, "--steps", "3")
+    rsseg(*fit, "--steps", "3", "--set", "training.steps=5")
+    preset, option, setting = (config.training.steps for config in configs)
+    assert preset > option == 3
+    assert setting == 5

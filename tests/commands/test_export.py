@@ -58,7 +58,7 @@ def test_card_says_data_scores_limits_and_licences(run: Path, tmp_path: Path) ->
     assert f"mIoU {100 * score['miou']:.1f}" in card
     assert "| city | 2 |" in card
     assert "| city | CC BY 4.0 |" in card
-    assert "random" in card
+    assert "initialised at random" in card
     assert "It reads blue green nir, in this order, as uint16" in card
     weak = [row["name"] for row in score["classes"] if row["pixels"] and row["iou"] < 0.4]
     assert weak

@@ -116,7 +116,7 @@ def test_a_folder_that_is_no_run_is_never_replaced(city: Path, tmp_path: Path) -
     mine = copy_of(city, tmp_path)
     call = rsseg(*FIT, "--src", mine, "--output", mine, "--overwrite")
     assert call.code == 1
-    assert "holds other things than a run" in call.err
+    assert "is not empty and not a run folder" in call.err
     assert sorted(path.name for path in mine.iterdir()) == ["dataset.yaml", "images", "labels"]
 
 

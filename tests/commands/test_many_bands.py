@@ -10,7 +10,8 @@ from scenes import write_raster
 
 from rsseg_cli.commands.evaluate.model_evaluation import evaluate_model
 from rsseg_cli.commands.fit.fit import prepare_fit
-from rsseg_cli.commands.fit.job import RunOptions, run
+from rsseg_cli.commands.fit.job import run
+from rsseg_cli.commands.fit.options import FitOptions
 from rsseg_cli.commands.predict.options import PredictOptions
 from rsseg_cli.commands.predict.predict import predict
 from rsseg_cli.config import resolve
@@ -56,7 +57,7 @@ def test_thirty_two_bands(tmp_path: Path) -> None:
         head="linear",
         changes=SETTINGS,
     )
-    fitted = run(prepare_fit(config, RunOptions(folder=tmp_path / "run", quiet=True)))
+    fitted = run(prepare_fit(config, FitOptions(output=tmp_path / "run", quiet=True)))
     scene, target = data / "images" / "a.tif", tmp_path / "a.seg.tif"
     model = Path(fitted.model)
     predict(PredictOptions(scenes=(str(scene),), output=target, model=model, quiet=True))

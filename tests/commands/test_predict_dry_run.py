@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
+import warnings
 from collections.abc import Callable
-from dataclasses import fields
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import torch
 from paths import ENVIRONMENT
+from runs import ground, rsseg, seen
+from scenes import write_raster
+from torch import Tensor
+
 from rsseg_cli.commands.predict import scene_predictor as mapper
 from rsseg_cli.commands.predict.dry_run import find_problems
 from rsseg_cli.commands.predict.options import PredictOptions
@@ -15,22 +30,6 @@ from rsseg_cli.contract import Bands
 from rsseg_cli.errors import RssegWarning
 from rsseg_cli.predict import batch
 from rsseg_cli.raster.scene import Scene
-from runs import ground
-from runs import rsseg
-from runs import seen
-from scenes import write_raster
-from torch import Tensor
-from types import SimpleNamespace
-from typing import Any
-import numpy as np
-import os
-import pytest
-import rasterio
-import shutil
-import subprocess
-import sys
-import torch
-import warnings
 
 
 @pytest.fixture

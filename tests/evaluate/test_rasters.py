@@ -2,37 +2,35 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from functools import partial
-from numpy.typing import NDArray
 from pathlib import Path
-from rasterio.features import rasterize
-from rsseg_cli.classes import Class
-from rsseg_cli.classes import IGNORE
-from rsseg_cli.errors import RssegError
-from rsseg_cli.errors import UnreadableError
-from rsseg_cli.evaluate import Comparison
-from rsseg_cli.evaluate import evaluate_rasters
-from rsseg_cli.evaluate import evaluate_scenes
-from rsseg_cli.evaluate import rasters
-from rsseg_cli.evaluate import read_class_list
-from rsseg_cli.evaluate.reference import open_reference
-from rsseg_cli.metrics.boundary import BoundaryIoU
-from rsseg_cli.metrics.confusion import ConfusionMatrix
-from rsseg_cli.raster import sidecars
-from rsseg_cli.raster.class_names import classes_in_use
-from rsseg_cli.raster.class_names import read_classes
-from rsseg_cli.raster.decode import LabelCode
-from rsseg_cli.raster.grid import Window
-from scenes import NORTH_UP
-from scenes import ROTATED
-from scenes import WriteScene
-from scenes import write_raster
-from shapely.geometry import box
+
 import geopandas
 import numpy as np
 import pytest
 import rasterio
-import tracemalloc
+from numpy.typing import NDArray
+from rasterio.features import rasterize
+from scenes import NORTH_UP, ROTATED, WriteScene, write_raster
+from shapely.geometry import box
+
+from rsseg_cli.classes import IGNORE, Class
+from rsseg_cli.errors import RssegError, UnreadableError
+from rsseg_cli.evaluate import (
+    Comparison,
+    evaluate_rasters,
+    evaluate_scenes,
+    rasters,
+    read_class_list,
+)
+from rsseg_cli.evaluate.reference import open_reference
+from rsseg_cli.metrics.boundary import BoundaryIoU
+from rsseg_cli.metrics.confusion import ConfusionMatrix
+from rsseg_cli.raster import sidecars
+from rsseg_cli.raster.class_names import classes_in_use, read_classes
+from rsseg_cli.raster.decode import LabelCode
+from rsseg_cli.raster.grid import Window
 
 CLASSES = [
     Class(0, "land", (10, 20, 30)),

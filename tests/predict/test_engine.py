@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
-from rio_cogeo.cogeo import cog_validate
-from rsseg_cli.classes import Class
-from rsseg_cli.classes import default_color
-from rsseg_cli.errors import OutputExistsError
-from rsseg_cli.errors import RssegError
-from rsseg_cli.errors import RssegWarning
-from rsseg_cli.errors import UnreadableError
-from rsseg_cli.memory import peak_rss_mb
-from rsseg_cli.predict import pipeline
-from rsseg_cli.predict.engine import predict_scene
-from rsseg_cli.predict.outputs import Outputs
-from rsseg_cli.predict.outputs import SceneResult
-from rsseg_cli.predict.pipeline import SceneTask
-from rsseg_cli.predict.plan import Plan
-from rsseg_cli.predict.plan import Tiling
-from rsseg_cli.predict.plan import plan_scene
-from rsseg_cli.raster.grid import Window
-from rsseg_cli.raster.scene import Scene
-from scenes import NORTH_UP
-from scenes import ROTATED
-from scenes import SOUTH_UP
-from scenes import WriteScene
-from scenes import random_samples
-from torch import Tensor
 from typing import Any
+
 import numpy as np
 import pytest
 import rasterio
 import rasterio.shutil
-import threading
 import torch
+from rio_cogeo.cogeo import cog_validate
+from scenes import NORTH_UP, ROTATED, SOUTH_UP, WriteScene, random_samples
+from torch import Tensor
+
+from rsseg_cli.classes import Class, default_color
+from rsseg_cli.errors import OutputExistsError, RssegError, RssegWarning, UnreadableError
+from rsseg_cli.memory import peak_rss_mb
+from rsseg_cli.predict import pipeline
+from rsseg_cli.predict.engine import predict_scene
+from rsseg_cli.predict.outputs import Outputs, SceneResult
+from rsseg_cli.predict.pipeline import SceneTask
+from rsseg_cli.predict.plan import Plan, Tiling, plan_scene
+from rsseg_cli.raster.grid import Window
+from rsseg_cli.raster.scene import Scene
 
 CLASSES = [Class(k, f"class {k}", default_color(k)) for k in range(8)]
 SMALL = Tiling(tile=32, overlap=0.25, batch=4)

@@ -51,9 +51,8 @@ def fit(folder: Path, model: Segmenter) -> None:
     resume = (folder / "resume.pt").exists()
     done = checkpoint.load_resume(folder / "resume.pt")["step"] if resume else 0
     work = job(
-        folder, model=model, steps=STEPS,
-        open_batches=lambda size: Slow(count=size), validate=Rising(done), validate_every=1,
-        save_every=2,
+        folder, model=model, steps=STEPS, open_batches=lambda size: Slow(count=size),
+        validate=Rising(done), validate_every=1, save_every=2,
     )  # fmt: skip
     run(work, resume=resume)
 

@@ -1,4 +1,4 @@
-"""`rsseg adapt`: a model and unlabelled scenes in, a model adapted to them out."""
+"""Prepares a run of `rsseg adapt` from a model or a preset, and unlabelled scenes."""
 
 from __future__ import annotations
 
@@ -14,18 +14,12 @@ from rsseg_cli.commands.adapt.target_labels import labelled
 from rsseg_cli.commands.adapt.target_validation import TargetValidation
 from rsseg_cli.commands.adapt.targets import Targets
 from rsseg_cli.commands.fit.dry_run import make_plan
-from rsseg_cli.commands.fit.job import (
-    PROBE_SEED,
-    ReportExtras,
-    RunJob,
-    RunOptions,
-    RunTiles,
-    balanced_weights,
-    tiles_per_pass,
-)
-from rsseg_cli.commands.fit.run_folder_checks import require_same_data
+from rsseg_cli.commands.fit.job import ReportExtras, RunJob, balanced_weights
+from rsseg_cli.commands.fit.run_folder_checks import open_run_folder, require_same_data
+from rsseg_cli.commands.fit.run_tiles import PROBE_SEED, RunTiles, tiles_per_pass
 from rsseg_cli.commands.fit.validation import Validation
 from rsseg_cli.commands.model import LoadedModel, build, metadata, open_model, pick_device
+from rsseg_cli.commands.options import TrainingOptions
 from rsseg_cli.config import RunConfig
 from rsseg_cli.data.pair import SourcePairs
 from rsseg_cli.data.sources import Sources
@@ -38,6 +32,7 @@ from rsseg_cli.number_format import counted
 from rsseg_cli.report.training_charts import draw_adaptation
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.threads import Indexed
+from rsseg_cli.training.deadline import Deadline
 from rsseg_cli.training.loop import Job
 from rsseg_cli.training.precision import Precision
 from rsseg_cli.training.run_folder import RunFolder
@@ -45,8 +40,15 @@ from rsseg_cli.training.self_training import SelfTraining
 from rsseg_cli.training.step_log import TrainingResult
 
 
-def prepare_adapt(config: RunConfig, options: RunOptions) -> RunJob:
-    """Open and check model, source and target, and put the run together.
+def prepare_adapt(
+    config: RunConfig, options: TrainingOptions, deadline: Deadline | None = None
+) -> RunJob:
+    """Open and check model, source and target, and prepare the run.
+
+    Args:
+        config: The settings.
+        options: As in `prepare_fit`.
+        deadline: Time limit of the run.
 
     Raises:
         RssegError: The model, the data, the settings and the run folder do not fit together.
@@ -57,12 +59,12 @@ def prepare_adapt(config: RunConfig, options: RunOptions) -> RunJob:
     targets, labelled_holdout = _open_targets(config, sources, options.data_root)
     of_source = f"{sources.name}-" if sources.sources else ""
     name = f"{config.method.name}-{of_source}to-{targets.name}"
-    path, resumed = options.open_folder(config, name)
+    path, resumed = open_run_folder(options, config, name)
     # Reads every label once: a wrong id is found before the training starts.
     index = ClassIndex.build(sources.train) if sources.train else None
     model = _first_model(config, sources, loaded)
-    prints = [*sources.fingerprints(), targets.fingerprint()]
-    about = metadata(config, model, sources.classes, prints)
+    fingerprints = [*sources.fingerprints(), targets.fingerprint()]
+    about = metadata(config, model, sources.classes, fingerprints)
     if resumed is not None:
         require_same_data(resumed, about, path)
     if config.data.class_weights == "balanced" and index is not None:
@@ -71,18 +73,15 @@ def prepare_adapt(config: RunConfig, options: RunOptions) -> RunJob:
     precision = Precision.choose(config.training.precision, device)
     tiles = RunTiles(config, sources.bands, per_pass)
     streams = DomainStreams(tiles, sources, targets, _sampling_index(config, index))
-    steps = config.training.steps
-    objective = SelfTraining(
-        config.adapt, model, config.augment, tile=config.data.tile, steps=steps
-    )
+    tile, steps = config.data.tile, config.training.steps
+    objective = SelfTraining(config.adapt, model, config.augment, tile=tile, steps=steps)
     folder = RunFolder(path, about)
     maps = BeforeAfterMap.of(
         folder.report / "maps",
-        targets.train,
-        targets.bands(sources.bands),
+        targets,
+        sources.bands,
         sources.classes,
-        tile=config.data.tile,
-        unit_scale=targets.unit_scale,
+        tile=tile,
         precision=precision,
     )
     validation = _validation(
@@ -90,7 +89,7 @@ def prepare_adapt(config: RunConfig, options: RunOptions) -> RunJob:
     )
     if resumed is not None:
         records = folder.records()
-        validation.remember([r for r in records if int(str(r["step"])) <= resumed["step"]])
+        validation.restore([r for r in records if int(str(r["step"])) <= resumed["step"]])
     plan, scenes = make_plan(config, sources, index, model, precision), len(targets.images)
     return RunJob(
         config=config,
@@ -113,25 +112,24 @@ def prepare_adapt(config: RunConfig, options: RunOptions) -> RunJob:
             settings=config.training,
             optimization=config.optimizer,
             device=device,
-            deadline=options.deadline,
+            deadline=deadline or Deadline(),
             validate_start=loaded is not None,
             multiple=2 if sources.train else 1,
         ),
         resumed=resumed,
-        quiet=options.quiet,
+        quiet=options.silent,
         extras=partial(_extras, folder, sources, model, maps),
     )
 
 
 def _open_start(config: RunConfig) -> LoadedModel | None:
     """Open the model to start from; None: the run starts from the pretrained backbone."""
-    path = config.adapt.model
-    if path is not None:
+    if config.adapt.model is not None:
         weights = getattr(config.backbone, "weights", None)
-        return open_model(Path(path), weights=weights)
+        return open_model(Path(config.adapt.model), weights=weights)
     if config.adapt.source_free:
         raise RssegError(
-            "without a source there must be a model", where="--source-free", fix="--model RUN"
+            "without a source, a fitted model is needed", where="--source-free", fix="--model RUN"
         )
     return None
 
@@ -148,9 +146,9 @@ def _open_sources(
         sources = open_sources(loaded, config.data, data_root)
     if per_pass < 2:
         raise RssegError(
-            "a pass of one tile cannot hold both domains",
+            "a forward pass of one tile cannot hold both domains",
             where="training.batch, training.grad_accumulation",
-            fix="training.batch=2 or more for every pass and process",
+            fix="training.batch of at least 2 for every forward pass and process",
         )
     return sources
 
@@ -158,7 +156,7 @@ def _open_sources(
 def _open_targets(
     config: RunConfig, sources: Sources, data_root: Path | None
 ) -> tuple[Targets, list[SourcePairs]]:
-    """Open the target, and the labels of its held-out tiles if they are to be reported."""
+    """Open the target; with `adapt.report_labels`, also the labels of its held-out tiles."""
     settings, bands, classes = config.adapt, sources.bands, sources.classes
     targets = Targets.open(settings, bands, classes, tile=config.data.tile, data_root=data_root)
     targets.require_other(sources.train)
@@ -168,7 +166,7 @@ def _open_targets(
 
 
 def _first_model(config: RunConfig, sources: Sources, loaded: LoadedModel | None) -> Segmenter:
-    """Return the model that the run starts with; a fitted one gets the method's settings of now."""
+    """Return the model that the run starts with; a fitted one gets the run's method settings."""
     if loaded is None:
         return build(config, sources.bands, len(sources.classes))
     if (config.method, config.head) == (loaded.config.method, loaded.config.head):
@@ -178,15 +176,15 @@ def _first_model(config: RunConfig, sources: Sources, loaded: LoadedModel | None
         model.load_adapter_state(loaded.model.adapter_state())
     except (RuntimeError, KeyError) as error:
         raise RssegError(
-            "the model does not fit these settings of its method or head",
+            "the weights of the model do not fit these settings of its method or head",
             where=loaded.name,
-            fix="--set method... only for what changes no weights, such as method.every",
+            fix="--set method... only for settings that keep the weights, such as method.every",
         ) from error
     return model
 
 
 def _sampling_index(config: RunConfig, index: ClassIndex | None) -> ClassIndex | None:
-    """Return the index by which source tiles are drawn; None: uniformly."""
+    """Return the index for sampling source tiles by class; None: uniformly."""
     if index is None:
         return None
     if config.adapt.rare_class_temperature is not None:
@@ -205,29 +203,23 @@ def _validation(
     precision: Precision,
 ) -> TargetValidation:
     config, bands = tiles.config, targets.bands(sources.bands)
-    threads, scale = config.training.num_workers, targets.unit_scale
-    reported = None
-    if labelled_holdout:
-        on_labels = tiles.covering(labelled_holdout, bands)
-        reported = Validation(on_labels, sources.classes, precision, threads, unit_scale=scale)
 
-    def map_before(model: Segmenter) -> None:
+    def on_target(parts: list[SourcePairs]) -> Validation:
+        covering, threads = tiles.covering(parts, bands), config.training.num_workers
+        return Validation(covering, sources.classes, precision, threads, targets.unit_scale)
+
+    def map_start(model: Segmenter) -> None:
         if distributed.is_main():
             maps.write(model, maps.before)
 
     return TargetValidation(
-        tiles=tiles.covering(targets.holdout, bands),
+        target=on_target(targets.holdout),
         source=Validation.of(sources, tiles, precision),
         source_shares=None if index is None else [float(share) for share in index.shares],
-        start=objective.start,
-        step=lambda: objective.done,
-        precision=precision,
-        threads=threads,
-        limit=config.adapt.max_class_shift,
-        patience=config.adapt.patience,
-        unit_scale=scale,
-        before=map_before,
-        reported=reported,
+        objective=objective,
+        settings=config.adapt,
+        map_start=map_start,
+        reported=on_target(labelled_holdout) if labelled_holdout else None,
     )
 
 
@@ -237,9 +229,9 @@ class DomainStreams:
 
     Attributes:
         tiles: Opens tiles.
-        sources: The source; without training scenes there is none.
+        sources: The source; its `train` is empty where only the target is used.
         targets: The target.
-        index: Draws source tiles by class; None: uniformly.
+        index: Samples source tiles by class; None: uniformly.
     """
 
     tiles: RunTiles
@@ -248,7 +240,7 @@ class DomainStreams:
     index: ClassIndex | None
 
     def batches(self, batch: int) -> Indexed[Batch]:
-        """Open training batches: half of their tiles are of the target, rounded down."""
+        """Open training batches; half of their tiles, rounded down, are of the target."""
         count = self.tiles.micro_batches(batch)
         if not self.sources.train:
             return self._target(batch, micro_batches=count)
@@ -257,7 +249,7 @@ class DomainStreams:
         return JoinedTiles(source, self._target(target, micro_batches=count))
 
     def probes(self, samples: int, objective: SelfTraining) -> Indexed[Batch]:
-        """Open probes: source, and every second one of the target once it has pseudo-labels."""
+        """Open probes of the source; with pseudo-labels, every second one is of the target."""
         target = self._target(samples, PROBE_SEED)
         if not self.sources.train:
             return target
@@ -283,7 +275,7 @@ def _extras(
     maps: BeforeAfterMap,
     result: TrainingResult,
 ) -> ReportExtras:
-    """Return maps before and after, curves on the target, and remarks."""
+    """Draw the maps before and after and the curves on the target, and write the remarks."""
     maps.write(model, maps.after)
     figures = {"before and after": maps.draw()} if maps.before.is_file() else {}
     records = folder.records()

@@ -1,4 +1,4 @@
-"""Maps a piece of a target scene before and after an adaptation, for the report."""
+"""Maps the middle of a target scene before and after an adaptation, for the report."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from rsseg_cli.classes import Class
+from rsseg_cli.commands.adapt.targets import Targets
 from rsseg_cli.commands.fit.final_evaluation import shown_bands
 from rsseg_cli.contract import Bands
-from rsseg_cli.data.pair import Opener, Pair, SourcePairs
+from rsseg_cli.data.pair import Opener, Pair
 from rsseg_cli.predict.engine import predict_scene
 from rsseg_cli.predict.outputs import Outputs
 from rsseg_cli.predict.pipeline import SceneTask
@@ -26,12 +27,12 @@ from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training.precision import Precision
 
 TILES = 4
-"""Side of the piece in tiles."""
+"""Side of the mapped window in tiles."""
 
 
 @dataclass(frozen=True)
 class BeforeAfterMap:
-    """A piece of a scene, mapped before and after.
+    """Maps of the middle of a scene.
 
     Attributes:
         folder: Folder of the two maps.
@@ -57,27 +58,27 @@ class BeforeAfterMap:
     def of(
         cls,
         folder: Path,
-        parts: Sequence[SourcePairs],
+        targets: Targets,
         bands: Bands,
         classes: Sequence[Class],
         *,
         tile: int,
-        unit_scale: float,
         precision: Precision,
     ) -> BeforeAfterMap:
-        """Choose the largest scene."""
-        pairs = [(opener, pair) for opener, pairs in parts for pair in pairs]
+        """Select the largest scene of the targets; `bands` are the model's."""
+        pairs = [(opener, pair) for opener, pairs in targets.train for pair in pairs]
         opener, pair = max(pairs, key=lambda entry: entry[1].info.width * entry[1].info.height)
+        bands, unit_scale = targets.bands(bands), targets.unit_scale
         return cls(folder, opener, pair, bands, classes, tile, unit_scale, precision)
 
     @property
     def before(self) -> Path:
-        """The map of the model at the start."""
+        """Map of the model before its training."""
         return self.folder / "before.tif"
 
     @property
     def after(self) -> Path:
-        """The map of the adapted model."""
+        """Map of the adapted model."""
         return self.folder / "after.tif"
 
     @property
@@ -88,7 +89,7 @@ class BeforeAfterMap:
         return Window((info.width - width) // 2, (info.height - height) // 2, width, height)
 
     def write(self, model: Segmenter, path: Path) -> None:
-        """Write a map of the piece; the model is left in eval mode."""
+        """Write a map of the window; the model is left in eval mode."""
         model.eval()
         side = -(-self.tile // model.multiple) * model.multiple
         tiling = Tiling(tile=side, batch=4)
@@ -103,7 +104,7 @@ class BeforeAfterMap:
             predict_scene(SceneTask(scene, infer, outputs, tiling, self.precision.device))
 
     def _open(self) -> Scene:
-        """Open the piece as a scene."""
+        """Open the window as a scene."""
         x, y = self.opener.reader.box[:2] if self.opener.reader.box else (0, 0)
         window = self.window.shift(x, y)
         box = (window.x, window.y, window.right, window.bottom)

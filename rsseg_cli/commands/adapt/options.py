@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from rsseg_cli.commands.options import (
     ADVANCED,
@@ -33,3 +34,11 @@ class AdaptOptions(FittedModelOption, TrainingOptions, BandsOptions):
         False, "Report scores on labels of the target; never train on them.", ADVANCED,
         setting="adapt.report_labels",
     )  # fmt: skip
+
+    def replaced_settings(self) -> dict[str, Any]:
+        """Return the values of the options that replace settings, by `section.key`."""
+        return super().replaced_settings() | {
+            "adapt.bands": None if self.bands is None else f"[{self.bands}]",
+            "adapt.nodata": self.nodata,
+            "backbone.weights": None if self.weights is None else self.weights.resolve(),
+        }

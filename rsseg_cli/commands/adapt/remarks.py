@@ -1,4 +1,4 @@
-"""Result of `rsseg adapt` in words: how the model was chosen, and why the run stopped early."""
+"""Remarks on the result of `rsseg adapt`: choice of the model, and reason of an early stop."""
 
 from __future__ import annotations
 
@@ -12,28 +12,23 @@ from rsseg_cli.training.step_log import TrainingResult
 
 
 def to_json(report: FitReport) -> dict[str, Any]:
-    """Return what `adapt --json` prints: as `fit`, and why the run stopped early, or None."""
-    return report.to_json() | {"stopped": stopped(report.result)}
+    """Return the output of `adapt --json`: that of `fit`, and the reason of an early stop."""
+    return report.to_json() | {"stopped": stop_reason(report.result)}
 
 
-def stopped(result: TrainingResult) -> str | None:
+def stop_reason(result: TrainingResult) -> str | None:
     """Return why a run stopped before its last step; None if it did not."""
     reason = (result.last or {}).get("stop")
     return None if reason is None else f"stopped at step {result.steps:,}: {reason}"
 
 
 def remarks(result: TrainingResult, records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the remarks of the report.
-
-    Args:
-        result: Result of the run.
-        records: Lines of its metrics.
-    """
+    """Return the remarks of the report, given the result and the lines of the metrics."""
     best, last = result.best or {}, result.last or {}
     texts = [
-        "the model was chosen without labels of the target: by the information of its "
-        "predictions on held-out target tiles, less what it lost on the source, over three "
-        "validations",
+        "the model was chosen without labels of the target: by the mutual information of pixel "
+        "and predicted class on held-out target tiles, less the loss of mIoU on the source, "
+        "averaged over three validations",
         f"chosen: step {best.get('step')}, merit {_number(best.get('merit'))}, source mIoU "
         f"{_number(best.get('miou'))}; last: step {result.steps}, merit "
         f"{_number(last.get('merit'))}, source mIoU {_number(last.get('miou'))}",
@@ -44,10 +39,10 @@ def remarks(result: TrainingResult, records: Sequence[Mapping[str, Any]]) -> lis
         on_labels = (first, *(score.get("target_labels") or {} for score in (best, last)))
         start, chosen, end = (_number(score.get("miou")) for score in on_labels)
         texts.append(
-            f"{TARGET_LABELS} (neither a step nor the choice used them): mIoU {start} at the first "
-            f"validation, {chosen} of the chosen model, {end} of the last"
+            f"{TARGET_LABELS} (used neither for training nor for the choice): mIoU {start} at the "
+            f"first validation, {chosen} of the chosen model, {end} of the last"
         )
-    reason = stopped(result)
+    reason = stop_reason(result)
     return texts if reason is None else [reason, *texts]
 
 

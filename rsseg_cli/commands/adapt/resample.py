@@ -18,11 +18,11 @@ from rsseg_cli.errors import RssegError
 def resampled(opener: Opener, pair: Pair, gsd_m: float, folder: Path) -> Pair:
     """Return a pair whose image is a VRT with pixels of `gsd_m` metres.
 
-    Coarser pixels are averages, finer ones are interpolated bilinearly.
+    Downsampling averages pixels, upsampling interpolates bilinearly.
 
     Args:
         opener: Opens the image.
-        pair: The scene, whole.
+        pair: A whole scene.
         gsd_m: Side of a pixel in metres.
         folder: Folder of the VRT; it must outlive the pair.
 
@@ -30,8 +30,8 @@ def resampled(opener: Opener, pair: Pair, gsd_m: float, folder: Path) -> Pair:
         RssegError: The pixel size is unknown, or only part of the scene is used.
     """
     with opener.scene(pair.image) as scene:
-        own = ground_size_m(scene)
-    if own is None:
+        scene_gsd_m = ground_size_m(scene)
+    if scene_gsd_m is None:
         raise RssegError(
             "the pixel size in metres is unknown",
             where=str(pair.image),
@@ -39,14 +39,14 @@ def resampled(opener: Opener, pair: Pair, gsd_m: float, folder: Path) -> Pair:
         )
     if pair.regions is not None or opener.reader.box or opener.reader.raw:
         raise RssegError(
-            "scenes that are used in part cannot be resampled",
+            "only whole scenes can be resampled",
             where=str(pair.image),
-            fix="whole scenes, or resample them before (gdalwarp -tr)",
+            fix="whole scenes, or resample them beforehand (gdalwarp -tr)",
         )
     path = folder / f"{len(list(folder.iterdir()))}-{pair.image.stem}.vrt"
-    nodata = opener.reader.nodata if isinstance(opener.reader.nodata, float) else None
     with rasterio.open(pair.image.resolve()) as file:
-        size = [max(1, round(n * own / gsd_m)) for n in (file.width, file.height)]
+        nodata = opener.reader.nodata if isinstance(opener.reader.nodata, float) else file.nodata
+        size = [max(1, round(n * scene_gsd_m / gsd_m)) for n in (file.width, file.height)]
         scale = rasterio.Affine.scale(file.width / size[0], file.height / size[1])
         with WarpedVRT(
             file,
@@ -54,9 +54,9 @@ def resampled(opener: Opener, pair: Pair, gsd_m: float, folder: Path) -> Pair:
             transform=file.transform @ scale,
             width=size[0],
             height=size[1],
-            resampling=Resampling.average if gsd_m > own else Resampling.bilinear,
-            src_nodata=file.nodata if nodata is None else nodata,
-            nodata=file.nodata if nodata is None else nodata,
+            resampling=Resampling.average if gsd_m > scene_gsd_m else Resampling.bilinear,
+            src_nodata=nodata,
+            nodata=nodata,
         ) as warped:
             rasterio.shutil.copy(warped, path, driver="VRT")
     return replace(pair, image=path, info=opener.info(path))

@@ -1,7 +1,7 @@
 """Labels of a target, for scores in the log and the report only.
 
-They are opened only with `adapt.report_labels`. Neither the training nor the choice of the model
-uses them.
+They are opened only with `adapt.report_labels`, and are used neither for training nor for the
+choice of the model.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rsseg_cli.classes import IGNORE, Class
 from rsseg_cli.commands.adapt.targets import as_dataset
+from rsseg_cli.commands.evaluate.class_matching import require_same_classes
 from rsseg_cli.contract import Bands
 from rsseg_cli.data.infer.infer_classes import find_classes
 from rsseg_cli.data.infer.infer_layout import IMAGE_FOLDERS, find_layout
@@ -22,8 +23,6 @@ from rsseg_cli.errors import RssegError, UnreadableError
 from rsseg_cli.training.adaptation import Adaptation
 
 FIX = "leave out --report-labels: labels of the target are not needed"
-
-LabelsByImage = dict[Path, tuple[Opener, Path]]
 
 
 def labelled(
@@ -47,11 +46,17 @@ def labelled(
     """
     if settings.gsd_m is not None:
         raise RssegError("labels are not resampled with --gsd", where="--report-labels", fix=FIX)
-    labels: LabelsByImage = {}
+    labels: dict[Path, tuple[Opener, Path]] = {}
     for text in settings.tgt:
         source = as_dataset(text, data_root) or _folder(Path(text), bands, classes)
         if source is not None:
-            _require_same(source, classes)
+            require_same_classes(
+                classes,
+                source.classes,
+                of="model and target labels",
+                where=source.spec.name,
+                fix=FIX,
+            )
             opener = source.opener
             labels |= {e.image: (opener, e.label) for e in source.entries() if e.label is not None}
     parts: list[SourcePairs] = []
@@ -59,8 +64,8 @@ def labelled(
         with_label = [replace(p, label=labels[p.image][1]) for p in pairs if p.image in labels]
         if with_label:
             label_opener, _ = labels[with_label[0].image]
-            part_opener = replace(label_opener, bands=opener.bands, reader=opener.reader)
-            parts.append((part_opener, with_label))
+            both = replace(label_opener, bands=opener.bands, reader=opener.reader)
+            parts.append((both, with_label))
     if not parts:
         raise RssegError(
             "the target has no labels to report on", where=", ".join(settings.tgt), fix=FIX
@@ -80,7 +85,7 @@ def _folder(path: Path, bands: Bands, classes: Sequence[Class]) -> Source | None
         return None
     labels = find_classes(layout.labels)
     # 0 and 255 are a mask only for a model of two classes; else 0 is an id and 255 is ignored.
-    ids = labels.encoding == "threshold" and len(classes) != 2
+    holds_ids = labels.encoding == "threshold" and len(classes) != 2
     spec = DatasetSpec(
         name=root.resolve().name,
         bands=tuple(BandSpec(name=name) for name in bands.names),
@@ -89,19 +94,8 @@ def _folder(path: Path, bands: Bands, classes: Sequence[Class]) -> Source | None
         labels=(layout.template,),
         spare_labels=True,
         classes=tuple(ClassSpec(id=c.id, name=c.name, color=c.color) for c in classes),
-        encoding="index" if ids else labels.encoding,
-        ignore=(IGNORE,) if ids else labels.ignore,
+        encoding="index" if holds_ids else labels.encoding,
+        ignore=(IGNORE,) if holds_ids else labels.ignore,
         field=labels.field,
     )
     return Source(spec, root, holdout=0.0)
-
-
-def _require_same(source: Source, classes: Sequence[Class]) -> None:
-    ours, theirs = ([(c.id, c.name) for c in side] for side in (classes, source.classes))
-    if ours != theirs:
-        listed = (", ".join(f"{i} {name}" for i, name in side) for side in (ours, theirs))
-        raise RssegError(
-            f"the classes of model and target labels differ: {' / '.join(listed)}",
-            where=source.spec.name,
-            fix=FIX,
-        )

@@ -1,4 +1,4 @@
-"""The unlabelled data of an adaptation: scenes, their bands, and the held-out tiles."""
+"""Unlabelled data of an adaptation: scenes, their bands, and held-out tiles."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class Targets:
     Attributes:
         name: Names of the targets, joined.
         train: Scenes to train on.
-        holdout: Held-out tiles, which choose the model.
+        holdout: Held-out tiles for the choice of the model.
         unit_scale: Factor from stored values to the unit of the source.
-        images: Image files as the user named them, before any resampling.
+        images: Image files before resampling.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Targets:
         tile: int,
         data_root: Path | None,
     ) -> Targets:
-        """Open the scenes and check that the model can read them.
+        """Open the scenes and check that they fit the model.
 
         Raises:
             RssegError: No scene is named or found, bands are missing, or no pixel is valid.
@@ -83,48 +83,45 @@ class Targets:
             )
         images = [pair.image for _, (_, pairs) in opened for pair in pairs]
         name = "+".join(source.spec.name for source, _ in opened)
-        with ExitStack() as leaving:
+        with ExitStack() as cleanup:
             folder = Path(tempfile.mkdtemp(prefix="rsseg-"))
-            leaving.callback(shutil.rmtree, folder, ignore_errors=True)
+            cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
             parts = [_resample(source, part, bands, settings, folder) for source, part in opened]
             parts = [(opener, _with_image(opener, pairs)) for opener, pairs in parts]
             _check_compatible(parts, bands)
             train, holdout = hold_out([part for part in parts if part[1]], settings.holdout, tile)
             targets = cls(name, train, holdout, scales.pop(), images)
-            weakref.finalize(targets, leaving.pop_all().close)  # the folder lives as long as they
+            # The VRT files in the folder are needed as long as the targets.
+            weakref.finalize(targets, cleanup.pop_all().close)
         return targets
 
     def bands(self, model: Bands) -> Bands:
-        """Return the model's bands in the unit of the target, to fill missing samples."""
+        """Return the model's bands in the unit of the target; their means fill missing samples."""
         return model.model_copy(
             update={"mean": tuple(mean / self.unit_scale for mean in model.mean)}
         )
 
     def fingerprint(self) -> dict[str, Json]:
         """Return the metadata of the target, with a hash of the files' names and sizes."""
-        total = hashlib.sha256()
+        digest = hashlib.sha256()
         for path in self.images:
             size = path.stat().st_size if path.exists() else 0
-            total.update(f"{path.name} {size}\n".encode())
+            digest.update(f"{path.name} {size}\n".encode())
         return {
             "name": self.name,
             "labelled": False,
             "train": len(self.images),
-            "fingerprint": total.hexdigest()[:16],
+            "fingerprint": digest.hexdigest()[:16],
         }
 
     def require_other(self, sources: Sequence[SourcePairs]) -> None:
-        """Check that the target is not the source.
-
-        Raises:
-            RssegError: All scenes of the target are labelled scenes of the source.
-        """
+        """Raise an error if all scenes of the target are labelled scenes of the source."""
         labelled = {pair.image.resolve() for _, pairs in sources for pair in pairs}
         if {path.resolve() for path in self.images} <= labelled:
             raise RssegError(
                 "the target is the source: there is nothing to adapt to",
                 where=self.name,
-                fix="--tgt with scenes of the area that the model is for, or `rsseg fit`",
+                fix="--tgt with scenes of the area to be mapped, or `rsseg fit`",
             )
 
 
@@ -135,12 +132,12 @@ def _open(
     classes: Sequence[Class],
     data_root: Path | None,
 ) -> tuple[Source, SourcePairs]:
-    """Open scenes, or the images of a dataset."""
+    """Open the scenes of a text of `--tgt`, or the images of a dataset."""
     source = as_dataset(text, data_root)
     if source is not None:
         _require_split_without_labels(source, text)
-        bare = source.spec.model_copy(update={"labels": (), "norm": None})
-        source = replace(source, spec=bare)
+        spec = source.spec.model_copy(update={"labels": (), "norm": None})
+        source = replace(source, spec=spec)
         return source, without_labels(_match(bands, source, settings), source.pairs())
     scenes = _scenes(text)
     source = _describe(text, scenes, settings, bands, classes)
@@ -174,13 +171,13 @@ def as_dataset(text: str, data_root: Path | None) -> Source | None:
 
 
 def _require_split_without_labels(source: Source, text: str) -> None:
-    """Raise an error for a split that is drawn with the help of labels."""
+    """Raise an error for a split that depends on labels."""
     split = source.splits.get(source.split or "")
     if split is None:
         return
     if split.blocks or any(source.splits[name].blocks for name in split.exclude):
         raise RssegError(
-            f"{text} is a split chosen by labels, which adapt never opens",
+            f"{text} is a split that depends on labels, which adapt never opens",
             where=f"splits.{source.split} of {source.spec.name}",
             fix=f"--tgt {text.partition(':')[0]}, or a split of whole images or a box",
         )
@@ -191,9 +188,9 @@ def _describe(
 ) -> Source:
     """Describe scenes by the metadata of the first one."""
     with Scene.open(scenes[0], warn=False) as scene:
-        named, assumed = name_bands(scene)
+        named, are_assumed = name_bands(scene)
         count, numbers, gsd_m = scene.count, scene.bands, ground_size_m(scene)
-    unnamed = assumed or not any(b.wavelength_nm or b.name in bands.names for b in named)
+    unnamed = are_assumed or not any(b.wavelength_nm or b.name in bands.names for b in named)
     if settings.bands is None and unnamed and count != len(bands):
         raise RssegError(
             f"{Path(scenes[0]).name} has {counted(count, 'band')} without names, the model reads "
@@ -223,7 +220,7 @@ def _describe(
 
 
 def _match(bands: Bands, source: Source, settings: Adaptation) -> Opener:
-    """Return an opener with the user's file bands, else with those matched to the model's."""
+    """Return an opener with the file bands of `--bands`, else with those matched to the model's."""
     if settings.bands is not None:
         if len(settings.bands) != len(bands):
             raise RssegError(
@@ -258,29 +255,29 @@ def _resample(
 
 
 def _with_image(opener: Opener, pairs: Sequence[Pair]) -> list[Pair]:
-    """Return the scenes with any valid pixel."""
+    """Return the scenes that have a valid pixel."""
     kept = []
     for pair in pairs:
         if has_image(opener, pair):
             kept.append(pair)
         else:
-            warnings.warn(f"{pair.image} holds nodata only: left out", RssegWarning, stacklevel=2)
+            warnings.warn(f"{pair.image} has only nodata: left out", RssegWarning, stacklevel=2)
     return kept
 
 
 def _check_compatible(parts: Sequence[SourcePairs], bands: Bands) -> None:
-    """Raise an error without scenes; warn about values of another type without a scale."""
+    """Raise an error without scenes; warn about another data type than the model's, unscaled."""
     pairs = [pair for _, pairs in parts for pair in pairs]
     if not pairs:
         raise RssegError(
             "the target holds no valid pixel",
-            fix="check the nodata value (--nodata), or the scenes",
+            fix="check the scenes and their nodata value (--nodata)",
         )
     other = next((pair for pair in pairs if pair.info.dtype != bands.dtype), None)
     if other is not None and bands.scale is None:
         warnings.warn(
             f"{other.image.name} holds {other.info.dtype}, the model was fitted on "
-            f"{bands.dtype}: values are taken to have the same unit",
+            f"{bands.dtype}: values are assumed to have the same unit",
             RssegWarning,
             stacklevel=2,
         )

@@ -1,4 +1,4 @@
-"""`rsseg bench predict`: speed of a prediction beside bare forward passes on this machine."""
+"""`rsseg bench predict`: speed of a prediction beside bare forward passes."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from rich.console import Console
 from torch import Tensor
 
 from rsseg_cli.classes import Class, default_color
+from rsseg_cli.commands.bench.options import BenchPredictOptions
 from rsseg_cli.commands.fit.run_report import versions
 from rsseg_cli.commands.model import LoadedModel, build, open_model, pick_device
 from rsseg_cli.commands.predict.scene_predictor import ModelInfer, tiling_for
@@ -32,11 +33,16 @@ from rsseg_cli.raster.scene import Scene
 
 CLASSES = 8
 """Classes of the benchmark's models."""
+BANDS = Bands(
+    names=("red", "green", "blue"), wavelengths_nm=(660.0, 560.0, 485.0),
+    mean=(110.0,) * 3, std=(50.0,) * 3, dtype="uint8",
+)  # fmt: skip
+"""Bands of the benchmark's models."""
 TILED = {"tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK}
 
 
 class NullModel:
-    """One-hot of band 1 modulo 8: only the engine takes time."""
+    """One-hot of band 1 modulo 8, a model without computation."""
 
     def __call__(self, tiles: Tensor) -> Tensor:
         """Return probabilities (B, K, T, T) for tiles (B, C, T, T)."""
@@ -44,59 +50,46 @@ class NullModel:
         return (tiles[:, :1].to(torch.uint8) % CLASSES == classes).float()
 
 
-def bench_predict(
-    model: Path | None = None,
-    *,
-    size: int = 2048,
-    tile: int | None = None,
-    batch: int | None = None,
-    overlap: float = 0.25,
-    rounds: int = 3,
-    device: str = "auto",
-) -> dict[str, Any]:
+def bench_predict(options: BenchPredictOptions) -> dict[str, Any]:
     """Measure a whole prediction beside bare forward passes, and a null model beside a copy.
 
-    Args:
-        model: Run folder or model file; a random vit_tiny with a linear head when None.
-        size: Side of the square synthetic scene in pixels.
-        tile: Side of a tile in pixels; that of the training when None.
-        batch: Tiles per pass.
-        overlap: Overlap of neighbouring tiles as a fraction of a tile, 0..0.5.
-        rounds: Repetitions; the fastest is reported.
-        device: auto, cpu, cuda or cuda:N.
+    Without a model, a random vit_tiny with a linear head is measured.
 
     Returns:
-        `device`, `versions`, `bare`, `end_to_end`, `ratio` (end to end over bare), and the parts:
-        `null` and `copy`, `null_ratio` (null model over copying the raster with GDAL).
+        `device`, `versions`, `model`, `scene`, `tiling`; `bare`, `end_to_end` and their `ratio`
+        (speed end to end over bare); `null`, `copy` and their `null_ratio` (speed of the null
+        model over that of a copy with GDAL).
     """
-    where = pick_device(device)
-    fitted = _random_model() if model is None else open_model(model)
-    tiling = tiling_for(fitted, where, tile=tile, overlap=overlap, batch=batch)
-    infer = ModelInfer(fitted, where)
+    size, rounds, device = options.size, options.rounds, pick_device(options.device)
+    fitted = _random_model() if options.model is None else open_model(options.model)
+    tiling = tiling_for(
+        fitted, device, tile=options.tile, overlap=options.overlap, batch=options.batch
+    )
+    infer = ModelInfer(fitted, device)
     with tempfile.TemporaryDirectory(prefix="rsseg-bench-") as name:
         folder = Path(name)
         bands = fitted.model.bands
         path = write_scene(folder / "scene.tif", size, bands.mean, bands.std, bands.dtype)
         with Scene.open(path) as scene:
             plan = plan_scene(scene, tiling, classes=len(fitted.classes))
-            bare = _bare(scene, infer, tiling, plan.tiles, where, rounds)
-            whole = _map(scene, infer, fitted.classes, tiling, where, folder, rounds)
+            bare = _bare(scene, infer, tiling, plan.tiles, device, rounds)
+            whole = _map(scene, infer, fitted.classes, tiling, device, folder, rounds)
         single = write_scene(folder / "single.tif", size, (120.0,), (60.0,), "uint8")
-        copied = _best(
+        copied = _fastest(
             lambda: rasterio.shutil.copy(
                 single, folder / "copy.tif", driver="GTiff", compress="zstd", **TILED
             ),
             rounds,
         )
-        classes = [Class(k, f"class {k}", default_color(k)) for k in range(CLASSES)]
+        classes = _classes()
         with Scene.open(single) as scene:
-            null = _map(scene, NullModel(), classes, tiling, where, folder, rounds)
+            null = _map(scene, NullModel(), classes, tiling, device, folder, rounds)
     mpx = size * size / 1e6
     seconds = {"bare": bare, "copy": copied}
     return {
-        "device": str(where),
+        "device": str(device),
         "versions": versions(),
-        "model": fitted.describe() if model is not None else "random vit_tiny + linear",
+        "model": fitted.describe() if options.model is not None else "random vit_tiny + linear",
         "scene": {"width": size, "height": size, "bands": len(bands), "dtype": bands.dtype},
         "tiling": {**asdict(tiling), "tiles": plan.tiles},
         **{key: {"seconds": s, "mpx_per_s": mpx / s} for key, s in seconds.items()},
@@ -147,30 +140,29 @@ def _random_model() -> LoadedModel:
         method="frozen", file=None, backbone="vit_tiny", head="linear", pretrained=False,
         changes=["data.tile=256"],
     )  # fmt: skip
-    bands = Bands(
-        names=("red", "green", "blue"), wavelengths_nm=(660.0, 560.0, 485.0),
-        mean=(110.0,) * 3, std=(50.0,) * 3, dtype="uint8",
-    )  # fmt: skip
-    classes = [Class(k, f"class {k}", default_color(k)) for k in range(CLASSES)]
-    return LoadedModel(Path("random"), build(config, bands, CLASSES).eval(), config, classes, {})
+    return LoadedModel(Path("random"), build(config, BANDS, CLASSES).eval(), config, _classes(), {})
+
+
+def _classes() -> list[Class]:
+    return [Class(k, f"class {k}", default_color(k)) for k in range(CLASSES)]
 
 
 def _bare(
     scene: Scene, infer: Infer, tiling: Tiling, tiles: int, device: torch.device, rounds: int
 ) -> float:
-    """Time forward passes over as many tiles."""
+    """Measure the seconds of forward passes over a number of tiles."""
     shape = (tiling.batch, scene.count, tiling.tile, tiling.tile)
     full = torch.from_numpy(np.zeros(shape, scene.dtype)).to(device)
-    whole, rest = divmod(tiles, tiling.batch)
-    batches = [full] * whole + [full[:rest]] * bool(rest)
+    full_batches, rest = divmod(tiles, tiling.batch)
+    batches = [full] * full_batches + [full[:rest]] * bool(rest)
 
     def forward() -> None:
         for batch in batches:
-            scores = infer(batch)
-        scores[0, 0, 0, 0].item()
+            probabilities = infer(batch)
+        probabilities[0, 0, 0, 0].item()  # waits for the device
 
     infer(full)
-    return _best(forward, rounds)
+    return _fastest(forward, rounds)
 
 
 def _map(
@@ -185,11 +177,11 @@ def _map(
 
 
 def _document(result: SceneResult) -> dict[str, Any]:
-    kept = ("seconds", "mpx_per_s", "peak_rss_mb", "wait")
-    return {key: value for key, value in asdict(result).items() if key in kept}
+    keys = ("seconds", "mpx_per_s", "peak_rss_mb", "wait")
+    return {key: value for key, value in asdict(result).items() if key in keys}
 
 
-def _best(work: Callable[[], object], rounds: int) -> float:
+def _fastest(work: Callable[[], object], rounds: int) -> float:
     seconds = []
     for _ in range(rounds):
         started = time.perf_counter()

@@ -24,17 +24,17 @@ def match_bands(model: Bands, source: Source) -> Opener:
         RssegError: The dataset lacks one of the bands.
     """
     opener = source.opener
-    theirs = list(zip(source.spec.bands, opener.bands, strict=True))
+    available = list(zip(source.spec.bands, opener.bands, strict=True))
     file_bands = []
     for name, wavelength in zip(model.names, model.wavelengths_nm, strict=True):
-        named = [file_band for band, file_band in theirs if band.name == name]
-        near = [file_band for band, file_band in theirs if _is_near(band, wavelength)]
+        named = [file_band for band, file_band in available if band.name == name]
+        near = [file_band for band, file_band in available if _is_near(band, wavelength)]
         if not named and not near:
             raise RssegError(
                 f"{source.spec.name} has no band {name} "
-                f"({' '.join(band.name for band, _ in theirs)})",
+                f"({' '.join(band.name for band, _ in available)})",
                 where=f"{source.spec.name}, bands of the model: {' '.join(model.names)}",
-                fix="name the bands alike in both dataset.yaml, or give their wavelength_nm",
+                fix="the same names in both dataset.yaml, or wavelength_nm of the bands",
             )
         file_bands.append((named or near)[0])
     return replace(opener, bands=tuple(file_bands))
@@ -62,8 +62,6 @@ def require_band_count(model: Bands, opener: Opener, source: Source) -> None:
 def unit_scale(model: float | None, data: float | None) -> float:
     """Return the factor from stored values of a dataset to those that a model was fitted on.
 
-    Args:
-        model: Scale of the model's data (physical unit per stored unit), if known.
-        data: Scale of the dataset, if known.
+    Both scales are physical units per stored unit; the factor is 1 if one of them is unknown.
     """
     return 1.0 if model is None or data is None else data / model

@@ -1,4 +1,4 @@
-"""Matches the classes of a model with those of a dataset, through a class map if there is one."""
+"""Matches the classes of a model with those of a dataset, optionally through a class map."""
 
 from __future__ import annotations
 
@@ -18,23 +18,30 @@ from rsseg_cli.predict.pipeline import Infer
 def reconcile(
     classes: Sequence[Class], source: Source, class_map: str | None, *, model: str
 ) -> tuple[Source, Merge | None]:
-    """Bring a model and a dataset to the same classes.
+    """Convert a model and a dataset to the same classes.
 
     Args:
-        classes: Those of the model.
+        classes: Classes of the model.
         source: The dataset.
-        class_map: File or preset of a class map; it is applied to the side that it fits.
+        class_map: File or preset of a class map; it is applied to the model or the dataset.
         model: Name of the model, for errors.
 
     Returns:
-        The dataset, its classes merged if the map starts from them; and the merge of the model's
-        classes, None where they stay.
+        The dataset, with merged classes if the map applies to it; and the merge of the model's
+        classes, None if the map does not apply to the model.
 
     Raises:
-        RssegError: The classes differ, and no map leads from one to the other.
+        RssegError: The classes differ, and the map does not convert one to the other.
     """
     if class_map is None or _same(classes, source.classes):
-        _require_same(classes, source, model)
+        require_same_classes(
+            classes,
+            source.classes,
+            of="model and dataset",
+            where=f"{model}, {source.spec.name}",
+            fix="the same ids and names, in the same order, in dataset.yaml (`remap` changes ids), "
+            "or --class-map with a class map (`rsseg presets list`)",
+        )
         return source, None
     mapping = ClassMap.read(class_map)
     if _same(mapping.class_list(), classes):
@@ -42,21 +49,20 @@ def reconcile(
     if _same(mapping.class_list(), source.classes):
         return source, mapping.fit(classes, where=model)
     raise RssegError(
-        f"the class map {class_map} leads neither to the classes of the model nor to those of "
+        f"the classes of the class map {class_map} are neither those of the model nor those of "
         f"{source.spec.name}: {_listed(mapping.class_list())}",
         where=f"{model}: {_listed(classes)}; {source.spec.name}: {_listed(source.classes)}",
         fix="a map whose `classes` are the ids and names of one of the two",
     )
 
 
-def _require_same(classes: Sequence[Class], source: Source, model: str) -> None:
-    if not _same(classes, source.classes):
+def require_same_classes(
+    ours: Sequence[Class], theirs: Sequence[Class], *, of: str, where: str, fix: str
+) -> None:
+    """Raise an error if ids, names or order of classes differ; `of` names both sides."""
+    if not _same(ours, theirs):
         raise RssegError(
-            "the classes of model and dataset differ: "
-            f"{_listed(classes)} / {_listed(source.classes)}",
-            where=f"{model}, {source.spec.name}",
-            fix="the same ids and names, in the same order, in dataset.yaml (`remap` changes ids), "
-            "or --class-map with a class map (`rsseg presets list`)",
+            f"the classes of {of} differ: {_listed(ours)} / {_listed(theirs)}", where=where, fix=fix
         )
 
 
@@ -69,9 +75,9 @@ def _listed(classes: Sequence[Class]) -> str:
 
 
 class MergedInfer:
-    """Probabilities of merged classes: those of classes that become one are added.
+    """Probabilities of merged classes: the sums of those of their original classes.
 
-    A class without a counterpart is never predicted.
+    Original classes without a merged class are left out.
 
     Args:
         infer: Computes probabilities of the model's classes.
@@ -87,6 +93,6 @@ class MergedInfer:
 
     def __call__(self, tiles: Tensor) -> Tensor:
         """Return probabilities (B, K, T, T) of the merged classes for tiles (B, C, T, T)."""
-        scores = self._infer(tiles)
-        matrix = self._matrix.to(scores.device, scores.dtype)
-        return torch.einsum("mk,bkhw->bmhw", matrix, scores)
+        probabilities = self._infer(tiles)
+        matrix = self._matrix.to(probabilities.device, probabilities.dtype)
+        return torch.einsum("mk,bkhw->bmhw", matrix, probabilities)

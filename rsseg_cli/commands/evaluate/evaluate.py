@@ -1,11 +1,15 @@
-"""`rsseg evaluate`: a map against its ground truth, or a model on labelled data."""
+"""Evaluation of a map against its ground truth, of a model on labelled data, or an experiment."""
 
 from __future__ import annotations
 
 from functools import partial
 from typing import Any
 
-from rsseg_cli.commands.evaluate.experiment import Chosen, ExperimentReport, score
+from rsseg_cli.commands.evaluate.experiment import (
+    ExperimentReport,
+    ExperimentRow,
+    evaluate_experiment,
+)
 from rsseg_cli.commands.evaluate.model_evaluation import evaluate_model
 from rsseg_cli.commands.evaluate.options import EvaluateOptions
 from rsseg_cli.commands.fit.run_report import versions
@@ -18,10 +22,10 @@ from rsseg_cli.report.report import Report
 def evaluate(options: EvaluateOptions) -> Report | ExperimentReport:
     """Evaluate a map, a model or an experiment.
 
-    Several processes share the scenes of a model's datasets; the result is the first one's.
+    Several processes share the scenes of a model's datasets; only rank 0 returns all scores.
 
     Raises:
-        RssegError: The inputs do not fit.
+        RssegError: The inputs do not fit together.
     """
     on_data = partial(
         evaluate_model,
@@ -30,18 +34,18 @@ def evaluate(options: EvaluateOptions) -> Report | ExperimentReport:
         overlap=options.overlap,
         boundary_px=options.boundary or None,
         device=options.device,
-        quiet=options.quiet or options.as_json,
+        quiet=options.silent,
     )
     if options.experiment is not None:
-        chosen = Chosen.find(options.experiment)
-        return score(chosen, on_data, model=options.model, data_root=options.data_root)
+        row = ExperimentRow.find(options.experiment)
+        return evaluate_experiment(row, on_data, model=options.model, data_root=options.data_root)
     if options.on:
         return on_data(options.model, options.on, class_map=options.class_map)
     return evaluate_map(options)
 
 
 def evaluate_map(options: EvaluateOptions) -> Report:
-    """Score one map against its ground truth; see `evaluate.rasters.evaluate_rasters`."""
+    """Evaluate a map against its ground truth; see `evaluate.rasters.evaluate_rasters`."""
     prediction, truth, image = options.prediction, options.truth, options.image
     assert prediction is not None
     assert truth is not None

@@ -1,4 +1,4 @@
-"""Experiments of the papers: data, rows of the published table, and our scores beside them."""
+"""Experiments of papers: data, rows of the published table, and scores of models beside them."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from rsseg_cli.report.report import Report
 from rsseg_cli.settings import Strict
 
 
-class Row(Strict):
-    """One line of a published table."""
+class PublishedRow(Strict):
+    """A row of a published table."""
 
     method: str
     """Method preset."""
     settings: tuple[str, ...] = ()
-    """Further settings as `--set` takes them."""
+    """Settings of this row, as for `--set`."""
     published: dict[str, float] = Field(default_factory=dict)
     """Published score per target in percent."""
     mean: float | None = None
@@ -43,20 +43,20 @@ class Experiment(Strict):
     title: str
     paper: str
     src: tuple[str, ...] = Field(min_length=1)
-    """Training data as `--src` takes it."""
+    """Training data, as for `--src`."""
     unlabelled: tuple[str, ...] = ()
-    """Unlabelled target data that the published rows adapted to."""
+    """Unlabelled target data that the published methods adapted to."""
     class_map: str | None = None
     """Class map of the sources."""
     targets: dict[str, str] = Field(min_length=1)
     """Test data by name: `DATASET[:split[:domain]]`."""
     bands: Literal["name", "position"] = "name"
-    """How bands of targets are matched with those of the sources: by name and wavelength, or by
-    position, as in papers that feed infrared for red."""
+    """Matching of bands of targets and sources: by name and wavelength; or by position, as in
+    papers that use infrared in place of red."""
     metric: Literal["miou"] = "miou"
     settings: tuple[str, ...] = ()
-    """Settings of all rows as `--set` takes them."""
-    rows: dict[str, Row] = Field(min_length=1)
+    """Settings of all rows, as for `--set`."""
+    rows: dict[str, PublishedRow] = Field(min_length=1)
     """Rows of the table; the first is the paper's own method."""
     notes: str = ""
 
@@ -72,21 +72,15 @@ class Experiment(Strict):
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """An experiment and one row of it.
-
-    Attributes:
-        name: `paper/setting[:row]`.
-        experiment: The preset.
-        row: The row of the table.
-    """
+class ExperimentRow:
+    """An experiment and one row of its table; `name` is `paper/setting[:row]`."""
 
     name: str
     experiment: Experiment
-    row: Row
+    table_row: PublishedRow
 
     @classmethod
-    def find(cls, name: str) -> Chosen:
+    def find(cls, name: str) -> ExperimentRow:
         """Load `paper/setting[:row]`; without a row, the paper's own method.
 
         Raises:
@@ -104,43 +98,41 @@ class Chosen:
         return Path("runs") / self.name.replace("/", "-").replace(":", "-")
 
     def changes(self, *, skip: Mapping[str, str | None]) -> list[str]:
-        """Return the settings of the experiment, then those of the row.
+        """Return the settings of the experiment, then those of the row, as for `--set`.
 
         Args:
-            skip: Sections and what the user chose for them; settings of those are left out.
+            skip: The user's choice for some sections; settings of a chosen section are left out.
         """
-        class_map = self.experiment.class_map
-        mapped = [] if class_map is None else [f"data.class_map={class_map}"]
-        listed = [*mapped, *self.experiment.settings, *self.row.settings]
-        return [change for change in listed if not skip.get(change.partition(".")[0])]
+        changes = [*self.experiment.settings, *self.table_row.settings]
+        if self.experiment.class_map is not None:
+            changes.insert(0, f"data.class_map={self.experiment.class_map}")
+        return [change for change in changes if not skip.get(change.partition(".")[0])]
 
     def options(self, options: FitOptions) -> FitOptions:
-        """Return the options of a fit with the data, method and settings of the experiment."""
-        skip = {"backbone": options.backbone, "head": options.head}
+        """Return the options of a fit with the data and the method of the experiment."""
         return replace(
             options,
             experiment=None,
-            method=self.row.method,
+            method=self.table_row.method,
             src=self.experiment.src,
             output=options.output or self.folder,
-            settings=(*self.changes(skip=skip), *options.settings),
         )
 
     def remarks(self) -> list[str]:
-        """Return notes for readers of the scores."""
+        """Return remarks on the comparison with the published scores."""
         notes = []
         if self.experiment.unlabelled:
             targets = ", ".join(self.experiment.unlabelled)
             notes.append(
-                f"the published rows adapted to unlabelled images of {targets}; `fit` reads the "
-                "sources only (`rsseg adapt` continues from there)"
+                f"the published methods adapted to unlabelled images of {targets}; `fit` trains "
+                "on the sources only (then use `rsseg adapt`)"
             )
-        return [*notes, *(text for text in (self.experiment.notes, self.row.notes) if text)]
+        return [*notes, *(text for text in (self.experiment.notes, self.table_row.notes) if text)]
 
 
 @dataclass(frozen=True)
 class TargetScore:
-    """Our score on a target and the published one, 0..1."""
+    """Score of a model on a target and the published score, 0..1."""
 
     target: str
     on: str
@@ -149,7 +141,7 @@ class TargetScore:
 
     @property
     def difference(self) -> float | None:
-        """Ours minus the published one."""
+        """Score of the model minus the published score."""
         if self.ours is None or self.published is None:
             return None
         return self.ours - self.published
@@ -164,41 +156,42 @@ class TargetScore:
 class ExperimentReport:
     """Result of `rsseg evaluate --experiment`."""
 
-    chosen: Chosen
+    row: ExperimentRow
     model: str
-    lines: list[TargetScore] = field(default_factory=list)
+    targets: list[TargetScore] = field(default_factory=list)
     reports: Mapping[str, Report] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the machine-readable form."""
-        metric = self.chosen.experiment.metric
+        metric = self.row.experiment.metric
         return {
-            "experiment": self.chosen.name,
-            "title": self.chosen.experiment.title,
+            "experiment": self.row.name,
+            "title": self.row.experiment.title,
             "model": self.model,
-            "source": self.chosen.row.source,
-            "targets": [line.to_json(metric) for line in self.lines],
+            "source": self.row.table_row.source,
+            "targets": [target.to_json(metric) for target in self.targets],
             "scores": {name: report.to_json() for name, report in self.reports.items()},
-            "remarks": self.chosen.remarks(),
+            "remarks": self.row.remarks(),
         }
 
-    def show(self, console: Console | None = None) -> None:
-        """Print our scores beside the published ones in percent."""
-        console = console or Console(highlight=False)
-        console.print(f"{self.chosen.name}  {self.chosen.experiment.title}", markup=False)
+    def show(self) -> None:
+        """Print the scores beside the published ones in percent."""
+        console = Console(highlight=False)
+        console.print(f"{self.row.name}  {self.row.experiment.title}", markup=False)
         console.print(f"{self.model}\n", markup=False)
         table = Table(box=None, header_style="bold", pad_edge=False)
         for column in ("target", "data"):
             table.add_column(column)
         for column in ("mIoU", "published", "difference"):
             table.add_column(column, justify="right")
-        for line in self.lines:
-            sign = "" if line.difference is None else signed_percent(line.difference)
-            table.add_row(line.target, line.on, percent(line.ours), percent(line.published), sign)
+        for score in self.targets:
+            difference = "" if score.difference is None else signed_percent(score.difference)
+            scores = percent(score.ours), percent(score.published)
+            table.add_row(score.target, score.on, *scores, difference)
         console.print(table)
-        if self.chosen.row.source:
-            console.print(f"\npublished: {self.chosen.row.source}", markup=False)
-        for remark in self.chosen.remarks():
+        if self.row.table_row.source:
+            console.print(f"\npublished: {self.row.table_row.source}", markup=False)
+        for remark in self.row.remarks():
             console.print(f"note: {remark}", style="yellow", markup=False)
 
     def write(self, folder: Path) -> None:
@@ -210,43 +203,47 @@ class ExperimentReport:
         (folder / "experiment.json").write_text(document, encoding="utf-8")
 
 
-def score(
-    chosen: Chosen, evaluate: Callable[..., Report], *, model: Path | None, data_root: Path | None
+def evaluate_experiment(
+    row: ExperimentRow,
+    evaluate: Callable[..., Report],
+    *,
+    model: Path | None,
+    data_root: Path | None,
 ) -> ExperimentReport:
-    """Score a model on every target of an experiment.
+    """Evaluate a model on every target of an experiment.
 
     Args:
-        chosen: The experiment.
+        row: The experiment.
         evaluate: `evaluate_model` with the options of the command line.
         model: Run folder or model file; that of `fit --experiment` when None.
-        data_root: Where dataset presets lie.
+        data_root: Folder of the dataset presets.
 
     Raises:
         RssegError: There is no such run, or a target is not on disk.
     """
-    targets, row = chosen.experiment.targets, chosen.row
-    where = model or chosen.folder
-    if not where.exists():
+    targets = row.experiment.targets
+    path = model or row.folder
+    if not path.exists():
         raise UnreadableError(
-            f"there is no run of {chosen.name}",
-            where=str(where),
-            fix=f"rsseg fit --experiment {chosen.name}, or --model RUN",
+            f"there is no run of {row.name}",
+            where=str(path),
+            fix=f"rsseg fit --experiment {row.name}, or --model RUN",
         )
     for on in targets.values():
         Source.locate(on, data_root=data_root).pairs()
-    by_position = chosen.experiment.bands == "position"
-    reports = {name: evaluate(where, [on], by_position=by_position) for name, on in targets.items()}
-    lines = []
+    by_position = row.experiment.bands == "position"
+    reports = {name: evaluate(path, [on], by_position=by_position) for name, on in targets.items()}
+    rows = []
     for name, on in targets.items():
         scores = reports[name].scores
         ours = None if scores is None else scores.miou
-        lines.append(TargetScore(name, on, ours, _share(row.published.get(name))))
+        rows.append(TargetScore(name, on, ours, _fraction(row.table_row.published.get(name))))
     if len(targets) > 1:
-        mine = [line.ours for line in lines if line.ours is not None]
-        mean = sum(mine) / len(mine) if len(mine) == len(lines) else None
-        lines.append(TargetScore("mean", "", mean, _share(row.mean)))
-    return ExperimentReport(chosen, str(where), lines, reports)
+        defined = [target.ours for target in rows if target.ours is not None]
+        mean = sum(defined) / len(defined) if len(defined) == len(rows) else None
+        rows.append(TargetScore("mean", "", mean, _fraction(row.table_row.mean)))
+    return ExperimentReport(row, str(path), rows, reports)
 
 
-def _share(percent: float | None) -> float | None:
+def _fraction(percent: float | None) -> float | None:
     return None if percent is None else percent / 100

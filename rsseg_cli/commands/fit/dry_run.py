@@ -1,8 +1,9 @@
-"""Answer of `--dry-run`: data, class frequencies, parameters by part, memory."""
+"""Output of `--dry-run`: data, class frequencies, parameters by part, memory."""
 
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from rich.console import Console
 
 from rsseg_cli.config import RunConfig
+from rsseg_cli.data.pair import Pair
 from rsseg_cli.data.sources import Sources
 from rsseg_cli.data.tiles.class_index import ClassIndex
 from rsseg_cli.distributed import world_size
@@ -18,13 +20,13 @@ from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training.precision import Precision
 
 ACTIVATIONS = {False: 34, True: 4}
-"""Floats kept per token, channel and block: the branches of a block, or only its input."""
+"""Floats kept per token, channel and block, without and with activation checkpointing."""
 PRECISIONS = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 
 @dataclass
 class TrainingPlan:
-    """What a run would do; the fields are the keys of the machine-readable answer."""
+    """Plan of a run; the fields are the keys of the machine-readable output."""
 
     source: str
     model: str
@@ -46,8 +48,8 @@ class TrainingPlan:
         console.print(f"model     {self.model}")
         console.print(f"training  {self.training}, about {self.memory_mb:,.0f} MB")
         for row in self.classes:
-            share = "-" if row["share"] is None else f"{row['share']:7.2%}"
-            console.print(f"  class {row['id']:>3}  {share:>8}  {row['name']}")
+            frequency = "-" if row["share"] is None else f"{row['share']:7.2%}"
+            console.print(f"  class {row['id']:>3}  {frequency:>8}  {row['name']}")
         for text in self.warnings:
             console.print(f"warning: {text}")
 
@@ -65,64 +67,60 @@ def make_plan(
         config: The settings.
         sources: The labelled data.
         index: Class frequencies; None without labels.
-        model: The model as it starts.
+        model: The model before training.
         precision: Number format and device.
     """
-    counts = count_parameters(model)
+    counts = _count_parameters(model)
     frequencies = [None] * len(sources.classes) if index is None else map(float, index.shares)
     classes = [
         {"id": cls.id, "name": cls.name, "share": share}
         for cls, share in zip(sources.classes, frequencies, strict=True)
     ]
+    train = [pair for _, pairs in sources.train for pair in pairs]
+    pairs = {"train": len(train), "validation": sum(len(p) for _, p in sources.validation)}
     return TrainingPlan(
-        source=describe_source(sources),
-        model=describe_model(config, counts),
-        training=describe_training(config, precision),
-        pairs={
-            "train": sum(len(pairs) for _, pairs in sources.train),
-            "validation": sum(len(pairs) for _, pairs in sources.validation),
-        },
+        source=_describe_source(sources, pairs, train),
+        model=_describe_model(config, counts),
+        training=_describe_training(config, precision),
+        pairs=pairs,
         classes=classes,
         parameters=counts,
-        memory_mb=estimate_memory_mb(config, model, counts),
-        warnings=_warnings(config, sources, classes),
+        memory_mb=_estimate_memory_mb(config, model, counts),
+        warnings=_warnings(config, sources, classes, train),
     )
 
 
-def _warnings(config: RunConfig, sources: Sources, classes: list[dict[str, Any]]) -> list[str]:
+def _warnings(
+    config: RunConfig, sources: Sources, classes: list[dict[str, Any]], train: Sequence[Pair]
+) -> list[str]:
     warnings = []
     missing = [row["name"] for row in classes if row["share"] == 0]
     if missing:
         warnings.append(
-            f"no training pixel of: {', '.join(missing)} (`rsseg data check` compares what "
-            "labels hold with what is expected)"
+            f"no training pixel of: {', '.join(missing)} (`rsseg data check` compares labels with "
+            "the classes of dataset.yaml)"
         )
     if not sources.validation:
         warnings.append("no validation set: the model of the last step is kept")
     tile = config.data.tile
-    infos = [pair.info for _, pairs in sources.train for pair in pairs]
-    small = min((min(info.width, info.height) for info in infos), default=tile)
-    if small < tile:
-        warnings.append(f"scenes of {small} px are padded to tiles of {tile} px")
+    smallest = min((min(pair.info.width, pair.info.height) for pair in train), default=tile)
+    if smallest < tile:
+        warnings.append(f"scenes of {smallest} px are padded to tiles of {tile} px")
     return warnings
 
 
-def describe_source(sources: Sources) -> str:
-    """Return a line about the data."""
-    infos = [pair.info for _, pairs in sources.train for pair in pairs]
-    validation = sum(len(pairs) for _, pairs in sources.validation)
-    sizes = {f"{info.width}x{info.height}" for info in infos}
+def _describe_source(sources: Sources, pairs: dict[str, int], train: Sequence[Pair]) -> str:
+    sizes = {f"{pair.info.width}x{pair.info.height}" for pair in train}
     size = sizes.pop() if len(sizes) == 1 else "mixed sizes"
     names = sources.bands.names
     return (
-        f"{sources.name}  train {len(infos)} / val {validation} scenes {size}, "
+        f"{sources.name}  train {pairs['train']} / val {pairs['validation']} scenes {size}, "
         f"{counted(len(names), 'band')} ({' '.join(names)}), "
         f"{counted(len(sources.classes), 'class')}"
     )
 
 
-def describe_model(config: RunConfig, counts: dict[str, int]) -> str:
-    """Return a line about the model."""
+def _describe_model(config: RunConfig, counts: dict[str, int]) -> str:
     name = getattr(config.backbone, "name", "")
     return (
         f"{name} + {config.method.name} + {config.head.name}     "
@@ -131,8 +129,7 @@ def describe_model(config: RunConfig, counts: dict[str, int]) -> str:
     )
 
 
-def describe_training(config: RunConfig, precision: Precision) -> str:
-    """Return a line about the training."""
+def _describe_training(config: RunConfig, precision: Precision) -> str:
     training, device = config.training, precision.device
     on_gpu = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if on_gpu else platform.processor() or "CPU"
@@ -142,19 +139,19 @@ def describe_training(config: RunConfig, precision: Precision) -> str:
     )
 
 
-def count_parameters(model: Segmenter) -> dict[str, int]:
+def _count_parameters(model: Segmenter) -> dict[str, int]:
     """Count parameters by part; `trainable_now` are those that require a gradient at the moment."""
-    parts = {"backbone": model.backbone, "method": model.method, "head": model.head}
-    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+    modules = {"backbone": model.backbone, "method": model.method, "head": model.head}
+    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in modules.items()}
     counts["tuned"] = sum(parameter.numel() for _, parameter in model.trainable_parameters())
     counts["trainable_now"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return counts
 
 
-def estimate_memory_mb(config: RunConfig, model: Segmenter, counts: dict[str, int]) -> float:
+def _estimate_memory_mb(config: RunConfig, model: Segmenter, counts: dict[str, int]) -> float:
     """Estimate the peak memory of a step: weights, gradients, moments, activations.
 
-    The estimate is within a factor of two for the heads and methods here.
+    The estimate is within a factor of two for the heads and methods of rsseg.
     """
     backbone, training = model.backbone, config.training
     side = -(-config.data.tile // backbone.patch)

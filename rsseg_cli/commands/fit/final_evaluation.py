@@ -2,62 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rsseg_cli.classes import IGNORE, Class
+from rsseg_cli.classes import IGNORE
+from rsseg_cli.commands.fit.validation import Validation
 from rsseg_cli.contract import Bands
 from rsseg_cli.data.tiles.tile_stream import Batch
-from rsseg_cli.data.tiles.validation_tiles import CoveringTiles
 from rsseg_cli.evaluate.evaluation import Evaluation
 from rsseg_cli.metrics.confusion import ConfusionMatrix
 from rsseg_cli.raster.decode import Labels
 from rsseg_cli.report.tile_gallery import TileSample, subsample
 from rsseg_cli.segmenter import Segmenter
-from rsseg_cli.threads import Prefetcher
-from rsseg_cli.training.precision import Precision
-from rsseg_cli.training.prefetch import pinned
 
 SHOWN = 256
 """Side in pixels of tiles in the report."""
 LABELLED = 0.1
-"""Fraction of labelled pixels from which a tile is shown in the report."""
+"""Smallest fraction of labelled pixels in a tile that is shown in the report."""
 
 
 def shown_bands(bands: Bands) -> tuple[int, ...]:
-    """Return the bands of a picture, from 0: red, green, blue, else the first three, else one."""
+    """Return the bands of a picture, from 0: red, green, blue; else the first three; else one."""
     return bands.rgb() or ((0, 1, 2) if len(bands) >= 3 else (0,))
 
 
 @torch.inference_mode()
-def final_evaluation(
-    model: Segmenter,
-    tiles: CoveringTiles,
-    classes: Sequence[Class],
-    precision: Precision,
-    *,
-    rgb: tuple[int, ...],
-    threads: int,
-) -> Evaluation:
+def final_evaluation(model: Segmenter, validation: Validation, rgb: tuple[int, ...]) -> Evaluation:
     """Evaluate a model on tiles: intervals, scenes, domains, calibration, best and worst tiles.
 
     Args:
         model: On its device; left in eval mode.
-        tiles: The validation set.
-        classes: Class of each index.
-        precision: Autocast of the forward pass.
+        validation: The validation set.
         rgb: Bands of the pictures, from 0.
-        threads: Number of reading threads.
     """
-    model.eval()
-    evaluation = Evaluation.empty(classes, boundary_px=None)
-    for batch in Prefetcher(pinned(tiles, precision.device), range(len(tiles)), threads=threads):
-        with precision.autocast():
-            probabilities = model.infer(batch.image.to(precision.device))
+    evaluation = Evaluation.empty(validation.classes, boundary_px=None)
+    for batch, probabilities in validation.predict(model):
         confidence, predicted = (part.cpu().numpy() for part in probabilities.float().max(1))
         for index in range(len(predicted)):
             labels = predicted[index].astype(np.uint8)
@@ -75,15 +57,15 @@ def _add(
 ) -> None:
     """Add one tile of a batch."""
     truth = batch.label[index].numpy()
-    known = truth != IGNORE
-    if not known.any():
+    valid = truth != IGNORE
+    if not valid.any():
         return
     matrix = ConfusionMatrix(evaluation.classes)
     matrix.update(predicted, truth)
     evaluation.add(batch.names[index], batch.domains[index], [matrix])
-    evaluation.calibration.update(confidence[known], (predicted == truth)[known])
+    evaluation.calibration.update(confidence[valid], (predicted == truth)[valid])
     miou = matrix.scores().miou
-    if miou is not None and known.mean() > LABELLED:
+    if miou is not None and valid.mean() > LABELLED:
         image = batch.image[index][list(rgb)].numpy()
         load = partial(_sample, batch.names[index], miou, truth, predicted, image)
         evaluation.gallery.add(miou, load)

@@ -1,42 +1,45 @@
-"""`rsseg fit`: settings and labelled data in, a run folder with a model and a report out."""
+"""Prepares a run of `rsseg fit` from settings and labelled data."""
 
 from __future__ import annotations
 
 from functools import partial
 
 from rsseg_cli.commands.fit.dry_run import make_plan
-from rsseg_cli.commands.fit.job import (
-    PROBE_SEED,
-    RunJob,
-    RunOptions,
-    RunTiles,
-    balanced_weights,
-    tiles_per_pass,
-)
-from rsseg_cli.commands.fit.run_folder_checks import require_same_data
+from rsseg_cli.commands.fit.job import RunJob, balanced_weights
+from rsseg_cli.commands.fit.run_folder_checks import open_run_folder, require_same_data
+from rsseg_cli.commands.fit.run_tiles import PROBE_SEED, RunTiles, tiles_per_pass
 from rsseg_cli.commands.fit.validation import Validation
 from rsseg_cli.commands.model import build, metadata, pick_device
+from rsseg_cli.commands.options import TrainingOptions
 from rsseg_cli.config import RunConfig
 from rsseg_cli.data.sources import Sources
 from rsseg_cli.data.tiles.augment import Augment
 from rsseg_cli.data.tiles.class_index import ClassIndex
 from rsseg_cli.data.tiles.tile_stream import TileStream
+from rsseg_cli.training.deadline import Deadline
 from rsseg_cli.training.loop import Job
 from rsseg_cli.training.objectives import Supervised
 from rsseg_cli.training.precision import Precision
 from rsseg_cli.training.run_folder import RunFolder
 
 
-def prepare_fit(config: RunConfig, options: RunOptions) -> RunJob:
-    """Open and check the data, build the model, and put the run together.
+def prepare_fit(
+    config: RunConfig, options: TrainingOptions, deadline: Deadline | None = None
+) -> RunJob:
+    """Open and check the data, build the model, and prepare the run.
+
+    Args:
+        config: The settings.
+        options: Data root, run folder, device and output; options that replace settings are
+            in `config` already.
+        deadline: Time limit of the run.
 
     Raises:
         RssegError: The data, the settings and the run folder do not fit together.
     """
     per_pass, device = tiles_per_pass(config.training), pick_device(options.device)
     sources = Sources.open(config.data, data_root=options.data_root)
-    name = f"{config.method.name}-{sources.name}"
-    path, resumed = options.open_folder(config, name)
+    path, resumed = open_run_folder(options, config, f"{config.method.name}-{sources.name}")
     # Reads every label once: a wrong id is found before the training starts.
     index = ClassIndex.build(sources.train)
     model = build(config, sources.bands, len(sources.classes))
@@ -47,11 +50,11 @@ def prepare_fit(config: RunConfig, options: RunOptions) -> RunJob:
         model.head.class_weights.copy_(balanced_weights(index))
     precision = Precision.choose(config.training.precision, device)
     tiles = RunTiles(config, sources.bands, per_pass)
-    sampled = index if config.data.sampling == "balanced" else None
+    sampling = index if config.data.sampling == "balanced" else None
 
     def open_batches(batch: int) -> TileStream:
         count = tiles.micro_batches(batch)
-        return tiles.random(sources.train, batch, index=sampled, micro_batches=count)
+        return tiles.random(sources.train, batch, index=sampling, micro_batches=count)
 
     folder = RunFolder(path, about)
     return RunJob(
@@ -65,14 +68,14 @@ def prepare_fit(config: RunConfig, options: RunOptions) -> RunJob:
             model=model.to(device),
             objective=Supervised(Augment(config.augment, tile=config.data.tile)),
             open_batches=open_batches,
-            open_probes=partial(tiles.random, sources.train, seed=PROBE_SEED, index=sampled),
+            open_probes=partial(tiles.random, sources.train, seed=PROBE_SEED, index=sampling),
             validate=Validation.of(sources, tiles, precision),
             folder=folder,
             settings=config.training,
             optimization=config.optimizer,
             device=device,
-            deadline=options.deadline,
+            deadline=deadline or Deadline(),
         ),
         resumed=resumed,
-        quiet=options.quiet,
+        quiet=options.silent,
     )

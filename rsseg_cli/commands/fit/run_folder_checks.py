@@ -1,26 +1,23 @@
-"""Checks before training that a run folder can be created, replaced or resumed."""
+"""Checks before training whether a run folder can be created, replaced or resumed."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from rsseg_cli import distributed
-from rsseg_cli import presets
-from rsseg_cli.config import RunConfig
-from rsseg_cli.config import SECTIONS
-from rsseg_cli.config import parse
+from typing import Any
+
+from rsseg_cli import distributed, presets
+from rsseg_cli.commands.options import TrainingOptions
+from rsseg_cli.config import SECTIONS, RunConfig, parse
 from rsseg_cli.data.resolve_source import parse_source
-from rsseg_cli.errors import Interrupted
-from rsseg_cli.errors import OutputExistsError
-from rsseg_cli.errors import RssegError
+from rsseg_cli.errors import Interrupted, OutputExistsError, RssegError
 from rsseg_cli.training.checkpoint import load_resume
 from rsseg_cli.training.deadline import Deadline
 from rsseg_cli.training.run_folder import RunFolder
-from typing import Any
-import os
 
 MAY_CHANGE = frozenset(
     [
-        "adapt.model",  # the state holds the weights that the run has by now
+        "adapt.model",  # the state holds the current weights
         "backbone.weights",  # fingerprints are compared
         "training.compile",
         "training.activation_checkpointing",
@@ -30,15 +27,15 @@ MAY_CHANGE = frozenset(
         "training.num_workers",
     ]
 )
-"""Settings that a resumed run may change, because they do not change its model (or, like
-grad_accumulation, only its batch statistics, to save memory). All others must be the same."""
+"""Settings that a resumed run may change because they do not change its model; grad_accumulation
+changes only batch statistics, to save memory. All others must be the same."""
 SOURCES = frozenset(["data.src", "adapt.tgt"])
-"""Settings whose files may have moved: only `:split:domain` must be the same, and the files'
-fingerprints."""
+"""Settings whose files may have moved. Only `:split:domain` and the fingerprints of the files must
+be the same."""
 
 
 def since_first_attempt(deadline: Deadline) -> Deadline:
-    """Subtract the time of attempts before a restart by `torchrun` from a deadline.
+    """Subtract from a deadline the time of attempts before a restart by `torchrun`.
 
     Raises:
         Interrupted: An earlier attempt has stopped because its time was up.
@@ -53,47 +50,44 @@ def since_first_attempt(deadline: Deadline) -> Deadline:
     return deadline
 
 
-def open_state(
-    path: Path, config: RunConfig, *, resume: bool, overwrite: bool
-) -> dict[str, Any] | None:
-    """Read the state to resume from; None for a new run, after a check of its folder.
+def open_run_folder(
+    options: TrainingOptions, config: RunConfig, name: str
+) -> tuple[Path, dict[str, Any] | None]:
+    """Return the folder of a run, `runs/name` by default, and the state to resume from, if any.
 
-    What an attempt of this same command has begun before a restart by `torchrun` is resumed, or
-    begun again where it had saved no state yet.
-
-    Raises:
-        RssegError: There is nothing to resume, the settings differ, or the folder is not free.
-    """
-    run, own = RunFolder(path), distributed.begun_before_restart(path)
-    if resume or (own and run.resume.exists()):
-        return read_state(path, config)
-    if not own or run.finished:
-        require_free(path, overwrite=overwrite and not own)
-    return None
-
-
-def require_free(path: Path, *, overwrite: bool) -> None:
-    """Check that a run folder can be created.
+    After a restart by `torchrun`, the run of the earlier attempt is resumed; it begins again if it
+    had not saved a state yet.
 
     Raises:
-        RssegError: The folder holds a run and `overwrite` is not set, or it holds something else,
-            or it cannot be created.
+        RssegError: There is nothing to resume, the settings differ, or the folder is in use or
+            cannot be created.
     """
-    above = path.absolute()
-    while not above.exists():
-        above = above.parent
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+    path = options.output or Path("runs") / name
+    run, is_restart = RunFolder(path), distributed.begun_before_restart(path)
+    if options.resume or (is_restart and run.resume.exists()):
+        return path, _read_state(run, config)
+    if not is_restart or run.finished:
+        _require_free(run, overwrite=options.overwrite and not is_restart)
+    return path, None
+
+
+def _require_free(run: RunFolder, *, overwrite: bool) -> None:
+    """Raise an error unless the folder can be created, is empty, or holds a run to overwrite."""
+    path = run.path
+    existing = path.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise RssegError(
-            f"{above} {'cannot be written to' if above.is_dir() else 'is not a folder'}",
+            f"{existing} {'cannot be written to' if existing.is_dir() else 'is not a folder'}",
             where=str(path),
             fix="another --output",
         )
-    if above != path.absolute() or all(file.suffix == ".part" for file in path.iterdir()):
+    if existing != path.absolute() or all(file.suffix == ".part" for file in path.iterdir()):
         return
-    run = RunFolder(path)
     if not run.config.is_file():
         raise OutputExistsError(
-            f"{path} holds other things than a run", where=str(path), fix="another --output"
+            f"{path} is not empty and not a run folder", where=str(path), fix="another --output"
         )
     if not overwrite:
         unfinished = run.resume.exists()
@@ -104,20 +98,16 @@ def require_free(path: Path, *, overwrite: bool) -> None:
         )
 
 
-def read_state(path: Path, config: RunConfig) -> dict[str, Any]:
-    """Read the state of an interrupted run with the same settings.
-
-    Raises:
-        RssegError: There is nothing to resume, or the settings differ.
-    """
-    run = RunFolder(path)
+def _read_state(run: RunFolder, config: RunConfig) -> dict[str, Any]:
+    """Read the state of an interrupted run; raise an error if its settings differ."""
     state = load_resume(run.resume)
     changed = changed_settings(parse(presets.read(run.config)), config)
     if changed:
         raise RssegError(
             "the settings are not those of the interrupted run: " + "; ".join(changed),
             where=str(run.config),
-            fix=f"the same options as before, or --config {run.config} --resume --output {path}",
+            fix="the same options as before, or "
+            f"--config {run.config} --resume --output {run.path}",
         )
     return state
 
@@ -146,7 +136,7 @@ def require_same_data(state: dict[str, Any], about: dict[str, Any], path: Path) 
 
     Args:
         state: State of the interrupted run.
-        about: Metadata of the model files now.
+        about: Current metadata of the model files.
         path: The run folder.
 
     Raises:
@@ -159,12 +149,12 @@ def require_same_data(state: dict[str, Any], about: dict[str, Any], path: Path) 
         raise RssegError(
             f"the data have changed since the run was interrupted ({', '.join(changed)})",
             where=str(path),
-            fix="the data as they were, or a new run with --overwrite",
+            fix="restore the data, or start a new run with --overwrite",
         )
 
 
 def _inputs(about: dict[str, Any]) -> dict[str, Any]:
-    """Return the metadata that must stay the same; the position of the files may change."""
+    """Return the metadata that must stay the same; the files may have moved."""
     sources = [{k: v for k, v in source.items() if k != "root"} for source in about["sources"]]
     return {
         "classes": about["classes"],

@@ -41,10 +41,10 @@ def write_report(
     Args:
         folder: The run folder.
         config: The settings.
-        plan: The plan of the run.
-        result: Its result.
-        figures: Further figures, before the method's.
-        remarks: Further remarks.
+        plan: Plan of the run, with its warnings.
+        result: Result of the training loop.
+        figures: Figures of the command, shown before the method's.
+        remarks: Remarks of the command.
         evaluation: Evaluation of the best model on the validation set, tile by tile.
     """
     records = folder.records()
@@ -74,7 +74,7 @@ def write_report(
 
 
 def _scores(best: dict[str, Json], evaluation: Evaluation | None) -> Scores:
-    """Return the scores of the best model with those details that only an evaluation has."""
+    """Return the scores of the best model with the details of its evaluation."""
     scores = Scores.from_json(best)
     if evaluation is None or not evaluation.scenes:
         return scores

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from rsseg_cli import distributed
 from rsseg_cli.classes import Class
-from rsseg_cli.commands.fit.job import RunTiles
+from rsseg_cli.commands.fit.run_tiles import RunTiles
 from rsseg_cli.data.sources import Sources
+from rsseg_cli.data.tiles.tile_stream import Batch
 from rsseg_cli.data.tiles.validation_tiles import CoveringTiles
 from rsseg_cli.metrics.confusion import ConfusionMatrix
 from rsseg_cli.segmenter import Segmenter
@@ -21,33 +22,15 @@ from rsseg_cli.training.precision import Precision
 from rsseg_cli.training.prefetch import pinned
 
 
-def predict_tiles(
-    model: Segmenter, tiles: CoveringTiles, precision: Precision, *, threads: int, unit_scale: float
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Predict tiles; the model is left in eval mode.
-
-    Yields:
-        Probabilities (B, K, T, T) and class indices (B, T, T), on the device.
-    """
-    model.eval()
-    source = pinned(tiles, precision.device)
-    for batch in Prefetcher(source, range(len(tiles)), threads=threads):
-        moved = batch.to(precision.device)
-        image = moved.image if unit_scale == 1.0 else moved.image * unit_scale
-        with precision.autocast():
-            probabilities = model.infer(image)
-        yield probabilities, moved.label
-
-
 @dataclass
 class Validation:
     """Computes the scores of a model on the validation set.
 
     Attributes:
-        tiles: This process' shard of the tiles.
+        tiles: The tiles, or this process' shard of them.
         classes: Class of each index.
         precision: Autocast of the forward pass.
-        threads: Number of reading threads.
+        threads: Number of threads that read tiles.
         unit_scale: Factor from stored values to the model's unit.
     """
 
@@ -58,21 +41,44 @@ class Validation:
     unit_scale: float = 1.0
 
     @classmethod
-    def of(cls, sources: Sources, tiles: RunTiles, precision: Precision) -> Validation | None:
-        """Return the validation of a run on its labelled data; None without a validation set."""
+    def of(
+        cls, sources: Sources, tiles: RunTiles, precision: Precision, *, whole: bool = False
+    ) -> Validation | None:
+        """Return the validation on labelled data; None without a validation set.
+
+        Args:
+            sources: The labelled data.
+            tiles: Opens the tiles.
+            precision: Autocast of the forward pass.
+            whole: Validate on all tiles, not on the shard of this process.
+        """
         if not sources.validation:
             return None
-        threads = tiles.config.training.num_workers
-        return cls(tiles.covering(sources.validation), sources.classes, precision, threads)
+        covering = tiles.covering(sources.validation, whole=whole)
+        return cls(covering, sources.classes, precision, tiles.config.training.num_workers)
+
+    def predict(self, model: Segmenter) -> Iterator[tuple[Batch, Tensor]]:
+        """Predict the tiles; the model is left in eval mode.
+
+        Yields:
+            A batch on the CPU, and its class probabilities (B, K, T, T) on the device.
+        """
+        model.eval()
+        device = self.precision.device
+        numbers = range(len(self.tiles))
+        for batch in Prefetcher(pinned(self.tiles, device), numbers, threads=self.threads):
+            image = batch.image.to(device, non_blocking=True)
+            with self.precision.autocast():
+                probabilities = model.infer(
+                    image if self.unit_scale == 1.0 else image * self.unit_scale
+                )
+            yield batch, probabilities
 
     @torch.inference_mode()
     def __call__(self, model: Segmenter) -> dict[str, Json]:
         """Return the scores; the model is left in eval mode."""
-        matrix = ConfusionMatrix(self.classes)
-        for probabilities, label in predict_tiles(
-            model, self.tiles, self.precision, threads=self.threads, unit_scale=self.unit_scale
-        ):
-            matrix.update(probabilities.argmax(1), label)
-        counts = torch.from_numpy(matrix.counts).to(self.precision.device)
-        summed = distributed.reduce_sum(counts).cpu().numpy()
-        return ConfusionMatrix(self.classes, summed).scores().to_json()
+        matrix, device = ConfusionMatrix(self.classes), self.precision.device
+        for batch, probabilities in self.predict(model):
+            matrix.update(probabilities.argmax(1), batch.label.to(device, non_blocking=True))
+        counts = distributed.reduce_sum(torch.from_numpy(matrix.counts).to(device))
+        return ConfusionMatrix(self.classes, counts.cpu().numpy()).scores().to_json()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from rsseg_cli.commands.model import LoadedModel
 from rsseg_cli.commands.predict.options import PredictOptions
-from rsseg_cli.commands.predict.paths import CONFIDENCE_SUFFIX
-from rsseg_cli.commands.predict.paths import OutputPaths
-from rsseg_cli.commands.predict.paths import PROBABILITY_SUFFIX
-from rsseg_cli.commands.predict.paths import SOFT_SUFFIX
+from rsseg_cli.commands.predict.paths import (
+    CONFIDENCE_SUFFIX,
+    PROBABILITY_SUFFIX,
+    SOFT_SUFFIX,
+    OutputPaths,
+)
 from rsseg_cli.errors import RssegError
-from rsseg_cli.predict.outputs import Outputs
-from rsseg_cli.predict.outputs import Polygons
+from rsseg_cli.predict.outputs import Outputs, Polygons
 from rsseg_cli.raster.aoi import Area
 from rsseg_cli.raster.creation_options import check_creation_options
 from rsseg_cli.raster.scene import Scene

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from generalise.runs import Job, Workshop
 from rsseg_cli.commands.fit.fit import prepare_fit
-from rsseg_cli.commands.fit.job import RunOptions, run
+from rsseg_cli.commands.fit.job import run
+from rsseg_cli.commands.fit.options import FitOptions
 from rsseg_cli.methods._fisher.sparse import Sparse
 from rsseg_cli.methods.fishertune import FisherTune
 from rsseg_cli.training.training_step import TrainingStep
@@ -64,7 +65,7 @@ def estimate(job: Job, shop: Workshop, seeds: Sequence[int], more: Sequence[str]
     ):
         prepared = prepare_fit(
             shop.settings(job, pair.source, changes),
-            RunOptions(folder=Path(folder), device=shop.device, overwrite=True, quiet=True),
+            FitOptions(output=Path(folder), device=shop.device, overwrite=True, quiet=True),
         )
         try:
             run(prepared)

@@ -16,7 +16,8 @@ from generalise.pairs import Pair, make
 from rsseg_cli import config
 from rsseg_cli.commands.evaluate.model_evaluation import evaluate_model
 from rsseg_cli.commands.fit.fit import prepare_fit
-from rsseg_cli.commands.fit.job import RunOptions, run
+from rsseg_cli.commands.fit.job import run
+from rsseg_cli.commands.fit.options import FitOptions
 from rsseg_cli.errors import Interrupted
 
 Record = dict[str, Any]
@@ -95,8 +96,8 @@ class Workshop:
         chosen = self.settings(job, pair.source, changes)
         with tempfile.TemporaryDirectory(dir=self.work, prefix="run-") as folder:
             started, worked = time.perf_counter(), time.process_time()
-            options = RunOptions(
-                folder=Path(folder), device=self.device, overwrite=True, quiet=True
+            options = FitOptions(
+                output=Path(folder), device=self.device, overwrite=True, quiet=True
             )
             prepared = prepare_fit(chosen, options)
             parameters = prepared.plan.parameters

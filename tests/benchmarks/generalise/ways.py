@@ -13,9 +13,11 @@ from generalise.areas import Areas, make
 from generalise.runs import Job, Record, Workshop
 from rsseg_cli.commands.adapt import settings
 from rsseg_cli.commands.adapt.adapt import prepare_adapt
+from rsseg_cli.commands.adapt.options import AdaptOptions
 from rsseg_cli.commands.evaluate.model_evaluation import evaluate_model
 from rsseg_cli.commands.fit.fit import prepare_fit
-from rsseg_cli.commands.fit.job import FitReport, RunJob, RunOptions, run
+from rsseg_cli.commands.fit.job import FitReport, RunJob, run
+from rsseg_cli.commands.fit.options import FitOptions
 from rsseg_cli.metrics.scores import Scores
 
 WAYS = ("source", "longer", "adapt", "source_free", "target")
@@ -74,15 +76,13 @@ class Ways(Workshop):
 
     def _prepare(self, way: str, job: Job, areas: Areas, folder: Path) -> RunJob:
         """Prepare a way's run; adaptations find the model of `source` in the folder."""
-        options = RunOptions(folder=folder / way, device=self.device, quiet=True)
+        options = FitOptions(output=folder / way, device=self.device, quiet=True)
         if way not in OF_ADAPT:
             ground = areas.source if way == "source" else areas.unlabelled
             return prepare_fit(self.settings(job, ground, self._of_fits(job, areas.tile)), options)
-        config = settings.resolve(
-            model=folder / "source",
-            targets=[areas.unlabelled],
-            changes=[f"training.steps={self.adapt_steps}", *OF_ADAPT[way], *self.more],
-        )
+        changes = (f"training.steps={self.adapt_steps}", *OF_ADAPT[way], *self.more)
+        model, targets = folder / "source", (areas.unlabelled,)
+        config = settings.resolve(AdaptOptions(model=model, tgt=targets, settings=changes))
         return prepare_adapt(config, options)
 
     def _measure(self, job: RunJob, areas: Areas) -> Record:
