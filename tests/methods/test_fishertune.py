@@ -80,15 +80,15 @@ def test_counts_at_vit_large() -> None:
     assert method.candidates.size == 276_824_064
     assert method.sizes[0] == 3_041_987
     assert method.sizes[-1] == 15_209_933
-    assert len(method.candidates) == 24 * 5
+    assert len(method.candidates.slices) == 24 * 5
     assert len(list(method.trainable_parameters(backbone))) == 24 * 3
 
 
 def test_gated_mlps_and_separate_queries() -> None:
     backbone = vit_large("eva02_large")
     candidates = Candidates(backbone, ("q", "k", "v", "fc1", "fc2"))
-    assert [part.role for part in candidates.parts[:6]] == ["q", "k", "v", "fc1", "fc1", "fc2"]
-    assert len(candidates.weights) == len(candidates) == 24 * 6
+    assert [part.role for part in candidates.slices[:6]] == ["q", "k", "v", "fc1", "fc1", "fc2"]
+    assert len(candidates.weights) == len(candidates.slices) == 24 * 6
     assert len(set(candidates.names)) == 24 * 6
 
 
