@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from rsseg_cli.contract import Grid
 from rsseg_cli.methods._fisher import domain_fisher, feature_shift
-from rsseg_cli.methods._fisher.posterior import MeanSquares, GaussianPosterior, Prior
+from rsseg_cli.methods._fisher.posterior import GaussianPosterior, MeanSquares, Prior
 
 
 # --- the posterior ---------------------------------------------------------------------------
