@@ -317,7 +317,7 @@ def test_record_and_picture(tmp_path: Path) -> None:
     ("settings", "said"),
     [({"share_min": 0.2, "share_max": 0.1}, "larger than share_max"),
      ({"share_max": 1.2}, "less than or equal to 1"), ({"share_min": 0}, "greater than 0"),
-     ({"amplitude": (2.0, 1.0)}, "least <= largest"), ({"roles": ["q", "q"]}, "named once"),
+     ({"amplitude": (2.0, 1.0)}, "smallest <= largest"), ({"roles": ["q", "q"]}, "named once"),
      ({"roles": []}, "at least 1"), ({"steepness": 0}, "greater than 0"),
      ({"schedule": "shrink"}, "'grow' or 'constant'")],
 )  # fmt: skip
