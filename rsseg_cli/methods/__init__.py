@@ -1,1 +1,1 @@
-"""One file per method; the file's name is the method's name."""
+"""Fine-tuning methods, one file each; the file's name is the method's name."""

@@ -1,10 +1,10 @@
-"""CrossEarth-Gate: Fisher information picks the modules that train (arXiv 2511.20302).
+"""CrossEarth-Gate: Fisher information selects the modules that train (arXiv 2511.20302).
 
-Every block has three modules: spatial (LoRA on queries and values), semantic (a bottleneck beside
-the MLP) and frequency (an Earth-Adapter at the output). Every `every` steps all of them are opened,
-`samples` one-sample backward passes measure each module's diagonal empirical Fisher information,
-the sum over its parameters of the mean squared gradient, and the best `active` of the modules
-train until the next selection. The others stay in the forward pass and do not move.
+Every block has three modules: spatial (LoRA on queries and values), semantic (a bottleneck parallel
+to the MLP) and frequency (an Earth-Adapter at the output). Every `every` steps, `samples` backward
+passes of single samples measure the diagonal empirical Fisher information of each module: the sum
+over its parameters of the mean squared gradient. The best `active` modules train until the next
+selection; the others stay in the forward pass, unchanged.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Selection = Literal["fisher", "static", "random", "all"]
 
 
 class CrossEarthGate(Method[State]):
-    """Holds LoRA, AdaptFormer and Earth-Adapter, and lets the best of their modules train."""
+    """Combines LoRA, AdaptFormer and Earth-Adapter, and trains the best of their modules."""
 
     class Config(Method.Config):
         """Settings of CrossEarth-Gate; see the preset for their sources."""
@@ -50,15 +50,15 @@ class CrossEarthGate(Method[State]):
         active: int | None = Field(None, ge=1)
         """Modules that train at once; null: a quarter of three per block, 18 of 72."""
         every: int = Field(100, ge=1)
-        """Steps from one selection to the next."""
+        """Steps between selections."""
         samples: int = Field(16, ge=1)
-        """Samples that a selection measures."""
+        """Samples per selection."""
         selection: Selection = "fisher"
-        """`static` selects once, at the first step; `random` draws; `all` trains everything."""
+        """`static` selects once, at the first step; `random` draws; `all` trains all modules."""
         normalise: Normalise = "type"
-        """Scores sum to 1 over the blocks of a type, over the types of a block, or do not."""
+        """Divide scores by their sum over the blocks of a `type`, the types of a `layer`, or 1."""
         unselected: Literal["frozen", "bypass"] = "frozen"
-        """What is not selected acts as it is, or not at all."""
+        """Modules that are not selected act unchanged (`frozen`) or not at all (`bypass`)."""
         rank: int = Field(64, ge=1)
         """Rank of the spatial modules."""
         alpha: float = Field(64.0, gt=0)
@@ -70,7 +70,7 @@ class CrossEarthGate(Method[State]):
         frequency_bottleneck: int = Field(32, ge=1)
         """Width of each expert of the frequency modules."""
         rho: float = Field(0.3, gt=0, le=1)
-        """Share of rows and columns of the spectrum that is low."""
+        """Fraction of the spectrum's rows and columns that is low."""
         box: FrequencyBox = "paper"
 
         @field_validator("pathways")
@@ -85,7 +85,7 @@ class CrossEarthGate(Method[State]):
     ever: Tensor
     """(T, L) bool: the modules that have trained."""
     scores: Tensor
-    """(T, L): what the last selection went by."""
+    """(T, L): scores of the last selection."""
     selected: Tensor
     """Step of the last selection; -1 before."""
     steps: Tensor
@@ -93,7 +93,7 @@ class CrossEarthGate(Method[State]):
     trained: Tensor
     """Trainable parameters, summed over the steps so far."""
     draws: Tensor
-    """Seed of random selections, itself drawn when the method is made."""
+    """Seed of random selections, drawn at construction."""
 
     def __init__(self, config: Config, backbone: Backbone) -> None:
         super().__init__(config, backbone)
@@ -101,8 +101,8 @@ class CrossEarthGate(Method[State]):
         self.spatial: Lora | None = None
         self.semantic: AdaptFormer | None = None
         self.frequency: EarthAdapter | None = None
-        self.toolbox = [self._fit(pathway, backbone) for pathway in config.pathways]
-        """(T, L) lists of what belongs together: LoRA has a module per projection."""
+        self.toolbox = [self._insert(pathway, backbone) for pathway in config.pathways]
+        """(T, L) lists of modules that are selected together: LoRA has one per projection."""
         self.count = _count(config, backbone.depth)
         self.register_buffer("active", torch.ones(len(self.toolbox), backbone.depth).bool())
         self.register_buffer("ever", torch.zeros_like(self.active))
@@ -112,36 +112,29 @@ class CrossEarthGate(Method[State]):
         self.register_buffer("trained", torch.zeros((), dtype=torch.int64))
         self.register_buffer("draws", torch.randint(2**62, ()))
         if config.unselected == "bypass":
-            for module in (one for row in self.toolbox for modules in row for one in modules):
+            for module in (module for row in self.toolbox for group in row for module in group):
                 module.register_buffer("open", torch.ones(()))
                 module.register_forward_hook(_close)
-        self._settled = False
+        self._applied = False
         self._trainable = 0
         self._selections: list[Json] = []
         self._started: float | None = None
         self._selecting_s = 0.0
 
-    def _fit(self, pathway: Pathway, backbone: Backbone) -> list[list[nn.Module]]:
-        """Put the modules of one type into a backbone; list them by block."""
+    def _insert(self, pathway: Pathway, backbone: Backbone) -> list[list[nn.Module]]:
+        """Add the modules of one type to a backbone, and list them by block."""
         config = self.config
         if pathway == "semantic":
-            self.semantic = AdaptFormer(
-                AdaptFormer.Config(
-                    bottleneck=config.bottleneck,
-                    scale=config.scale,
-                    activation="gelu",
-                    dropout=0.0,
-                ),
-                backbone,
+            adaptformer = AdaptFormer.Config(
+                bottleneck=config.bottleneck, scale=config.scale, activation="gelu", dropout=0.0
             )
+            self.semantic = AdaptFormer(adaptformer, backbone)
             return [[block] for block in self.semantic.blocks]
         if pathway == "frequency":
-            self.frequency = EarthAdapter(
-                EarthAdapter.Config(
-                    bottleneck=config.frequency_bottleneck, rho=config.rho, box=config.box
-                ),
-                backbone,
+            earth_adapter = EarthAdapter.Config(
+                bottleneck=config.frequency_bottleneck, rho=config.rho, box=config.box
             )
+            self.frequency = EarthAdapter(earth_adapter, backbone)
             return [[block] for block in self.frequency.blocks]
         lora = Lora.Config(rank=config.rank, alpha=config.alpha, roles=("q", "v"))
         self.spatial = Lora(lora, backbone)
@@ -157,7 +150,7 @@ class CrossEarthGate(Method[State]):
         return self.frequency.begin(image, grid) if self.frequency else State(grid)
 
     def after_block(self, index: int, tokens: Tensor, state: State) -> Tensor:
-        """Apply the frequency module; the other two add branches inside the block."""
+        """Apply the frequency module; hooks apply the other two inside the block."""
         if self.frequency and isinstance(state, Spectrum):
             return self.frequency.after_block(index, tokens, state)
         return tokens
@@ -168,15 +161,15 @@ class CrossEarthGate(Method[State]):
         now = time.perf_counter()
         if self._started is None:
             self._started = now
-        if self._due(step.index):
+        if self._is_due(step.index):
             self._select(step)
             self._selecting_s += time.perf_counter() - now
-        if not self._settled:
-            self._settle()
+        if not self._applied:
+            self._apply_selection()
         self.steps += 1
         self.trained += self._trainable
 
-    def _due(self, index: int) -> bool:
+    def _is_due(self, index: int) -> bool:
         selection = self.config.selection
         if selection == "all":
             return False
@@ -191,12 +184,12 @@ class CrossEarthGate(Method[State]):
         self.scores.copy_(scores)
         self.active.copy_(top(scores, self.count))
         self.selected.fill_(step.index)
-        self._settled = False
+        self._applied = False
 
     def _fisher(self, step: Step) -> Tensor:
-        """Measure every module (T, L): the sum over its parameters of the mean squared gradient."""
+        """Compute the Fisher information of every module (T, L)."""
         parameters = self._by_module()
-        self._open(torch.ones_like(self.active))
+        self._train_only(torch.ones_like(self.active))
         sums = torch.zeros(self.active.shape, device=self.active.device)
         samples = torch.zeros((), device=self.active.device)
         for probe in step.probes(self.config.samples):
@@ -213,26 +206,24 @@ class CrossEarthGate(Method[State]):
             )
         return fisher
 
-    def _settle(self) -> None:
-        """Build `requires_grad` follow `active`; note the selection for the next line."""
-        self._open(self.active)
+    def _apply_selection(self) -> None:
+        """Set `requires_grad` according to `active`, and log the selection."""
+        self._train_only(self.active)
         self.ever |= self.active
         self._trainable = self._size(self.active)
-        self._settled = True
-        if self.selected >= 0:
-            self._selections.append(self._selection())
-
-    def _selection(self) -> dict[str, Json]:
-        """Return the last selection, scores to four digits."""
+        self._applied = True
+        if self.selected < 0:
+            return
         active: dict[str, Json] = {}
         scores: dict[str, Json] = {}
         for row, name in enumerate(self.config.pathways):
             active[name] = self.active[row].nonzero()[:, 0].tolist()
             scores[name] = [float(f"{score:.4g}") for score in self.scores[row].tolist()]
-        return {"step": int(self.selected), "active": active, "scores": scores}
+        selection = {"step": int(self.selected), "active": active, "scores": scores}
+        self._selections.append(selection)
 
-    def _open(self, wanted: Tensor) -> None:
-        for row, flags in zip(self.toolbox, wanted.tolist(), strict=True):
+    def _train_only(self, active: Tensor) -> None:
+        for row, flags in zip(self.toolbox, active.tolist(), strict=True):
             for modules, flag in zip(row, flags, strict=True):
                 for module in modules:
                     module.requires_grad_(flag)
@@ -240,16 +231,20 @@ class CrossEarthGate(Method[State]):
                         module.get_buffer("open").fill_(float(flag))
 
     def _by_module(self) -> list[list[list[Parameter]]]:
-        return [[[p for one in m for p in one.parameters()] for m in row] for row in self.toolbox]
+        """List the parameters of each module (T, L)."""
+        return [
+            [[p for module in group for p in module.parameters()] for group in row]
+            for row in self.toolbox
+        ]
 
     def _size(self, modules: Tensor) -> int:
         """Count the parameters of the marked modules (T, L)."""
         sizes = [[sum(p.numel() for p in ps) for ps in row] for row in self._by_module()]
         return int(torch.tensor(sizes)[modules.cpu()].sum())
 
-    # --- files and pictures --------------------------------------------------------------------
+    # --- figures -------------------------------------------------------------------------------
     def log_entry(self) -> dict[str, Json]:
-        """Return sizes, the cost of selecting, and the selections since the last line."""
+        """Return sizes, the cost of the selections, and the selections since the last entry."""
         selections, self._selections = self._selections, []
         spent = time.perf_counter() - self._started if self._started is not None else 0.0
         return {
@@ -264,46 +259,38 @@ class CrossEarthGate(Method[State]):
 
     @classmethod
     def figures(cls, records: Sequence[dict[str, Json]]) -> Iterator[tuple[str, Figure]]:
-        """Draw which pathways were chosen over time."""
+        """Draw the selected pathways over time."""
         lines: list[Any] = [line.get("method", {}) for line in records]
-        # A resumed run tells once more what it goes on with.
-        selections = {one["step"]: one for line in lines for one in line.get("selections", ())}
-        if selections:
-            yield "pathways", draw_pathways(list(selections.values()))
+        # A resumed run logs its current selection again.
+        by_step = {entry["step"]: entry for line in lines for entry in line.get("selections", ())}
+        if by_step:
+            yield "pathways", draw_pathways(list(by_step.values()))
 
 
 def _count(config: CrossEarthGate.Config, depth: int) -> int:
-    """Return how many modules are active at once.
-
-    Raises:
-        RssegError: There are not so many.
-    """
+    """Return the number of modules that are active at once."""
     modules = len(config.pathways) * depth
-    # Of three types, whatever an ablation leaves of them: 18 of 72 in the paper.
-    count = max(1, round(0.75 * depth)) if config.active is None else config.active
+    # A quarter of three types, also in ablations with fewer types: 18 of 72 in the paper.
+    default = max(1, round(0.75 * depth))
+    count = default if config.active is None else config.active
     if count > modules:
         raise RssegError(
             f"{count} of {modules} modules cannot be active ({depth} blocks)",
             where="method.active",
-            fix=f"a number in 1..{modules}, or null for {max(1, round(0.75 * depth))}",
+            fix=f"a number in 1..{modules}, or null for {default}",
         )
     return count
 
 
 def _linears(backbone: Backbone, index: int, role: Role) -> list[Projection]:
-    """List the projections of a block.
-
-    Raises:
-        RssegError: It has none.
-    """
-    found = backbone.projections(index, role)
-    if not found:
+    projections = backbone.projections(index, role)
+    if not projections:
         raise RssegError(
             f"block {index} of the backbone has no {role} projection for spatial modules",
             where="method.pathways",
             fix="method.pathways=[semantic, frequency], or another backbone",
         )
-    return found
+    return projections
 
 
 def _close(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """FADA: tokens for the wavelet bands of every block's output (Bi et al., NeurIPS 2024).
 
 The map of patch tokens is split into its four Haar bands. The low band attends to one set of
-tokens, the three others to a second set with normalised similarities; what both make of
-their bands is put together by the inverse transform and added. Nothing is left out of a band:
-with a factor of 0 the features are the frozen ones, bit for bit.
+tokens, the three others to a second set with standardised similarities. The inverse transform of
+both results is added to the features. All tokens are used, token 0 included; with a factor of 0 the
+features are the frozen ones, bit for bit.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from rsseg_cli.contract import Backbone, Features, Grid, Method, QueryShape, State
 from rsseg_cli.layers.haar import Haar
 from rsseg_cli.methods._token.adapter import START_SCALE, TokenBranch, TokenSettings, count_tokens
-from rsseg_cli.methods._token.attention_weights import Weighing
+from rsseg_cli.methods._token.tokens import AttentionWeights
 
 
 class Fada(Method[State]):
@@ -30,7 +30,7 @@ class Fada(Method[State]):
         """Settings of FADA; the high bands have three times as many tokens."""
 
         scale: float = START_SCALE
-        """Start of the learnable factor of what is added; the paper's equations have none: 1."""
+        """Initial value of the learnable factor; 1 gives the paper's equations, which have none."""
 
     makes_queries: ClassVar[bool] = True
 
@@ -40,13 +40,14 @@ class Fada(Method[State]):
         super().__init__(config, backbone)
         self.num_prefix_tokens = backbone.num_prefix_tokens
         self.haar = Haar()
-        branch = partial(TokenBranch, backbone.depth, backbone.dim, rank=config.rank)
+        branch = partial(TokenBranch, backbone, rank=config.rank)
         tokens = count_tokens(config.tokens, queries)
-        self.low = branch(tokens=tokens, queries=queries, weighing=Weighing(first=0))
-        self.high = branch(tokens=3 * tokens, weighing=Weighing(normalised=True, first=0))
+        self.low = branch(tokens=tokens, queries=queries, attention=AttentionWeights(first=0))
+        style_free = AttentionWeights(standardised=True, first=0)
+        self.high = branch(tokens=3 * tokens, attention=style_free)
         self.scale = Parameter(torch.tensor(config.scale))
-        for one in (self.low, self.high):
-            one.spread_evenly(backbone.patch)
+        self.low.init_uniform(backbone.patch)
+        self.high.init_uniform(backbone.patch)
 
     def no_weight_decay(self) -> Collection[Parameter]:
         """Return the tokens."""
@@ -56,12 +57,12 @@ class Fada(Method[State]):
         """Refine the patch tokens."""
         prefix, patches = tokens.tensor_split([self.num_prefix_tokens], 1)
         low, high = split(patches, state.grid, self.haar)
-        answers = self.low.answer(index, low), self.high.answer(index, high)
-        added = self.scale * join(*answers, state.grid, self.haar)
+        bands = self.low.transform(index, low), self.high.transform(index, high)
+        added = self.scale * join(*bands, state.grid, self.haar)
         return torch.cat([prefix, patches + added], 1)
 
     def finish(self, maps: list[Tensor], state: State) -> Features:
-        """Return the maps, and queries of the low band's tokens."""
+        """Return the maps, and queries from the tokens of the low band."""
         return Features(maps, self.low.queries())
 
 
@@ -75,14 +76,12 @@ def split(patches: Tensor, grid: Grid, haar: Haar) -> tuple[Tensor, Tensor]:
     """
     images = grid.to_images(patches)
     even = F.pad(images, (0, grid.w % 2, 0, grid.h % 2), mode="replicate")
-    bands = (
-        haar.analyse(even).reshape(*images.shape[:2], 4, -1).permute(0, 2, 3, 1)
-    )  # (B*G, 4, n, D)
-    return bands[:, 0], bands[:, 1:].flatten(1, 2)
+    bands = haar.analyse(even).reshape(*images.shape[:2], 4, -1)  # (B*G, D, 4, n)
+    return bands[:, :, 0].mT, bands[:, :, 1:].permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def join(low: Tensor, high: Tensor, grid: Grid, haar: Haar) -> Tensor:
-    """Undo `split`: (B, N, D)."""
+    """Invert `split`: (B, N, D)."""
     images, count, dim = low.shape
     bands = torch.cat([low, high], 1).reshape(images, 4, count, dim).permute(0, 3, 1, 2)
     half = bands.reshape(images, 4 * dim, (grid.h + 1) // 2, (grid.w + 1) // 2)

@@ -1,4 +1,4 @@
-"""The baseline of all methods: the backbone stays as it is, only the head trains."""
+"""Frozen baseline: only the head trains."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from rsseg_cli.contract import Method, State
 
 
 class Frozen(Method[State]):
-    """Changes nothing."""
+    """Trains nothing in the backbone."""

@@ -1,4 +1,4 @@
-"""The other baseline: every weight of the backbone trains."""
+"""Full fine-tuning baseline: every weight of the backbone trains."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rsseg_cli.contract import Backbone, Method, State
 
 
 class Full(Method[State]):
-    """Tunes the whole backbone."""
+    """Trains the whole backbone."""
 
     def trainable_parameters(self, backbone: Backbone) -> Iterator[tuple[str, Parameter]]:
         """Return all parameters of the backbone."""

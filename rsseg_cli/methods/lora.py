@@ -1,4 +1,4 @@
-"""LoRA: low-rank updates beside linear maps of every block (Hu et al. 2022, arXiv 2106.09685)."""
+"""LoRA: low-rank updates of projections in every block (Hu et al. 2022, arXiv 2106.09685)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from rsseg_cli.contract import Backbone, Method, Role, State
 
 
 class LowRank(nn.Module):
-    """Adds alpha/r * (x A) B to a projection: A (d_in, r) random, B (r, d_out) zero.
+    """Low-rank update alpha/r * (x A) B of a projection, without bias and dropout.
 
-    At the start it adds exactly 0. There is no bias and no dropout.
+    A (d_in, r) starts at random and B (r, d_out) at zero, so that the initial update is exactly 0.
     """
 
     def __init__(self, inputs: int, outputs: int, *, rank: int, alpha: float) -> None:
@@ -31,7 +31,7 @@ class LowRank(nn.Module):
 
 
 class Lora(Method[State]):
-    """Trains low-rank updates of the chosen projections; everything else stays."""
+    """Trains low-rank updates of the projections of some roles."""
 
     class Config(Method.Config):
         """Settings of LoRA."""
@@ -40,7 +40,7 @@ class Lora(Method[State]):
         alpha: float = Field(16.0, gt=0)
         """The update is scaled by alpha / rank."""
         roles: tuple[Role, ...] = Field(("q", "v"), min_length=1)
-        """Which projections of a block are updated; q and v as in the paper's section 4.2."""
+        """Projections of a block that are updated; q and v as in the paper's section 4.2."""
 
     def __init__(self, config: Config, backbone: Backbone) -> None:
         super().__init__(config, backbone)

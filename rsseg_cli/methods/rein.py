@@ -1,4 +1,4 @@
-"""Rein: tokens after every block that features attend to (Wei et al. 2024, arXiv 2312.04265)."""
+"""Rein: features attend to learned tokens after every block (Wei et al. 2024, arXiv 2312.04265)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from rsseg_cli.contract import Backbone, Features, Method, QueryShape, State
-from rsseg_cli.methods._token.adapter import TokenAdapter, TokenSettings, count_tokens
+from rsseg_cli.methods._token.adapter import TokenAdapter, TokenSettings
 
 
 class Rein(Method[State]):
@@ -25,15 +25,8 @@ class Rein(Method[State]):
     ) -> None:
         super().__init__(config, backbone)
         self.num_prefix_tokens = backbone.num_prefix_tokens
-        self.adapter = TokenAdapter(
-            backbone.depth,
-            backbone.dim,
-            experts=1,
-            tokens=count_tokens(config.tokens, queries),
-            rank=config.rank,
-            queries=queries,
-        )
-        self.adapter.spread_evenly(backbone.patch)
+        self.adapter = TokenAdapter(backbone, config, queries)
+        self.adapter.init_uniform(backbone.patch)
 
     def no_weight_decay(self) -> Collection[Parameter]:
         """Return the tokens."""

@@ -1,10 +1,10 @@
-"""SpectralMoE: token experts behind a gate per modality, fused with depth (arXiv 2603.13352)."""
+"""SpectralMoE: token experts with a gate per modality, fused with depth (arXiv 2603.13352)."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from pydantic import Field, model_validator
@@ -13,14 +13,8 @@ from torch.nn import Parameter
 
 from rsseg_cli.contract import Backbone, Features, Grid, QueryShape, batch_shard
 from rsseg_cli.methods._token import plots
-from rsseg_cli.methods._token.adapter import TokenAdapter, count_tokens
-from rsseg_cli.methods._token.depth_encoder import (
-    DepthMethod,
-    DepthName,
-    DepthSettings,
-    DepthState,
-    DepthView,
-)
+from rsseg_cli.methods._token.adapter import TokenAdapter, TokenSettings
+from rsseg_cli.methods._token.depth_encoder import DepthMethod, DepthName, DepthSettings, DepthState
 from rsseg_cli.methods._token.fusion import Fusion, fuse
 from rsseg_cli.methods._token.gate import Gate, GateKind, imbalance
 from rsseg_cli.methods._token.tokens import Routes
@@ -34,35 +28,34 @@ MODALITIES = ("visual", "depth")
 
 @dataclass
 class Routing(DepthState):
-    """The routes of the gates and their balance."""
+    """Routes of the gates and their balance."""
 
     routes: list[Routes] = field(default_factory=list)
-    """After the last block, per modality."""
+    """Of the last block, per modality."""
     balance: list[Tensor] = field(default_factory=list)
+    """Imbalance of the gate weights, per block and modality."""
     load: list[Tensor] = field(default_factory=list)
+    """Imbalance of the expected loads, per block and modality."""
 
 
 class SpectralMoe(DepthMethod[Routing]):
-    """Refines every block's output by experts chosen from it and from its depth features."""
+    """Refines every block's output by token experts, routed by visual and by depth features."""
 
-    class Config(DepthSettings):
+    class Config(DepthSettings, TokenSettings):
         """Settings of SpectralMoE; equation numbers are the paper's."""
 
         experts: int = Field(6, ge=1)
-        """Sets of tokens per block E."""
+        """Experts per block E."""
         k: int = Field(1, ge=1)
         """Experts per token, equation (2)."""
-        tokens: int | None = Field(None, ge=2)
-        """Tokens per expert m; null: as many as the queries that the head takes, otherwise 100."""
-        rank: int = Field(16, ge=1)
         gate: GateKind | Literal["none"] = "laplace"
-        """Distance to the experts' centres in equation (1), or the inner product; `none` gives
-        every expert the same weight (k = experts)."""
+        """Scores by the distance to the experts' centres, equation (1), or by the inner product;
+        `none` gives every expert the same weight (k = experts)."""
         gates: Literal["dual", "shared"] = "dual"
         """A gate per modality, or one for both."""
         fusion: Fusion = "paper"
-        """Equation (6); `released` is what the authors' code does, `add` the ablation without
-        attention."""
+        """Equation (6), the authors' code (`released`), or the ablation without attention
+        (`add`)."""
         depth: DepthName = "prompt_depth_anything_large"
         """The depth encoder; `off` is the ablation without depth."""
         balance_weight: float = Field(1.0e-2, ge=0)
@@ -78,32 +71,23 @@ class SpectralMoe(DepthMethod[Routing]):
                 raise ValueError(f"without a gate k is the number of experts, {self.experts}")
             return self
 
-    makes_queries: ClassVar[bool] = True
     usage: Tensor
+    """(L, modalities, E): sums of the experts' gate-weight fractions since the last entry."""
 
     def __init__(
         self, config: Config, backbone: Backbone, queries: QueryShape | None = None
     ) -> None:
         super().__init__(config, backbone)
-        self.config, self.num_prefix_tokens = config, backbone.num_prefix_tokens
-        off = config.depth == "off"
-        self.view = None if off else DepthView(config.depth, config.depth_weights, backbone)
-        self.modalities = 1 if off else 2
-        self.adapter = TokenAdapter(
-            backbone.depth,
-            backbone.dim,
-            experts=config.experts,
-            tokens=count_tokens(config.tokens, queries),
-            rank=config.rank,
-            queries=queries,
-        )
-        self.adapter.start_from_zero()
-        own = self.modalities if config.gates == "dual" else 1
+        self.config = config
+        self.modalities = 1 if self.depth_branch is None else 2
+        self.adapter = TokenAdapter(backbone, config, queries, experts=config.experts)
+        for index in range(backbone.depth):
+            self.adapter.block(index).init_zero()
+        per_block = self.modalities if config.gates == "dual" else 1
         self.gates = nn.ModuleList()
         if config.gate != "none":
-            for _ in range(backbone.depth * own):
+            for _ in range(backbone.depth * per_block):
                 self.gates.append(Gate(backbone.dim, config.experts, k=config.k, kind=config.gate))
-        # Shares since the last record: (L, modalities, E).
         shape = (backbone.depth, self.modalities, config.experts)
         self.register_buffer("usage", torch.zeros(shape), persistent=False)
 
@@ -115,26 +99,24 @@ class SpectralMoe(DepthMethod[Routing]):
     def begin(self, image: Tensor, grid: Grid) -> Routing:
         """Embed the image in the depth encoder."""
         state = Routing(grid)
-        if self.view is not None:
-            self.view.begin(image, state)
+        if self.depth_branch is not None:
+            self.depth_branch.begin(image, state)
         return state
 
     def after_block(self, index: int, tokens: Tensor, state: Routing) -> Tensor:
         """Refine the patch tokens, equations (1) to (7)."""
         prefix, patches = tokens.tensor_split([self.num_prefix_tokens], 1)
-        seen = [patches]
-        if self.view is not None:
-            seen.append(self.view.advance(index, state))
-        state.routes = self._route(index, seen)
-        self._judge(index, state)
+        inputs = [patches]
+        if self.depth_branch is not None:
+            inputs.append(self.depth_branch.advance(index, state))
+        state.routes = self._route(index, inputs)
+        self._balance(index, state)
         experts = self.adapter.block(index)
-        routes: list[Routes] | list[None] = state.routes or [None] * len(seen)
-        found = [experts.coefficients(*pair) for pair in zip(seen, routes, strict=True)]
+        routes: list[Routes] | list[None] = state.routes or [None] * len(inputs)
+        maps = [experts.coefficients(*pair) for pair in zip(inputs, routes, strict=True)]
         span = experts.span(self.adapter.value)
-        mixed = found[0]
-        if len(found) == 2:
-            mixed = fuse(found[0], found[1], span, self.config.fusion)
-        return self.adapter.refine(prefix, patches, mixed @ span)
+        fused = maps[0] if len(maps) == 1 else fuse(*maps, span, self.config.fusion)
+        return self.adapter.refine(prefix, patches, fused @ span)
 
     def finish(self, maps: list[Tensor], state: Routing) -> Features:
         """Return maps, queries and the losses of equations (8) to (11), averaged over blocks."""
@@ -145,19 +127,20 @@ class SpectralMoe(DepthMethod[Routing]):
             losses["load"] = self.config.load_weight * torch.stack(state.load).mean()
         return Features(maps, self.adapter.queries(), losses)
 
-    def _route(self, index: int, seen: list[Tensor]) -> list[Routes]:
-        """Return the experts that the gates of a block choose for each modality (B, N, D)."""
+    def _route(self, index: int, inputs: list[Tensor]) -> list[Routes]:
+        """Route the features (B, N, D) of each modality by the gates of a block."""
         if not self.gates:
             return []
-        own = len(self.gates) // len(self.adapter.blocks)
-        gates = [self.gates[index * own + min(number, own - 1)] for number in range(len(seen))]
-        return [cast(Routes, gate(one)) for gate, one in zip(gates, seen, strict=True)]
+        per_block = len(self.gates) // len(self.adapter.blocks)
+        first, last = index * per_block, (index + 1) * per_block - 1
+        gates = [self.gates[min(first + number, last)] for number in range(len(inputs))]
+        return [cast(Routes, gate(x)) for gate, x in zip(gates, inputs, strict=True)]
 
-    def _judge(self, index: int, state: Routing) -> None:
+    def _balance(self, index: int, state: Routing) -> None:
         """Accumulate the balance of a block's experts: equations (10) and (11), and the load."""
         if not self.training or not state.routes:
             return
-        totals = [batch_shard.mean(routes.shares.sum((0, 1))) for routes in state.routes]
+        totals = [batch_shard.mean(routes.weights.sum((0, 1))) for routes in state.routes]
         with torch.no_grad():
             self.usage[index] += torch.stack([total / total.sum() for total in totals])
         if self.config.experts > 1:
@@ -166,17 +149,17 @@ class SpectralMoe(DepthMethod[Routing]):
                 imbalance(batch_shard.mean(r.load)) for r in state.routes if r.load is not None
             ]
 
-    # --- what a user sees ----------------------------------------------------------------------
+    # --- figures and maps ----------------------------------------------------------------------
     def log_entry(self) -> dict[str, Json]:
-        """Return each expert's share of the tokens since the last record, and the scale."""
-        record: dict[str, Json] = {"scale": float(self.adapter.scale.detach())}
+        """Return each expert's fraction of the gate weights since the last entry, and the scale."""
+        entry: dict[str, Json] = {"scale": float(self.adapter.scale.detach())}
         if self.gates and bool(self.usage.any()):
-            shares = (self.usage / self.usage.sum(-1, keepdim=True)).cpu()
+            fractions = (self.usage / self.usage.sum(-1, keepdim=True)).cpu()
             for number, name in enumerate(MODALITIES[: self.modalities]):
-                rows = shares[:, number].tolist()
-                record[name] = [[round(share, 4) for share in row] for row in rows]
+                rows = fractions[:, number].tolist()
+                entry[name] = [[round(fraction, 4) for fraction in row] for row in rows]
             self.usage.zero_()
-        return record
+        return entry
 
     @classmethod
     def figures(cls, records: Sequence[dict[str, Json]]) -> Iterator[tuple[str, Figure]]:
@@ -184,13 +167,13 @@ class SpectralMoe(DepthMethod[Routing]):
         yield from plots.draw(records, MODALITIES)
 
     def explanations(self) -> Mapping[str, tuple[str, ...]]:
-        """Return the maps of the experts of each modality, visual and depth."""
+        """Return the map of the gate weights of each modality."""
         if not self.gates:
             return {}
         names = ("routing", "routing-depth")[: self.modalities]
         return dict.fromkeys(names, tuple(f"expert {e + 1}" for e in range(self.config.experts)))
 
     def explain(self, name: str, state: Routing) -> Tensor:
-        """Return the experts' shares after a block, averaged over a location's groups."""
-        shares = state.routes[list(self.explanations()).index(name)].shares
-        return state.grid.mean_over_groups(shares)
+        """Return the gate weights of a block, averaged over the groups of a location."""
+        routes = state.routes[list(self.explanations()).index(name)]
+        return state.grid.mean_over_groups(routes.weights)

@@ -1,8 +1,8 @@
-"""Visual query tuning: tokens that attend to every block and change nothing (CVPR 2023).
+"""Visual query tuning: query tokens that attend to every block (Tu et al., CVPR 2023).
 
-Tu et al., arXiv 2212.03220. The tokens attend to the frozen features, and the features do not
-attend to them: they stay those of the frozen backbone, bit for bit, and gradients flow through the
-rows of the tokens alone. The attended tokens become the queries of a mask head.
+arXiv 2212.03220. The tokens attend to the frozen features, but the features do not attend to the
+tokens: they stay those of the frozen backbone, bit for bit, and no gradient flows through them. The
+results of the attention become the queries of a mask head.
 """
 
 from __future__ import annotations
@@ -25,28 +25,29 @@ from rsseg_cli.methods._token.tokens import FullTokens, TokenExperts, token_set
 
 @dataclass
 class Summaries(State):
-    """The tokens after their cross-attention, by block."""
+    """Results of the tokens' cross-attention, by block."""
 
     summaries: dict[int, Tensor] = field(default_factory=dict)
-    """Each (B, Q, D), every row with mean 0 and variance 1: raw ones grow from block to block."""
+    """Each (B, Q, D), every row with mean 0 and variance 1, as raw ones grow with the depth."""
 
 
 class Vqt(Method[Summaries]):
     """Trains tokens that attend to the features of every block and become the head's queries.
 
-    The maps stay those of the frozen backbone. For a head that takes no queries the tokens attend
-    to the tapped blocks alone, and the maps attend to the result: they are then no longer frozen.
+    The maps stay those of the frozen backbone. Without a head that takes queries, the tokens attend
+    only to the blocks whose outputs become maps, and the maps, no longer frozen, attend to the
+    results.
     """
 
     class Config(Method.Config):
         """Settings of visual query tuning."""
 
         tokens: int | None = Field(None, ge=2)
-        """Tokens per block; null: as many as the queries that the head takes, otherwise 100."""
+        """Tokens per block; null: the number of queries that the head takes, else 100."""
         rank: int | None = Field(None, ge=1)
-        """Rank of a block's tokens; null: every number is free, as published."""
+        """Rank of a block's tokens; null: full rank, as published."""
         dropout: float = Field(0.0, ge=0, lt=1)
-        """Share of the tokens' numbers dropped in training."""
+        """Dropout of the tokens."""
 
     makes_queries: ClassVar[bool] = True
 
@@ -63,20 +64,16 @@ class Vqt(Method[Summaries]):
         self.dropout, self.out_indices = config.dropout, backbone.out_indices
         self.cross_attend = backbone.cross_attend  # bound methods follow `deepcopy`
         tokens = count_tokens(config.tokens, queries)
-        asked = backbone.out_indices if queries is None else range(backbone.depth)
-        self.blocks = nn.ModuleDict(
-            {
-                str(index): token_set(backbone.dim, tokens=tokens, rank=config.rank)
-                for index in asked
-            }
-        )
+        indices = backbone.out_indices if queries is None else range(backbone.depth)
+        blocks = {str(i): token_set(backbone.dim, tokens=tokens, rank=config.rank) for i in indices}
+        self.blocks = nn.ModuleDict(blocks)
         self.link = None if queries is None else QueryLink(backbone.dim, queries.width)
         self.scale = Parameter(torch.tensor(START_SCALE)) if queries is None else None
-        for one in self.blocks.values():
-            cast("TokenExperts | FullTokens", one).spread_evenly(backbone.patch)
+        for block in blocks.values():
+            block.init_uniform(backbone.patch)
 
     def no_weight_decay(self) -> Collection[Parameter]:
-        """Return the tokens, as Rein does."""
+        """Return the tokens."""
         return list(self.blocks.parameters())
 
     def begin(self, image: Tensor, grid: Grid) -> Summaries:
@@ -84,12 +81,13 @@ class Vqt(Method[Summaries]):
         return Summaries(grid)
 
     def before_block(self, index: int, tokens: Tensor, state: Summaries) -> Tensor:
-        """Run the cross-attention of the block; its own tokens stay unchanged."""
+        """Run the tokens' cross-attention to the block's input, which stays unchanged."""
         if str(index) in self.blocks:
-            own = cast("TokenExperts | FullTokens", self.blocks[str(index)]).mean()
-            own = F.dropout(own, self.dropout, self.training).to(tokens.dtype)
-            heard = self.cross_attend(index, own.expand(len(tokens), -1, -1), tokens, state.grid)
-            state.summaries[index] = F.layer_norm(heard, heard.shape[-1:])
+            queries = cast("TokenExperts | FullTokens", self.blocks[str(index)]).mean()
+            queries = F.dropout(queries, self.dropout, self.training).to(tokens.dtype)
+            queries = queries.expand(len(tokens), -1, -1)
+            summary = self.cross_attend(index, queries, tokens, state.grid)
+            state.summaries[index] = F.layer_norm(summary, summary.shape[-1:])
         return tokens
 
     def finish(self, maps: list[Tensor], state: Summaries) -> Features:
@@ -103,7 +101,7 @@ class Vqt(Method[Summaries]):
 
 def attend(features: Tensor, summaries: Tensor) -> Tensor:
     """Attend from a map f (B, D, h, w) to rows Z (B, Q, D): softmax(f Z^T / sqrt D) Z."""
-    cells = features.flatten(2).mT[:, None]
-    keys = summaries.to(cells.dtype)[:, None]
-    found = F.scaled_dot_product_attention(cells, keys, keys)[:, 0]
-    return found.mT.reshape(features.shape)
+    queries = features.flatten(2).mT[:, None]
+    keys = summaries.to(queries.dtype)[:, None]
+    attended = F.scaled_dot_product_attention(queries, keys, keys)[:, 0]
+    return attended.mT.reshape(features.shape)

@@ -141,7 +141,7 @@ def parts(backbone: Backbone, args: argparse.Namespace) -> dict[str, float]:
             for index in range(backbone.depth):
                 walked = backbone.run(index, walked, grid)
 
-    view, state = method.view, Routing(grid)
+    view, state = method.depth_branch, Routing(grid)
     assert view is not None
 
     def depth() -> None:
@@ -152,7 +152,7 @@ def parts(backbone: Backbone, args: argparse.Namespace) -> dict[str, float]:
 
     depth_times = fastest({"infer": infer, "depth": depth}, args)
     shown = view.advance
-    method.view.advance = lambda index, state: seen  # type: ignore[method-assign, union-attr]
+    method.depth_branch.advance = lambda index, state: seen  # type: ignore[method-assign, union-attr]
     times = fastest({"block": block, "adapter": adapter}, args) | depth_times
     view.advance = shown  # type: ignore[method-assign]
     return times

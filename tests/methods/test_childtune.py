@@ -19,7 +19,7 @@ from rsseg_cli.training import optimizer
 def test_squares_of_clipped_batch_gradients(max_norm: float | None) -> None:
     model, method = made("childtune", samples=7, batch=3, max_norm=max_norm)
     step = SeededStep(model, 2, 20)
-    method.candidates.open(True)
+    method.candidates.requires_grad_(True)
     found = method.score(step, weights(model)).values
     assert step.probed == 3
     candidates = [*method.candidates.weights]

@@ -325,7 +325,7 @@ def test_a_copy_chooses_for_itself() -> None:
     assert not ours & {id(p) for p in (*theirs.parameters(), *theirs.buffers())}
     before = [p.requires_grad for p in method.parameters()]
     theirs.active.copy_(~theirs.active)
-    theirs._settle()
+    theirs._apply_selection()
     assert [p.requires_grad for p in method.parameters()] == before
     assert [p.requires_grad for p in theirs.parameters()] == [not flag for flag in before]
 

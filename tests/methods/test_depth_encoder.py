@@ -16,7 +16,7 @@ from rsseg_cli.backbones.vit import Vit
 from rsseg_cli.contract import Bands, Grid
 from rsseg_cli.errors import RssegError
 from rsseg_cli.methods._token import depth_encoder
-from rsseg_cli.methods._token.depth_encoder import DepthEncoder, DepthState, DepthView
+from rsseg_cli.methods._token.depth_encoder import DepthBranch, DepthEncoder, DepthState
 from rsseg_cli.methods.depthforge import DepthForge
 from rsseg_cli.methods.spectralmoe import SpectralMoe
 
@@ -104,7 +104,7 @@ def test_a_file_without_an_encoder_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 def test_sees_the_named_bands_as_the_network_was_trained(dtype: str) -> None:
-    view = DepthView("random", None, tiny(BANDS.model_copy(update={"dtype": dtype})))
+    view = DepthBranch("random", None, tiny(BANDS.model_copy(update={"dtype": dtype})))
     raw = torch.rand(2, 4, 24, 40) * 255
     standard = (raw - torch.tensor(BANDS.mean)[:, None, None]) / torch.tensor(BANDS.std)[
         :, None, None
@@ -117,23 +117,23 @@ def test_sees_the_named_bands_as_the_network_was_trained(dtype: str) -> None:
     view.begin(standard, state)
     expected, grid = view.encoder.embed(normal)
     assert (grid.h, grid.w) == (3, 5)
-    assert state.seen is not None
-    assert torch.allclose(state.seen, expected, atol=1e-4)
+    assert state.depth_tokens is not None
+    assert torch.allclose(state.depth_tokens, expected, atol=1e-4)
 
 
 def test_one_forward_per_image_and_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = tiny()
     method = SpectralMoe(SpectralMoe.Config(depth="random", tokens=8, rank=2), backbone)
-    assert method.view is not None
-    encoder, ran = method.view.encoder, []
+    assert method.depth_branch is not None
+    encoder, ran = method.depth_branch.encoder, []
     run = encoder.run
     monkeypatch.setattr(encoder, "run", lambda index, *rest: ran.append(index) or run(index, *rest))
     state = method.begin(torch.randn(2, 4, 16, 16), Grid(2, 2))
     tokens = torch.randn(2, 5, 64, requires_grad=True)
     for index in range(backbone.depth):
         tokens = method.after_block(index, tokens, state)
-        assert state.seen is not None
-        assert not state.seen.requires_grad
+        assert state.depth_tokens is not None
+        assert not state.depth_tokens.requires_grad
     assert ran == [0, 1, 2, 3]
 
 
@@ -170,7 +170,7 @@ def test_a_model_knows_its_depth_weights() -> None:
     method = SpectralMoe(SpectralMoe.Config(depth="random", tokens=8, rank=2), backbone)
     packed = method.adapter_state(backbone)
     method.load_adapter_state(packed, backbone)
-    assert method.view is not None
-    method.view.encoder.origin = {**method.view.encoder.origin, "sha256": "another"}
+    assert method.depth_branch is not None
+    method.depth_branch.encoder.origin = {**method.depth_branch.encoder.origin, "sha256": "another"}
     with pytest.raises(RssegError, match="not those that the model was trained with"):
         method.load_adapter_state(packed, backbone)

@@ -30,7 +30,7 @@ def test_depth_changes_the_attention_and_nothing_else() -> None:
     for parameter in method.adapter.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     tokens, depth = torch.randn(2, backbone.num_prefix_tokens + 6, 64), torch.randn(2, 6, 64)
-    method.view.advance = lambda index, state: depth
+    method.depth_branch.advance = lambda index, state: depth
     adapter, block = method.adapter, method.adapter.block(3)
     x, own = tokens[:, backbone.num_prefix_tokens :], block.rows[0] @ block.basis[0]
     attention = ((x @ own.T + depth @ own.T) / 8).softmax(-1)[..., 1:]

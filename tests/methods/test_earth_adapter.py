@@ -93,7 +93,8 @@ def written_out(experts: FrequencyExperts, tokens: Tensor, grid: Grid, rho: floa
 @pytest.mark.parametrize("skip", [0, 1, 5])
 def test_experts_written_out(grid: Grid, skip: int) -> None:
     torch.manual_seed(2)
-    experts = FrequencyExperts(16, 6, start="random", scale=0.4)
+    experts = FrequencyExperts(16, 6, start="random")
+    torch.nn.init.constant_(experts.scale, 0.4)
     tokens = torch.randn(2, skip + grid.tokens, 16)
     gain = low_pass(grid.h, grid.w, rho=0.4, box="paper")
     with torch.no_grad():

@@ -72,7 +72,7 @@ def test_a_block_equals_the_equations() -> None:
 
 
 def test_all_tokens_have_weights() -> None:
-    weights = tiny()[1].high.block(0).weighing(torch.randn(4, 18), 64)
+    weights = tiny()[1].high.block(0).attention(torch.randn(4, 18), 64)
     assert weights.shape == (4, 18)
     assert torch.allclose(weights.sum(-1), torch.ones(4))
 

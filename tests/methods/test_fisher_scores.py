@@ -21,11 +21,11 @@ from torch.nn import functional as F
 
 from rsseg_cli.contract import Grid
 from rsseg_cli.methods._fisher import domain_fisher, feature_shift
-from rsseg_cli.methods._fisher.posterior import MeanSquares, Natural, Prior
+from rsseg_cli.methods._fisher.posterior import GaussianPosterior, MeanSquares, Prior
 
 
 # --- the posterior ---------------------------------------------------------------------------
-def quadratic(posterior: Natural, curvature: Tensor, steps: int) -> None:
+def quadratic(posterior: GaussianPosterior, curvature: Tensor, steps: int) -> None:
     """Feed gradients of curvature (theta - y)^2 / 2, y = centre +- curvature^-1/2.
 
     The Fisher information and the second derivative both are the curvature.
@@ -41,11 +41,11 @@ def quadratic(posterior: Natural, curvature: Tensor, steps: int) -> None:
 def test_precision_on_a_quadratic() -> None:
     curvature = torch.logspace(-4, 0, 400)
     prior = Prior(tau=(0.05,), kappa=1e-4)
-    posterior = Natural(prior, [curvature])
+    posterior = GaussianPosterior(prior, [curvature])
     quadratic(posterior, curvature, 1000)
     expected = curvature / (1e-4 * 0.05**2) + 0.05**-2
     assert torch.allclose(posterior.precision(0), expected, rtol=0.02)
-    assert torch.allclose(posterior.fisher()[0], curvature, rtol=0.02)
+    assert torch.allclose(posterior.squares[0], curvature, rtol=0.02)
 
 
 def test_weights_of_passes_and_merging() -> None:
@@ -55,7 +55,7 @@ def test_weights_of_passes_and_merging() -> None:
     for gradient, weight in zip(gradients, counted, strict=True):
         means.update([gradient], weight)
     expected = np.average(gradients.double().square().numpy(), axis=0, weights=counted)
-    assert np.allclose(means.fisher()[0].numpy(), expected, rtol=1e-5)
+    assert np.allclose(means.squares[0].numpy(), expected, rtol=1e-5)
     # Beside a process that saw nothing.
     before = means.squares[0].clone()
     means.merge(lambda tensor: tensor / 2)
@@ -88,7 +88,7 @@ def test_a_wide_prior_is_narrowed() -> None:
     method._loss = (  # type: ignore[method-assign]
         lambda step, centre, prior: 2.0 + prior.tau[1] if prior else 2.0
     )
-    found = method._calm(step, centre, Prior((0.5, 1.0), 3.0))
+    found = method._shrink(step, centre, Prior((0.5, 1.0), 3.0))
     assert found == Prior((0.0625, 0.125), 3.0)  # 2.125 is the first below 2.2
 
 
@@ -154,7 +154,7 @@ def test_weights_without_gradient_score_nothing() -> None:
     model.head = kind(kind.Config(), dim=64, maps=2, classes=3)
     found = method.score(SeededStep(model, 2, 20), weights(model))
     for part, values in zip(
-        method.candidates.parts, method.candidates.split(found.values), strict=True
+        method.candidates.slices, method.candidates.split(found.values), strict=True
     ):
         assert bool(torch.isfinite(values).all())
         assert bool(values.any()) == (part.block < 2)

@@ -80,15 +80,15 @@ def test_counts_at_vit_large() -> None:
     assert method.candidates.size == 276_824_064
     assert method.sizes[0] == 3_041_987
     assert method.sizes[-1] == 15_209_933
-    assert len(method.candidates) == 24 * 5
+    assert len(method.candidates.slices) == 24 * 5
     assert len(list(method.trainable_parameters(backbone))) == 24 * 3
 
 
 def test_gated_mlps_and_separate_queries() -> None:
     backbone = vit_large("eva02_large")
     candidates = Candidates(backbone, ("q", "k", "v", "fc1", "fc2"))
-    assert [part.role for part in candidates.parts[:6]] == ["q", "k", "v", "fc1", "fc1", "fc2"]
-    assert len(candidates.weights) == len(candidates) == 24 * 6
+    assert [part.role for part in candidates.slices[:6]] == ["q", "k", "v", "fc1", "fc1", "fc2"]
+    assert len(candidates.weights) == len(candidates.slices) == 24 * 6
     assert len(set(candidates.names)) == 24 * 6
 
 
@@ -317,7 +317,7 @@ def test_record_and_picture(tmp_path: Path) -> None:
     ("settings", "said"),
     [({"share_min": 0.2, "share_max": 0.1}, "larger than share_max"),
      ({"share_max": 1.2}, "less than or equal to 1"), ({"share_min": 0}, "greater than 0"),
-     ({"amplitude": (2.0, 1.0)}, "least <= largest"), ({"roles": ["q", "q"]}, "named once"),
+     ({"amplitude": (2.0, 1.0)}, "smallest <= largest"), ({"roles": ["q", "q"]}, "named once"),
      ({"roles": []}, "at least 1"), ({"steepness": 0}, "greater than 0"),
      ({"schedule": "shrink"}, "'grow' or 'constant'")],
 )  # fmt: skip

@@ -19,7 +19,7 @@ from rsseg_cli.backbones.vit import Vit
 from rsseg_cli.contract import Backbone, Grid, QueryShape
 from rsseg_cli.heads.linear import Linear
 from rsseg_cli.heads.mask2former import Mask2Former
-from rsseg_cli.methods._token.gate import affinity, chance_of_choice, imbalance
+from rsseg_cli.methods._token.gate import affinity, choice_probability, imbalance
 from rsseg_cli.methods._token.tokens import BLOCK, Routes, TokenExperts, dispatch
 from rsseg_cli.methods.rein import Rein
 from rsseg_cli.methods.spectralmoe import Routing, SpectralMoe
@@ -42,7 +42,7 @@ def build(
     method = SpectralMoe(config, backbone or tiny_vit(), queries)
     if perturbed:
         for name, parameter in method.named_parameters():
-            if not name.startswith("view."):
+            if not name.startswith("depth_branch."):
                 torch.nn.init.normal_(parameter, std=0.3)
     return method.eval()
 
@@ -74,7 +74,7 @@ def test_sparse_dispatch_equals_the_dense_form(k: int) -> None:
     torch.nn.init.normal_(experts.basis)
     x, routes = torch.randn(2, 3 * BLOCK + 7, 32), random_routes(2, 3 * BLOCK + 7, 5, k)
     found = experts.coefficients(x, routes) @ experts.span(value)
-    expected = by_the_equations(experts, value, x, routes.shares)
+    expected = by_the_equations(experts, value, x, routes.weights)
     assert torch.allclose(found, expected, atol=1e-6, rtol=1e-5)
     parameters = (experts.rows, experts.basis, value.weight, value.bias)
     probe = torch.randn_like(found)
@@ -112,7 +112,7 @@ def test_a_block_equals_the_equations(fusion: str, gate: str, gates: str, k: int
     method = build(backbone, fusion=fusion, gate=gate, gates=gates, k=k)
     grid = Grid(3, 5)
     tokens, depth = torch.randn(2, backbone.num_prefix_tokens + 15, 64), torch.randn(2, 15, 64)
-    method.view.advance = lambda index, state: depth
+    method.depth_branch.advance = lambda index, state: depth
     out = method.after_block(2, tokens, Routing(grid))
 
     patches, maps = tokens[:, backbone.num_prefix_tokens :], []
@@ -200,11 +200,11 @@ def test_balance_is_zero_when_even_and_e_when_collapsed() -> None:
         assert imbalance(collapsed).item() == pytest.approx(experts, rel=1e-5)
 
 
-def test_chance_of_choice_is_what_drawing_again_gives() -> None:
+def test_choice_probability_is_what_drawing_again_gives() -> None:
     torch.manual_seed(0)
     clean, deviation = torch.randn(1, 1, 4), torch.rand(1, 1, 4) + 0.3
     noisy = clean + torch.randn_like(clean) * deviation
-    found = chance_of_choice(clean, noisy, deviation, 2)[0, 0]
+    found = choice_probability(clean, noisy, deviation, 2)[0, 0]
     for expert in range(4):
         again = noisy[0, 0].repeat(200_000, 1)
         noise = torch.randn(len(again)) * deviation[0, 0, expert]
@@ -268,9 +268,9 @@ def test_grids_of_any_shape_and_groups(height: int, width: int, groups: int) -> 
     grid = Grid(height // 8, width // 8, groups)
     tokens = torch.randn(2, 1 + grid.tokens, 64)
     state = method.begin(torch.randn(2, 3, height, width), grid)
-    assert (state.seen_grid.h, state.seen_grid.w) == (grid.h, grid.w)
+    assert (state.depth_grid.h, state.depth_grid.w) == (grid.h, grid.w)
     assert method.after_block(0, tokens, state).shape == tokens.shape
-    depth = method.view.advance(1, state)
+    depth = method.depth_branch.advance(1, state)
     assert depth.shape == (2, grid.tokens, 64)
     same = depth.reshape(2, -1, groups, 64)
     assert torch.equal(same, same[:, :, :1].expand_as(same))
@@ -297,7 +297,7 @@ def test_both_encoders_stay_and_are_not_in_the_file() -> None:
     head = Linear(Linear.Config(), dim=64, maps=4, classes=3)
     backbone.weights_are_public = True
     model = Segmenter(backbone, method, head, RGB)
-    frozen = [*backbone.parameters(), *method.view.parameters()]
+    frozen = [*backbone.parameters(), *method.depth_branch.parameters()]
     before = [parameter.clone() for parameter in frozen]
     adam = torch.optim.AdamW([p for _, p in model.trainable_parameters()], lr=1e-2)
     for _ in range(3):
@@ -334,7 +334,7 @@ def test_compute_follows_k_and_stays_small_beside_the_encoder() -> None:
         method = build(
             backbone, perturbed=False, queries=QUERIES, experts=experts, tokens=100, rank=16
         ).train()
-        method.view.advance = lambda index, state: seen
+        method.depth_branch.advance = lambda index, state: seen
         with FlopCounterMode(display=False) as counter:
             torch.autograd.backward(method.after_block(0, tokens, Routing(side)).sum())
         spent[str(experts)] = counter.get_total_flops()
@@ -370,13 +370,13 @@ def test_explain_shows_the_routes_of_a_pass() -> None:
     assert shares.shape == (2, 3, 5, 8)
     assert torch.allclose(shares.sum(1), torch.ones(2, 5, 8))
     kept: list[Tensor] = []
-    judge = method._judge
+    balance = method._balance
 
     def watch(index: int, state: Routing) -> None:
-        kept.append(state.routes[1].shares)
-        judge(index, state)
+        kept.append(state.routes[1].weights)
+        balance(index, state)
 
-    method._judge = watch
+    method._balance = watch
     backbone(image, method)
     assert torch.equal(shares, kept[3].mT.reshape(2, 3, 5, 8))
     assert method.explanations()["routing"] == ("expert 1", "expert 2", "expert 3")

@@ -103,5 +103,5 @@ def test_counts_at_vit_large(deep: bool, count: int) -> None:
 def test_windows_have_no_place_for_prompts() -> None:
     with torch.device("meta"):
         backbone = Sam(Sam.Config(name="sam_base", pretrained=False), RGB)
-    with pytest.raises(RssegError, match="does not support prompt"):
+    with pytest.raises(RssegError, match="does not support prompt tokens"):
         build(backbone)

@@ -172,7 +172,7 @@ def test_a_place_without_batches_is_judged_like_the_others() -> None:
 def plainly(module: Cascade, z: Tensor) -> Tensor:
     """Pass a cascade with all activations kept."""
     merged, statistics = module.filtered(z, 1)
-    module.follow(statistics, 1)
+    module.update(statistics, 1)
     return merged
 
 
@@ -353,7 +353,7 @@ def test_released_similarity_is_nearly_the_mean_token() -> None:
     distance = {}
     for similarity in ("head", "token"):
         module = TokenOptimizer(256, heads=4, similarity=similarity, statistics="image")  # type: ignore[arg-type]
-        distance[similarity] = float((module._gather(tokens) - mean).norm() / mean.norm())
+        distance[similarity] = float((module._attend(tokens) - mean).norm() / mean.norm())
     assert distance["token"] < 0.2 < 2 < distance["head"]
 
 

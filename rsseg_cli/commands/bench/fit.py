@@ -79,12 +79,12 @@ def bench_fit(options: BenchFitOptions) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="rsseg-bench-") as name:
         src = list(options.src) or [str(_write_dataset(Path(name) / "synthetic"))]
         for method in REFERENCES:
-            progress.say(f"loop of {method}")
+            progress.print(f"loop of {method}")
             loops[method] = _measure_loop(method, src, Path(name), size, options)
     if not options.no_methods:
         methods = options.method or presets.names("methods")
         for method in dict.fromkeys((*REFERENCES, *methods)):
-            progress.say(f"step of {method}")
+            progress.print(f"step of {method}")
             steps = max(3, options.steps // 2)
             rows.append(measure_in_process(method, size, steps, options.device))
     return {

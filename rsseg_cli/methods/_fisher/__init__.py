@@ -1,1 +1,1 @@
-"""Parts of the methods that select weights or modules by Fisher information."""
+"""Selection of weights or modules by Fisher information."""

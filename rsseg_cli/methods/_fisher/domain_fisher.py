@@ -1,4 +1,4 @@
-"""Domain-related Fisher information: how much a weight matters, and how much shifts change that."""
+"""Domain-related Fisher information: Fisher information plus its change under a domain shift."""
 
 from __future__ import annotations
 
@@ -11,34 +11,32 @@ from torch import Tensor
 
 @dataclass
 class SelectionScores:
-    """What a selection goes by.
-
-    Attributes:
-        values: Non-negative float32 numbers, shaped like the weights.
-        domain: How much of a value is the domain's change; None where that plays no part.
-    """
+    """Scores of all candidate elements."""
 
     values: list[Tensor]
+    """Non-negative float32 numbers, shaped like the weights."""
     domain: list[Tensor] | None = None
+    """Part of the values that is the change between domains; None if it is not used."""
 
 
 def change(clean: Tensor, shifted: Tensor, damping: float) -> None:
-    """Put |F - F'| / (min(F, F') + damping) into `shifted`, which holds F'.
+    """Write |F - F'| / (min(F, F') + damping) into `shifted`, which holds F'.
 
     With the damping kappa = gamma/tau^2 this is the ratio of equation 15; with 1e-8 equation 5.
     """
-    least = torch.minimum(clean, shifted).add_(damping)
-    shifted.sub_(clean).abs_().div_(least)
+    smaller = torch.minimum(clean, shifted).add_(damping)
+    shifted.sub_(clean).abs_().div_(smaller)
 
 
 def combine(clean: Sequence[Tensor], changed: Sequence[Tensor], factor: float) -> None:
     """Compute F + factor * change in place, both divided by their mean over all elements.
 
-    Equation 7 adds them as they are, loss^2 / weight^2 to a ratio, and the ratio decides alone.
+    Equation 7 adds them without a common scale (loss^2 / weight^2 and a ratio), so that the ratio
+    alone would decide.
 
     Args:
-        clean: F as vectors; become the scores.
-        changed: Changes as vectors; become the part of the scores that they are.
+        clean: F as vectors; overwritten with the scores.
+        changed: Changes as vectors; overwritten with their part of the scores.
         factor: Weight of the change.
     """
     _divide_by_mean(clean)

@@ -1,4 +1,4 @@
-"""Tables and pictures of what sparse methods found: a row per role, a column per block."""
+"""Tables and figures of a sparse selection: a row per role, a column per block."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def table(rows: Iterable[tuple[CandidateSlice, int, float]]) -> dict[str, Json]:
     """List a value per block for each role, to four digits.
 
     Args:
-        rows: Parts in the order of blocks, each with its size and value; where a role has
-            several matrices in a block (gated MLPs), the mean over their elements counts.
+        rows: Slices in the order of blocks, each with its size and value. Several matrices of a
+            role in a block (gated MLPs) are averaged over their elements.
     """
     sums: dict[str, dict[int, tuple[float, int]]] = {}
-    for part, size, value in rows:
-        blocks = sums.setdefault(part.role, {})
-        total, count = blocks.get(part.block, (0.0, 0))
-        blocks[part.block] = (total + value * size, count + size)
+    for piece, size, value in rows:
+        blocks = sums.setdefault(piece.role, {})
+        total, count = blocks.get(piece.block, (0.0, 0))
+        blocks[piece.block] = (total + value * size, count + size)
     return {
         role: [float(f"{total / count:.4g}") for total, count in blocks.values()]
         for role, blocks in sums.items()
@@ -34,41 +34,35 @@ def table(rows: Iterable[tuple[CandidateSlice, int, float]]) -> dict[str, Json]:
 
 
 def draw(records: Sequence[dict[str, Json]]) -> Iterator[tuple[str, Figure]]:
-    """Draw the last selection, and what was tuned at the end and over time."""
-    steps: list[Any] = []
-    shares: list[float] = []
-    sensitivity: Any = None
-    by_part: Any = None
-    for record in records:
-        line: Any = record.get("method")
-        if not isinstance(line, dict) or "tuned_share" not in line:
-            continue
-        steps.append(record["step"])
-        shares.append(line["tuned_share"])
-        sensitivity = line.get("sensitivity", sensitivity)
-        by_part = line.get("tuned_by_part", by_part)
-    if sensitivity is not None and by_part is not None:
-        yield "sensitivity", _picture(sensitivity, by_part, steps, shares)
+    """Draw the last selection, and the tuned fraction at the end and over time."""
+    entries: list[Any] = [(record.get("step"), record.get("method")) for record in records]
+    entries = [(s, e) for s, e in entries if isinstance(e, dict) and "tuned_share" in e]
+    latest: dict[str, Any] = {}
+    for _, entry in entries:
+        latest |= entry
+    if "sensitivity" in latest and "tuned_by_part" in latest:
+        steps, tuned = zip(*((step, 100 * e["tuned_share"]) for step, e in entries), strict=True)
+        yield "sensitivity", _figure(latest["sensitivity"], latest["tuned_by_part"], steps, tuned)
 
 
-def _picture(
+def _figure(
     sensitivity: dict[str, list[float]],
-    by_part: dict[str, list[float]],
+    by_role: dict[str, list[float]],
     steps: Sequence[int],
-    shares: Sequence[float],
+    percent: Sequence[float],
 ) -> Figure:
     from rsseg_cli.report.charts import new_figure
 
     figure, axes = new_figure(3, size=(8.0, 8.0), height_ratios=(1.0, 1.0, 0.8))
-    _heat(axes[0], sensitivity, "mean score, over the mean of all")
-    percent = {role: [100 * share for share in row] for role, row in by_part.items()}
-    _heat(axes[1], percent, "tuned, percent of the elements")
-    axes[2].step(steps, [100 * share for share in shares], where="post")
+    _heatmap(axes[0], sensitivity, "mean score, over the mean of all")
+    tuned = {role: [100 * fraction for fraction in row] for role, row in by_role.items()}
+    _heatmap(axes[1], tuned, "tuned, percent of the elements")
+    axes[2].step(steps, percent, where="post")
     axes[2].set(xlabel="step", ylabel="tuned, percent\nof the backbone", ylim=(0, None))
     return figure
 
 
-def _heat(axis: Axes, values: dict[str, list[float]], label: str) -> None:
+def _heatmap(axis: Axes, values: dict[str, list[float]], label: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
     numbers = np.array(list(values.values()))

@@ -1,4 +1,4 @@
-"""Diagonal Gaussian posteriors over weights whose precision tells the Fisher information.
+"""Fisher information from gradients, at the weights or at samples of a Gaussian posterior.
 
 With q = N(theta, 1/precision) and the prior N(theta, tau^2) the objective of FisherTune's
 equations 10 to 13 is, per element, E_q loss + gamma/2 (1/(tau^2 precision) + ln precision). The
@@ -18,31 +18,34 @@ from torch import Tensor
 from rsseg_cli.contract import Probe
 
 Average = Callable[[Tensor], Tensor]
+PosteriorKind = Literal["natural", "none"]
 
 
 @dataclass(frozen=True)
 class Prior:
-    """Widths of the prior and weights of the divergence.
-
-    Attributes:
-        tau: Standard deviation of the prior per weight tensor, in units of the weights.
-        kappa: gamma / tau^2, the same for all tensors: the Fisher information (loss^2 per
-            weight^2) below which the prior rules.
-    """
+    """Gaussian prior over the weights."""
 
     tau: tuple[float, ...]
+    """Standard deviation per weight tensor, in units of the weights."""
     kappa: float
+    """gamma / tau^2, the same for all tensors: the Fisher information (loss^2 per weight^2) below
+    which the prior dominates the posterior."""
 
     def gamma(self, index: int) -> float:
-        """Weight of the divergence for one tensor."""
+        """Return the weight of the divergence for a tensor."""
         return self.kappa * self.tau[index] ** 2
+
+    def sample(self, weights: Sequence[Tensor], centre: Sequence[Tensor], seed: int) -> None:
+        """Write a sample around `centre` into the weights."""
+        for index, noise in enumerate(_noise(weights, seed)):
+            torch.add(centre[index], noise, alpha=self.tau[index], out=weights[index])
 
 
 class MeanSquares:
-    """The empirical Fisher information: running means of squared gradients, in float32.
+    """Empirical Fisher information: running means of squared gradients, in float32.
 
     Args:
-        like: Tensors of the shapes, on the device.
+        like: Tensors with the shapes and the device of the gradients.
     """
 
     def __init__(self, like: Sequence[Tensor]) -> None:
@@ -50,7 +53,7 @@ class MeanSquares:
         self.total = 0.0
 
     def update(self, gradients: Sequence[Tensor | None], weight: float = 1.0) -> None:
-        """Move to the mean of all squares so far, each counted with its weight."""
+        """Include squared gradients in the weighted mean."""
         self.total += weight
         step = weight / self.total
         for mean, gradient in zip(self.squares, gradients, strict=True):
@@ -60,19 +63,17 @@ class MeanSquares:
                 mean.addcmul_(gradient, gradient, value=step)
 
     def merge(self, average: Average) -> None:
-        """Average over processes; one that saw nothing counts nothing."""
+        """Average over processes, each weighted by the total weight of its gradients."""
+        device = self.squares[0].device
+        total = average(torch.tensor(self.total, dtype=torch.float32, device=device))
         for mean in self.squares:
-            mean.copy_(_merged(mean, self.total, average))
-
-    def fisher(self) -> list[Tensor]:
-        """Return the mean squares."""
-        return self.squares
+            mean.copy_(average(mean * self.total) / total)
 
 
-class Natural(MeanSquares):
-    """Natural-gradient steps on the precision: the running mean of squared gradients is F.
+class GaussianPosterior(MeanSquares):
+    """Posterior by natural-gradient steps: its running mean of squared gradients is F.
 
-    What is kept is F itself, not the precision, whose digits the prior would eat up. It takes one
+    F is stored and not the precision, in which the prior would swamp small values. This takes one
     float per element; the precision is never below the prior's.
     """
 
@@ -81,27 +82,18 @@ class Natural(MeanSquares):
         self.prior, self.noise = prior, noise
 
     def precision(self, index: int) -> Tensor:
-        """Return the precision of one tensor's elements."""
+        """Return the precision of the elements of a tensor."""
         return self.squares[index] / self.prior.gamma(index) + self.prior.tau[index] ** -2
 
     def sample(self, weights: Sequence[Tensor], centre: Sequence[Tensor], seed: int) -> None:
-        """Write a sample around `centre` into the weights."""
+        """Write a sample around `centre` into the weights; without noise do nothing."""
         if not self.noise:
             return
         for index, noise in enumerate(_noise(weights, seed)):
-            # tau / sqrt(1 + F/kappa) is precision^-1/2 in one step less.
+            # tau / sqrt(1 + F/kappa) is precision^-1/2 with one operation fewer.
             deviation = (self.squares[index] / self.prior.kappa).add_(1).rsqrt_()
             noise.mul_(deviation).mul_(self.prior.tau[index])
             torch.add(centre[index], noise, out=weights[index])
-
-
-PosteriorKind = Literal["natural", "none"]
-
-
-def sample(prior: Prior, weights: Sequence[Tensor], centre: Sequence[Tensor], seed: int) -> None:
-    """Write a sample of the prior around `centre` into the weights."""
-    for index, noise in enumerate(_noise(weights, seed)):
-        torch.add(centre[index], noise, alpha=prior.tau[index], out=weights[index])
 
 
 def mean_squares(
@@ -120,7 +112,7 @@ def mean_squares(
                 torch.nn.utils.clip_grad_norm_(weight, max_norm)
         means.update([weight.grad for weight in weights])
     means.merge(average)
-    return means.fisher()
+    return means.squares
 
 
 def _noise(like: Sequence[Tensor], seed: int) -> Iterator[Tensor]:
@@ -129,8 +121,3 @@ def _noise(like: Sequence[Tensor], seed: int) -> Iterator[Tensor]:
     generator = torch.Generator(device).manual_seed(seed)
     for tensor in like:
         yield torch.randn(tensor.shape, generator=generator, device=device)
-
-
-def _merged(tensor: Tensor, total: float, average: Average) -> Tensor:
-    weight = average(torch.tensor(total, dtype=torch.float32, device=tensor.device))
-    return average(tensor * total) / weight

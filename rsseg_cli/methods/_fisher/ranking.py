@@ -1,9 +1,9 @@
-"""Ranks hundreds of millions of scores in bounded memory, exactly and without sorting them.
+"""Exact ranking of hundreds of millions of scores in bounded memory, without sorting.
 
-The bits of non-negative floats grow with the number. The upper 16 of the 31 (exponent and seven
-or eight bits of the mantissa) are 65,536 bins of nearly equal width in the logarithm; one pass
-counts them, a second counts the lower 15 bits inside the few bins that hold a cut. After that
-the value at every cut is known exactly. Vectors are read in chunks; results depend neither on
+The bits of non-negative floats grow with the number. The upper 16 of the 31 bits (exponent and
+seven or eight bits of the mantissa) are 65,536 bins of nearly equal width in the logarithm. One
+pass counts them; a second pass counts the lower 15 bits inside the few bins that contain a cut.
+The value at every cut is then known exactly. Vectors are read in chunks; results depend neither on
 the chunks nor on the device.
 """
 
@@ -15,41 +15,41 @@ import torch
 from torch import Tensor
 
 NEVER = 255
-"""Level of what no cut includes."""
+"""Level of elements outside all cuts."""
 LOW = 15
 BINS, FINE = 1 << 16, 1 << LOW
 CHUNK = 1 << 20
 
 
 def levels(scores: Sequence[Tensor], cuts: Sequence[int], into: Iterable[Tensor]) -> None:
-    """Write for every element the first cut that includes it.
+    """Write the index of the first cut that includes each element.
 
     Args:
         scores: Vectors of non-negative float32 numbers, ranked together.
         cuts: At most 255 ascending sizes: cut l includes the `cuts[l]` highest scores. Of equal
-            scores the one in the earlier vector, then at the lower place, is ranked higher.
-        into: uint8 vectors of the same lengths, which get l, or `NEVER`.
+            scores the one in the earlier vector, then at the lower index, is ranked higher.
+        into: uint8 vectors of the same lengths, filled with l, or `NEVER`.
     """
     values, above = _at_ranks(scores, cuts)
     device = scores[0].device
     thresholds, first = torch.unique(values, return_inverse=True)  # ascending
     higher = torch.zeros_like(thresholds).scatter_(0, first, above)
-    # Between two thresholds lies what the first cut with a lower value includes.
+    # Scores between two thresholds belong to the first cut with a lower value.
     between = [NEVER, *((values <= bound).nonzero()[0, 0].item() for bound in thresholds)]
     level_between = torch.tensor(between, dtype=torch.uint8, device=device)
     bounds = thresholds.to(device, torch.int32)
     sizes = torch.tensor(list(cuts), device=device)
-    higher = higher.to(device)  # grows by the ties that were met
+    higher = higher.to(device)  # grows by the ties that were counted
     last = len(bounds) - 1
     for chunk, out in zip(_chunks(scores), _chunks(into), strict=True):
         bits = _bits(chunk)
-        inside = (bits >= bounds[0]).nonzero()[:, 0]  # few: the largest cut is a small share
+        inside = (bits >= bounds[0]).nonzero()[:, 0]  # few: the largest cut is a small fraction
         bits = bits[inside]
-        place = torch.bucketize(bits, bounds)
+        bins = torch.bucketize(bits, bounds)
         out.fill_(NEVER)
-        out[inside] = level_between[place]
-        ties = (bounds[place.clamp_(max=last)] == bits).nonzero()[:, 0]
-        groups, order = place[ties].sort(stable=True)
+        out[inside] = level_between[bins]
+        ties = (bounds[bins.clamp_(max=last)] == bits).nonzero()[:, 0]
+        groups, order = bins[ties].sort(stable=True)
         count = groups.bincount(minlength=last + 1)
         starts = count.cumsum(0) - count
         ranks = torch.arange(1, len(ties) + 1, device=device) + (higher - starts)[groups]
@@ -89,11 +89,10 @@ def _histogram(scores: Sequence[Tensor]) -> Tensor:
 
 
 def _at_ranks(scores: Sequence[Tensor], ranks: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Return the bits of the scores at ranks (from 1), and how many scores are higher (R,)."""
-    wanted = torch.tensor(list(ranks))
-    bins, above = _descend(_histogram(scores), wanted)
+    """Return the bits of the scores at ranks (from 1), and the counts of higher scores (R,)."""
+    device, targets = scores[0].device, torch.tensor(list(ranks))
+    bins, above = _descend(_histogram(scores), targets)
     opened, slots = torch.unique(bins, return_inverse=True)
-    device = scores[0].device
     slot_of = torch.full((BINS,), -1, device=device)
     slot_of[opened.to(device)] = torch.arange(len(opened), device=device)
     lowest = opened[0].item() << LOW
@@ -102,22 +101,20 @@ def _at_ranks(scores: Sequence[Tensor], ranks: Sequence[int]) -> tuple[Tensor, T
         bits = _bits(chunk)
         bits = bits[bits >= lowest]
         slot = slot_of[bits >> LOW]
-        opened_here = slot >= 0
-        fine = slot[opened_here] * FINE + (bits[opened_here] & (FINE - 1))
+        in_slot = slot >= 0
+        fine = slot[in_slot] * FINE + (bits[in_slot] & (FINE - 1))
         counts.index_add_(0, fine, torch.ones_like(fine))
     table = counts.cpu().view(-1, FINE)
-    found = [
-        _descend(table[slot], rest[None])
-        for slot, rest in zip(slots.tolist(), wanted - above, strict=True)
-    ]
-    low = torch.cat([place for place, _ in found])
-    within = torch.cat([count for _, count in found])
-    return (bins << LOW) | low, above + within
+    pairs = zip(slots.tolist(), targets - above, strict=True)
+    fine_bins, above_in_bin = zip(
+        *(_descend(table[s], rank[None]) for s, rank in pairs), strict=True
+    )
+    return (bins << LOW) | torch.cat(fine_bins), above + torch.cat(above_in_bin)
 
 
 def _descend(counts: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:
     """Return the bin of each rank counted from the highest bin, and the count above that bin."""
     cumulated = counts.flip(0).cumsum(0)
-    place = torch.searchsorted(cumulated, ranks)
-    bins = len(counts) - 1 - place
-    return bins, cumulated[place] - counts[bins]
+    index = torch.searchsorted(cumulated, ranks)
+    bins = len(counts) - 1 - index
+    return bins, cumulated[index] - counts[bins]

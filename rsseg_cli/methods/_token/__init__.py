@@ -1,1 +1,1 @@
-"""Parts of the methods whose tokens the features attend to."""
+"""Learned tokens that the features attend to."""

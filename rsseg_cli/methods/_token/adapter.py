@@ -1,4 +1,4 @@
-"""The tokens of all blocks, what the blocks share, and the link from them to a head's queries."""
+"""Tokens of all blocks with their shared layers, and the link to a head's queries."""
 
 from __future__ import annotations
 
@@ -9,24 +9,21 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from rsseg_cli.contract import Method, QueryShape
+from rsseg_cli.contract import Backbone, Method, QueryShape
 from rsseg_cli.errors import RssegError
-from rsseg_cli.methods._token.attention_weights import REIN, Weighing
-from rsseg_cli.methods._token.tokens import TokenExperts, token_set
+from rsseg_cli.methods._token.tokens import REIN, AttentionWeights, TokenExperts, token_set
 
 START_SCALE = 1e-3
-"""What the learnable factor of the added features starts from, in Rein and all its relatives."""
-
-
+"""Initial value of the learnable factor of the added features, in Rein and its successors."""
 TOKENS = 100
-"""Tokens per block where no head takes them as queries, as in Rein."""
+"""Tokens per block if the head does not take them as queries, as in Rein."""
 
 
 class TokenSettings(Method.Config):
-    """Settings of methods with one set of low-rank tokens per block."""
+    """Settings of methods with low-rank tokens in every block."""
 
     tokens: int | None = Field(None, ge=2)
-    """Tokens per block; null: as many as the queries that the head takes, otherwise 100."""
+    """Tokens per block and expert; null: the number of queries that the head takes, else 100."""
     rank: int = Field(16, ge=1)
 
 
@@ -34,7 +31,7 @@ def count_tokens(tokens: int | None, queries: QueryShape | None) -> int:
     """Return the number of tokens per block.
 
     Raises:
-        RssegError: The head takes another number of queries than there are tokens.
+        RssegError: It differs from the number of queries that the head takes.
     """
     if tokens is None:
         tokens = TOKENS if queries is None else queries.count
@@ -49,110 +46,101 @@ def count_tokens(tokens: int | None, queries: QueryShape | None) -> int:
 
 
 class QueryLink(nn.Module):
-    """Turns the tokens of all blocks into the queries of a mask head."""
+    """Layer that merges the tokens of all blocks into the queries of a mask head."""
 
     def __init__(self, dim: int, width: int) -> None:
         super().__init__()
         self.project = nn.Linear(dim, width)
         self.merge = nn.Linear(3 * width, width)
 
-    def forward(self, tokens: list[Tensor]) -> Tensor:
+    def forward(self, blocks: list[Tensor]) -> Tensor:
         """Merge tokens, each (..., m, D), into queries (..., m, width): largest, mean and last."""
-        queries = torch.stack([self.project(one) for one in tokens])
-        merged: Tensor = self.merge(torch.cat([queries.amax(0), queries.mean(0), queries[-1]], -1))
-        return merged
+        queries = torch.stack([self.project(tokens) for tokens in blocks])
+        pooled = torch.cat([queries.amax(0), queries.mean(0), queries[-1]], -1)
+        return cast(Tensor, self.merge(pooled))
 
 
 class TokenBranch(nn.Module):
-    """The tokens of every block, and what all blocks share.
+    """Tokens of every block, and the layers that all blocks share.
 
     Args:
-        depth: Number of blocks L.
-        dim: Width D.
-        experts: Sets of tokens per block E.
-        tokens: Tokens per set m.
-        rank: Rank r of a set; None gives one set per block with every number free.
+        backbone: Backbone of L blocks of width D.
+        tokens: Tokens m per block and expert.
+        rank: Rank of an expert's tokens; None: full rank, for one expert.
+        experts: Experts per block.
         queries: Shape of the queries that the head takes; None makes none.
-        weighing: How features attend to the tokens.
+        attention: Attention weights of features over the tokens.
     """
 
     def __init__(
         self,
-        depth: int,
-        dim: int,
+        backbone: Backbone,
         *,
-        experts: int = 1,
         tokens: int,
         rank: int | None,
+        experts: int = 1,
         queries: QueryShape | None = None,
-        weighing: Weighing = REIN,
+        attention: AttentionWeights = REIN,
     ) -> None:
         super().__init__()
+        dim = backbone.dim
         self.blocks = nn.ModuleList(
-            token_set(dim, experts=experts, tokens=tokens, rank=rank, weighing=weighing)
-            for _ in range(depth)
+            token_set(dim, experts=experts, tokens=tokens, rank=rank, attention=attention)
+            for _ in range(backbone.depth)
         )
         self.value = nn.Linear(dim, dim)  # W, b
         self.mlp = nn.Linear(dim, dim)
         self.link = None if queries is None else QueryLink(dim, queries.width)
 
     def block(self, index: int) -> TokenExperts:
-        """Return the tokens of a block; those of full rank know no routes and no mean."""
+        """Return the tokens of a block; `FullTokens` do not support routes."""
         return cast(TokenExperts, self.blocks[index])
 
-    def _all(self) -> list[TokenExperts]:
-        return [self.block(index) for index in range(len(self.blocks))]
-
-    def spread_evenly(self, patch: int) -> None:
+    def init_uniform(self, patch: int) -> None:
         """Draw all tokens as Rein does."""
-        for block in self._all():
-            block.spread_evenly(patch)
-
-    def start_from_zero(self) -> None:
-        """Start all tokens at 0 as SpectralMoE does."""
-        for block in self._all():
-            block.start_from_zero()
+        for index in range(len(self.blocks)):
+            self.block(index).init_uniform(patch)
 
     def adjustment(self, index: int, features: Tensor) -> Tensor:
-        """Return what features (B, N, D) get from the tokens of a block: (B, N, D)."""
+        """Compute the attention of features (B, N, D) to the tokens of a block: (B, N, D)."""
         block = self.block(index)
         return block.coefficients(features) @ block.span(self.value)
 
-    def answer(self, index: int, features: Tensor, asking: Tensor | None = None) -> Tensor:
-        """Map features (B, N, D) and what they get, or what `asking` gets in their place."""
-        found = self.adjustment(index, features if asking is None else asking)
-        answer: Tensor = self.mlp(features + found)
-        return answer
+    def transform(self, index: int, features: Tensor, attending: Tensor | None = None) -> Tensor:
+        """Map features (B, N, D) plus their adjustment, or that of `attending` in their place."""
+        adjustment = self.adjustment(index, features if attending is None else attending)
+        return cast(Tensor, self.mlp(features + adjustment))
 
     def queries(self) -> Tensor | None:
         """Return the queries for the head (m, width), None without a link."""
         if self.link is None:
             return None
-        queries: Tensor = self.link([block.mean() for block in self._all()])
-        return queries
+        means = [self.block(index).mean() for index in range(len(self.blocks))]
+        return cast(Tensor, self.link(means))
 
     def no_weight_decay(self) -> list[Parameter]:
-        """List the tokens: they do not decay."""
+        """Return the tokens."""
         return list(self.blocks.parameters())
 
 
 class TokenAdapter(TokenBranch):
-    """A branch that refines features, with its scale."""
+    """Token branch with a learnable scale, which refines features."""
 
     def __init__(
         self,
-        depth: int,
-        dim: int,
-        *,
-        experts: int,
-        tokens: int,
-        rank: int,
+        backbone: Backbone,
+        config: TokenSettings,
         queries: QueryShape | None,
+        *,
+        experts: int = 1,
     ) -> None:
-        super().__init__(depth, dim, experts=experts, tokens=tokens, rank=rank, queries=queries)
+        tokens = count_tokens(config.tokens, queries)
+        super().__init__(
+            backbone, tokens=tokens, rank=config.rank, experts=experts, queries=queries
+        )
         self.scale = Parameter(torch.tensor(START_SCALE))
 
     def refine(self, prefix: Tensor, patches: Tensor, adjustment: Tensor) -> Tensor:
-        """Add scale * mlp(patches + adjustment) to the patches, and put the prefix before them."""
+        """Add scale * mlp(patches + adjustment) to the patches, and prepend the prefix."""
         refined = patches + self.scale * self.mlp(patches + adjustment)
         return torch.cat([prefix, refined], 1)

@@ -1,8 +1,8 @@
-"""A second frozen encoder that sees the image's red, green and blue as a depth network does.
+"""Frozen depth encoder: a second encoder, which reads the red, green and blue bands.
 
 It is the DINOv2 encoder of Depth Anything V2 or Prompt Depth Anything; their decoders, and the
-prompt that enters there, are not needed. It walks its blocks beside the visual encoder, one image
-pass in all, without a graph. Model files contain only the digest of its weights.
+prompt that enters there, are not needed. Its blocks run in step with those of the visual encoder,
+without gradients. Model files contain only the digest of its weights.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ DepthName = Literal[
     "random",
     "off",
 ]
-"""`random` has the visual encoder's width and depth and knows nothing: to try the path only."""
+"""`random` has the visual encoder's width and depth and random weights, for tests only."""
 
 
 @dataclass(frozen=True)
-class Published:
+class DepthWeights:
     """Source of a depth encoder's weights."""
 
     size: str
@@ -45,27 +45,20 @@ class Published:
     license: str
 
 
-PUBLISHED: dict[str, Published] = {
-    "prompt_depth_anything_large": Published(
-        "large", "depth-anything/prompt-depth-anything-vitl-hf", "apache-2.0"
-    ),
-    "prompt_depth_anything_small": Published(
-        "small", "depth-anything/prompt-depth-anything-vits-hf", "apache-2.0"
-    ),
-    "depth_anything_v2_large": Published(
-        "large", "depth-anything/Depth-Anything-V2-Large-hf", "cc-by-nc-4.0"
-    ),
-    "depth_anything_v2_base": Published(
-        "base", "depth-anything/Depth-Anything-V2-Base-hf", "cc-by-nc-4.0"
-    ),
-    "depth_anything_v2_small": Published(
-        "small", "depth-anything/Depth-Anything-V2-Small-hf", "apache-2.0"
-    ),
+PUBLISHED: dict[str, DepthWeights] = {
+    name: DepthWeights(name.rpartition("_")[2], f"depth-anything/{repository}", license)
+    for name, repository, license in (
+        ("prompt_depth_anything_large", "prompt-depth-anything-vitl-hf", "apache-2.0"),
+        ("prompt_depth_anything_small", "prompt-depth-anything-vits-hf", "apache-2.0"),
+        ("depth_anything_v2_large", "Depth-Anything-V2-Large-hf", "cc-by-nc-4.0"),
+        ("depth_anything_v2_base", "Depth-Anything-V2-Base-hf", "cc-by-nc-4.0"),
+        ("depth_anything_v2_small", "Depth-Anything-V2-Small-hf", "apache-2.0"),
+    )
 }
 FILE = "model.safetensors"
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""What DINOv2 and both depth networks were trained with, for values in 0..1."""
+"""Normalisation of DINOv2 and both depth networks, for values in 0..1."""
 
 RGB = Bands(
     names=("red", "green", "blue"),
@@ -77,20 +70,16 @@ RGB = Bands(
 
 
 class DepthEncoder(Dinov2):
-    """DINOv2 as it stands in the files of depth networks, transformers' or the authors'."""
+    """DINOv2 in files of depth networks, those of transformers or of the authors."""
 
     def translate(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the encoder out of a depth network and name its tensors as timm does."""
+        """Extract the encoder from a depth network and name its tensors as timm does."""
         if any(name.startswith("backbone.encoder.layer.") for name in tensors):
             return super().translate(_from_transformers(tensors))
         plain = {name.removeprefix("pipeline."): tensor for name, tensor in tensors.items()}
-        inside = {
-            name.removeprefix("pretrained."): tensor
-            for name, tensor in plain.items()
-            if name.startswith("pretrained.")
-        }
-        chosen = inside or plain
-        return super().translate({n: t for n, t in chosen.items() if n != "mask_token"})
+        prefix = "pretrained."
+        encoder = {n.removeprefix(prefix): t for n, t in plain.items() if n.startswith(prefix)}
+        return super().translate({n: t for n, t in (encoder or plain).items() if n != "mask_token"})
 
 
 RENAMED = (
@@ -103,42 +92,42 @@ RENAMED = (
     (".layer_scale2.lambda1", ".ls2.gamma"),
     ("layernorm.", "norm."),
 )
-PARTS = ("query", "key", "value")
 
 
 def _from_transformers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the backbone of a transformers file; queries, keys and values become one matrix."""
-    own: dict[str, Tensor] = {}
+    """Rename the backbone of a transformers file and fuse queries, keys and values."""
+    renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         inner = name.removeprefix("backbone.")
         if inner == name or inner == "embeddings.mask_token":
             continue
         for theirs, ours in RENAMED:
             inner = inner.replace(theirs, ours)
-        own[inner] = tensor
-    for name in [name for name in own if ".attention.attention.query." in name]:
-        apart = [own.pop(name.replace(".query.", f".{part}.")) for part in PARTS]
-        own[name.replace(".attention.attention.query.", ".attn.qkv.")] = torch.cat(apart)
-    return own
+        renamed[inner] = tensor
+    for name in [name for name in renamed if ".attention.attention.query." in name]:
+        roles = ("query", "key", "value")
+        matrices = [renamed.pop(name.replace(".query.", f".{role}.")) for role in roles]
+        renamed[name.replace(".attention.attention.query.", ".attn.qkv.")] = torch.cat(matrices)
+    return renamed
 
 
 @dataclass
 class DepthState(State):
     """Tokens of the depth encoder after the block that ran last."""
 
-    seen: Tensor | None = None
-    seen_grid: Grid = field(default_factory=lambda: Grid(0, 0))
+    depth_tokens: Tensor | None = None
+    depth_grid: Grid = field(default_factory=lambda: Grid(0, 0))
 
 
-class DepthView(nn.Module):
-    """Shows an image to the depth encoder, block by block beside the visual one.
+class DepthBranch(nn.Module):
+    """Depth encoder that runs block by block in step with the visual one.
 
-    Stored values become red, green and blue in 0..1: 8-bit values by /255, all others by stretching
-    each band's mean - 2 std .. mean + 2 std, which needs no more than the band table.
+    Stored values are mapped to red, green and blue in 0..1: 8-bit values divided by 255, all others
+    by stretching each band's mean - 2 std .. mean + 2 std.
 
     Raises:
-        RssegError: The image has no red, green or blue band, or the weights cannot be had or are
-            not as wide and deep as the visual encoder.
+        RssegError: The image has no red, green or blue band; or the weights are not available, or
+            differ in width or depth from the visual encoder.
     """
 
     gain: Tensor
@@ -153,7 +142,7 @@ class DepthView(nn.Module):
         if rgb is None:
             known = [centre for centre in bands.wavelengths_nm if centre is not None]
             raise RssegError(
-                "depth is seen in red, green and blue, and the data have no such bands "
+                "the depth encoder requires red, green and blue, and the data have no such bands "
                 f"(wavelengths {known or 'unknown'} nm)",
                 where="bands of the dataset, method.depth",
                 fix="wavelengths_nm near 660, 560 and 485 in the dataset's YAML, "
@@ -174,36 +163,34 @@ class DepthView(nn.Module):
     @torch.no_grad()
     def begin(self, image: Tensor, state: DepthState) -> None:
         """Embed a standardised image (B, C, H, W) so that both encoders have the same grid."""
-        shown = image[:, list(self.rgb)] * self.gain + self.offset
-        normal = (shown.clamp(0, 1) - self.mean) / self.std
-        side, grid = self.encoder.patch, state.grid
-        fitted = F.interpolate(
-            normal, (grid.h * side, grid.w * side), mode="bilinear", antialias=True
-        )
-        state.seen, state.seen_grid = self.encoder.embed(fitted)
+        rgb = image[:, list(self.rgb)] * self.gain + self.offset
+        normal = (rgb.clamp(0, 1) - self.mean) / self.std
+        size = state.grid.h * self.encoder.patch, state.grid.w * self.encoder.patch
+        resized = F.interpolate(normal, size, mode="bilinear", antialias=True)
+        state.depth_tokens, state.depth_grid = self.encoder.embed(resized)
 
     @torch.no_grad()
     def advance(self, index: int, state: DepthState) -> Tensor:
         """Run a block; return its raw patch tokens (B, N, D), the same for all groups."""
-        if state.seen is None:
+        if state.depth_tokens is None:
             raise ValueError("begin comes before advance")
-        state.seen = self.encoder.run(index, state.seen, state.seen_grid)
-        patches = state.seen[:, self.encoder.num_prefix_tokens :]
+        state.depth_tokens = self.encoder.run(index, state.depth_tokens, state.depth_grid)
+        patches = state.depth_tokens[:, self.encoder.num_prefix_tokens :]
         return patches.repeat_interleave(state.grid.groups, dim=1)
 
     def digest(self) -> Tensor:
-        """Hash the weights as they were loaded: (32,) uint8."""
+        """Return the hash of the loaded weights: (32,) uint8."""
         content = str(self.encoder.origin["sha256"]).encode()
         return torch.tensor(list(hashlib.sha256(content).digest()), dtype=torch.uint8)
 
 
 def _open(name: DepthName, weights: Path | None, backbone: Backbone) -> Backbone:
-    """Build the encoder and check that it fits the visual one."""
+    """Build the encoder and check that its size is that of the visual one."""
     if name == "random":
         return _random(backbone)
-    published = PUBLISHED[name]
-    path = weights or _download(name, published)
-    config = DepthEncoder.Config(name=f"dinov2_{published.size}", weights=path, stats="data")
+    source = PUBLISHED[name]
+    path = weights or _download(name, source)
+    config = DepthEncoder.Config(name=f"dinov2_{source.size}", weights=path, stats="data")
     encoder = DepthEncoder(config, RGB)
     if (encoder.dim, encoder.depth) != (backbone.dim, backbone.depth):
         raise RssegError(
@@ -215,22 +202,22 @@ def _open(name: DepthName, weights: Path | None, backbone: Backbone) -> Backbone
     return encoder
 
 
-def _download(name: DepthName, published: Published) -> Path:
+def _download(name: DepthName, source: DepthWeights) -> Path:
     try:
-        return Path(hf_hub_download(published.repository, FILE))
+        return Path(hf_hub_download(source.repository, FILE))
     except (OSError, RuntimeError, ValueError) as error:
-        page = f"https://huggingface.co/{published.repository}"
+        page = f"https://huggingface.co/{source.repository}"
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RssegError(
             f"the weights of {name} are not cached and could not be downloaded: {reason}",
-            where=f"{page} (licence: {published.license})",
-            fix=f"connect once; or fetch {FILE} there by other means and set "
+            where=f"{page} (licence: {source.license})",
+            fix=f"connect once; or download {FILE} by other means and set "
             "method.depth_weights=FILE; or go without depth: method.depth=off",
         ) from error
 
 
 def _random(backbone: Backbone) -> Backbone:
-    """Build a seeded encoder as wide and deep as the visual one."""
+    """Build a seeded encoder of the width and depth of the visual one."""
     shape = {
         "embed_dim": backbone.dim,
         "depth": backbone.depth,
@@ -253,7 +240,7 @@ class DepthSettings(Method.Config):
     depth: DepthName
     """The depth encoder; `off` goes without."""
     depth_weights: Path | None = None
-    """A file with its weights, instead of the hub."""
+    """File of its weights; null: downloaded from the hub."""
 
     def without_files(self) -> Self:
         """Return settings with a random depth encoder in place of a published one."""
@@ -263,40 +250,49 @@ class DepthSettings(Method.Config):
 
 
 D = TypeVar("D", bound=DepthState)
-MARK = "method.depth_digest"
+DIGEST = "method.depth_digest"
 
 
 class DepthMethod(Method[D]):
-    """A method with a depth encoder, which neither trains nor goes into model files."""
+    """Method with a frozen depth encoder, which is not part of model files."""
 
-    view: DepthView | None
+    makes_queries: ClassVar[bool] = True
+
+    def __init__(self, config: DepthSettings, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        self.num_prefix_tokens = backbone.num_prefix_tokens
+        self.depth_branch: DepthBranch | None = None
+        if config.depth != "off":
+            self.depth_branch = DepthBranch(config.depth, config.depth_weights, backbone)
 
     def trainable_parameters(self, backbone: Backbone) -> Iterator[tuple[str, Parameter]]:
-        """Return everything of its own but the depth encoder."""
+        """Return all own parameters except the depth encoder's."""
         for name, parameter in self.named_parameters():
-            if not name.startswith("view."):
+            if not name.startswith("depth_branch."):
                 yield f"method.{name}", parameter
 
     def adapter_state(self, backbone: Backbone) -> dict[str, Tensor]:
-        """Return its own state, and the depth encoder's digest in its place."""
+        """Return the own state, with a digest in place of the depth encoder."""
         tensors = super().adapter_state(backbone)
-        own = {n: t for n, t in tensors.items() if not n.startswith("method.view.")}
-        return own if self.view is None else own | {MARK: self.view.digest()}
+        own = {n: t for n, t in tensors.items() if not n.startswith("method.depth_branch.")}
+        return own if self.depth_branch is None else own | {DIGEST: self.depth_branch.digest()}
 
     def load_adapter_state(self, tensors: dict[str, Tensor], backbone: Backbone) -> None:
-        """Load the result of `adapter_state` beside the depth encoder in use.
+        """Load the result of `adapter_state`.
 
         Raises:
-            RssegError: It is not the one that the model was trained with.
+            RssegError: The model was trained with another depth encoder.
         """
-        if self.view is None:
+        branch = self.depth_branch
+        if branch is None:
             super().load_adapter_state(tensors, backbone)
             return
-        if not torch.equal(tensors[MARK].cpu(), self.view.digest()):
+        if not torch.equal(tensors[DIGEST].cpu(), branch.digest()):
             raise RssegError(
                 "the depth encoder's weights are not those that the model was trained with",
-                where=f"method.depth_weights ({self.view.encoder.origin['source']})",
+                where=f"method.depth_weights ({branch.encoder.origin['source']})",
                 fix="the same weights file as in training",
             )
-        kept = {f"method.view.{name}": t for name, t in self.view.state_dict().items()}
-        super().load_adapter_state({n: t for n, t in tensors.items() if n != MARK} | kept, backbone)
+        own = {name: tensor for name, tensor in tensors.items() if name != DIGEST}
+        depth = {f"method.depth_branch.{name}": t for name, t in branch.state_dict().items()}
+        super().load_adapter_state(own | depth, backbone)

@@ -1,7 +1,7 @@
-"""Fuses what the experts found in the visual features with what they found in depth.
+"""Fusion of the experts' outputs for visual and for depth features.
 
 Both are maps F = M V: coefficients M (B, N, R) of a common span V (R, D), see `tokens`. Attention
-between them needs F F'^T = M (V V^T) M'^T only, and gives coefficients again.
+between them requires only F F'^T = M (V V^T) M'^T, and its result has coefficients again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def fuse(visual: Tensor, depth: Tensor, span: Tensor, kind: Fusion) -> Tensor:
         visual: Coefficients of F_v (B, N, R).
         depth: Coefficients of F_d (B, N, R).
         span: V (R, D).
-        kind: Which of the above.
+        kind: One of the above.
 
     Returns:
         Coefficients (B, N, R) of the fused map.
@@ -37,9 +37,7 @@ def fuse(visual: Tensor, depth: Tensor, span: Tensor, kind: Fusion) -> Tensor:
     gram = span @ span.mT
     if kind == "released":
         scores = (depth @ gram @ visual.mT).float() * scale
-        own = scores.diagonal(dim1=1, dim2=2) - scores.logsumexp(-1)
-        weighted: Tensor = visual * own.exp()[..., None]
-        return weighted
+        log_weights = scores.diagonal(dim1=1, dim2=2) - scores.logsumexp(-1)
+        return visual * log_weights.exp()[..., None]
     query, key = (visual @ gram)[:, None], depth[:, None]
-    fused: Tensor = F.scaled_dot_product_attention(query, key, key, scale=scale)
-    return fused[:, 0]
+    return F.scaled_dot_product_attention(query, key, key, scale=scale)[:, 0]

@@ -1,163 +1,185 @@
-"""Low-rank tokens that frozen features attend to: what Rein and its relatives share.
+"""Low-rank tokens that frozen features attend to, as in Rein and its successors.
 
-A block has E experts of m tokens each, T_e = A_e B_e with A_e (m, r) and B_e (r, D). What a feature
-x gets from an expert is, with T[0] left out after the softmax as in Rein (Wei et al. 2024,
-arXiv 2312.04265),
+A block has E experts of m tokens each, T_e = A_e B_e with A_e (m, r) and B_e (r, D). An expert adds
+to a feature x, with T[0] left out after the softmax as in Rein (Wei et al. 2024, arXiv 2312.04265),
 
     softmax(x T_e^T / sqrt D)[1:] (T_e[1:] W^T + b).
 
-Neither T_e nor that sum is ever made. Every sum lies in the span of the E*r rows B_e W^T and of b,
-so that it is kept as its coefficients there: E*r + 1 numbers in place of D, and the attention
-between two such maps (SpectralMoE's fusion) needs no more than their Gram matrix.
+Neither T_e nor that sum is computed. Every sum lies in the span of the E*r rows B_e W^T and of b;
+its coefficients there are E*r + 1 numbers in place of D. The attention between two such maps
+(SpectralMoE's fusion) requires only their Gram matrix.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn import functional as F
 
-from rsseg_cli.methods._token.attention_weights import REIN, Weighing
-
 BLOCK = 64
-"""Rows that one small matrix product of the sparse form takes at once."""
+"""Rows per small matrix product of the sparse form."""
+EPSILON = 1e-5
+"""Added to variances of logits, as in instance norms: features of 0, such as the differences along
+a repeated row, are equally similar to all tokens."""
 
 
-def spread(tokens: Iterable[Parameter], patch: int, width: float) -> None:
+@dataclass(frozen=True)
+class AttentionWeights:
+    """Attention weights from the similarities of features and tokens."""
+
+    standardised: bool = False
+    """Scale the similarities to the m tokens to mean 0 and variance 1, which removes the style."""
+    first: int = 1
+    """First token that is used: 1 leaves token 0 out after the softmax."""
+
+    def __call__(self, similarities: Tensor, dim: int) -> Tensor:
+        """Map similarities x T^T / sqrt D (..., m) to weights (..., m - first) in float32."""
+        if self.standardised:
+            similarities = similarities.float()
+            variance, mean = torch.var_mean(similarities, -1, correction=0, keepdim=True)
+            similarities = (similarities - mean) * (variance + EPSILON / dim).rsqrt()
+        return similarities.softmax(-1, dtype=torch.float32)[..., self.first :]
+
+
+REIN = AttentionWeights()
+"""Attention weights of Rein."""
+
+
+def init_uniform(tokens: Iterable[Parameter], patch: int, width: float) -> None:
     """Draw tokens from U(-v, v) with v = sqrt(6 / (3 patch^2 + width)), as VPT and Rein do."""
     bound = (6 / (3 * patch**2 + width)) ** 0.5
-    for one in tokens:
-        nn.init.uniform_(one, -bound, bound)
+    for parameter in tokens:
+        nn.init.uniform_(parameter, -bound, bound)
 
 
 class FullTokens(nn.Module):
-    """The tokens (m, D) of one block with every number free, asked as `TokenExperts` are."""
+    """Tokens (m, D) of a block at full rank, with the interface of `TokenExperts`."""
 
-    def __init__(self, *, tokens: int, dim: int, weighing: Weighing) -> None:
+    def __init__(self, *, tokens: int, dim: int, attention: AttentionWeights) -> None:
         super().__init__()
-        self.weighing = weighing
+        self.attention = attention
         self.rows = Parameter(torch.empty(tokens, dim))
 
     def span(self, value: nn.Linear) -> Tensor:
-        """Map the tokens that are taken: (m - first, D)."""
-        mapped: Tensor = value(self.rows[self.weighing.first :])
-        return mapped
+        """Map the tokens that are used: (m - first, D)."""
+        return cast(Tensor, value(self.rows[self.attention.first :]))
 
     def coefficients(self, features: Tensor) -> Tensor:
-        """Return what features (B, N, D) get, as coefficients (B, N, m - first) of `span`."""
+        """Compute coefficients (B, N, m - first) of `span` for features (B, N, D)."""
         dim = features.shape[-1]
         similarities = features @ self.rows.mT * dim**-0.5
-        return self.weighing(similarities, dim).to(similarities.dtype)
+        return self.attention(similarities, dim).to(similarities.dtype)
 
     def mean(self) -> Tensor:
-        """Return the tokens (m, D): there is one set."""
+        """Return the tokens (m, D)."""
         return self.rows
 
-    def spread_evenly(self, patch: int) -> None:
-        """Draw the tokens from VPT's law."""
-        spread([self.rows], patch, self.rows.shape[1])
+    def init_uniform(self, patch: int) -> None:
+        """Draw the tokens as VPT does."""
+        init_uniform([self.rows], patch, self.rows.shape[1])
 
 
 @dataclass(frozen=True)
 class Routes:
-    """Which experts every token goes to."""
+    """Experts of every token."""
 
     chosen: Tensor
-    """(B, N, k), expert numbers."""
-    shares: Tensor
+    """(B, N, k), expert indices."""
+    weights: Tensor
     """(B, N, E), non-negative, 0 where not chosen, summing to 1."""
     load: Tensor | None = None
     """(E,), the expected number of tokens under the gate's noise; None without noise."""
 
 
 class TokenExperts(nn.Module):
-    """The tokens of one block: E experts that all modalities share."""
+    """Low-rank tokens of a block: E experts, shared by all modalities."""
 
     def __init__(
-        self, *, experts: int, tokens: int, dim: int, rank: int, weighing: Weighing = REIN
+        self, *, experts: int, tokens: int, dim: int, rank: int, attention: AttentionWeights = REIN
     ) -> None:
         super().__init__()
-        self.weighing = weighing
+        self.attention = attention
         self.rows = Parameter(torch.empty(experts, tokens, rank))  # A
         self.basis = Parameter(torch.empty(experts, rank, dim))  # B
-        self.spare = -(experts * rank + 1) % 8  # fused attention wants widths that 8 divides
+        self.padding = -(experts * rank + 1) % 8  # fused attention requires multiples of 8
 
     def mean(self) -> Tensor:
         """Average the tokens over the experts: (m, D)."""
         return torch.einsum("emr,erd->md", self.rows, self.basis) / len(self.rows)
 
     def span(self, value: nn.Linear) -> Tensor:
-        """Map the directions that coefficients count: (E*r + 1 + spare, D), the last rows 0."""
+        """Map the basis of the coefficients: (E*r + 1 + padding, D), the last rows 0."""
         directions = F.linear(self.basis.flatten(0, 1), value.weight)
-        return F.pad(torch.cat([directions, value.bias[None]]), (0, 0, 0, self.spare))
+        return F.pad(torch.cat([directions, value.bias[None]]), (0, 0, 0, self.padding))
 
     def coefficients(self, features: Tensor, routes: Routes | None = None) -> Tensor:
-        """Return what features (B, N, D) get, as coefficients (B, N, E*r + 1 + spare) of `span`.
+        """Compute coefficients (B, N, E*r + 1 + padding) of `span` for features (B, N, D).
 
         Args:
-            features: What attends to the tokens.
-            routes: The experts of every feature; None gives all experts an equal share.
+            features: Queries of the attention to the tokens.
+            routes: Experts of every feature; None averages all experts.
         """
         experts, _, rank = self.rows.shape
         scale = features.shape[-1] ** -0.5
-        places = features @ self.basis.flatten(0, 1).mT * scale
-        places = places.reshape(*features.shape[:2], experts, rank)
+        coordinates = features @ self.basis.flatten(0, 1).mT * scale
+        coordinates = coordinates.reshape(*features.shape[:2], experts, rank)
         if routes is None or routes.chosen.shape[-1] == experts:
-            taken, kept = self._dense(places)
-            shares = kept.new_full((experts,), 1 / experts) if routes is None else routes.shares
+            sums, totals = self._dense(coordinates)
+            weights = totals.new_full((experts,), 1 / experts) if routes is None else routes.weights
         else:
-            taken, kept = self._sparse(places, routes.chosen)
-            shares = routes.shares
-        total = (kept * shares).sum(-1, keepdim=True)
-        mixed = (taken * shares[..., None]).flatten(-2)
-        return F.pad(torch.cat([mixed, total], -1), (0, self.spare))
+            sums, totals = self._sparse(coordinates, routes.chosen)
+            weights = routes.weights
+        bias = (totals * weights).sum(-1, keepdim=True)
+        mixed = (sums * weights[..., None]).flatten(-2)
+        return F.pad(torch.cat([mixed, bias], -1), (0, self.padding))
 
-    def _dense(self, places: Tensor) -> tuple[Tensor, Tensor]:
-        """Ask every expert about every token (B, N, E, r): (B, N, E, r) and (B, N, E)."""
-        taken, kept = self._attend(places.flatten(0, 1).transpose(0, 1), self.rows)
+    def _dense(self, coordinates: Tensor) -> tuple[Tensor, Tensor]:
+        """Apply every expert to coordinates (B, N, E, r): (B, N, E, r) and (B, N, E)."""
+        sums, totals = self._attend(coordinates.flatten(0, 1).transpose(0, 1), self.rows)
         return (
-            taken.transpose(0, 1).reshape(places.shape),
-            kept.transpose(0, 1).reshape(places.shape[:-1]),
+            sums.transpose(0, 1).reshape(coordinates.shape),
+            totals.transpose(0, 1).reshape(coordinates.shape[:-1]),
         )
 
-    def _sparse(self, places: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """Ask the chosen experts only; the others answer 0. Same shapes as `_dense`.
+    def _sparse(self, coordinates: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """Apply the chosen experts only; the others give 0. Same shapes as `_dense`.
 
-        Work grows with k, not with E. All sizes are known beforehand: the host never waits.
+        The cost grows with k, not with E. All sizes are static: the host never waits.
         """
         experts, _, rank = self.rows.shape
         wide = chosen[..., None].expand(-1, -1, -1, rank)
-        picked = places.gather(2, wide).flatten(0, 2)  # (B*N*k, r)
+        routed = coordinates.gather(2, wide).flatten(0, 2)  # (B*N*k, r)
         at, owner = dispatch(chosen.flatten(), experts)
-        grouped = picked.new_zeros(len(owner) * BLOCK, rank).index_copy(0, at, picked)
-        taken, kept = self._attend(grouped.view(len(owner), BLOCK, rank), self.rows[owner])
-        some, left = taken.flatten(0, 1)[at], kept.flatten()[at]
+        grouped = routed.new_zeros(len(owner) * BLOCK, rank).index_copy(0, at, routed)
+        sums, totals = self._attend(grouped.view(len(owner), BLOCK, rank), self.rows[owner])
+        sums, totals = sums.flatten(0, 1)[at], totals.flatten()[at]
         return (
-            some.new_zeros(places.shape).scatter(2, wide, some.view(wide.shape)),
-            left.new_zeros(places.shape[:-1]).scatter(2, chosen, left.view(chosen.shape)),
+            sums.new_zeros(coordinates.shape).scatter(2, wide, sums.view(wide.shape)),
+            totals.new_zeros(coordinates.shape[:-1]).scatter(2, chosen, totals.view(chosen.shape)),
         )
 
-    def _attend(self, places: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Attend to tokens given by `rows` (G, m, r), from `places` (G, n, r), both in B's basis.
+    def _attend(self, coordinates: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Attend from `coordinates` (G, n, r) to tokens `rows` (G, m, r), both in B's basis.
 
         Returns:
-            What is taken of each row of B (G, n, r), and of the bias (G, n).
+            Weighted sums of rows (G, n, r), and the sums of weights (G, n), which scale the bias.
         """
-        weights = self.weighing(places @ rows.mT, self.basis.shape[-1])
-        taken = rows[:, self.weighing.first :].to(places.dtype)
-        return weights.to(places.dtype) @ taken, weights.sum(-1)
+        weights = self.attention(coordinates @ rows.mT, self.basis.shape[-1])
+        values = rows[:, self.attention.first :].to(coordinates.dtype)
+        return weights.to(coordinates.dtype) @ values, weights.sum(-1)
 
-    def spread_evenly(self, patch: int) -> None:
-        """Draw both factors from Rein's law: VPT's, with the width sqrt(D r)."""
+    def init_uniform(self, patch: int) -> None:
+        """Draw both factors as Rein does: as VPT, with the width sqrt(D r)."""
         rank, dim = self.basis.shape[1:]
-        spread(self.parameters(), patch, (dim * rank) ** 0.5)
+        init_uniform(self.parameters(), patch, (dim * rank) ** 0.5)
 
-    def start_from_zero(self) -> None:
-        """Start at 0 as SpectralMoE does: A random as in LoRA, B zero."""
+    def init_zero(self) -> None:
+        """Initialise to tokens of 0 as SpectralMoE does: A random as in LoRA, B zero."""
         bound = self.rows.shape[-1] ** -0.5
         nn.init.uniform_(self.rows, -bound, bound)
         nn.init.zeros_(self.basis)
@@ -171,8 +193,8 @@ def dispatch(chosen: Tensor, experts: int) -> tuple[Tensor, Tensor]:
         experts: Number of experts E.
 
     Returns:
-        The place (R,) of every row in the grouped layout, and the expert of every block; there are
-        ceil(R / BLOCK) + E blocks however the rows are spread.
+        The index (R,) of every row in the grouped layout, and the expert of every block. There are
+        always ceil(R / BLOCK) + E blocks.
     """
     numbers = torch.arange(experts, device=chosen.device)
     running = (chosen[:, None] == numbers).cumsum(0)  # rows of each expert up to here
@@ -186,14 +208,9 @@ def dispatch(chosen: Tensor, experts: int) -> tuple[Tensor, Tensor]:
 
 
 def token_set(
-    dim: int,
-    *,
-    experts: int = 1,
-    tokens: int,
-    rank: int | None,
-    weighing: Weighing = REIN,
+    dim: int, *, experts: int = 1, tokens: int, rank: int | None, attention: AttentionWeights = REIN
 ) -> TokenExperts | FullTokens:
-    """Build the tokens of a block; without a rank there are no experts."""
+    """Build the tokens of a block; a rank of None gives full rank, for one expert."""
     if rank is None:
-        return FullTokens(tokens=tokens, dim=dim, weighing=weighing)
-    return TokenExperts(experts=experts, tokens=tokens, dim=dim, rank=rank, weighing=weighing)
+        return FullTokens(tokens=tokens, dim=dim, attention=attention)
+    return TokenExperts(experts=experts, tokens=tokens, dim=dim, rank=rank, attention=attention)

@@ -1,4 +1,4 @@
-"""WEFT's deformable attention with layer norms (after ViT-Adapter, arXiv 2205.08534)."""
+"""Deformable attention with layer norms, as in ViT-Adapter (arXiv 2205.08534)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from rsseg_cli.layers.recompute import recomputed
 
 
 class NormedDeformableAttention(DeformableAttention):
-    """Deformable attention with one layer norm for the queries and one for the values.
+    """Deformable attention with a layer norm for the queries and one for the values.
 
-    Takes the arguments of `DeformableAttention`. Backward recomputes the activations: the samples
-    would take far more memory than the result.
+    Backward recomputes the activations, as the samples need far more memory than the result.
     """
 
     def __init__(self, dim: int, *, inner: int, levels: int, heads: int, points: int) -> None:
@@ -30,7 +29,7 @@ class NormedDeformableAttention(DeformableAttention):
         values: Tensor,
         sizes: Sequence[tuple[int, int]],
     ) -> Tensor:
-        """Compute the attention as `DeformableAttention.forward` does."""
+        """Normalise and attend, see `DeformableAttention.forward`."""
         attend = super().forward
 
         def normed(queries: Tensor, values: Tensor) -> Tensor:

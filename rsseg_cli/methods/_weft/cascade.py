@@ -1,4 +1,4 @@
-"""Small convolutional pieces that methods share: the cascade, its norm, and how they start."""
+"""Cascaded convolutions of WEFT, their batch norm and their initialisation."""
 
 from __future__ import annotations
 
@@ -16,79 +16,78 @@ from rsseg_cli.layers.recompute import recomputed
 
 RunningStatistics = Literal["own", "shared"]
 BatchStatistics = tuple[Tensor | None, ...]
-"""Mean and variance (2, C) of each batch norm of a cascade; None where there are none."""
+"""Mean and variance (2, C) of each batch norm of a cascade, or None."""
 
 
 class BatchNorm(nn.Module):
-    """Batch norm that stands in several places of a network, with running statistics for each.
+    """Batch norm applied at several sites of a network, with running statistics for each.
 
-    The scale and the shift are common. In training each place is normalised by its batch; one
-    running mixture of all places, as a shared `torch.nn.BatchNorm2d` keeps it, fits none of them
-    afterwards. The first batches of a place count alike, so that a place with few batches has
-    their mean, not torch's start of 0 and 1. A place without any, say of an expert that no
-    training image of a level chose, is tested with the mean of the others.
+    Scale and shift are shared. In training each site is normalised by its own batch, so that common
+    running statistics, as in a shared `torch.nn.BatchNorm2d`, would fit no site in evaluation. The
+    first batches of a site have equal weights: a site with few batches has their mean, without
+    torch's initial 0 and 1. A site without batches, such as an expert that no training image chose
+    at a level, is evaluated with the mean of the other sites.
 
-    The statistics of a batch are those of all processes; one of them may have no image of it at
-    all. A batch of one value per channel has none: it is normalised by the running ones.
+    The statistics of a batch are those of all processes; a process may have no image of it. A batch
+    of one value per channel has no variance and is normalised by the running statistics.
 
     Args:
         channels: Channels C.
-        places: Number of places.
-        running: "own" statistics for each place, or "shared" ones.
+        sites: Number of sites.
+        running: "own" statistics for each site, or "shared" ones.
     """
 
     MOMENTUM = 0.1
     EPS = 1e-5
 
-    def __init__(self, channels: int, places: int = 1, running: RunningStatistics = "own") -> None:
+    def __init__(self, channels: int, sites: int = 1, running: RunningStatistics = "own") -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         self.running = running
-        rows = places if running == "own" else 1
+        rows = sites if running == "own" else 1
         self.statistics: Tensor
         self.batches: Tensor
         start = torch.tensor([[0.0], [1.0]]).repeat(rows, 1, channels)
         self.register_buffer("statistics", start)
         self.register_buffer("batches", torch.zeros(rows, dtype=torch.long))
 
-    def forward(self, x: Tensor, place: int = 0) -> Tensor:
-        """Normalise (B, C, h, w) at one of the places, and follow its statistics in training."""
-        normal, statistics = self.normalise(x, place)
-        self.follow([statistics], place)
+    def forward(self, x: Tensor, site: int = 0) -> Tensor:
+        """Normalise (B, C, h, w) at a site, and update its statistics in training."""
+        normal, statistics = self.normalise(x, site)
+        self.update([statistics], site)
         return normal
 
-    def normalise(self, x: Tensor, place: int) -> tuple[Tensor, Tensor | None]:
+    def normalise(self, x: Tensor, site: int) -> tuple[Tensor, Tensor | None]:
         """Normalise (B, C, h, w); also return the batch's mean and unbiased variance (2, C).
 
-        None where the running ones are used: in a test, and with one value per channel.
+        They are None if the running statistics are used: in evaluation, and with one value per
+        channel.
         """
         if self.training and batch_shard.is_sharded():
-            return self._together(x)
+            return self._normalise_sharded(x)
         if not self.training or x.numel() == x.shape[1]:
-            mean, var = self.statistics[place if self.running == "own" else 0]
+            mean, var = self.statistics[site if self.running == "own" else 0]
             return F.batch_norm(x, mean, var, self.weight, self.bias, eps=self.EPS), None
-        found = x.new_zeros(2, x.shape[1], dtype=torch.float32)
-        mean, var = found
+        statistics = x.new_zeros(2, x.shape[1], dtype=torch.float32)
+        mean, var = statistics
         normal = F.batch_norm(
             x, mean, var, self.weight, self.bias, training=True, momentum=1.0, eps=self.EPS
         )
-        return normal, found
+        return normal, statistics
 
     @torch.no_grad()
-    def follow(self, statistics: Sequence[Tensor | None], place: int) -> None:
-        """Move the running statistics of places that follow each other to those of batches."""
-        found = [one for one in statistics if one is not None]
-        if not found:
-            return
-        if self.running == "own":
-            self._move(slice(place, place + len(found)), torch.stack(found))
+    def update(self, statistics: Sequence[Tensor | None], site: int) -> None:
+        """Update the running statistics of consecutive sites by those of batches."""
+        batches = [batch for batch in statistics if batch is not None]
+        if batches and self.running == "own":
+            self._update(slice(site, site + len(batches)), torch.stack(batches))
         else:
-            for one in found:
-                self._move(slice(0, 1), one[None])
+            for batch in batches:
+                self._update(slice(0, 1), batch[None])
 
     def train(self, mode: bool = True) -> Self:
-        """Set training or testing; for a test, give places without a batch the others' mean."""
+        """Set the mode; in evaluation, sites without a batch get the mean of the others."""
         if not mode:
             counted = (self.batches > 0)[:, None, None]
             mean = (self.statistics * counted).sum(0) / counted.sum().clamp(min=1)
@@ -96,7 +95,7 @@ class BatchNorm(nn.Module):
             self.statistics.copy_(torch.where(keep, self.statistics, mean))
         return super().train(mode)
 
-    def _together(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _normalise_sharded(self, x: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(x.device.type, enabled=False):
             wide = x.float()
             sums = torch.cat((wide.sum((0, 2, 3)), wide.new_full((1,), x[:, 0].numel())))
@@ -106,29 +105,29 @@ class BatchNorm(nn.Module):
             centred = wide - mean[:, None, None]
             var = batch_shard.mean(centred.square().sum((0, 2, 3))) / count
             normal = centred * (var + self.EPS).rsqrt()[:, None, None]
-            weighed = normal * self.weight[:, None, None] + self.bias[:, None, None]
-        of_all = count * batch_shard.global_count(1)
-        unbiased = var * of_all / (of_all - 1).clamp(min=1)
-        return weighed.to(x.dtype), torch.stack((mean, unbiased)).detach()
+            scaled = normal * self.weight[:, None, None] + self.bias[:, None, None]
+        total = count * batch_shard.global_count(1)
+        unbiased = var * total / (total - 1).clamp(min=1)
+        return scaled.to(x.dtype), torch.stack((mean, unbiased)).detach()
 
-    def _move(self, rows: slice, statistics: Tensor) -> None:
-        """Move rows of the running statistics to new ones (rows, 2, C)."""
+    def _update(self, rows: slice, statistics: Tensor) -> None:
+        """Update rows of the running statistics by those of batches (rows, 2, C)."""
         self.batches[rows] += 1
-        part = (1 / self.batches[rows]).clamp(min=self.MOMENTUM)
-        self.statistics[rows].lerp_(statistics, part[:, None, None])
+        momentum = (1 / self.batches[rows]).clamp(min=self.MOMENTUM)
+        self.statistics[rows].lerp_(statistics, momentum[:, None, None])
 
 
 class Cascade(nn.Module):
-    """Four equal groups of channels filtered one after the other by the same small network.
+    """Cascade of four equal groups of channels, filtered in turn by the same small network.
 
     t_0 = f(z_0), t_j = f(t_{j-1} + z_j) with f = filter, batch norm, ReLU; the result is
-    ReLU(BN(Conv1x1(concat(t) + z))). Later groups see ever larger surroundings.
+    ReLU(BN(Conv1x1(concat(t) + z))). The receptive field grows from group to group.
 
     Args:
         channels: Channels of z, a multiple of 4.
         filter: Maps (B, channels / 4, h, w) to the same shape.
-        levels: Levels of a pyramid that pass here.
-        running: See `BatchNorm`; a place is a level, and for f a step within a level.
+        levels: Number of pyramid levels that use this module.
+        running: See `BatchNorm`; a site is a level, and for f a group within a level.
     """
 
     GROUPS = 4
@@ -143,35 +142,35 @@ class Cascade(nn.Module):
         self.merge_norm = BatchNorm(channels, levels, running)
 
     def forward(self, z: Tensor, level: int) -> Tensor:
-        """Map (B, channels, h, w) of a level to the same shape; activations are not kept."""
+        """Map (B, channels, h, w) of a level to the same shape; backward recomputes activations."""
         merged, statistics = recomputed(self.filtered, z, level)
-        self.follow(statistics, level)
+        self.update(statistics, level)
         return cast(Tensor, merged)
 
     def filtered(self, z: Tensor, level: int) -> tuple[Tensor, BatchStatistics]:
-        """Do so without a change of running statistics; return those of the batch as well."""
-        steps: list[Tensor] = []
+        """Compute the result and the batch statistics, without an update of the running ones."""
+        outputs: list[Tensor] = []
         statistics = []
-        for number, part in enumerate(z.chunk(self.GROUPS, dim=1)):
-            filtered = self.filter(steps[-1] + part if steps else part)
-            normal, found = self.norm.normalise(filtered, level * self.GROUPS + number)
-            steps.append(F.relu(normal))
-            statistics.append(found)
-        merged = pointwise(self.merge, torch.cat(steps, dim=1) + z)
-        normal, found = self.merge_norm.normalise(merged, level)
-        return F.relu(normal), (*statistics, found)
+        for number, group in enumerate(z.chunk(self.GROUPS, dim=1)):
+            filtered = self.filter(outputs[-1] + group if outputs else group)
+            normal, batch = self.norm.normalise(filtered, level * self.GROUPS + number)
+            outputs.append(F.relu(normal))
+            statistics.append(batch)
+        merged = pointwise(self.merge, torch.cat(outputs, dim=1) + z)
+        normal, batch = self.merge_norm.normalise(merged, level)
+        return F.relu(normal), (*statistics, batch)
 
-    def follow(self, statistics: BatchStatistics, level: int) -> None:
-        """Follow what `filtered` returned."""
-        *steps, merged = statistics
-        self.norm.follow(steps, level * self.GROUPS)
-        self.merge_norm.follow([merged], level)
+    def update(self, statistics: BatchStatistics, level: int) -> None:
+        """Update the running statistics by those that `filtered` returned."""
+        *groups, merged = statistics
+        self.norm.update(groups, level * self.GROUPS)
+        self.merge_norm.update([merged], level)
 
 
 def initialise(module: nn.Module) -> None:
-    """Set a convolution to N(0, 2 / fan out) and a linear map to N(0, 0.02), biases to 0.
+    """Initialise as ViT-Adapter and WEFT do, for `Module.apply`.
 
-    For `Module.apply`; these are the starting values of ViT-Adapter, which WEFT kept.
+    Convolutions get N(0, 2 / fan out), linear layers a truncated normal of 0.02, biases 0.
     """
     if isinstance(module, nn.Conv2d):
         height, width = module.kernel_size

@@ -1,6 +1,8 @@
-"""WEFT's injection of the pyramid beside the backbone into the backbone's tokens."""
+"""WEFT's injector: cross-attention from the backbone's tokens to the pyramid."""
 
 from __future__ import annotations
+
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ from rsseg_cli.methods._weft.token_optimizer import TokenOptimizer
 
 
 class Injector(nn.Module):
-    """Adds to the backbone's tokens what they find in the pyramid: x + gamma * ESTO(MSDA(x, c)).
+    """Injector of the pyramid c into the backbone's tokens: x + gamma * ESTO(MSDA(x, c)).
 
     gamma starts at 0, so that a new model is the plain backbone.
     """
@@ -27,27 +29,25 @@ class Injector(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(dim))
 
     def forward(self, tokens: Tensor, grid: Grid, values: Tensor, sizes: Sizes) -> Tensor:
-        """Compute what is added to patch tokens.
+        """Return the addend of the patch tokens.
 
-        The token groups of one place ask together, with their mean, and get the same answer.
+        The token groups of a location attend with their mean and get the same addend.
 
         Args:
-            tokens: (B, N, D), the backbone's.
+            tokens: The backbone's (B, N, D).
             grid: Their layout.
-            values: (B, N', D), the pyramid's.
+            values: Tokens of the pyramid (B, N', D).
             sizes: (rows, columns) of its levels.
         """
-        per_place = mean_over_groups(tokens, grid)
         centres = cell_centres([(grid.h, grid.w)], tokens.device)
-        found = self.attention(per_place, centres, values, sizes)
+        attended = self.attention(mean_over_groups(tokens, grid), centres, values, sizes)
         if self.optimizer is not None:
-            found = self.optimizer(found)
-        answer: Tensor = self.gamma * found
-        return answer.repeat_interleave(grid.groups, dim=1)
+            attended = self.optimizer(attended)
+        return cast(Tensor, self.gamma * attended).repeat_interleave(grid.groups, dim=1)
 
 
 def mean_over_groups(tokens: Tensor, grid: Grid) -> Tensor:
-    """Average the token groups of each place: (B, N, D) to (B, h * w, D)."""
+    """Average the token groups of each location: (B, N, D) to (B, h * w, D)."""
     if grid.groups == 1:
         return tokens
     return tokens.reshape(len(tokens), grid.h * grid.w, grid.groups, -1).mean(2)

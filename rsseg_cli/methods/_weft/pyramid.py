@@ -1,4 +1,4 @@
-"""WEFT's extractor: a small convolutional pyramid with wavelet experts chosen per image."""
+"""WEFT's extractor: a small convolutional pyramid with wavelet experts routed per image."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ StemNorm = Literal["batch", "image"]
 LEVELS = 4
 """Maps of the pyramid: 4, 2, 1 and 1/2 times the grid of patches."""
 CELL = 16
-"""Pixels per patch that the pyramid works with."""
+"""Pixels per patch of the resized image."""
 
 
 class Router(nn.Module):
-    """Gives each image its few experts and their shares, from the mean of its features.
+    """Gate that selects experts for each image and their weights, from the mean of its features.
 
     Args:
         channels: Width of the features.
         experts: Number of experts E.
-        active: Number of experts that an image gets.
+        active: Number of experts per image.
         shares: "proportional": the gate's probabilities over their sum. "softmax": a second
-            softmax over the probabilities, which keeps four shares within [0.175, 0.475].
-            With one active expert both give 1, and the gate learns nothing.
+            softmax over the probabilities, which keeps four weights within [0.175, 0.475].
+            With one active expert both give 1, and the gate does not learn.
     """
 
     def __init__(self, channels: int, experts: int, *, active: int, shares: ExpertShares) -> None:
@@ -45,7 +45,7 @@ class Router(nn.Module):
         """Route images by their features (B, C, h, w).
 
         Returns:
-            ExpertShares (B, E) that sum to 1, 0 for those not chosen; and who is chosen (B, E).
+            Weights (B, E), 0 for experts not chosen, which sum to 1; and the chosen experts (B, E).
         """
         probabilities = self.gate(features.mean((2, 3))).float().softmax(1)
         top, index = probabilities.topk(self.active, dim=1)
@@ -55,11 +55,10 @@ class Router(nn.Module):
 
 
 class Experts(nn.Module):
-    """A sum of wavelet cascades with different kernels, weighted per image by the router.
+    """Sum of wavelet cascades with different kernels, weighted per image by the router.
 
-    An expert that no image chose, in any process, is not computed, unless in training `trained`
-    is "all". Activations of experts are not kept for backward; the choice is, so that it cannot
-    differ.
+    An expert that no image chose, in any process, is not computed, unless `trained` is "all" in
+    training. Backward recomputes the experts' activations, but not the routing.
     """
 
     def __init__(
@@ -86,33 +85,32 @@ class Experts(nn.Module):
         )
 
     def forward(self, features: Tensor, level: int) -> tuple[Tensor, Tensor]:
-        """Add the experts' outputs to features (B, C, h, w); also return who was chosen (B, E)."""
-        shares, chosen = self.router(features)
-        answering = torch.ones_like(chosen) if self.training and self.trained == "all" else chosen
-        somewhere = batch_shard.mean(answering.float().mean(0)) > 0
-        *here, used = torch.cat((answering, somewhere[None])).cpu()
+        """Add the experts' outputs to features (B, C, h, w); also return the chosen (B, E)."""
+        weights, chosen = self.router(features)
+        computed = torch.ones_like(chosen) if self.training and self.trained == "all" else chosen
+        in_any_process = batch_shard.mean(computed.float().mean(0)) > 0
+        *here, used = torch.cat((computed, in_any_process[None])).cpu()
         total = features
         for number, expert in enumerate(self.experts):
             if used[number]:
                 images = torch.stack(here)[:, number].nonzero().flatten().to(features.device)
-                mine = features if len(images) == len(features) else features[images]
-                total = _add(total, expert(mine, level), images, shares[:, number])
+                inputs = features if len(images) == len(features) else features[images]
+                total = _add(total, expert(inputs, level), images, weights[:, number])
         return total, chosen
 
 
-def _add(total: Tensor, answer: Tensor, images: Tensor, shares: Tensor) -> Tensor:
-    """Add an expert's weighted answer for some of the images to the sum for all."""
-    whole = len(images) == len(total)
-    weighted = (shares[images, None, None, None] * answer).to(total.dtype)
-    if whole:
+def _add(total: Tensor, output: Tensor, images: Tensor, weights: Tensor) -> Tensor:
+    """Add an expert's weighted output for some of the images to the sum for all."""
+    weighted = (weights[images, None, None, None] * output).to(total.dtype)
+    if len(images) == len(total):
         return total + weighted
-    # As pixels of channels, which is how maps lie in memory and stay after this.
+    # Channels last: the memory layout of the maps, which index_add preserves.
     pixels, added = total.permute(0, 2, 3, 1), weighted.permute(0, 2, 3, 1)
     return pixels.index_add(0, images, added).permute(0, 3, 1, 2)
 
 
 class Pyramid(nn.Module):
-    """Turns an image into four narrow maps, and each of them into one as wide as the tokens.
+    """Four narrow maps of an image, and their projections to the width of the tokens.
 
     Stem, halving convolution, experts and the last 1x1 are each one module for all levels.
 
@@ -120,10 +118,10 @@ class Pyramid(nn.Module):
         bands: Bands of the image.
         dim: Width D of the tokens.
         channels: Width of the narrow maps, a multiple of 4.
-        experts: Refines each level; None leaves a plain convolutional pyramid.
+        experts: Refine each level; None gives a plain convolutional pyramid.
         running: See `BatchNorm`.
-        stem_norm: "batch": as published. "image": each channel of an image by itself, which
-            takes its light and contrast out of what the pyramid sees (IBN-Net, Pan et al. 2018).
+        stem_norm: "batch": as published. "image": over each channel of an image, which removes
+            differences in light and contrast (IBN-Net, Pan et al. 2018).
     """
 
     def __init__(
@@ -157,8 +155,8 @@ class Pyramid(nn.Module):
     def forward(self, image: Tensor, size: tuple[int, int]) -> list[Tensor]:
         """Build the pyramid.
 
-        The image is resized to 16 pixels per patch first, so that the levels keep their place
-        beside the patches whatever the backbone's patch; with a patch of 16 nothing happens.
+        The image is first resized to 16 pixels per patch, so that the levels have the same relation
+        to the grid with any patch size; with patches of 16 pixels it keeps its size.
 
         Args:
             image: (B, C, H, W), standardised.
@@ -167,10 +165,10 @@ class Pyramid(nn.Module):
         Returns:
             Maps (B, channels, ., .) of 4h x 4w, 2h x 2w, h x w and ceil(h/2) x ceil(w/2).
         """
-        wanted = (CELL * size[0], CELL * size[1])
-        if image.shape[-2:] != wanted:
-            image = F.interpolate(image, wanted, mode="bilinear", antialias=True)
-        # In memory as the tokens that the maps become; small convolutions are faster so, too.
+        resized = (CELL * size[0], CELL * size[1])
+        if image.shape[-2:] != resized:
+            image = F.interpolate(image, resized, mode="bilinear", antialias=True)
+        # The memory layout of tokens, which the maps become; small convolutions are faster, too.
         level: Tensor = self.stem(image.contiguous(memory_format=torch.channels_last))
         maps, choices = [], []
         for number in range(LEVELS):

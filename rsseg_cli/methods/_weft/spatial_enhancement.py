@@ -1,4 +1,4 @@
-"""WEFT's spatial-aware enhancement (SEE) of the tokens beside the backbone."""
+"""WEFT's spatial-aware enhancement (SEE) of the pyramid's tokens."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ SECOND_DERIVATIVES = (
 def split(tokens: Tensor, sizes: Sizes) -> list[Tensor]:
     """Split tokens (B, sum of h * w, D) of several grids into maps (B, D, h, w).
 
-    The maps are views, channels last in memory: so are tokens.
+    The maps are views, with channels last in memory as in tokens.
     """
-    parts = torch.split(tokens, [height * width for height, width in sizes], dim=1)
+    levels = torch.split(tokens, [height * width for height, width in sizes], dim=1)
     return [
-        part.reshape(len(part), height, width, -1).permute(0, 3, 1, 2)
-        for part, (height, width) in zip(parts, sizes, strict=True)
+        level.unflatten(1, size).permute(0, 3, 1, 2)
+        for level, size in zip(levels, sizes, strict=True)
     ]
 
 
 def join(maps: Sequence[Tensor]) -> Tensor:
-    """Undo `split`: maps (B, D, h, w) to tokens (B, sum of h * w, D)."""
+    """Invert `split`: maps (B, D, h, w) to tokens (B, sum of h * w, D)."""
     return torch.cat([image.permute(0, 2, 3, 1).flatten(1, 2) for image in maps], dim=1)
 
 
@@ -50,10 +50,9 @@ class Edges(nn.Module):
 
     Args:
         channels: Channels of the map.
-        kind: "directional": each channel mixes the four fixed derivatives with weights of its
-            own, hence always answers 0 to a flat or an evenly rising map. "free": as released,
-            a trained kernel whose three rows start as [1, -2, 1]: one direction at the start,
-            and nothing that keeps it a derivative.
+        kind: "directional": a weighted sum of the four fixed derivatives per channel, which is
+            always 0 on a constant or linear map. "free": as released, a trained kernel whose three
+            rows start as [1, -2, 1]: one direction at first, and no derivative after training.
     """
 
     def __init__(self, channels: int, kind: Laplacian) -> None:
@@ -73,23 +72,23 @@ class Edges(nn.Module):
         kernel: Tensor = self.weight
         if self.kind == "directional":
             kernel = torch.einsum("cd,dyx->cyx", self.weight, self.directions)[:, None]
-        # A side of one cell has nothing to reflect.
+        # Reflection requires at least two cells.
         mode = "reflect" if min(z.shape[-2:]) > 1 else "replicate"
         return F.conv2d(F.pad(z, (1, 1, 1, 1), mode=mode), kernel, groups=z.shape[1])
 
 
 class SpatialExpert(nn.Module):
-    """Edges, coarse maxima and wide surroundings of a map, added in learned shares.
+    """Weighted sum of edges, coarse maxima and wide surroundings of a map.
 
     z~ = GELU(z + a Edges(z) + b Pool(z) + c sum over k of Cascade_k(z)); (a, b, c) is the softmax
-    of three numbers of each level, everything else is one for all levels.
+    of three numbers per level, all other parameters are shared by the levels.
 
     Args:
         channels: Channels of the maps.
         levels: Number of levels.
         laplacian: See `Edges`.
-        pool: "adaptive": maxima over cells of about 4 x 4, brought back bilinearly. "identity":
-            the map itself, which is what the released pooling without a size does.
+        pool: "adaptive": maxima over cells of about 4 x 4, upsampled bilinearly. "identity": the
+            map itself, which equals the released pooling without a size.
         running: See `BatchNorm`.
     """
 
@@ -106,24 +105,20 @@ class SpatialExpert(nn.Module):
     ) -> None:
         super().__init__()
         self.pool = pool
+        group = channels // Cascade.GROUPS
+        filters = (nn.Conv2d(group, group, k, padding=k // 2, groups=group) for k in self.KERNELS)
         self.cascades = nn.ModuleList(
-            Cascade(
-                channels,
-                _depthwise(channels // Cascade.GROUPS, kernel),
-                levels=levels,
-                running=running,
-            )
-            for kernel in self.KERNELS
+            Cascade(channels, filter, levels=levels, running=running) for filter in filters
         )
         self.apply(initialise)
         self.edges = Edges(channels, laplacian)
         self.shares = nn.Parameter(torch.zeros(levels, 3))
 
     def forward(self, z: Tensor, level: int) -> Tensor:
-        """Enhance the map (B, C, h, w) of one level; activations are not kept."""
+        """Enhance the map (B, C, h, w) of a level; backward recomputes the activations."""
         enhanced, statistics = recomputed(self._enhance, z, level)
-        for cascade, found in zip(self._cascades(), statistics, strict=True):
-            cascade.follow(found, level)
+        for cascade, batch in zip(self._cascades(), statistics, strict=True):
+            cascade.update(batch, level)
         return cast(Tensor, enhanced)
 
     def _enhance(self, z: Tensor, level: int) -> tuple[Tensor, list[BatchStatistics]]:
@@ -131,9 +126,9 @@ class SpatialExpert(nn.Module):
         sums = z + edges * self.edges(z) + coarse * self._maxima(z)
         statistics = []
         for cascade in self._cascades():
-            surroundings, found = cascade.filtered(z, level)
+            surroundings, batch = cascade.filtered(z, level)
             sums = sums + wide * surroundings
-            statistics.append(found)
+            statistics.append(batch)
         return F.gelu(sums), statistics
 
     def _cascades(self) -> Iterable[Cascade]:
@@ -147,15 +142,11 @@ class SpatialExpert(nn.Module):
         return F.interpolate(maxima, (height, width), mode="bilinear", align_corners=False)
 
 
-def _depthwise(channels: int, kernel: int) -> nn.Module:
-    return nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels)
-
-
 class Enhancer(nn.Module):
-    """A narrow feed-forward block with the spatial expert in its middle.
+    """Narrow feed-forward block around a spatial expert.
 
-    c <- c + DropPath(W2 GELU(SEE(W1 LN(c)))). With attention, each token of c first looks at the
-    backbone's tokens: c <- c + MSDA(LN(c), LN(x)), which the released model left out.
+    c <- c + DropPath(W2 GELU(SEE(W1 LN(c)))). With attention, each token of c first attends to the
+    backbone's tokens: c <- c + MSDA(LN(c), LN(x)), which the released model omits.
     """
 
     def __init__(
@@ -178,33 +169,25 @@ class Enhancer(nn.Module):
         self.attention = attention
 
     def forward(
-        self, tokens: Tensor, sizes: Sizes, seen: Tensor, seen_size: tuple[int, int]
+        self, tokens: Tensor, sizes: Sizes, backbone: Tensor, size: tuple[int, int]
     ) -> Tensor:
         """Enhance tokens.
 
         Args:
-            tokens: (B, sum of h * w, D), of all levels.
+            tokens: The pyramid's (B, sum of h * w, D), of all levels.
             sizes: (h, w) of each level.
-            seen: The backbone's tokens (B, N, D).
-            seen_size: Their (h, w).
+            backbone: The backbone's tokens (B, N, D).
+            size: Their (h, w).
         """
         if self.attention is not None:
             centres = cell_centres(sizes, tokens.device)
-            tokens = tokens + self.attention(tokens, centres, seen, [seen_size])
-        # Of the norm's and GELU's results, as wide as their inputs, nothing is kept either.
-        maps = split(recomputed(self._narrowed, tokens), sizes)
+            tokens = tokens + self.attention(tokens, centres, backbone, [size])
+        # The results of norm and GELU, as wide as their inputs, are recomputed as well.
+        maps = split(recomputed(lambda x: self.narrow(self.norm(x)), tokens), sizes)
         enhanced = join([self.expert(z, level) for level, z in enumerate(maps)])
-        added: Tensor = recomputed(self._widened, enhanced)
+        added: Tensor = recomputed(lambda x: self.widen(F.gelu(x)), enhanced)
         if not self.training or self.drop_path == 0.0:
             return tokens + added
-        # What stays of each image's addition, as a factor: one pass over the tokens.
-        kept = drop_path(added.new_ones(len(added), 1, 1), self.drop_path, training=True)
-        return torch.addcmul(tokens, added, kept)
-
-    def _narrowed(self, tokens: Tensor) -> Tensor:
-        narrow: Tensor = self.narrow(self.norm(tokens))
-        return narrow
-
-    def _widened(self, enhanced: Tensor) -> Tensor:
-        wide: Tensor = self.widen(F.gelu(enhanced))
-        return wide
+        # The factor per image saves a pass over the tokens.
+        factor = drop_path(added.new_ones(len(added), 1, 1), self.drop_path, training=True)
+        return torch.addcmul(tokens, added, factor)

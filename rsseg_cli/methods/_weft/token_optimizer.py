@@ -16,7 +16,7 @@ VarianceStatistics = Literal["image", "batch"]
 
 
 class TokenOptimizer(nn.Module):
-    """Adds to each token what similar tokens say, more so at boundaries.
+    """Self-attention among tokens, with larger weights at boundaries.
 
     With tokens A: R^h = softmax(similarity within head h) A^h; M = sigmoid of the standardised
     variance of a token over its channels, high at boundaries; R <- (1 + M/2) R; the result is
@@ -29,7 +29,7 @@ class TokenOptimizer(nn.Module):
             at 0.1. "token": unit tokens are split and divided by sqrt(D / heads), as released;
             those logits stay within 1/sqrt(D / heads), so that R is nearly the mean token.
         statistics: The variance is standardised over the "image", or over the "batch" as
-            released: then an image's result depends on its neighbours in the batch.
+            released, which makes results depend on the other images of the batch.
     """
 
     def __init__(
@@ -46,8 +46,7 @@ class TokenOptimizer(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Refine tokens (B, N, D)."""
-        alike = self._gather(tokens)
-        refined = (1 + 0.5 * self.boundaries(tokens)) * alike
+        refined = (1 + 0.5 * self.boundaries(tokens)) * self._attend(tokens)
         gate: Tensor = self.gate(tokens.mean((1, 2))[:, None]).sigmoid()
         return tokens + gate[..., None] * refined
 
@@ -62,8 +61,8 @@ class TokenOptimizer(nn.Module):
             std = (batch_shard.mean((variance - mean).square().mean()) / unbiased).sqrt()
         return ((variance - mean) / (std + 1e-6)).sigmoid().to(tokens.dtype)
 
-    def _gather(self, tokens: Tensor) -> Tensor:
-        """Average tokens (B, N, D) over those alike, in each subspace by itself."""
+    def _attend(self, tokens: Tensor) -> Tensor:
+        """Average similar tokens (B, N, D), separately in each subspace."""
         value = self._split(tokens)
         if self.similarity == "head":
             key = F.normalize(value, dim=-1)
@@ -72,10 +71,9 @@ class TokenOptimizer(nn.Module):
         else:
             query = key = self._split(F.normalize(tokens, dim=-1))
             scale = 1 / math.sqrt(self.width)
-        alike = F.scaled_dot_product_attention(query, key, value, scale=scale)
-        return alike.transpose(1, 2).flatten(2)
+        averaged = F.scaled_dot_product_attention(query, key, value, scale=scale)
+        return averaged.transpose(1, 2).flatten(2)
 
     def _split(self, tokens: Tensor) -> Tensor:
-        """Cut (B, N, D) into subspaces (B, heads, N, D / heads)."""
-        batch, count, _ = tokens.shape
-        return tokens.view(batch, count, self.heads, self.width).transpose(1, 2)
+        """Split (B, N, D) into subspaces (B, heads, N, D / heads)."""
+        return tokens.unflatten(-1, (self.heads, self.width)).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Convolutions that also act on the Haar bands of their input."""
+"""Wavelet convolutions of WEFT's experts."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class WaveletConvolution(nn.Module):
     """Depthwise convolution of an image plus one of its Haar bands (Finder et al. 2024, WTConv).
 
     y = s0 * DW(z) + synthesise(s1 * DW'(analyse(z))), with "same" padding. On half the grid a
-    kernel of side k reaches twice as far. An odd side is padded by one row or column of zeros,
-    which is cut off again. The scales act on the kernels: the same numbers, less memory.
+    kernel of side k has twice the receptive field. An odd side is padded by a row or column of
+    zeros, which is removed from the result. The kernels are scaled, not the maps, to save memory.
     """
 
     def __init__(self, channels: int, kernel: int) -> None:
@@ -37,12 +37,12 @@ class WaveletConvolution(nn.Module):
 
 
 def _scaled(convolution: nn.Conv2d, scale: Tensor, x: Tensor) -> Tensor:
-    """Apply a depthwise convolution whose every output channel is multiplied by its scale."""
+    """Apply a depthwise convolution and multiply each output channel by its scale."""
     bias = None if convolution.bias is None else convolution.bias * scale.flatten()
     weight = convolution.weight * scale[..., None]
     side = convolution.kernel_size[0]
     if side == 1:
-        # A product: on one thread the grouped convolution would go group by group.
+        # As a product: on one thread the grouped convolution would process group by group.
         product = x * weight.squeeze(1)
         return product if bias is None else product + bias[:, None, None]
     return F.conv2d(x, weight, bias, padding=side // 2, groups=convolution.groups)
