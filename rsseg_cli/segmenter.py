@@ -1,4 +1,4 @@
-"""The whole model: a backbone, a method in its seam, and a head."""
+"""The whole model: a backbone, a method between its blocks, and a head."""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from rsseg_cli.settings import Strict
 
 
@@ -34,9 +36,8 @@ class Bands(Strict):
             for index, centre in enumerate(self.wavelengths_nm)
             if centre is not None
         ]
-        if not distances or min(distances)[0] > tolerance_nm:
-            return None
-        return min(distances)[1]
+        distance, index = min(distances, default=(math.inf, 0))
+        return index if distance <= tolerance_nm else None
 
     def rgb(self) -> tuple[int, int, int] | None:
         """Return the indices of the red, green and blue bands; None if one is absent."""

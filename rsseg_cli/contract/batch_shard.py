@@ -10,7 +10,7 @@ Each micro-batch of a process has its own statistics and denominators; their los
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -22,18 +22,14 @@ from rsseg_cli import distributed
 _sharded = False
 
 
-@contextmanager
-def sharded() -> Iterator[None]:
+def sharded() -> AbstractContextManager[None]:
     """Treat the images in this block as the shard of a batch that this process holds."""
-    with _set(distributed.world_size() > 1):
-        yield
+    return _set(distributed.world_size() > 1)
 
 
-@contextmanager
-def independent() -> Iterator[None]:
+def independent() -> AbstractContextManager[None]:
     """Disable averaging over processes in this block: its images are a batch of their own."""
-    with _set(False):
-        yield
+    return _set(False)
 
 
 @contextmanager

@@ -50,5 +50,5 @@ def check_branch(branch: object) -> None:
     """Raise a `TypeError` for a branch that `deepcopy` would not follow."""
     if not isinstance(branch, partial):
         raise TypeError(
-            "a branch is functools.partial(function, module): a copy shares what a closure holds"
+            "a branch must be functools.partial(function, module): deepcopy does not copy closures"
         )

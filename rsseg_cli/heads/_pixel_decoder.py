@@ -45,14 +45,7 @@ def sine_positions(cells: Tensor) -> Tensor:
 
 
 class DeformableEncoderLayer(nn.Module):
-    """Deformable self-attention over all levels, then an MLP; each is residual, with a post-norm.
-
-    Args:
-        width: Channels C.
-        levels: Number of levels.
-        heads: Attention heads.
-        ffn: Hidden width of the MLP.
-    """
+    """Deformable self-attention over all levels and an MLP; both are residual, with a post-norm."""
 
     def __init__(self, width: int, *, levels: int, heads: int, ffn: int) -> None:
         super().__init__()
@@ -65,13 +58,9 @@ class DeformableEncoderLayer(nn.Module):
     def forward(
         self, tokens: Tensor, positions: Tensor, centres: Tensor, sizes: Sequence[tuple[int, int]]
     ) -> Tensor:
-        """Map tokens (B, N, C) to the same shape.
+        """Map the cells (B, N, C) of all levels to the same shape.
 
-        Args:
-            tokens: The cells of all levels, N = sum of h * w.
-            positions: (N, C) position embeddings.
-            centres: (N, 2), x and y in -1..1.
-            sizes: (h, w) of each level.
+        `positions` are (N, C), `centres` (N, 2) in -1..1, and `sizes` the (h, w) of each level.
         """
         attended = self.self_attn(tokens + positions, centres, tokens, sizes)
         tokens = self.self_attn_layer_norm(tokens + attended)
@@ -116,12 +105,7 @@ class DeformableEncoder(nn.Module):
 class PixelDecoder(nn.Module):
     """Deformable encoder on the three coarser levels, and an FPN step to the finest one.
 
-    Args:
-        dim: Width D of the maps.
-        width: Channels C of the decoder.
-        layers: Layers of the encoder.
-        heads: Attention heads.
-        ffn: Hidden width of the MLPs.
+    Arguments are the width D of the maps and settings of `Mask2Former.Config`.
     """
 
     def __init__(self, dim: int, width: int, *, layers: int, heads: int, ffn: int) -> None:

@@ -132,8 +132,8 @@ class MaskedDecoder(nn.Module):
             pixels: (B, C, h*w) pixel embeddings on the grid of each level.
 
         Returns:
-            Normalised queries (B, Q, C) and mask embeddings (B, Q, C), before the first layer
-            and after each one.
+            Normalised queries and mask embeddings, both (B, Q, C), before the first layer and after
+            each one.
         """
         outputs = [self.layernorm(queries)]
         embeddings = [self.mask_predictor["mask_embedder"](outputs[0])]
@@ -149,15 +149,7 @@ class MaskedDecoder(nn.Module):
 class QueryDecoder(nn.Module):
     """Queries, the decoder that refines them, and their class predictor.
 
-    Args:
-        width: Channels C.
-        queries: Number of queries Q.
-        layers: Decoder layers.
-        heads: Attention heads.
-        ffn: Hidden width of the MLPs.
-        classes: Number of classes K.
-        position: "learned" position embeddings, or those that `forward` gets from the "method".
-        content: "learned" initial content, or "projected" from the position embeddings.
+    Arguments are those of `Mask2Former.Config`, and the number of classes K.
     """
 
     def __init__(

@@ -28,14 +28,8 @@ class DeformableAttention(nn.Module):
     """Attention of each query to a few learned points around its reference point on every level.
 
     Parameters have the names and shapes of Deformable DETR in transformers; `initialise` sets their
-    initial values.
-
-    Args:
-        dim: Width D of queries, values and result.
-        inner: Width of the projected values, a multiple of `heads`.
-        levels: Number of feature maps.
-        heads: Attention heads.
-        points: Points per head and level.
+    initial values. Queries, values and result have `dim` channels, the projected values `inner`, a
+    multiple of `heads`. There are `points` points per head and level.
     """
 
     def __init__(self, dim: int, *, inner: int, levels: int, heads: int, points: int = 4) -> None:

@@ -29,6 +29,7 @@ class Small(Uniperceiver):
             LARGE.model,
             LARGE.patch,
             {**LARGE.changes, "embed_dim": DIM, "depth": DEPTH, "num_heads": HEADS},
+            source=LARGE.source,
         )
     }
 
