@@ -117,7 +117,7 @@ def _check_index(code: LabelCode, values: set[int]) -> Finding:
     expected = f"ids {_list(known)}"
     if values - set(known) - {255}:
         return Finding("label values", expected, _list(values), False, override(code, values))
-    note = "" if len(values) > 1 else "a single value: are the labels whole?"
+    note = "" if len(values) > 1 else "a single value: are the labels complete?"
     ids = {cls.id for cls in code.classes}
     if min(ids) == 1 and values - {255} == {value - 1 for value in ids}:
         table = ", ".join(f"{cls.id - 1}: {cls.id}" for cls in code.classes)

@@ -16,7 +16,7 @@ from rasterio import CRS
 from rasterio.warp import transform as warp_points
 
 from rsseg_cli.data.pair import SceneInfo
-from rsseg_cli.raster.grid import Window
+from rsseg_cli.raster.grid import Window, blocks
 
 Block = tuple[int, int, int]
 """(grid, column, row); each scene without a CRS has its own grid."""
@@ -112,11 +112,7 @@ def _spans(
 
 def _cut_cells(index: int, info: SceneInfo, grid: BlockGrid, cell: int) -> list[BlockWindow]:
     """Cut a scene into small cells, each of which may overlap several blocks."""
-    windows = [
-        Window(x, y, min(cell, info.width - x), min(cell, info.height - y))
-        for y in range(0, info.height, cell)
-        for x in range(0, info.width, cell)
-    ]
+    windows = list(blocks(info.width, info.height, (cell, cell)))
     outline = np.array([(0, 0), (0.5, 0), (1, 0), (1, 0.5), (1, 1), (0.5, 1), (0, 1), (0, 0.5)])
     corner = np.array([(window.x, window.y) for window in windows], np.float64)
     size = np.array([(window.width, window.height) for window in windows], np.float64)
@@ -170,21 +166,21 @@ def draw(
     Returns:
         The blocks; none if every block has more than half of a class.
     """
-    blocks = [block for block in sorted(weights) if weights[block].sum() > 0]
-    if not blocks:
+    labelled = [block for block in sorted(weights) if weights[block].sum() > 0]
+    if not labelled:
         return set()
-    counts = np.stack([weights[block] for block in blocks])
+    counts = np.stack([weights[block] for block in labelled])
     present = counts.sum(0) > 0
     fractions = counts[:, present] / counts[:, present].sum(0)
     size = counts.sum(1) / counts.sum()
-    remaining = [int(index) for index in generator.permutation(len(blocks))]
+    remaining = [int(index) for index in generator.permutation(len(labelled))]
     drawn: list[int] = []
     total = np.zeros(fractions.shape[1])
     while remaining and size[drawn].sum() < fraction * 0.95:
         adjacent = [
             i
             for i in remaining
-            if connected and any(_adjacent(blocks[i], blocks[d]) for d in drawn)
+            if connected and any(_adjacent(labelled[i], labelled[d]) for d in drawn)
         ]
         candidates = (adjacent or remaining)[:64]
         fits = [
@@ -199,7 +195,7 @@ def draw(
             total = total + fractions[best]
             candidates = [best]
         remaining = [i for i in remaining if i not in candidates]
-    return {blocks[i] for i in drawn}
+    return {labelled[i] for i in drawn}
 
 
 def _adjacent(block: Block, other: Block) -> bool:
@@ -209,21 +205,21 @@ def _adjacent(block: Block, other: Block) -> bool:
 
 def merge(windows: Sequence[Window]) -> tuple[Window, ...]:
     """Merge disjoint windows that share a whole edge, first along rows, then along columns."""
-    rows: list[Window] = []
-    for window in sorted(windows, key=lambda w: (w.y, w.height, w.x)):
-        last = rows[-1] if rows else None
-        if last and (last.y, last.height, last.right) == (window.y, window.height, window.x):
-            rows[-1] = Window(last.x, last.y, last.width + window.width, last.height)
-        else:
-            rows.append(window)
-    merged: list[Window] = []
-    for window in sorted(rows, key=lambda w: (w.x, w.width, w.y)):
-        last = merged[-1] if merged else None
-        if last and (last.x, last.width, last.bottom) == (window.x, window.width, window.y):
-            merged[-1] = Window(last.x, last.y, last.width, last.height + window.height)
-        else:
-            merged.append(window)
+    rows = _join([(w.y, w.height, w.x, w.width) for w in windows])
+    columns = _join([(x, width, y, height) for y, height, x, width in rows])
+    merged = [Window(x, y, width, height) for x, width, y, height in columns]
     return tuple(sorted(merged, key=lambda w: (w.y, w.x)))
+
+
+def _join(spans: list[tuple[int, int, int, int]]) -> list[tuple[int, int, int, int]]:
+    """Join spans (line, breadth, start, length) of the same line and breadth that touch."""
+    joined: list[tuple[int, int, int, int]] = []
+    for line, breadth, start, length in sorted(spans):
+        if joined and joined[-1][:2] == (line, breadth) and sum(joined[-1][2:]) == start:
+            *_, start, before = joined.pop()
+            length += before
+        joined.append((line, breadth, start, length))
+    return joined
 
 
 def subtract(windows: Sequence[Window], hole: Window) -> tuple[Window, ...]:

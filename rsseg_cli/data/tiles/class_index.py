@@ -35,17 +35,17 @@ class ClassIndex:
     positions: tuple[NDArray[np.int32], ...]
 
     @classmethod
-    def build(cls, parts: Sequence[SourcePairs]) -> ClassIndex:
+    def build(cls, sources: Sequence[SourcePairs]) -> ClassIndex:
         """Read and check all usable label pixels once.
 
         Raises:
             RssegError: A label has values that are not classes, or does not match its image.
         """
-        classes = len(parts[0][0].classes)
+        classes = len(sources[0][0].classes)
         counts = np.zeros(256, np.int64)
         positions: list[list[NDArray[np.int32]]] = [[] for _ in range(classes)]
         generator = np.random.default_rng(0)
-        for pair, window, labels in _chunks(parts):
+        for pair, window, labels in _chunks(sources):
             chunk_counts = np.bincount(labels.ravel(), minlength=256)
             counts += chunk_counts
             for index in np.flatnonzero(chunk_counts[:classes]):
@@ -70,9 +70,11 @@ class ClassIndex:
         return int(pair), int(x), int(y)
 
 
-def _chunks(parts: Sequence[SourcePairs]) -> Iterator[tuple[int, Window, Labels]]:
+def _chunks(sources: Sequence[SourcePairs]) -> Iterator[tuple[int, Window, Labels]]:
     """Yield the index of the pair, the window and the labels of each chunk."""
-    for number, (opener, pair) in enumerate((opener, p) for opener, pairs in parts for p in pairs):
+    for number, (opener, pair) in enumerate(
+        (opener, p) for opener, pairs in sources for p in pairs
+    ):
         reader = opener.labels(pair)
         if reader is None:
             continue

@@ -89,7 +89,7 @@ class TileStream(Dataset[Batch]):
     room for a tile; other pixels are filled and ignored.
 
     Args:
-        parts: Scenes to sample; all usable pixels are equally likely.
+        sources: Scenes to sample; all usable pixels are equally likely.
         bands: The channels; missing samples are replaced by their mean.
         tile: Side of a tile in pixels after resizing.
         batch: Tiles per item.
@@ -104,7 +104,7 @@ class TileStream(Dataset[Batch]):
 
     def __init__(
         self,
-        parts: Sequence[SourcePairs],
+        sources: Sequence[SourcePairs],
         bands: Bands,
         *,
         tile: int,
@@ -116,8 +116,8 @@ class TileStream(Dataset[Batch]):
         world: int = 1,
         micro_batches: int = 1,
     ) -> None:
-        check_compatible(parts)
-        self._pairs = [(opener, pair) for opener, pairs in parts for pair in pairs]
+        check_compatible(sources)
+        self._pairs = [(opener, pair) for opener, pairs in sources for pair in pairs]
         areas = np.array([pair.area for _, pair in self._pairs], np.float64)
         if not areas.sum():
             raise RssegError("there are no pixels to draw tiles from")
@@ -262,17 +262,17 @@ def stack(images: Sequence[Samples], labels: Sequence[Labels], pairs: Sequence[P
     )
 
 
-def check_compatible(parts: Sequence[SourcePairs]) -> None:
+def check_compatible(sources: Sequence[SourcePairs]) -> None:
     """Check that tiles of all sources fit into one batch.
 
     Raises:
         RssegError: They differ in bands, data type or classes, or there are no images.
     """
-    if not any(pairs for _, pairs in parts):
+    if not any(pairs for _, pairs in sources):
         raise RssegError("there are no images to read tiles from")
     kinds = {
         (len(opener.bands), pair.info.dtype, opener.classes): pair.info.path
-        for opener, pairs in parts
+        for opener, pairs in sources
         for pair in pairs
     }
     if len(kinds) > 1:

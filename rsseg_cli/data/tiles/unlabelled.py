@@ -65,43 +65,43 @@ def has_image(opener: Opener, pair: Pair, side: int = 512) -> bool:
 
 
 def hold_out(
-    parts: Sequence[SourcePairs], fraction: float, tile: int
+    sources: Sequence[SourcePairs], fraction: float, tile: int
 ) -> tuple[list[SourcePairs], list[SourcePairs]]:
     """Hold out some tiles for validation, the same ones in every run.
 
     Args:
-        parts: The scenes to divide.
+        sources: The scenes to divide.
         fraction: Fraction of the tiles to hold out, 0..1.
         tile: Side of a tile in pixels.
 
     Returns:
-        The remaining windows, and those held out. Both are all of `parts` if `fraction` is 0 or
+        The remaining windows, and those held out. Both are all of `sources` if `fraction` is 0 or
         there are fewer than four tiles.
     """
     tiles = [
         (source, index, window)
-        for source, (_, pairs) in enumerate(parts)
+        for source, (_, pairs) in enumerate(sources)
         for index, pair in enumerate(pairs)
         for window in pair.tiles(tile)
         if min(window.width, window.height) >= tile // 2
     ]
     count = min(MOST_TILES, max(2, round(fraction * len(tiles)))) if fraction else 0
     if not count or len(tiles) < 4:
-        return list(parts), list(parts)
+        return list(sources), list(sources)
     order = np.random.default_rng(0).permutation(len(tiles))[:count]
     windows: dict[tuple[int, int], list[Window]] = defaultdict(list)
     for source, index, window in (tiles[i] for i in sorted(order)):
         windows[source, index].append(window)
     remaining: list[SourcePairs] = []
     holdout: list[SourcePairs] = []
-    for source, (opener, pairs) in enumerate(parts):
+    for source, (opener, pairs) in enumerate(sources):
         rest = [cut_out(pair, windows[source, index]) for index, pair in enumerate(pairs)]
         kept = [pair for pair in rest if pair is not None]
-        held = [
+        held_out = [
             replace(pair, regions=tuple(windows[source, index]))
             for index, pair in enumerate(pairs)
             if windows[source, index]
         ]
         remaining += [(opener, kept)] if kept else []
-        holdout += [(opener, held)] if held else []
+        holdout += [(opener, held_out)] if held_out else []
     return remaining, holdout

@@ -22,7 +22,7 @@ class CoveringTiles(Dataset[Batch]):
     another tile or are not usable are `IGNORE` in its label.
 
     Args:
-        parts: Scenes to cover.
+        sources: Scenes to cover.
         bands: The channels; missing samples are replaced by their mean.
         tile: Side of a tile in pixels.
         batch: Tiles per item; the last item may have fewer.
@@ -32,7 +32,7 @@ class CoveringTiles(Dataset[Batch]):
 
     def __init__(
         self,
-        parts: Sequence[SourcePairs],
+        sources: Sequence[SourcePairs],
         bands: Bands,
         *,
         tile: int,
@@ -40,11 +40,11 @@ class CoveringTiles(Dataset[Batch]):
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        check_compatible(parts)
+        check_compatible(sources)
         self._fill, self._tile = bands.mean, tile
         cells = [
             (opener, pair, cell)
-            for opener, pairs in parts
+            for opener, pairs in sources
             for pair in pairs
             for cell in pair.tiles(tile)
         ]
