@@ -168,7 +168,7 @@ def test_a_restart_continues_an_adaptation(
     call = [
         "adapt", "--model", fitted, "--tgt", tmp_path / "town" / "images", "--source-free",
         "-o", run.path, "--steps", "5", "--batch", "2", "--device", "cpu",
-        "--set", "training.save_every=2", "--set", "training.threads=0",
+        "--set", "training.save_every=2", "--set", "training.num_workers=0",
     ]  # fmt: skip
     steps: list[int] = []
     original = Trainer.step
