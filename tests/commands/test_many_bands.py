@@ -9,6 +9,7 @@ import rasterio
 from scenes import write_raster
 
 from rsseg_cli.commands.evaluate.model_evaluation import evaluate_model
+from rsseg_cli.commands.evaluate.options import EvaluateOptions
 from rsseg_cli.commands.fit.fit import prepare_fit
 from rsseg_cli.commands.fit.job import run
 from rsseg_cli.commands.fit.options import FitOptions
@@ -65,6 +66,8 @@ def test_thirty_two_bands(tmp_path: Path) -> None:
         assert made.shape == given.shape
         assert made.transform == given.transform
         assert set(np.unique(made.read(1))) <= {1, 2, 3}
-    report = evaluate_model(Path(fitted.model), [f"{data}:val"], quiet=True)
+    report = evaluate_model(
+        EvaluateOptions(model=Path(fitted.model), on=(f"{data}:val",), quiet=True)
+    )
     assert report.scores is not None
     assert report.scores.pixels > 0

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-import pytest
-from paths import ENVIRONMENT, SUPPORT
-from runs import SMALL, rsseg, write_city
-from scenes import random_samples, write_raster
-from test_training_processes import free_port
-from torch import Tensor
-from torch.distributed import HashStore, TCPStore
-from training_jobs import same, weights
-
+from paths import ENVIRONMENT
+from paths import SUPPORT
 from rsseg_cli import distributed
 from rsseg_cli.data.tiles.tile_stream import Batch
 from rsseg_cli.training.loop import Trainer
 from rsseg_cli.training.run_folder import RunFolder
+from runs import SMALL
+from runs import rsseg
+from runs import write_city
+from scenes import random_samples
+from scenes import write_raster
+from test_training_processes import free_port
+from torch import Tensor
+from torch.distributed import HashStore
+from torch.distributed import TCPStore
+from training_jobs import same
+from training_jobs import weights
+import json
+import pytest
+import subprocess
+import sys
+import time
 
 STEP, REPORT = "rsseg_cli.training.loop:Trainer.step", "rsseg_cli.commands.fit.job:write_report"
 INFER = "rsseg_cli.commands.predict.scene_predictor:ModelInfer.__call__"

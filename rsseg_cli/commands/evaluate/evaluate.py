@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
-from rsseg_cli.commands.evaluate.experiment import (
-    ExperimentReport,
-    ExperimentRow,
-    evaluate_experiment,
-)
+from rsseg_cli.commands.evaluate.experiment import ExperimentReport, evaluate_experiment
 from rsseg_cli.commands.evaluate.model_evaluation import evaluate_model
 from rsseg_cli.commands.evaluate.options import EvaluateOptions
 from rsseg_cli.commands.fit.run_report import versions
@@ -27,21 +22,9 @@ def evaluate(options: EvaluateOptions) -> Report | ExperimentReport:
     Raises:
         RssegError: The inputs do not fit together.
     """
-    on_data = partial(
-        evaluate_model,
-        data_root=options.data_root,
-        weights=options.weights,
-        overlap=options.overlap,
-        boundary_px=options.boundary or None,
-        device=options.device,
-        quiet=options.silent,
-    )
     if options.experiment is not None:
-        row = ExperimentRow.find(options.experiment)
-        return evaluate_experiment(row, on_data, model=options.model, data_root=options.data_root)
-    if options.on:
-        return on_data(options.model, options.on, class_map=options.class_map)
-    return evaluate_map(options)
+        return evaluate_experiment(options, options.experiment)
+    return evaluate_model(options) if options.on else evaluate_map(options)
 
 
 def evaluate_map(options: EvaluateOptions) -> Report:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from rsseg_cli import presets
+from rsseg_cli.commands.evaluate.model_evaluation import evaluate_model
+from rsseg_cli.commands.evaluate.options import EvaluateOptions
 from rsseg_cli.commands.fit.options import FitOptions
 from rsseg_cli.data.source import Source
 from rsseg_cli.errors import UnreadableError, unknown
@@ -203,26 +205,14 @@ class ExperimentReport:
         (folder / "experiment.json").write_text(document, encoding="utf-8")
 
 
-def evaluate_experiment(
-    row: ExperimentRow,
-    evaluate: Callable[..., Report],
-    *,
-    model: Path | None,
-    data_root: Path | None,
-) -> ExperimentReport:
-    """Evaluate a model on every target of an experiment.
-
-    Args:
-        row: The experiment.
-        evaluate: `evaluate_model` with the options of the command line.
-        model: Run folder or model file; that of `fit --experiment` when None.
-        data_root: Folder of the dataset presets.
+def evaluate_experiment(options: EvaluateOptions, name: str) -> ExperimentReport:
+    """Evaluate a model on every target of an experiment; by default that of `fit --experiment`.
 
     Raises:
         RssegError: There is no such run, or a target is not on disk.
     """
-    targets = row.experiment.targets
-    path = model or row.folder
+    row = ExperimentRow.find(name)
+    targets, path = row.experiment.targets, options.model or row.folder
     if not path.exists():
         raise UnreadableError(
             f"there is no run of {row.name}",
@@ -230,16 +220,19 @@ def evaluate_experiment(
             fix=f"rsseg fit --experiment {row.name}, or --model RUN",
         )
     for on in targets.values():
-        Source.locate(on, data_root=data_root).pairs()
+        Source.locate(on, data_root=options.data_root).pairs()
     by_position = row.experiment.bands == "position"
-    reports = {name: evaluate(path, [on], by_position=by_position) for name, on in targets.items()}
+    reports = {}
+    for target, on in targets.items():
+        target_options = replace(options, experiment=None, model=path, on=(on,))
+        reports[target] = evaluate_model(target_options, by_position=by_position)
     rows = []
-    for name, on in targets.items():
-        scores = reports[name].scores
+    for target, on in targets.items():
+        scores = reports[target].scores
         ours = None if scores is None else scores.miou
-        rows.append(TargetScore(name, on, ours, _fraction(row.table_row.published.get(name))))
+        rows.append(TargetScore(target, on, ours, _fraction(row.table_row.published.get(target))))
     if len(targets) > 1:
-        defined = [target.ours for target in rows if target.ours is not None]
+        defined = [score.ours for score in rows if score.ours is not None]
         mean = sum(defined) / len(defined) if len(defined) == len(rows) else None
         rows.append(TargetScore("mean", "", mean, _fraction(row.table_row.mean)))
     return ExperimentReport(row, str(path), rows, reports)

@@ -2,97 +2,88 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from dataclasses import field
 from functools import partial
 from itertools import count
 from pathlib import Path
-
-import torch
-
 from rsseg_cli import distributed
 from rsseg_cli.classes import Class
-from rsseg_cli.commands.evaluate.band_matching import match_bands, require_band_count, unit_scale
-from rsseg_cli.commands.evaluate.class_matching import MergedInfer, reconcile
+from rsseg_cli.commands.evaluate.band_matching import match_bands
+from rsseg_cli.commands.evaluate.band_matching import require_band_count
+from rsseg_cli.commands.evaluate.band_matching import unit_scale
+from rsseg_cli.commands.evaluate.class_matching import MergedInfer
+from rsseg_cli.commands.evaluate.class_matching import reconcile
+from rsseg_cli.commands.evaluate.options import EvaluateOptions
 from rsseg_cli.commands.fit.final_evaluation import shown_bands
 from rsseg_cli.commands.fit.run_report import versions
-from rsseg_cli.commands.model import LoadedModel, open_model, pick_device
+from rsseg_cli.commands.model import LoadedModel
+from rsseg_cli.commands.model import open_model
+from rsseg_cli.commands.model import pick_device
 from rsseg_cli.commands.predict.progress import ProgressLine
-from rsseg_cli.commands.predict.scene_predictor import ModelInfer, tiling_for
-from rsseg_cli.data.pair import Opener, Pair
+from rsseg_cli.commands.predict.scene_predictor import ModelInfer
+from rsseg_cli.commands.predict.scene_predictor import tiling_for
+from rsseg_cli.data.pair import Opener
+from rsseg_cli.data.pair import Pair
 from rsseg_cli.data.source import Source
 from rsseg_cli.data.spec.class_map import Merge
 from rsseg_cli.errors import RssegError
 from rsseg_cli.evaluate.evaluation import Evaluation
-from rsseg_cli.evaluate.rasters import BOUNDARY_PX, Comparison, evaluate_scenes
+from rsseg_cli.evaluate.rasters import Comparison
+from rsseg_cli.evaluate.rasters import evaluate_scenes
 from rsseg_cli.predict.engine import predict_scene
 from rsseg_cli.predict.outputs import Outputs
-from rsseg_cli.predict.pipeline import Infer, SceneTask
+from rsseg_cli.predict.pipeline import Infer
+from rsseg_cli.predict.pipeline import SceneTask
 from rsseg_cli.predict.plan import Tiling
-from rsseg_cli.raster.labels import LabelReader, RasterGrid
+from rsseg_cli.raster.labels import LabelReader
+from rsseg_cli.raster.labels import RasterGrid
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.report.report import Report
+import tempfile
+import torch
 
 
-def evaluate_model(
-    path: Path | None,
-    on: Sequence[str],
-    *,
-    data_root: Path | None = None,
-    class_map: str | None = None,
-    by_position: bool = False,
-    weights: Path | None = None,
-    overlap: float = 0.25,
-    boundary_px: int | None = BOUNDARY_PX,
-    device: str = "auto",
-    quiet: bool = False,
-) -> Report:
-    """Map all scenes of some datasets with a model, and score the maps on the labelled pixels.
+def evaluate_model(options: EvaluateOptions, *, by_position: bool = False) -> Report:
+    """Map all labelled scenes of the datasets `--on` with a model, and score the maps.
 
-    Each of several processes maps another scene; the first one scores all maps.
+    Each of several processes maps other scenes; rank 0 scores all maps.
 
     Args:
-        path: Run folder or model file; the newest finished run when None.
-        on: `DATASET[:split[:domain]]`, one or more.
-        data_root: Folder of the dataset presets.
-        class_map: Map between the classes of the model and those of the datasets.
+        options: The model, the datasets, and options of the evaluation.
         by_position: Match bands by position, not by name and wavelength.
-        weights: Weights file of the backbone, if it has moved.
-        overlap: Overlap of neighbouring tiles as a fraction of a tile, 0..0.5.
-        boundary_px: Width of the outlines that are compared; None leaves them out.
-        device: auto, cpu, cuda or cuda:N.
-        quiet: No progress.
 
     Raises:
         RssegError: The classes or bands of a dataset are not the model's.
     """
-    torch_device = pick_device(device)
-    loaded = open_model(path, weights=weights)
+    device = pick_device(options.device)
+    loaded = open_model(options.model, weights=options.weights)
     # With the fit's fraction, `DIR:val` is its validation set.
-    val_fraction = loaded.config.data.val_fraction
+    val_fraction, root = loaded.config.data.val_fraction, options.data_root
     sources, merge = _match_classes(
         loaded,
-        [Source.locate(text, data_root=data_root, holdout=val_fraction) for text in on],
-        class_map,
+        [Source.locate(text, data_root=root, holdout=val_fraction) for text in options.on],
+        options.class_map,
     )
     classes = loaded.classes if merge is None else list(merge.classes)
-    tiling = tiling_for(loaded, torch_device, tile=None, overlap=overlap, batch=None)
-    progress = ProgressLine(quiet=quiet or not distributed.is_main())
+    tiling = tiling_for(loaded, device, tile=None, overlap=options.overlap, batch=None)
+    progress = ProgressLine(quiet=options.silent or not distributed.is_main())
     progress.print(f"model    {loaded.describe()}")
     with _shared_folder() as folder:
-        maps = _Maps(loaded, tiling, torch_device, folder, progress, merge, by_position)
+        maps = _Maps(loaded, tiling, device, folder, progress, merge, by_position)
         comparisons = (comparison for source in sources for comparison in maps.of(source))
         if distributed.is_main():
-            evaluation = evaluate_scenes(comparisons, classes, boundary_px=boundary_px)
+            evaluation = evaluate_scenes(comparisons, classes, boundary_px=options.boundary or None)
         else:
             evaluation = Evaluation.empty(classes, boundary_px=None)
-            deque(comparisons, maxlen=0)  # yields nothing, but makes this process' maps
+            deque(comparisons, maxlen=0)  # yields nothing, but writes the maps of this process
         evaluation = distributed.gather(evaluation)[0]
     return evaluation.report(
-        f"{loaded.name} on {', '.join(on)}",
+        f"{loaded.name} on {', '.join(options.on)}",
         subtitle=loaded.describe(),
         about=versions(),
         config=loaded.config.to_json(),
@@ -109,23 +100,23 @@ def _match_classes(
     merge = reconciled[0][1]
     if any(other != merge for _, other in reconciled):
         raise RssegError(
-            "the class map fits the model for one dataset and the labels of another",
+            "the class map applies to the model for one dataset and to the labels of another",
             where=", ".join(source.spec.name for source in sources),
-            fix="evaluate on one at a time",
+            fix="evaluate on one dataset at a time",
         )
     return [source for source, _ in reconciled], merge
 
 
 @contextmanager
 def _shared_folder() -> Iterator[Path]:
-    """Create a temporary folder that all processes use."""
+    """Create a temporary folder that all processes share."""
     with tempfile.TemporaryDirectory(prefix="rsseg-") as name:
         folder = Path(distributed.gather(name)[0])
         if not folder.is_dir():
             raise RssegError(
                 "the processes do not share a temporary folder",
                 where=str(folder),
-                fix="set TMPDIR to a folder that all machines see",
+                fix="set TMPDIR to a folder that all machines share",
             )
         yield folder
 
@@ -135,11 +126,7 @@ class _Maps:
     """Writes the maps of datasets, one per process at a time, and removes them once scored.
 
     Attributes:
-        loaded: The model.
-        tiling: Tiles of a scene.
-        device: Device of the model.
         folder: Temporary folder of the maps.
-        progress: Progress line.
         merge: Merge of the model's classes; None keeps them.
         by_position: Match bands by position, not by name and wavelength.
         numbers: Numbers of the scenes, for file names.
@@ -155,7 +142,7 @@ class _Maps:
     numbers: Iterator[int] = field(default_factory=count)
 
     def of(self, source: Source) -> Iterator[Comparison]:
-        """Map every labelled scene; yield comparisons in the first process only."""
+        """Map every labelled scene; yield comparisons on rank 0 only."""
         bands = self.loaded.model.bands
         opener = source.opener if self.by_position else match_bands(bands, source)
         require_band_count(bands, opener, source)
@@ -166,13 +153,13 @@ class _Maps:
             infer, classes = MergedInfer(infer, self.merge), list(self.merge.classes)
         fill = [value / scale for value in bands.mean]
         labelled = [pair for pair in source.pairs() if pair.label is not None]
-        todo = [(pair, self._outputs(classes)) for pair in labelled]
-        for first in range(0, len(todo), distributed.world_size()):
-            turn = todo[first : first + distributed.world_size()]
-            for pair, outputs in turn[distributed.rank() :][:1]:
+        scenes = [(pair, self._outputs(classes)) for pair in labelled]
+        for first in range(0, len(scenes), distributed.world_size()):
+            batch = scenes[first : first + distributed.world_size()]
+            for pair, outputs in batch[distributed.rank() :][:1]:
                 self._map(opener.scene(pair.image, fill=fill), infer, outputs)
-            distributed.barrier()  # while this turn is scored the other processes map the next one
-            for pair, outputs in turn if distributed.is_main() else ():
+            distributed.barrier()  # the other ranks map the next scenes while rank 0 scores these
+            for pair, outputs in batch if distributed.is_main() else ():
                 yield Comparison(
                     pair.name,
                     outputs.map,

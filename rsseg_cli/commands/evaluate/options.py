@@ -31,7 +31,7 @@ class EvaluateOptions(
     """Options of `rsseg evaluate`: of a map, of a model on datasets, or of an experiment.
 
     Raises:
-        RssegError: Nothing is to be evaluated, or an option has no effect on what is.
+        RssegError: There is nothing to evaluate, or an option has no effect.
     """
 
     prediction: Path | None = argument(

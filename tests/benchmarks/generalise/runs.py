@@ -15,6 +15,7 @@ from generalise import settings
 from generalise.pairs import Pair, make
 from rsseg_cli import config
 from rsseg_cli.commands.evaluate.model_evaluation import evaluate_model
+from rsseg_cli.commands.evaluate.options import EvaluateOptions
 from rsseg_cli.commands.fit.fit import prepare_fit
 from rsseg_cli.commands.fit.job import run
 from rsseg_cli.commands.fit.options import FitOptions
@@ -103,8 +104,11 @@ class Workshop:
             parameters = prepared.plan.parameters
             fitted = run(prepared)
             fit_s, cpu_s = time.perf_counter() - started, time.process_time() - worked
+            on, run_folder = (pair.target,), Path(fitted.run)
             report = evaluate_model(
-                Path(fitted.run), [pair.target], overlap=0.0, device=self.device, quiet=True
+                EvaluateOptions(
+                    model=run_folder, on=on, overlap=0.0, device=self.device, quiet=True
+                )
             )
             evaluate_s = time.perf_counter() - started - fit_s
         assert report.scores is not None

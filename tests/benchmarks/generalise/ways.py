@@ -15,6 +15,7 @@ from rsseg_cli.commands.adapt import settings
 from rsseg_cli.commands.adapt.adapt import prepare_adapt
 from rsseg_cli.commands.adapt.options import AdaptOptions
 from rsseg_cli.commands.evaluate.model_evaluation import evaluate_model
+from rsseg_cli.commands.evaluate.options import EvaluateOptions
 from rsseg_cli.commands.fit.fit import prepare_fit
 from rsseg_cli.commands.fit.job import FitReport, RunJob, run
 from rsseg_cli.commands.fit.options import FitOptions
@@ -104,7 +105,10 @@ class Ways(Workshop):
         }
 
     def _score(self, model: Path, on: Sequence[str]) -> Scores:
-        report = evaluate_model(model, on, overlap=0.0, device=self.device, quiet=True)
+        options = EvaluateOptions(
+            model=model, on=tuple(on), overlap=0.0, device=self.device, quiet=True
+        )
+        report = evaluate_model(options)
         assert report.scores is not None
         return report.scores
 
