@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 from paths import ENVIRONMENT, SUPPORT
+from processes import free_port
 from runs import SMALL, rsseg, write_city
 from scenes import random_samples, write_raster
-from test_training_processes import free_port
 from torch import Tensor
 from torch.distributed import HashStore, TCPStore
 from training_jobs import same, weights
@@ -30,16 +30,17 @@ Kill = tuple[int, str, int]
 
 
 def torchrun(
-    *arguments: str | Path, kills: list[Kill], processes: int = 2, restarts: int = 3
+    *arguments: str | Path, kills: list[Kill], processes: int = 2
 ) -> subprocess.CompletedProcess[str]:
-    """Call `rsseg` under torchrun."""
+    """Call `rsseg` under torchrun; with several processes, its agent forks them."""
+    torchrun = [
+        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1",
+        "--max-restarts", "3",
+    ]  # fmt: skip
+    forks = {"PROCESSES": str(processes)} if processes > 1 else {}
     return subprocess.run(
-        [
-            sys.executable, "-m", "torch.distributed.run", "--standalone",
-            "--nproc-per-node", str(processes), "--max-restarts", str(restarts),
-            SUPPORT / "restarted.py", *arguments,
-        ],
-        env=ENVIRONMENT | {"KILLS": json.dumps(kills)},
+        [sys.executable, *([] if forks else torchrun), SUPPORT / "restarted.py", *arguments],
+        env=ENVIRONMENT | forks | {"KILLS": json.dumps(kills)},
         capture_output=True, text=True, check=False, timeout=200,
     )  # fmt: skip
 
@@ -168,7 +169,7 @@ def test_a_restart_continues_an_adaptation(
     call = [
         "adapt", "--model", fitted, "--tgt", tmp_path / "town" / "images", "--source-free",
         "-o", run.path, "--steps", "5", "--batch", "2", "--device", "cpu",
-        "--set", "training.save_every=2", "--set", "training.threads=0",
+        "--set", "training.save_every=2", "--set", "training.num_workers=0",
     ]  # fmt: skip
     steps: list[int] = []
     original = Trainer.step
