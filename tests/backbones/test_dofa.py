@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -89,6 +92,15 @@ def go_offline(monkeypatch: pytest.MonkeyPatch) -> None:
         raise FileNotFoundError("no network")
 
     monkeypatch.setattr(_weights, "hf_hub_download", offline)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_blocks() -> Iterator[None]:
+    """Build the base size with 4 instead of 12 blocks: only its patch embedding is special."""
+    base = Dofa.sizes["base"]
+    small = replace(base, changes={**base.changes, "depth": 4})
+    with patch.object(Dofa, "sizes", {**Dofa.sizes, "base": small}):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from collections.abc import Iterator
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from paths import ENVIRONMENT
-from paths import SUPPORT
+
+import pytest
+from paths import ENVIRONMENT, SUPPORT
+from processes import free_port
+from runs import SMALL, rsseg, write_city
+from scenes import random_samples, write_raster
+from torch import Tensor
+from torch.distributed import HashStore, TCPStore
+from training_jobs import same, weights
+
 from rsseg_cli import distributed
 from rsseg_cli.data.tiles.tile_stream import Batch
 from rsseg_cli.training.loop import Trainer
 from rsseg_cli.training.run_folder import RunFolder
-from runs import SMALL
-from runs import rsseg
-from runs import write_city
-from scenes import random_samples
-from scenes import write_raster
-from test_training_processes import free_port
-from torch import Tensor
-from torch.distributed import HashStore
-from torch.distributed import TCPStore
-from training_jobs import same
-from training_jobs import weights
-import json
-import pytest
-import subprocess
-import sys
-import time
 
 STEP, REPORT = "rsseg_cli.training.loop:Trainer.step", "rsseg_cli.commands.fit.job:write_report"
 INFER = "rsseg_cli.commands.predict.scene_predictor:ModelInfer.__call__"
@@ -35,16 +30,17 @@ Kill = tuple[int, str, int]
 
 
 def torchrun(
-    *arguments: str | Path, kills: list[Kill], processes: int = 2, restarts: int = 3
+    *arguments: str | Path, kills: list[Kill], processes: int = 2
 ) -> subprocess.CompletedProcess[str]:
-    """Call `rsseg` under torchrun."""
+    """Call `rsseg` under torchrun; with several processes, its agent forks them."""
+    torchrun = [
+        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1",
+        "--max-restarts", "3",
+    ]  # fmt: skip
+    forks = {"PROCESSES": str(processes)} if processes > 1 else {}
     return subprocess.run(
-        [
-            sys.executable, "-m", "torch.distributed.run", "--standalone",
-            "--nproc-per-node", str(processes), "--max-restarts", str(restarts),
-            SUPPORT / "restarted.py", *arguments,
-        ],
-        env=ENVIRONMENT | {"KILLS": json.dumps(kills)},
+        [sys.executable, *([] if forks else torchrun), SUPPORT / "restarted.py", *arguments],
+        env=ENVIRONMENT | forks | {"KILLS": json.dumps(kills)},
         capture_output=True, text=True, check=False, timeout=200,
     )  # fmt: skip
 

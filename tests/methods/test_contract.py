@@ -38,7 +38,14 @@ BANDS = Bands(
     scale=1e-4,
     gsd_m=10.0,
 )
-HEADS = {"linear": {"width": 16}, "mask2former": {"width": 32, "queries": 8}}
+HEADS: dict[str, dict[str, Any]] = {
+    "linear": {"width": 16},
+    "mask2former": {
+        "width": 32, "queries": 8, "layers": 3, "encoder_layers": 1, "ffn": 64, "encoder_ffn": 64,
+        "points": 256,
+    },
+}  # fmt: skip
+"""Settings of small heads; each of the three layers attends to another level."""
 METHODS = names("methods")
 
 

@@ -1,4 +1,4 @@
-"""Works as one of the processes in the environment: FOLDER KIND=NAME ..., or FOLDER commands.
+"""Works as several processes that it forks: FOLDER KIND=NAME ..., or FOLDER commands.
 
 See `act`, which trains every method a little, and `command`, which calls the command line.
 """
@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -231,10 +233,31 @@ def command(root: Path) -> None:
             (root / f"said{number}.json").write_text(call.out)
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def work(rank: int, world: int, port: int) -> None:
+    """Do what the arguments name as one of the processes."""
+    variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in variables.items()}
+    os.environ["MASTER_ADDR"] = "127.0.0.1"
+    folder, *kinds = sys.argv[1:]
+    with distributed.group("cpu"):
+        if kinds == ["commands"]:
+            command(Path(folder))
+        else:
+            act(Path(folder), kinds)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    with distributed.group("cpu"):
-        if sys.argv[2] == "commands":
-            command(Path(sys.argv[1]))
-        else:
-            act(Path(sys.argv[1]), sys.argv[2:])
+    world, port, context = 2, free_port(), get_context("fork")  # the imports are made once
+    children = [context.Process(target=work, args=(rank, world, port)) for rank in range(world)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    sys.exit(any(child.exitcode for child in children))

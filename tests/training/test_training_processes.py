@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -27,33 +26,13 @@ NOISE = 1e-5
 """Relative difference of losses, absolute difference of weights."""
 
 
-def environment(rank: int, world: int, port: int) -> dict[str, str]:
-    own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port}
-    own |= {"MASTER_ADDR": "127.0.0.1"}
-    return ENVIRONMENT | {name: str(value) for name, value in own.items()}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def together(*arguments: str, world: int = 2) -> list[tuple[int, str, str]]:
-    """Call a script or module in several processes; return codes and what they printed."""
-    port = free_port()
-    children = [
-        subprocess.Popen(
-            [sys.executable, *arguments],
-            env=environment(rank, world, port),
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        for rank in range(world)
-    ]
-    said = [child.communicate(timeout=280) for child in children]
-    return [(child.returncode, *both) for child, both in zip(children, said, strict=True)]
+def in_two_processes(*arguments: str | Path) -> None:
+    """Call processes.py, which forks two processes."""
+    done = subprocess.run(
+        [sys.executable, SUPPORT / "processes.py", *arguments],
+        env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=280,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 def losses(folder: Path) -> list[dict[str, Any]]:
@@ -81,10 +60,7 @@ def differences(one: Path, other: Path) -> str:
 @pytest.mark.slow
 def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
     act(tmp_path, ["train=one", "stop=early"])
-    for code, _, said in together(
-        str(SUPPORT / "processes.py"), str(tmp_path), "train=two", "resume=early", "stop=late"
-    ):
-        assert code == 0, said
+    in_two_processes(tmp_path, "train=two", "resume=early", "stop=late")
     act(tmp_path, ["resume=late"])
     pairs = [("two", name) for name in CASES if name not in CHAINS]
     pairs += [(folder, name) for folder in ("early", "late") for name in CUT]
@@ -104,9 +80,7 @@ def test_two_processes_fit_adapt_and_evaluate_as_one(tmp_path: Path) -> None:
         write_city(root / "city", scenes=3)
         write_city(root / "town", scenes=3)
     command(tmp_path / "one")
-    script = str(SUPPORT / "processes.py")
-    for code, _, said in together(script, str(tmp_path / "two"), "commands"):
-        assert code == 0, said
+    in_two_processes(tmp_path / "two", "commands")
     for name in ("fitted", "adapted"):
         assert differences(tmp_path / "one" / name, tmp_path / "two" / name) == ""
         assert (tmp_path / "two" / name / "report" / "report.html").is_file()

@@ -2,50 +2,40 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import deque
-from collections.abc import Iterator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from dataclasses import field
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from pathlib import Path
+
+import torch
+
 from rsseg_cli import distributed
 from rsseg_cli.classes import Class
-from rsseg_cli.commands.evaluate.band_matching import match_bands
-from rsseg_cli.commands.evaluate.band_matching import require_band_count
-from rsseg_cli.commands.evaluate.band_matching import unit_scale
-from rsseg_cli.commands.evaluate.class_matching import MergedInfer
-from rsseg_cli.commands.evaluate.class_matching import reconcile
+from rsseg_cli.commands.evaluate.band_matching import match_bands, require_band_count, unit_scale
+from rsseg_cli.commands.evaluate.class_matching import MergedInfer, reconcile
 from rsseg_cli.commands.evaluate.options import EvaluateOptions
 from rsseg_cli.commands.fit.final_evaluation import shown_bands
 from rsseg_cli.commands.fit.run_report import versions
-from rsseg_cli.commands.model import LoadedModel
-from rsseg_cli.commands.model import open_model
-from rsseg_cli.commands.model import pick_device
+from rsseg_cli.commands.model import LoadedModel, open_model, pick_device
 from rsseg_cli.commands.predict.progress import ProgressLine
-from rsseg_cli.commands.predict.scene_predictor import ModelInfer
-from rsseg_cli.commands.predict.scene_predictor import tiling_for
-from rsseg_cli.data.pair import Opener
-from rsseg_cli.data.pair import Pair
+from rsseg_cli.commands.predict.scene_predictor import ModelInfer, tiling_for
+from rsseg_cli.data.pair import Opener, Pair
 from rsseg_cli.data.source import Source
 from rsseg_cli.data.spec.class_map import Merge
 from rsseg_cli.errors import RssegError
 from rsseg_cli.evaluate.evaluation import Evaluation
-from rsseg_cli.evaluate.rasters import Comparison
-from rsseg_cli.evaluate.rasters import evaluate_scenes
+from rsseg_cli.evaluate.rasters import Comparison, evaluate_scenes
 from rsseg_cli.predict.engine import predict_scene
 from rsseg_cli.predict.outputs import Outputs
-from rsseg_cli.predict.pipeline import Infer
-from rsseg_cli.predict.pipeline import SceneTask
+from rsseg_cli.predict.pipeline import Infer, SceneTask
 from rsseg_cli.predict.plan import Tiling
-from rsseg_cli.raster.labels import LabelReader
-from rsseg_cli.raster.labels import RasterGrid
+from rsseg_cli.raster.labels import LabelReader, RasterGrid
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.report.report import Report
-import tempfile
-import torch
 
 
 def evaluate_model(options: EvaluateOptions, *, by_position: bool = False) -> Report:
