@@ -116,7 +116,7 @@ class SpectralMoe(DepthMethod[Routing]):
         routes: list[Routes] | list[None] = state.routes or [None] * len(inputs)
         maps = [experts.coefficients(*pair) for pair in zip(inputs, routes, strict=True)]
         span = experts.span(self.adapter.value)
-        fused = maps[0] if len(maps) == 1 else fuse(*maps, span, self.config.fusion)
+        fused = maps[0] if len(maps) == 1 else fuse(maps[0], maps[1], span, self.config.fusion)
         return self.adapter.refine(prefix, patches, fused @ span)
 
     def finish(self, maps: list[Tensor], state: Routing) -> Features:
@@ -207,6 +207,6 @@ def fuse(visual: Tensor, depth: Tensor, span: Tensor, kind: Fusion) -> Tensor:
     if kind == "released":
         scores = (depth @ gram @ visual.mT).float() * scale
         log_weights = scores.diagonal(dim1=1, dim2=2) - scores.logsumexp(-1)
-        return visual * log_weights.exp()[..., None]
+        return cast(Tensor, visual * log_weights.exp()[..., None])
     query, key = (visual @ gram)[:, None], depth[:, None]
     return F.scaled_dot_product_attention(query, key, key, scale=scale)[:, 0]
