@@ -166,7 +166,7 @@ def test_potsdam_to_rescuenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     shown = rsseg("evaluate", "--experiment", name, "--model", "r", "--data-root", tmp_path,
                   "--device", "cpu")  # fmt: skip
     assert "58.6" in shown.out
-    assert "stand in for infrared" in " ".join(shown.out.split())
+    assert "replace infrared" in " ".join(shown.out.split())
 
 
 def test_what_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
