@@ -219,8 +219,7 @@ class CrossEarthGate(Method[State]):
         for row, name in enumerate(self.config.pathways):
             active[name] = self.active[row].nonzero()[:, 0].tolist()
             scores[name] = [float(f"{score:.4g}") for score in self.scores[row].tolist()]
-        selection = {"step": int(self.selected), "active": active, "scores": scores}
-        self._selections.append(selection)
+        self._selections.append({"step": int(self.selected), "active": active, "scores": scores})
 
     def _train_only(self, active: Tensor) -> None:
         for row, flags in zip(self.toolbox, active.tolist(), strict=True):

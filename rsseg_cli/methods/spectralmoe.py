@@ -10,12 +10,12 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import Parameter
+from torch.nn import functional as F
 
 from rsseg_cli.contract import Backbone, Features, Grid, QueryShape, batch_shard
 from rsseg_cli.methods._token import plots
 from rsseg_cli.methods._token.adapter import TokenAdapter, TokenSettings
 from rsseg_cli.methods._token.depth_encoder import DepthMethod, DepthName, DepthSettings, DepthState
-from rsseg_cli.methods._token.fusion import Fusion, fuse
 from rsseg_cli.methods._token.gate import Gate, GateKind, imbalance
 from rsseg_cli.methods._token.tokens import Routes
 from rsseg_cli.settings import Json
@@ -23,6 +23,7 @@ from rsseg_cli.settings import Json
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Fusion = Literal["paper", "released", "add"]
 MODALITIES = ("visual", "depth")
 
 
@@ -115,7 +116,7 @@ class SpectralMoe(DepthMethod[Routing]):
         routes: list[Routes] | list[None] = state.routes or [None] * len(inputs)
         maps = [experts.coefficients(*pair) for pair in zip(inputs, routes, strict=True)]
         span = experts.span(self.adapter.value)
-        fused = maps[0] if len(maps) == 1 else fuse(*maps, span, self.config.fusion)
+        fused = maps[0] if len(maps) == 1 else fuse(maps[0], maps[1], span, self.config.fusion)
         return self.adapter.refine(prefix, patches, fused @ span)
 
     def finish(self, maps: list[Tensor], state: Routing) -> Features:
@@ -177,3 +178,35 @@ class SpectralMoe(DepthMethod[Routing]):
         """Return the gate weights of a block, averaged over the groups of a location."""
         routes = state.routes[list(self.explanations()).index(name)]
         return state.grid.mean_over_groups(routes.weights)
+
+
+def fuse(visual: Tensor, depth: Tensor, span: Tensor, kind: Fusion) -> Tensor:
+    """Fuse the maps of the visual and the depth features.
+
+    Both are F = M V: coefficients M (B, N, R) of a common span V (R, D), see `_token.tokens`. The
+    attention between them requires only F F'^T = M (V V^T) M'^T, and its result has coefficients.
+
+    - `paper`, equation (6): softmax(F_v F_d^T / sqrt D) F_d
+    - `released`, the authors' code: every row of F_v times the diagonal of softmax(F_d F_v^T /
+      sqrt D)
+    - `add`, without attention: F_v + F_d
+
+    Args:
+        visual: Coefficients of F_v (B, N, R).
+        depth: Coefficients of F_d (B, N, R).
+        span: V (R, D).
+        kind: One of the above.
+
+    Returns:
+        Coefficients (B, N, R) of the fused map.
+    """
+    if kind == "add":
+        return visual + depth
+    scale = span.shape[-1] ** -0.5
+    gram = span @ span.mT
+    if kind == "released":
+        scores = (depth @ gram @ visual.mT).float() * scale
+        log_weights = scores.diagonal(dim1=1, dim2=2) - scores.logsumexp(-1)
+        return cast(Tensor, visual * log_weights.exp()[..., None])
+    query, key = (visual @ gram)[:, None], depth[:, None]
+    return F.scaled_dot_product_attention(query, key, key, scale=scale)[:, 0]

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import pytest
 from dataset_trees import write
-from runs import SMALL, rsseg
-
+from pathlib import Path
 from rsseg_cli import presets
-from rsseg_cli.commands.evaluate.experiment import Experiment, ExperimentRow
+from rsseg_cli.commands.evaluate.experiment import Experiment
+from rsseg_cli.commands.evaluate.experiment import ExperimentRow
 from rsseg_cli.commands.fit.job import RunJob
-from rsseg_cli.config import RunConfig, resolve
+from rsseg_cli.config import RunConfig
+from rsseg_cli.config import resolve
 from rsseg_cli.data.resolve_source import parse_source
 from rsseg_cli.data.spec.class_map import ClassMap
 from rsseg_cli.data.spec.dataset_spec import DatasetSpec
 from rsseg_cli.errors import RssegError
+from runs import SMALL
+from runs import rsseg
+import pytest
 
 NAMES = presets.names("experiments")
 QUICK = [
@@ -167,7 +168,7 @@ def test_potsdam_to_rescuenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     shown = rsseg("evaluate", "--experiment", name, "--model", "r", "--data-root", tmp_path,
                   "--device", "cpu")  # fmt: skip
     assert "58.6" in shown.out
-    assert "stand in for infrared" in " ".join(shown.out.split())
+    assert "replace infrared" in " ".join(shown.out.split())
 
 
 def test_what_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

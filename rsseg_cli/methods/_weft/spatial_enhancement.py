@@ -35,7 +35,7 @@ def split(tokens: Tensor, sizes: Sizes) -> list[Tensor]:
     """
     levels = torch.split(tokens, [height * width for height, width in sizes], dim=1)
     return [
-        level.unflatten(1, size).permute(0, 3, 1, 2)
+        level.reshape(len(level), *size, -1).permute(0, 3, 1, 2)
         for level, size in zip(levels, sizes, strict=True)
     ]
 

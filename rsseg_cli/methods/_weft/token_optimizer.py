@@ -76,4 +76,4 @@ class TokenOptimizer(nn.Module):
 
     def _split(self, tokens: Tensor) -> Tensor:
         """Split (B, N, D) into subspaces (B, heads, N, D / heads)."""
-        return tokens.unflatten(-1, (self.heads, self.width)).transpose(1, 2)
+        return tokens.view(*tokens.shape[:2], self.heads, self.width).transpose(1, 2)
