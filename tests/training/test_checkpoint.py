@@ -55,7 +55,7 @@ def test_truncated_model(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     checkpoint.save_model(path, {"w": torch.zeros(1000)}, {})
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UnreadableError, match="no model file"):
+    with pytest.raises(UnreadableError, match="not a model file"):
         checkpoint.load_model(path)
 
 

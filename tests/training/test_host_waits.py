@@ -25,7 +25,7 @@ KNOWN = {
         "crossearth_gate._selection",
         "crossearth_gate._settle",
         "crossearth_gate._size",
-        "step.backward",
+        "training_step.backward",
     },
     # Which experts answer for which image: computing all of them costs more than asking.
     "weft": {"pyramid.forward"},

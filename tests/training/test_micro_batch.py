@@ -81,7 +81,7 @@ def test_the_micro_batch_found_is_as_if_configured(tmp_path: Path, method: str) 
 def test_a_probe_takes_itself_back(method: str) -> None:
     model = build(method, **SMALL.get(method, {}))
     with torch.no_grad():
-        for _, parameter in model.tuned():
+        for _, parameter in model.trainable_parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     adam = optimizer.build(optimizer.Optimization(lr=1.0, weight_decay=1.0), model)
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
