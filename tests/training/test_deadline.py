@@ -52,7 +52,7 @@ def test_amounts_of_time(monkeypatch: pytest.MonkeyPatch, text: str, seconds: in
     "text", ["", "8", "0h", "h", "8 hours", "30:00", "-8h", "1.5h", "8h30", "0:0:5"]
 )
 def test_what_is_no_amount_of_time(text: str) -> None:
-    with pytest.raises(RssegError, match="not an amount of time") as caught:
+    with pytest.raises(RssegError, match="not a duration") as caught:
         Deadline.parse(text)
     assert (caught.value.where, "1h30m" in caught.value.fix) == ("--max-time", True)
 
