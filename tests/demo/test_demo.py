@@ -1,4 +1,4 @@
-"""The demo: a sample with what is hard about real scenes, the whole job, and the same twice."""
+"""The demo: properties of the sample, a complete run, and reproducibility."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ANSWER = {"map", "report", "quicklook", "miou", "baseline_miou", "seconds"}
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the demo short: few steps on small scenes."""
+    """Shorten the demo: few steps on small scenes."""
     monkeypatch.setattr(guide, "SETTINGS", guide.SETTINGS | QUICK)
     monkeypatch.setattr(guide, "write_sample", SMALL)
 
@@ -37,7 +37,7 @@ def test_the_sample_is_the_same_for_the_same_seed(tmp_path: Path) -> None:
     assert contents(tmp_path / "a") != contents(tmp_path / "c")
 
 
-def test_the_sample_has_what_scenes_have(tmp_path: Path) -> None:
+def test_the_sample_has_the_properties_of_real_scenes(tmp_path: Path) -> None:
     folders = SMALL(tmp_path)
     assert [folder.name for folder in folders] == ["north", "south"]
     means = []
@@ -60,7 +60,7 @@ def test_the_sample_has_what_scenes_have(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_the_whole_job_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_demo_is_reproducible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     first = rsseg("demo", "--json", "--device", "cpu")
     assert (first.code, first.err) == (0, "")
