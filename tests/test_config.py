@@ -1,4 +1,4 @@
-"""A run's settings: read strictly, changed from the command line, written and read again."""
+"""Settings of a run: strict parsing, changes by options, and a lossless round trip."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def written(folder: Path, text: str) -> Path:
     return path
 
 
-def test_what_is_not_said_has_its_default() -> None:
+def test_missing_settings_have_defaults() -> None:
     config = read(TEXT)
     assert config.optimizer.lr == 1e-4
     assert config.training.steps == 10
@@ -88,7 +88,7 @@ def test_mistakes_name_the_line_and_the_nearest_choice(
 
 @pytest.mark.parametrize("section", ["method", "backbone", "data", "training"])
 @pytest.mark.parametrize("value", ["lora", "[1, 2]", ""])
-def test_sections_that_hold_no_settings(tmp_path: Path, section: str, value: str) -> None:
+def test_sections_without_settings(tmp_path: Path, section: str, value: str) -> None:
     kept = [line for line in TEXT.split("\n") if not line.startswith(section)]
     text = "\n".join(kept) if section == "data" else TEXT.partition(f"{section}:")[0]
     path = written(tmp_path, f"{text}\n{section}: {value}\n")
@@ -136,7 +136,7 @@ def test_changes_are_applied_in_order() -> None:
         ("head.name=liner", "liner is not a known head", "--set head.name=liner"),
     ],
 )
-def test_mistakes_in_changes_are_placed(change: str, what: str, where: str) -> None:
+def test_errors_in_changes_name_the_option(change: str, what: str, where: str) -> None:
     with pytest.raises(RssegError) as caught:
         resolve(method="lora", file=None, changes=[change])
     assert what in caught.value.what
@@ -167,7 +167,7 @@ def test_weights_become_an_absolute_path() -> None:
     assert backbone["pretrained"] is True
 
 
-def test_a_random_start_forgets_the_weights_of_the_file(tmp_path: Path) -> None:
+def test_random_initialisation_drops_the_weights_of_the_file(tmp_path: Path) -> None:
     path = written(tmp_path, TEXT.replace("name: vit_tiny", "name: vit_tiny\n  weights: some.pth"))
     backbone = resolve(method=None, file=path, pretrained=False).to_json()["backbone"]
     assert (backbone["weights"], backbone["pretrained"]) == (None, False)
@@ -180,13 +180,13 @@ def test_sources_replace_those_of_the_file(tmp_path: Path) -> None:
 
 
 def test_every_backbone_is_listed_and_found() -> None:
-    """They are read from the text of the families' files, as their classes say them."""
+    """Names read from the text of the files equal the sizes of the classes."""
     listed = backbone_names()
     assert len(listed) == len(set(listed)) > 20
-    said = {kind: find("backbones", kind, Backbone).sizes for kind in names("backbones")}
-    assert set(listed) == {f"{kind}_{size}" for kind, sizes in said.items() for size in sizes}
+    sizes_of = {kind: find("backbones", kind, Backbone).sizes for kind in names("backbones")}
+    assert set(listed) == {f"{kind}_{size}" for kind, sizes in sizes_of.items() for size in sizes}
     for name in listed:
-        assert name.removeprefix(f"{family(name)}_") in said[family(name)]
+        assert name.removeprefix(f"{family(name)}_") in sizes_of[family(name)]
         assert (
             resolve(method="lora", file=None, backbone=name).to_json()["backbone"]["name"] == name
         )

@@ -1,4 +1,4 @@
-"""Preset files are found, read strictly, and mistakes in them are placed."""
+"""Preset files: lookup, strict parsing, and errors with line numbers."""
 
 import subprocess
 import sys
@@ -38,12 +38,12 @@ def test_numbers_and_truth_values_are_read_as_written() -> None:
     assert values == {**expected, "h": [1, 2.0]}
 
 
-def test_every_key_knows_its_line() -> None:
-    found = document("seed: 1\nmethod:\n  rank: 3\nparts:\n- {rank: 1}\n- rank: 2\n  experts: 1\n")
-    assert found.lines[("method", "rank")] == 3
-    assert found.lines[("parts", 1, "experts")] == 7
-    assert found.where(("parts", 1, "experts", "absent")) == "some.yaml, line 7"
-    assert found.where() == "some.yaml"
+def test_every_key_has_its_line() -> None:
+    parsed = document("seed: 1\nmethod:\n  rank: 3\nparts:\n- {rank: 1}\n- rank: 2\n  experts: 1\n")
+    assert parsed.lines[("method", "rank")] == 3
+    assert parsed.lines[("parts", 1, "experts")] == 7
+    assert parsed.where(("parts", 1, "experts", "absent")) == "some.yaml, line 7"
+    assert parsed.where() == "some.yaml"
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_every_key_knows_its_line() -> None:
         ("seed: 1\nrate: fast\n", "rate: Input should be a valid number", 2, ""),
     ],
 )
-def test_mistakes_are_placed(text: str, what: str, line: int | None, fix: str) -> None:
+def test_errors_have_their_line(text: str, what: str, line: int | None, fix: str) -> None:
     with pytest.raises(RssegError) as caught:
         document(text).parse(Outer)
     assert what in caught.value.what

@@ -225,7 +225,7 @@ def test_every_folder_is_discovered() -> None:
     assert len(folders) == 8
     for folder in folders:
         if folder.name == "chiapas":
-            with pytest.warns(RssegWarning, match=r"training_data\.gtif is taken"):
+            with pytest.warns(RssegWarning, match=r"training_data\.gtif is read as the label"):
                 of = Source.locate(str(folder))
         else:
             of = Source.locate(str(folder))

@@ -1,4 +1,4 @@
-"""`rsseg data`: what is known, what is on disk, what does not fit and how to read it anyway."""
+"""`rsseg data`: list, check with suggested corrections, statistics and class maps."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from rsseg_cli.raster.grid import Window
 
 
 def findings(root: Path, name: str, sample: int = 24) -> dict[str, Any]:
-    """Findings that do not fit, by what they are about."""
-    found = check(Source.locate(name, data_root=root), sample=sample)
-    return {one.what: one for one in found.findings if one.fits is False}
+    """Findings that do not fit, by property."""
+    report = check(Source.locate(name, data_root=root), sample=sample)
+    return {finding.what: finding for finding in report.findings if finding.fits is False}
 
 
 def whole(bad: dict[str, Any]) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def test_list_names_licence_size_and_page() -> None:
     "name", ["loveda", "potsdam_rgb", "fbp_cmegacities", "flair1_13", "openearthmap", "orssd",
              "dynamicearthnet", "whu_ohs7", "casid", "cityscapes", "inria_building"]
 )  # fmt: skip
-def test_what_is_as_published_fits(tmp_path: Path, name: str) -> None:
+def test_published_layouts_fit(tmp_path: Path, name: str) -> None:
     write(name, tmp_path)
     bad = whole(findings(tmp_path, name))
     if name == "dynamicearthnet":
@@ -71,9 +71,9 @@ def test_counts_by_split_and_domain(tmp_path: Path) -> None:
     assert counts["train", "rural"] == (1, 1)
     assert counts["test", "rural"] == (1, 0)
     assert ("val", "rural") not in counts
-    shown = rsseg("data", "check", "loveda", "--data-root", tmp_path).out
-    assert "1,669 images" in shown
-    assert "rsseg data describe loveda" in shown
+    output = rsseg("data", "check", "loveda", "--data-root", tmp_path).out
+    assert "1,669 images" in output
+    assert "rsseg data describe loveda" in output
 
 
 def shift_labels(root: Path, by: int) -> None:
@@ -82,7 +82,7 @@ def shift_labels(root: Path, by: int) -> None:
         write_raster(path, ids[None], **PNG)
 
 
-def test_ids_from_one_are_found_and_the_remap_said_reads_them(tmp_path: Path) -> None:
+def test_ids_from_one_are_detected_and_the_suggested_remap_works(tmp_path: Path) -> None:
     write("casid", tmp_path)
     shift_labels(tmp_path, 1)
     bad = findings(tmp_path, "casid")["label values"]
@@ -112,8 +112,8 @@ def test_ids_from_zero_are_suspected(tmp_path: Path) -> None:
 
 def test_colours_that_are_a_few_counts_off_are_reported(tmp_path: Path) -> None:
     write("potsdam_rgb", tmp_path)
-    found = check(Source.locate("potsdam_rgb", data_root=tmp_path), sample=4).findings
-    (one,) = [f for f in found if f.what == "label colours"]
+    results = check(Source.locate("potsdam_rgb", data_root=tmp_path), sample=4).findings
+    (one,) = [f for f in results if f.what == "label colours"]
     assert one.fits is None
     assert "1 of them up to 6 off" in one.found
     path = next(tmp_path.rglob("*noBoundary.tif"))
@@ -167,7 +167,7 @@ def test_duplicated_stems(tmp_path: Path) -> None:
     assert "two images are called" in findings(tmp_path, "orssd")["files"].found
 
 
-def test_swapped_lists_are_noticed(tmp_path: Path) -> None:
+def test_swapped_lists_are_detected(tmp_path: Path) -> None:
     write("openearthmap", tmp_path)
     root = tmp_path / "OpenEarthMap_wo_xBD"
     (root / "val.txt").write_text("rio_7.tif\n")
@@ -188,8 +188,8 @@ def test_labels_whose_images_come_from_elsewhere(tmp_path: Path) -> None:
     assert Source.locate("openearthmap:train", data_root=tmp_path).pairs()
 
 
-def test_both_kinds_of_labels_may_lie_there(tmp_path: Path) -> None:
-    """Potsdam's full and eroded labels: the eroded are taken, the others are no orphans."""
+def test_full_and_eroded_labels_side_by_side(tmp_path: Path) -> None:
+    """Of Potsdam's full and eroded labels, the eroded are used; the others are not orphans."""
     write("potsdam_rgb", tmp_path)
     eroded = tmp_path / "Potsdam/5_Labels_all_noBoundary"
     full = tmp_path / "Potsdam/5_Labels_all"
@@ -204,26 +204,26 @@ def test_both_kinds_of_labels_may_lie_there(tmp_path: Path) -> None:
     assert len(Source.locate("gtav", data_root=tmp_path).pairs()) == 3
 
 
-def test_missing_place_is_said(tmp_path: Path) -> None:
+def test_a_missing_crs_is_noted(tmp_path: Path) -> None:
     write("fbp_cmegacities", tmp_path)
     root = tmp_path / "C-megacities"
-    found = check(Source.locate("fbp_cmegacities", data_root=tmp_path), sample=4).findings
-    assert "keep pixel order" in next(f for f in found if f.what == "place").fix
+    results = check(Source.locate("fbp_cmegacities", data_root=tmp_path), sample=4).findings
+    assert "keep pixel order" in next(f for f in results if f.what == "place").fix
     (root / "Coordinate_files").mkdir()
     (root / "Coordinate_files/a.rpb").write_text("satId = x;")
-    found = check(Source.locate("fbp_cmegacities", data_root=tmp_path), sample=4).findings
-    assert ".rpb" in next(f for f in found if f.what == "place").fix
+    results = check(Source.locate("fbp_cmegacities", data_root=tmp_path), sample=4).findings
+    assert ".rpb" in next(f for f in results if f.what == "place").fix
 
 
-def test_an_assigned_crs_takes_the_place_of_a_local_one(tmp_path: Path) -> None:
+def test_an_assigned_crs_replaces_a_local_one(tmp_path: Path) -> None:
     write("flair1_12", tmp_path)
-    found = check(Source.locate("flair1_12", data_root=tmp_path), sample=4).findings
-    (one,) = [f for f in found if f.what == "place"]
+    results = check(Source.locate("flair1_12", data_root=tmp_path), sample=4).findings
+    (one,) = [f for f in results if f.what == "place"]
     assert LOCAL.startswith("LOCAL_CS")
     assert one.found == "EPSG:2154"
 
 
-def test_where_it_was_looked_for(tmp_path: Path) -> None:
+def test_errors_list_the_folders_tried(tmp_path: Path) -> None:
     call = rsseg("data", "check", "whu_ohs", "--data-root", tmp_path)
     assert call.code == 1
     assert str(tmp_path / "WHU_OHS") in call.err
@@ -231,14 +231,14 @@ def test_where_it_was_looked_for(tmp_path: Path) -> None:
     assert "irsip.whu.edu.cn" in call.err
 
 
-def test_a_folder_of_ones_own(tmp_path: Path) -> None:
+def test_a_user_folder(tmp_path: Path) -> None:
     folder(tmp_path)
     call = rsseg("data", "check", tmp_path, "--json")
     assert call.code == 0, call.out
     assert call.document["fits"]
 
 
-def test_what_was_found_by_looking_can_be_changed(tmp_path: Path) -> None:
+def test_an_inferred_spec_can_be_edited(tmp_path: Path) -> None:
     folder(tmp_path / "city")
     call = rsseg("data", "describe", tmp_path / "city")
     assert call.code == 0, call.err
@@ -251,7 +251,7 @@ def test_what_was_found_by_looking_can_be_changed(tmp_path: Path) -> None:
     assert not (tmp_path / "city/dataset.yaml").exists()
 
 
-def test_nodata_of_a_label_is_no_strange_value(tmp_path: Path) -> None:
+def test_nodata_of_a_label_is_not_an_unknown_value(tmp_path: Path) -> None:
     folder(tmp_path)
     ids = random_samples(1, 64, 96) % 3
     write_raster(tmp_path / "labels/a.tif", ids, nodata=0)
@@ -263,7 +263,7 @@ def test_nodata_of_a_label_is_no_strange_value(tmp_path: Path) -> None:
 # --- stats ----------------------------------------------------------------------------------------
 
 
-def test_statistics_leave_out_what_is_missing(tmp_path: Path) -> None:
+def test_statistics_leave_out_missing_samples(tmp_path: Path) -> None:
     samples = random_samples(3, 64, 96).astype("int16")
     samples[:, :20] = -999
     (tmp_path / "images").mkdir()
@@ -276,8 +276,8 @@ def test_statistics_leave_out_what_is_missing(tmp_path: Path) -> None:
     np.testing.assert_allclose(call.document["std"], there.std(1))
     shares = {row["id"]: row["share"] for row in call.document["classes"]}
     assert shares[1] == pytest.approx(0.75)
-    shown = rsseg("data", "stats", tmp_path).out
-    assert "norm:\n  mean: [" in shown
+    output = rsseg("data", "stats", tmp_path).out
+    assert "norm:\n  mean: [" in output
 
 
 # --- classes of another scheme --------------------------------------------------------------------

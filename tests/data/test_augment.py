@@ -1,4 +1,4 @@
-"""Augmentation moves labels with their pixels, keeps classes whole, and is its generator's."""
+"""Augmentation moves labels with their pixels and depends on its generators only."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def generators(image: Tensor, seed: int = 0) -> list[torch.Generator]:
 
 
 def batch(size: int = 16, bands: int = 3, count: int = 64) -> tuple[Tensor, Tensor]:
-    """Tiles that are all the same, with a label of its own for each pixel row and column."""
+    """Equal tiles, with a different label for each pixel row and column."""
     label = (torch.arange(size * size) % 251).to(torch.uint8).reshape(1, size, size)
     image = label.float()[:, None] + torch.arange(bands).float()[None, :, None, None]
     return image.repeat(count, 1, 1, 1), label.repeat(count, 1, 1)
@@ -51,7 +51,7 @@ def test_squares_take_their_positions(flip: bool, rot90: bool, positions: int) -
         assert seen <= turned
 
 
-def test_the_generator_decides() -> None:
+def test_results_depend_on_the_generator_only() -> None:
     image, label = batch()
     change = augment(noise=0.3, blur=0.5)
     one = change(image, label, generators(image, 1))
@@ -66,7 +66,7 @@ def test_the_generator_decides() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_a_tile_is_changed_alike_in_any_batch() -> None:
+def test_a_tile_does_not_depend_on_its_batch() -> None:
     image, label = batch(count=8)
     change, given = augment(noise=0.3, blur=0.5), generators(image)
     whole = change(image, label, given)
@@ -138,7 +138,7 @@ def test_settings_are_checked(wrong: dict[str, Any]) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-def test_the_device_gives_what_the_cpu_gives() -> None:
+def test_gpu_equals_cpu() -> None:
     image, label = batch(24)
     change = augment(16, blur=0.5)
     here = change(image, label, generators(image, 3))

@@ -43,7 +43,7 @@ def spec_of(name: str) -> DatasetSpec:
 
 @pytest.fixture(scope="module")
 def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Give the data root of every tree, each its own."""
+    """Data root of each tree."""
     return {name: write(name, tmp_path_factory.mktemp(name)) for name in TREES}
 
 
@@ -67,9 +67,9 @@ def ends(pairs: list[Pair], root: Path) -> list[str]:
 
 def ending_in(wanted: list[str], tree: Tree) -> list[str]:
     stems = sorted(image.rpartition(".")[0] for image in tree.files)
-    found = [stem for stem in stems if any(stem.endswith(end) for end in wanted)]
-    assert len(found) == len(wanted)
-    return found
+    actual = [stem for stem in stems if any(stem.endswith(end) for end in wanted)]
+    assert len(actual) == len(wanted)
+    return actual
 
 
 def test_there_is_a_preset_for_every_dataset() -> None:
@@ -80,13 +80,13 @@ def test_there_is_a_preset_for_every_dataset() -> None:
 @pytest.mark.parametrize("name", sorted(TREES))
 def test_images_find_their_labels(name: str, roots: dict[str, Path]) -> None:
     source, tree = locate(name, roots), TREES[name]
-    found = {
+    actual = {
         entry.path: entry.label and entry.label.relative_to(source.root).as_posix()
         for entry in source.entries()
     }
     listed = source.spec.listing is not None
     wanted = {path: label for path, label in tree.files.items() if not (listed and "02-02" in path)}
-    assert found == wanted
+    assert actual == wanted
 
 
 @pytest.mark.parametrize("name", sorted(TREES))
@@ -138,8 +138,10 @@ def test_bands_and_ids_are_read_as_described(name: str, roots: dict[str, Path]) 
     with reader:
         rows = reader.read(window)
     expected = tree.expected()[x0:x1]
-    found = [None if i == IGNORE else source.classes[i].name for i in rows[len(rows) // 2].tolist()]
-    assert found == expected
+    actual = [
+        None if i == IGNORE else source.classes[i].name for i in rows[len(rows) // 2].tolist()
+    ]
+    assert actual == expected
 
 
 def _all(source: Source) -> list[Pair]:
@@ -211,9 +213,7 @@ def test_palette_files_are_read_by_their_ids(roots: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize("name", ["fbp_gf2:all", "potsdam_rgb:all", "loveda:trainval:rural"])
-def test_splits_that_are_all_for_training_hold_nothing_back(
-    name: str, roots: dict[str, Path]
-) -> None:
+def test_splits_for_training_only_have_no_validation(name: str, roots: dict[str, Path]) -> None:
     preset, _, rest = name.partition(":")
     source = locate(preset, roots, f":{rest}")
     train, validation = source.training_and_validation()
@@ -222,7 +222,7 @@ def test_splits_that_are_all_for_training_hold_nothing_back(
     assert not validation
 
 
-def test_potsdam_names_are_no_numbers() -> None:
+def test_potsdam_names_are_not_read_as_numbers() -> None:
     """YAML reads 2_10 as 210 where it is not quoted."""
     for name in ("potsdam_rgb", "potsdam_irrg", "potsdam_rgbir"):
         splits = spec_of(name).splits
@@ -244,7 +244,7 @@ def test_lists_have_the_published_lengths() -> None:
     assert len(set(regions)) == len(regions) > 90
 
 
-def test_bands_of_other_sensors_are_where_they_should_be() -> None:
+def test_bands_of_other_sensors_have_their_wavelengths() -> None:
     eight, sixteen = spec_of("fbp_gf2"), spec_of("fbp_gf2_16bit")
     assert {b.name: b.wavelength_nm for b in eight.bands} == {
         b.name: b.wavelength_nm for b in sixteen.bands
@@ -253,6 +253,6 @@ def test_bands_of_other_sensors_are_where_they_should_be() -> None:
     assert (ohs[13].wavelength_nm, ohs[6].wavelength_nm, ohs[1].wavelength_nm) == (670, 566, 480)
 
 
-def test_uncertain_things_are_said() -> None:
+def test_uncertainties_are_noted() -> None:
     for name in ("casid", "fbp_cmegacities", "gid5", "orsi4199", "rescuenet5", "whu_ohs7"):
         assert len(spec_of(name).notes) > 60

@@ -1,4 +1,4 @@
-"""A dataset's YAML is strict, says what it means, and survives being written."""
+"""Dataset YAML: strict parsing, defaults, and a lossless round trip."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_background(text: str, index: int | None) -> None:
     assert parse(PLAIN + f"background: {text}\n").code().background == index
 
 
-def test_background_of_three_classes_is_no_class_by_default() -> None:
+def test_background_of_three_classes_is_ignored_by_default() -> None:
     text = PLAIN + "- {id: 5, name: tree, color: [1, 1, 1]}\n"
     assert parse(text).code().background is None
 
@@ -113,7 +113,7 @@ def test_what_is_written_reads_the_same(extra: str) -> None:
 
 
 @pytest.mark.parametrize("name", presets.names("datasets"))
-def test_dataset_presets_hold(name: str) -> None:
+def test_dataset_presets_are_valid(name: str) -> None:
     path = presets.find("datasets", name)
     spec = presets.read(path).parse(DatasetSpec)
     assert spec.name == name
@@ -127,5 +127,5 @@ def test_dataset_presets_hold(name: str) -> None:
     assert all(wavelength is None or 350 < wavelength < 15_000 for wavelength in wavelengths)
 
 
-def test_the_first_dataset_presets_are_there() -> None:
+def test_the_first_dataset_presets_exist() -> None:
     assert {"loveda", "fbp_gf2"} <= set(presets.names("datasets"))

@@ -1,4 +1,4 @@
-"""A folder without a YAML is understood by looking at its files."""
+"""Inference of the spec of a folder without a YAML."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rsseg_cli.errors import RssegError, RssegWarning, UnreadableError
 from rsseg_cli.raster.grid import Window
 
 
-def test_a_folder_is_discovered_and_written_down(tmp_path: Path) -> None:
+def test_a_folder_is_inferred_and_its_spec_written(tmp_path: Path) -> None:
     source = Source.locate(str(folder(tmp_path)))
     assert [band.name for band in source.spec.bands] == ["red", "green", "blue"]
     assert [(one.id, one.name) for one in source.classes] == [(1, "class 1"), (2, "class 2")]
@@ -81,7 +81,7 @@ def test_labels_beside_their_images(tmp_path: Path, ending: str) -> None:
     assert labels_of(Source.locate(str(tmp_path))) == expected
 
 
-def test_polygons_beside_their_images_and_what_has_no_partner(tmp_path: Path) -> None:
+def test_polygons_beside_their_images_and_files_without_partner(tmp_path: Path) -> None:
     image(tmp_path, "a.tif")
     polygons(tmp_path, "a_labels.gpkg", kind=["x", "y"] * 2)
     polygons(tmp_path, "lost_labels.gpkg", kind=["x", "y"] * 2)
@@ -96,7 +96,7 @@ def test_polygons_beside_their_images_and_what_has_no_partner(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("paths", "said"),
+    ("paths", "message"),
     [
         (["img/a", "masks/a", "gt/a"], r"img/ with gt/, or img/ with masks/"),
         (["img/a", "image/a", "gt/a"], r"image/ with gt/, or img/ with gt/"),
@@ -107,17 +107,15 @@ def test_polygons_beside_their_images_and_what_has_no_partner(tmp_path: Path) ->
         (["img/a", "gt/a_gt", "gt/a_mask"], r"gt\b.*some end in _gt, some in _mask"),
     ],
 )
-def test_what_can_be_read_in_two_ways_is_refused(
-    tmp_path: Path, paths: list[str], said: str
-) -> None:
+def test_ambiguous_layouts_are_refused(tmp_path: Path, paths: list[str], message: str) -> None:
     for path in paths:
         label(tmp_path, f"{path}.tif")
     with pytest.raises(RssegError, match="ambiguous") as refused:
         Source.locate(str(tmp_path))
-    assert re.search(said, f"{refused.value.where} {refused.value.what}")
+    assert re.search(message, f"{refused.value.where} {refused.value.what}")
 
 
-def test_the_documented_folders_stand_beside_others(tmp_path: Path) -> None:
+def test_the_documented_folders_take_precedence(tmp_path: Path) -> None:
     folder(tmp_path)
     for path in ("masks/a.tif", "img/a.tif", "b.tif", "b_gt.tif"):
         label(tmp_path, path, (7, 8, 9))
@@ -130,7 +128,7 @@ def test_the_documented_folders_stand_beside_others(tmp_path: Path) -> None:
         Source.locate(str(tmp_path))
 
 
-def test_a_refusal_says_what_was_looked_for(tmp_path: Path) -> None:
+def test_errors_list_the_known_layouts(tmp_path: Path) -> None:
     image(tmp_path, "a.tif")
     label(tmp_path, "a_truth.tif")
     folder_of(tmp_path / "imgs")
@@ -180,7 +178,7 @@ def test_ids_are_found(
     assert ([one.id for one in spec.classes], spec.ignore, spec.encoding) == (ids, ignore, encoding)
 
 
-def test_255_beside_0_is_no_class_where_the_spec_says_so(tmp_path: Path) -> None:
+def test_255_beside_0_is_ignored_if_the_spec_ignores_it(tmp_path: Path) -> None:
     image(tmp_path, "images/a.tif")
     label(tmp_path, "labels/a.tif", (0, 255))
     source = Source.locate(str(tmp_path))
@@ -198,7 +196,7 @@ def test_255_beside_0_is_no_class_where_the_spec_says_so(tmp_path: Path) -> None
     assert list(seen.values()) == [[0, 1], [0, IGNORE]]
 
 
-def test_the_nodata_tag_of_a_label_is_no_class(tmp_path: Path) -> None:
+def test_the_nodata_value_of_a_label_is_not_a_class(tmp_path: Path) -> None:
     image(tmp_path, "images/a.tif")
     label(tmp_path, "labels/a.tif", (0, 1, 2), nodata=0)
     source = Source.locate(str(tmp_path))
@@ -229,7 +227,7 @@ def test_colours_become_classes(tmp_path: Path) -> None:
     np.testing.assert_array_equal(reader.read(Window(0, 0, 96, 64)), (rgb[0] > 0).astype(np.uint8))
 
 
-def test_measurements_are_no_labels(tmp_path: Path) -> None:
+def test_measurements_are_refused_as_labels(tmp_path: Path) -> None:
     image(tmp_path, "images/a.tif")
     values = np.arange(64 * 96, dtype=np.float32).reshape(1, 64, 96)
     write_raster(folder_of(tmp_path / "labels") / "a.tif", values)
@@ -265,11 +263,11 @@ def test_attributes_become_classes(
     assert Source.locate(str(tmp_path)).spec == source.spec
     reader = source.opener.labels(source.pairs()[0])
     assert reader is not None
-    found = set(np.unique(reader.read(Window(0, 0, 96, 64))))
-    assert found == ({0, 1} if field is None else {0, 1, 255})
+    values = set(np.unique(reader.read(Window(0, 0, 96, 64))))
+    assert values == ({0, 1} if field is None else {0, 1, 255})
 
 
-def test_attributes_that_were_not_chosen_are_told(tmp_path: Path) -> None:
+def test_unused_attributes_are_listed(tmp_path: Path) -> None:
     image(tmp_path, "images/a.tif")
     polygons(tmp_path, "labels/a.gpkg", x=["b", "a"] * 2, y=["c", "d"] * 2)
     assert (

@@ -1,4 +1,4 @@
-"""From `--src` to pairs: what is found, how it is split, and what is refused by name."""
+"""From `--src` to pairs: files, splits and errors."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def described(tmp_path: Path) -> Path:
     return tmp_path / "set.yaml"
 
 
-def test_a_yaml_says_where_and_what(described: Path) -> None:
+def test_a_yaml_sets_paths_and_classes(described: Path) -> None:
     source = Source.locate(f"{described}:test")
     assert [pair.name for pair in source.pairs()] == ["img/x/2"]
     assert source.domains() == ["x", "y"]
@@ -163,7 +163,7 @@ def test_unknown_splits_and_domains_are_named(described: Path) -> None:
         Source.locate(f"{described}:test:y").pairs()
 
 
-def test_text_is_taken_apart(tmp_path: Path) -> None:
+def test_sources_are_parsed(tmp_path: Path) -> None:
     assert parse_source("loveda") == ("loveda", None, None)
     assert parse_source("loveda:val") == ("loveda", "val", None)
     assert parse_source("casid::sub") == ("casid", None, "sub")
@@ -190,7 +190,7 @@ def test_globs(tmp_path: Path) -> None:
     assert hits("*") == ["ab.tif", "ac.tif", "ad.tif"]
 
 
-def test_loveda_as_it_unpacks(tmp_path: Path) -> None:
+def test_loveda_as_unpacked(tmp_path: Path) -> None:
     for part in ("Train/Rural", "Train/Urban", "Val/Rural", "Test/Urban"):
         image(tmp_path, f"LoveDA/{part}/images_png/7.png", **PNG)
         if "Test" not in part:
@@ -206,7 +206,9 @@ def test_loveda_as_it_unpacks(tmp_path: Path) -> None:
     assert set(np.unique(reader.read(Window(0, 0, 96, 64)))) == {0, 6, 255}
 
 
-def test_where_a_preset_was_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_list_the_folders_tried_for_a_preset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("RSSEG_DATA", raising=False)
     with pytest.raises(UnreadableError, match="the folder of its data is not set"):
         Source.locate("loveda")

@@ -1,4 +1,4 @@
-"""Blocks of ground: never the same ground in training and validation, and every class in both."""
+"""Spatial blocks: training and validation do not overlap, and both have every class."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def scene_info(width: int, height: int, transform: Any = NORTH_UP, crs: Any = UT
 
 
 def ground_of(window: Window, where: SceneInfo) -> Any:
-    """The ground a window covers, in EPSG:32633."""
+    """Bounds of a window in EPSG:32633."""
     corners = [
         where.transform @ corner
         for corner in [
@@ -53,17 +53,17 @@ def dataset(root: Path, grids: dict[str, Any], labels: Any) -> Source:
         xs, ys = transform @ (columns.ravel(), rows.ravel())
         if crs is not None and crs != "EPSG:32633":
             xs, ys = warp_points(crs, UTM, xs, ys)
-        found = labels(np.asarray(xs), np.asarray(ys)).reshape(1, 160, 200).astype(np.uint8)
-        write_raster(root / f"labels/{name}.tif", found, transform=transform, crs=crs)
+        values = labels(np.asarray(xs), np.asarray(ys)).reshape(1, 160, 200).astype(np.uint8)
+        write_raster(root / f"labels/{name}.tif", values, transform=transform, crs=crs)
     return Source.locate(str(root))
 
 
 def stripes(xs: Any, ys: Any) -> Any:
     """Classes 1 and 2 everywhere, the rare class 3 in two spots."""
-    found = 1 + (np.floor((xs - NORTH_UP.c) / 130) % 2)
+    values = 1 + (np.floor((xs - NORTH_UP.c) / 130) % 2)
     for x, y in ((300, -300), (1500, -1200)):
-        found[np.hypot(xs - NORTH_UP.c - x, ys - NORTH_UP.f - y) < 60] = 3
-    return found
+        values[np.hypot(xs - NORTH_UP.c - x, ys - NORTH_UP.f - y) < 60] = 3
+    return values
 
 
 def counts(source: Source, pairs: list[Pair]) -> Any:
@@ -96,7 +96,7 @@ GRIDS = {
 
 
 @pytest.mark.parametrize("kind", sorted(GRIDS))
-def test_no_ground_is_in_both(tmp_path: Path, kind: str) -> None:
+def test_splits_do_not_overlap_on_the_map(tmp_path: Path, kind: str) -> None:
     source = dataset(tmp_path, GRIDS[kind], stripes)
     train, val = source.training_and_validation()
     learnt = unary_union([ground_of(w, p.info) for p in train for w in p.windows])
@@ -118,7 +118,7 @@ def test_the_same_blocks_in_every_run(tmp_path: Path) -> None:
     assert again.pairs() == source.pairs("val") == source.training_and_validation()[1]
 
 
-def test_scenes_without_a_crs_are_ground_of_their_own(tmp_path: Path) -> None:
+def test_scenes_without_a_crs_have_their_own_grid(tmp_path: Path) -> None:
     grids = dict.fromkeys("abc", (rasterio.Affine.identity(), None))
     source = dataset(tmp_path, grids, lambda xs, ys: 1 + (xs > 90))
     train, val = source.training_and_validation()
@@ -127,7 +127,7 @@ def test_scenes_without_a_crs_are_ground_of_their_own(tmp_path: Path) -> None:
     assert 0.15 < sum(pair.area for pair in val) / whole < 0.32
 
 
-def test_sparse_labels_are_dealt_out_by_labels_not_by_area(tmp_path: Path) -> None:
+def test_sparse_labels_are_split_by_labelled_pixels(tmp_path: Path) -> None:
     def dots(xs: Any, ys: Any) -> Any:
         """Nine small fields of two classes."""
         column, row = (xs - NORTH_UP.c) / 10, (NORTH_UP.f - ys) / 10
@@ -143,23 +143,23 @@ def test_sparse_labels_are_dealt_out_by_labels_not_by_area(tmp_path: Path) -> No
 
 def test_a_single_labelled_pixel_cannot_be_split(tmp_path: Path) -> None:
     def one(xs: Any, ys: Any) -> Any:
-        found = np.full(xs.shape, 255)
-        found[777] = 1
-        return found
+        values = np.full(xs.shape, 255)
+        values[777] = 1
+        return values
 
     source = dataset(tmp_path, {"a": (NORTH_UP, "EPSG:32633")}, one)
     with pytest.raises(RssegError, match="the labelled area is too small"):
         source.training_and_validation()
 
 
-def test_nothing_is_held_back_on_demand(tmp_path: Path) -> None:
+def test_holdout_of_zero_has_no_validation(tmp_path: Path) -> None:
     dataset(tmp_path, {"a": (NORTH_UP, "EPSG:32633")}, stripes)
     source = Source.locate(str(tmp_path), holdout=0.0)
     train, val = source.training_and_validation()
     assert (train[0].regions, val) == (None, [])
 
 
-def test_three_parts_of_the_ground(tmp_path: Path) -> None:
+def test_three_splits_with_blocks(tmp_path: Path) -> None:
     source = dataset(tmp_path, GRIDS["shifted"], stripes)
     text = source.spec.to_yaml() + (
         "splits:\n  train: {exclude: [val, test]}\n  val: {blocks: 0.2}\n  test: {blocks: 0.15}\n"
@@ -175,7 +175,7 @@ def test_three_parts_of_the_ground(tmp_path: Path) -> None:
     assert all((counts(source, part)[:2] > 0).all() for part in parts)
 
 
-def test_patches_lie_in_the_blocks_they_name() -> None:
+def test_windows_lie_in_their_blocks() -> None:
     where = [
         scene_info(200, 160),
         scene_info(120, 90, NORTH_UP @ rasterio.Affine.translation(33.4, 12.6)),

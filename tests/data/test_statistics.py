@@ -1,4 +1,4 @@
-"""Mean and deviation equal numpy's over the usable ground, missing samples left out."""
+"""Mean and deviation equal numpy's over the usable pixels, missing samples left out."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_nan_and_regions_and_constant_bands(tmp_path: Path) -> None:
     assert std == pytest.approx((float(samples[0, 10:40].std(dtype="float64")), 1.0))
 
 
-def test_big_ground_is_sampled_the_same_way_each_time(
+def test_large_datasets_are_sampled_deterministically(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     samples = np.random.default_rng(0).integers(0, 255, (1, 1500, 1500)).astype("uint8")
@@ -71,7 +71,7 @@ def test_big_ground_is_sampled_the_same_way_each_time(
     assert first[0] == pytest.approx((samples.mean(),), rel=0.01)
 
 
-def test_nothing_valid_is_an_error(tmp_path: Path) -> None:
+def test_no_valid_pixel_is_an_error(tmp_path: Path) -> None:
     samples = np.zeros((2, 20, 20), "uint8")
     opener, one = pair(write_raster(tmp_path / "a.tif", samples, nodata=0), 2)
     with pytest.raises(RssegError, match="no valid pixel"):

@@ -1,4 +1,4 @@
-"""Tiles: pure in seed and step, on usable ground only, and covering it exactly once."""
+"""Tiles: a function of seed and step, with usable pixels only; validation covers them once."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FILL = torch.tensor([3, 4, 5])
 def scene(
     root: Path, number: int, width: int, height: int, regions: Any = None, **profile: Any
 ) -> Pair:
-    """A scene whose pixels say where they are: 1000 + column, 1000 + row, 1000 + number."""
+    """A scene whose bands are 1000 + column, 1000 + row and 1000 + number."""
     rows, columns = np.mgrid[:height, :width]
     samples = np.stack([columns, rows, np.full((height, width), number)]).astype("uint16") + 1000
     image = write_raster(root / f"i{number}.tif", samples, **profile)
@@ -60,12 +60,12 @@ def parts(tmp_path: Path) -> list[SourcePairs]:
 
 
 def positions(batch: Batch) -> list[tuple[int, int, int]]:
-    """(scene, x, y) of each tile, read off its pixels."""
+    """(scene, x, y) of each tile, from its pixels."""
     first = batch.image[:, :, 0, 0].to(torch.int64) - 1000
     return [(int(n), int(x), int(y)) for x, y, n in first]
 
 
-def test_a_tile_is_the_scene_it_comes_from(parts: list[SourcePairs]) -> None:
+def test_a_tile_equals_its_window(parts: list[SourcePairs]) -> None:
     batch = stream(parts)[3]
     assert batch.image.shape == (4, 3, 32, 32)
     assert (batch.image.dtype, batch.label.dtype) == (torch.uint16, torch.uint8)
@@ -100,7 +100,7 @@ def test_threads_read_the_same(parts: list[SourcePairs]) -> None:
         assert [positions(batch) for batch in pool.map(source.__getitem__, range(12))] == expected
 
 
-def test_processes_share_out_what_one_would_read(parts: list[SourcePairs]) -> None:
+def test_processes_divide_the_items_of_one(parts: list[SourcePairs]) -> None:
     whole = stream(parts, batch=6)
     shares = [stream(parts, batch=2, rank=rank, world=3) for rank in range(3)]
     for step in range(3):
@@ -109,7 +109,7 @@ def test_processes_share_out_what_one_would_read(parts: list[SourcePairs]) -> No
 
 
 @pytest.mark.parametrize(("world", "count"), [(1, 2), (1, 4), (2, 1), (2, 2)])
-def test_a_step_has_the_same_tiles_however_it_is_cut(
+def test_a_step_has_the_same_tiles_for_any_micro_batches(
     parts: list[SourcePairs], world: int, count: int
 ) -> None:
     step, scale = 3, (0.5, 2.0)
@@ -125,7 +125,7 @@ def test_a_step_has_the_same_tiles_however_it_is_cut(
     assert len(set(whole.seeds)) == 8
 
 
-def test_domains_are_augmented_apart(parts: list[SourcePairs]) -> None:
+def test_domains_are_augmented_independently(parts: list[SourcePairs]) -> None:
     tiles = stream(parts)
     joined = JoinedTiles(tiles, TargetTiles(tiles))[0]
     assert len(set(joined.seeds)) == joined.size == 8
@@ -142,7 +142,7 @@ def test_scales_read_larger_and_smaller_windows(parts: list[SourcePairs]) -> Non
 L_SHAPE = (Window(0, 0, 150, 40), Window(0, 40, 60, 50))
 
 
-def test_tiles_stay_on_usable_ground(tmp_path: Path) -> None:
+def test_tiles_contain_usable_pixels_only(tmp_path: Path) -> None:
     one = scene(tmp_path, 0, 150, 90, L_SHAPE)
     source = stream([(OPENER, [one])])
     whole = 0
@@ -157,7 +157,7 @@ def test_tiles_stay_on_usable_ground(tmp_path: Path) -> None:
     assert whole >= 60 * 4 * 0.95
 
 
-def test_ground_smaller_than_a_tile_is_masked(tmp_path: Path) -> None:
+def test_windows_smaller_than_a_tile_are_masked(tmp_path: Path) -> None:
     one = scene(tmp_path, 0, 150, 90, (Window(20, 16, 10, 12), Window(90, 30, 12, 9)))
     for step in range(20):
         batch = stream([(OPENER, [one])])[step]
@@ -181,7 +181,7 @@ def test_a_scene_smaller_than_a_tile_is_padded(tmp_path: Path) -> None:
     assert (batch.label[~there] == IGNORE).all()
 
 
-def test_every_pixel_has_its_chance(parts: list[SourcePairs]) -> None:
+def test_every_pixel_is_equally_likely(parts: list[SourcePairs]) -> None:
     source = stream(parts, batch=50)
     drawn = [spot for step in range(20) for spot in positions(source[step])]
     share = np.mean([number for number, _, _ in drawn])
@@ -190,7 +190,7 @@ def test_every_pixel_has_its_chance(parts: list[SourcePairs]) -> None:
     assert (np.bincount(xs // 30, minlength=4) > 60).all()
 
 
-def test_useless_tiles_are_drawn_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unlabelled_tiles_are_drawn_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = scene(tmp_path, 0, 150, 90)
     ids = np.full((1, 90, 150), 255, np.uint8)
     ids[0, 20:30, 20:40] = 1
@@ -252,7 +252,7 @@ def test_classes_are_counted_and_drawn_evenly(parts: list[SourcePairs]) -> None:
     assert (balanced == 2).float().mean() > 5 * (uniform == 2).float().mean()
 
 
-def test_positions_stay_on_usable_ground(tmp_path: Path) -> None:
+def test_positions_are_usable_pixels(tmp_path: Path) -> None:
     one = scene(tmp_path, 0, 150, 90, L_SHAPE)
     index = ClassIndex.build([(OPENER, [one])])
     assert index.counts.sum() == sum(w.width * w.height for w in L_SHAPE) - 3 * 60
@@ -271,7 +271,7 @@ def test_an_unknown_id_is_found_before_training(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("regions", [None, L_SHAPE])
-def test_covering_tiles_show_every_pixel_once(tmp_path: Path, regions: Any) -> None:
+def test_covering_tiles_contain_every_pixel_once(tmp_path: Path, regions: Any) -> None:
     one, other = scene(tmp_path, 0, 150, 90, regions), scene(tmp_path, 1, 20, 41)
     parts: list[SourcePairs] = [(OPENER, [one, other])]
     seen = {0: np.zeros((90, 150), int), 1: np.zeros((41, 20), int)}
@@ -292,9 +292,7 @@ def test_covering_tiles_show_every_pixel_once(tmp_path: Path, regions: Any) -> N
     np.testing.assert_array_equal(seen[1], np.pad(np.ones((38, 20), int), ((0, 3), (0, 0))))
 
 
-def test_files_are_opened_once_and_few_stay_open(
-    parts: list[SourcePairs], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_open_files_are_cached(parts: list[SourcePairs], monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[Path] = []
     original = Opener.scene
 
@@ -314,7 +312,7 @@ def test_files_are_opened_once_and_few_stay_open(
     handles.close()
 
 
-def test_strips_of_big_scenes_are_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiles_share_strips_of_big_scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles_module, "BIG_PX", 10_000)
     strips = {"tiled": False, "blockxsize": None, "blockysize": 4}
     big = scene(tmp_path, 0, 400, 300, **strips)
@@ -345,7 +343,7 @@ def test_sources_that_do_not_fit_are_named(tmp_path: Path) -> None:
         stream([(OPENER, [one]), (fewer, [one])])
 
 
-def test_batches_travel() -> None:
+def test_batches_are_pickled_and_pinned() -> None:
     batch = Batch(torch.zeros(1, 2, 4, 4), torch.zeros(1, 4, 4, dtype=torch.uint8), ("a",), ("b",))
     moved = batch.to("meta")
     assert moved.image.device.type == moved.label.device.type == "meta"

@@ -1,17 +1,16 @@
-"""The demo: a sample with what is hard about real scenes, the whole job, and the same twice."""
+"""The demo: properties of the sample, a complete run, and reproducibility."""
 
 from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-
+from rsseg_cli.demo import guide
+from rsseg_cli.demo import sample
+from runs import rsseg
 import geopandas
 import numpy as np
 import pytest
 import rasterio
-from runs import rsseg
-
-from rsseg_cli.demo import guide, sample
 
 QUICK = {"training.steps": 6, "training.batch": 2, "training.validate_every": 6, "data.tile": 64}
 SMALL = partial(sample.write_sample, side=128, scenes=2)
@@ -20,7 +19,7 @@ ANSWER = {"map", "report", "quicklook", "miou", "baseline_miou", "seconds"}
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the demo short: few steps on small scenes."""
+    """Shorten the demo: few steps on small scenes."""
     monkeypatch.setattr(guide, "SETTINGS", guide.SETTINGS | QUICK)
     monkeypatch.setattr(guide, "write_sample", SMALL)
 
@@ -37,7 +36,7 @@ def test_the_sample_is_the_same_for_the_same_seed(tmp_path: Path) -> None:
     assert contents(tmp_path / "a") != contents(tmp_path / "c")
 
 
-def test_the_sample_has_what_scenes_have(tmp_path: Path) -> None:
+def test_the_sample_has_the_properties_of_real_scenes(tmp_path: Path) -> None:
     folders = SMALL(tmp_path)
     assert [folder.name for folder in folders] == ["north", "south"]
     means = []
@@ -60,7 +59,7 @@ def test_the_sample_has_what_scenes_have(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_the_whole_job_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_demo_is_reproducible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     first = rsseg("demo", "--json", "--device", "cpu")
     assert (first.code, first.err) == (0, "")

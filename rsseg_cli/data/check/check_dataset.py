@@ -42,7 +42,7 @@ class Check:
 
     @property
     def fits(self) -> bool:
-        """Whether the dataset has no problems."""
+        """True if the dataset has no problems."""
         return all(finding.fits is not False for finding in self.findings)
 
     def to_json(self) -> dict[str, Any]:

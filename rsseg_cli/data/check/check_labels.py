@@ -35,7 +35,7 @@ class Finding:
     found: str
     """Value on disk."""
     fits: bool | None
-    """Whether the two agree; None for a remark."""
+    """True if the two agree; None for a remark."""
     fix: str = ""
     """Change to try if they do not agree."""
 

@@ -129,7 +129,7 @@ class Split(ImageSelection):
     images: Annotated[int, Field(ge=1)] | None = None
     """Number of published images."""
     holds_back: bool = True
-    """Whether training on this split leaves out the pixels of `val`."""
+    """True if training on this split leaves out the pixels of `val`."""
 
 
 class BandNorm(Strict):
