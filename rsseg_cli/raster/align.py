@@ -11,7 +11,6 @@ from rasterio.errors import RasterioError
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as FileWindow
 
-from rsseg_cli.classes import IGNORE
 from rsseg_cli.errors import RssegError, UnreadableError
 from rsseg_cli.raster.decode import LabelCode, Labels, decode
 from rsseg_cli.raster.grid import Window
@@ -50,7 +49,6 @@ class AlignedLabels:
         self._palette = read_palette(path) if code.encoding == "palette" else None
         self._bands = {"rgb": [1, 2, 3], "onehot": code.onehot_bands()}.get(code.encoding, [1])
         # A nodata value that is the id of a class means that class.
-        is_class = file.nodata is not None and code.ids().get(int(file.nodata), IGNORE) != IGNORE
         self._warped = WarpedVRT(
             file,
             crs=grid.crs,
@@ -58,7 +56,7 @@ class AlignedLabels:
             width=grid.width,
             height=grid.height,
             resampling=Resampling.nearest,
-            src_nodata=None if is_class else file.nodata,
+            src_nodata=None if file.nodata in code.class_ids() else file.nodata,
             add_alpha=True,
         )
 

@@ -67,6 +67,10 @@ class LabelCode:
         }
         return listed_ids | ignored | remapped
 
+    def class_ids(self) -> set[int]:
+        """Return the ids in a file that are classes."""
+        return {value for value, index in self.ids().items() if index != IGNORE}
+
     def colors(self) -> dict[Color, int]:
         """Return class indices by colour in the file, `IGNORE` for ignored colours."""
         indices = {value: IGNORE for value in self.ignore if isinstance(value, tuple)}

@@ -242,7 +242,7 @@ def _is_class(code: LabelCode, value: float, palette: NDArray[np.uint8] | None) 
         row = (value, value, value) if palette is None else palette[int(value)]
         color = (int(row[0]), int(row[1]), int(row[2]))
         return code.colors().get(color, IGNORE) != IGNORE
-    return code.ids().get(int(value), IGNORE) != IGNORE
+    return value in code.class_ids()
 
 
 def _check_grid(label: Scene, grid: RasterGrid) -> None:

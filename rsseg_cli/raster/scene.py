@@ -239,8 +239,8 @@ class Scene:
             if nodata is not None:
                 missing |= plane == nodata
             valid |= ~missing
-            # In unsigned types 0 is often both nodata and a measured value: a single band of 0
-            # is kept.
+            # In unsigned types 0 is often both nodata and a measured value: it is replaced only
+            # where all bands are missing.
             if samples.dtype.kind in "if" and missing.any():
                 plane[missing] = 0 if self._fill is None else self._fill[band]
         if samples.dtype.kind == "u" and not valid.all():

@@ -90,10 +90,10 @@ def load_polygons(name: str, modified: int, code: LabelCode, wkt: str | None) ->
     if table.crs is None and wkt is not None:
         warnings.warn(f"{name} has no CRS: that of its image is used", RssegWarning, stacklevel=2)
     geometry = table.geometry if table.crs is None else table.geometry.to_crs(wkt)
-    kept = (~geometry.is_empty & geometry.notna()).to_numpy()
-    shapes = [shape for shape, keep in zip(geometry, kept, strict=True) if keep]
+    usable = (~geometry.is_empty & geometry.notna()).to_numpy()
+    shapes = list(geometry[usable])
     outside = IGNORE if code.background is None else code.background
-    return LabelPolygons(shapes, indices[kept], STRtree(shapes), outside)
+    return LabelPolygons(shapes, indices[usable], STRtree(shapes), outside)
 
 
 def read_vector(path: str | PathLike[str]) -> Any:

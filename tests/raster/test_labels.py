@@ -16,6 +16,7 @@ from shapely.geometry import Point, Polygon, box
 
 from rsseg_cli.classes import IGNORE, Class
 from rsseg_cli.errors import RssegError, RssegWarning, UnreadableError
+from rsseg_cli.raster.align import AlignedLabels
 from rsseg_cli.raster.decode import LabelCode, as_text
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.labels import LabelReader, inexact_colors
@@ -308,3 +309,12 @@ def test_polygons_without_crs_take_that_of_the_image(tmp_path: Path, image: Path
     with pytest.warns(RssegWarning, match="no CRS"):
         got = read(label, replace(CODE, field="kind"), image)
     np.testing.assert_array_equal(got, expected(shapes, [0], NORTH_UP, IGNORE))
+
+
+def test_nodata_that_is_not_a_number_is_not_a_class(tmp_path: Path) -> None:
+    values = np.array([[3, 0], [np.nan, 7]], np.float32)[None]
+    path = write_raster(tmp_path / "label.tif", values, nodata=np.nan)
+    with Scene.open(path, warn=False) as scene:
+        labels = AlignedLabels.open(path, CODE, scene)
+        np.testing.assert_array_equal(labels.read(Window(0, 0, 2, 2)), [[0, 1], [IGNORE, 2]])
+        labels.close()
