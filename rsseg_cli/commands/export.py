@@ -1,4 +1,4 @@
-"""`rsseg export`: a model as a folder to publish."""
+"""`rsseg export`: writes a model as a folder to publish."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rsseg_cli.report.model_card import Licence, ModelCard
 from rsseg_cli.training.checkpoint import load_model
 
 UNNAMED = "not named"
-"""Licence of data whose dataset.yaml names none."""
+"""Licence of data whose dataset.yaml does not name one."""
 UNKNOWN = "unknown; ask the publisher of the weights"
 FILES = ("model.safetensors", "config.yaml", "README.md", "item.json")
 

@@ -329,7 +329,7 @@ def test_a_truncated_scene_stops_the_run_and_is_named(city: Path, tmp_path: Path
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
 def test_a_gpu_that_is_not_there(city: Path, tmp_path: Path, device: str) -> None:
     said = refused(tmp_path, "--src", city, "--device", device)
-    assert f"{device} is not available (0 GPUs seen)" in said
+    assert f"{device} is not available (0 GPUs found)" in said
     assert "--device cpu" in said
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rsseg_cli import distributed, presets
+from rsseg_cli.commands.model import RUNS
 from rsseg_cli.commands.options import TrainingOptions
 from rsseg_cli.config import SECTIONS, RunConfig, parse
 from rsseg_cli.data.resolve_source import take_apart
@@ -62,7 +63,7 @@ def open_run_folder(
         RssegError: There is nothing to resume, the settings differ, or the folder is in use or
             cannot be created.
     """
-    path = options.output or Path("runs") / name
+    path = options.output or RUNS / name
     run, is_restart = RunFolder(path), distributed.begun_before_restart(path)
     if options.resume or (is_restart and run.resume.exists()):
         return path, _read_state(run, config)
