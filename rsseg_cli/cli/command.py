@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, asdict, fields, is_dataclass
 from inspect import get_annotations
 from pathlib import Path
 from types import GenericAlias, NoneType
@@ -74,8 +74,8 @@ def command(run: Callable[[T], None]) -> Callable[..., None]:
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON object to stdout."""
-    typer.echo(json.dumps(value, indent=2))
+    """Print JSON, or the fields of a dataclass as one JSON object, to stdout."""
+    typer.echo(json.dumps(asdict(value) if is_dataclass(value) else value, indent=2))  # type: ignore[arg-type]
 
 
 def _sorted_fields(options: type) -> list[Field[Any]]:

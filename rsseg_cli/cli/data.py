@@ -103,4 +103,4 @@ def stats(options: StatsOptions) -> None:
         every=options.every,
         class_map=options.class_map,
     )
-    print_json(statistics.to_json()) if options.as_json else statistics.show()
+    print_json(statistics) if options.as_json else statistics.show()

@@ -20,7 +20,7 @@ def preview(options: PreviewOptions) -> None:
 
     result = previews.preview(options)
     if options.as_json:
-        print_json(result.to_json())
+        print_json(result)
         return
     typer.echo(result.picture)
     for remark in result.remarks:

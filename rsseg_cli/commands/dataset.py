@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -117,9 +117,6 @@ class DatasetStatistics:
     """Statistics of a dataset.
 
     Attributes:
-        source: Name of the dataset.
-        images: Number of images.
-        bands: Names of the bands.
         mean: Mean per band in stored units, without missing samples.
         std: Standard deviation per band, likewise.
         whole: True if every pixel was read, not only windows of all images.
@@ -133,10 +130,6 @@ class DatasetStatistics:
     std: tuple[float, ...]
     whole: bool
     classes: list[dict[str, Any]]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the machine-readable form."""
-        return asdict(self)
 
     def norm(self) -> str:
         """Return the section `norm` of a dataset.yaml."""

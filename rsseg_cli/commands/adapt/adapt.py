@@ -43,12 +43,7 @@ from rsseg_cli.training.step_log import TrainingResult
 def prepare_adapt(
     config: RunConfig, options: TrainingOptions, deadline: Deadline | None = None
 ) -> RunJob:
-    """Open and check model, source and target, and prepare the run.
-
-    Args:
-        config: The settings.
-        options: As in `prepare_fit`.
-        deadline: Time limit of the run.
+    """Open and check model, source and target, and prepare the run; see `prepare_fit`.
 
     Raises:
         RssegError: The model, the data, the settings and the run folder do not fit together.
@@ -225,13 +220,9 @@ def _validation(
 
 @dataclass(frozen=True)
 class DomainStreams:
-    """Opens batches of source and target, or of the target alone.
+    """Opens batches of source and target, or of the target alone where `sources.train` is empty.
 
-    Attributes:
-        tiles: Opens tiles.
-        sources: The source; its `train` is empty where only the target is used.
-        targets: The target.
-        index: Samples source tiles by class; None: uniformly.
+    Source tiles are sampled by class with an `index`, else uniformly.
     """
 
     tiles: RunTiles

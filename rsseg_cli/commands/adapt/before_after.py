@@ -36,13 +36,9 @@ class BeforeAfterMap:
 
     Attributes:
         folder: Folder of the two maps.
-        opener: Opens the scene.
-        pair: The scene.
         bands: The model's bands in the unit of the scene.
-        classes: Class of each index.
         tile: Side of a tile in pixels.
         unit_scale: Factor from stored values to the model's unit.
-        precision: Number format of the forward pass.
     """
 
     folder: Path

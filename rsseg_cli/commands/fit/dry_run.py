@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -37,10 +37,6 @@ class TrainingPlan:
     memory_mb: float
     warnings: list[str] = field(default_factory=list)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the machine-readable form."""
-        return asdict(self)
-
     def show(self) -> None:
         """Print the plan."""
         console = Console(highlight=False)
@@ -61,15 +57,7 @@ def make_plan(
     model: Segmenter,
     precision: Precision,
 ) -> TrainingPlan:
-    """Describe a run.
-
-    Args:
-        config: The settings.
-        sources: The labelled data.
-        index: Class frequencies; None without labels.
-        model: The model before training.
-        precision: Number format and device.
-    """
+    """Describe a run; `index` holds the class frequencies, None without labels."""
     counts = _count_parameters(model)
     frequencies = [None] * len(sources.classes) if index is None else map(float, index.shares)
     classes = [

@@ -33,10 +33,7 @@ def shown_bands(bands: Bands) -> tuple[int, ...]:
 def final_evaluation(model: Segmenter, validation: Validation, rgb: tuple[int, ...]) -> Evaluation:
     """Evaluate a model on tiles: intervals, scenes, domains, calibration, best and worst tiles.
 
-    Args:
-        model: On its device; left in eval mode.
-        validation: The validation set.
-        rgb: Bands of the pictures, from 0.
+    The model is left in eval mode; `rgb` are the bands of the pictures, from 0.
     """
     evaluation = Evaluation.of(validation.classes, boundary_px=None)
     for batch, probabilities in validation.predict(model):

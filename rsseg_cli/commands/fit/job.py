@@ -44,11 +44,6 @@ class RunJob:
     """A prepared run: data opened and checked, model built. `run` trains it.
 
     Attributes:
-        config: The settings.
-        folder: The run folder.
-        sources: The labelled data.
-        tiles: Opens tiles of the data.
-        precision: Number format of the forward pass.
         plan: Output of `--dry-run`.
         loop: Inputs of the training loop.
         resumed: State of the interrupted run; None for a new run.

@@ -27,9 +27,7 @@ class Validation:
     """Computes the scores of a model on the validation set.
 
     Attributes:
-        tiles: The tiles, or this process' shard of them.
         classes: Class of each index.
-        precision: Autocast of the forward pass.
         threads: Number of threads that read tiles.
         unit_scale: Factor from stored values to the model's unit.
     """
@@ -46,11 +44,7 @@ class Validation:
     ) -> Validation | None:
         """Return the validation on labelled data; None without a validation set.
 
-        Args:
-            sources: The labelled data.
-            tiles: Opens the tiles.
-            precision: Autocast of the forward pass.
-            whole: Validate on all tiles, not on the shard of this process.
+        It takes the shard of this process, or all tiles if `whole`.
         """
         if not sources.validation:
             return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +51,8 @@ class Preview:
 
     Attributes:
         picture: Path of the PNG.
-        width: Columns of the scene.
-        height: Rows of the scene.
         missing: Fraction of missing pixels.
         tile: Side of a tile in pixels.
-        tiles: Number of tiles.
         bands: Statistics per band, of the sampled pixels.
         remarks: Likely mistakes.
     """
@@ -68,10 +65,6 @@ class Preview:
     tiles: int
     bands: list[BandSummary]
     remarks: list[str]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the machine-readable form."""
-        return asdict(self)
 
 
 def preview(options: PreviewOptions) -> Preview:
