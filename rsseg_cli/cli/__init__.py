@@ -1,6 +1,6 @@
-"""The command line: one file per command, which calls `rsseg_cli.run` and prints the result.
+"""The command line: one file per command, which calls `rsseg_cli.commands` and prints the result.
 
-Nothing at this level imports torch, timm or rasterio: `--help` and completion stay instant.
+torch, timm and rasterio are imported inside commands only: `--help` and completion stay instant.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _run in (
+for _command in (
     demo.demo,
     fit.fit,
     adapt.adapt,
@@ -54,7 +54,7 @@ for _run in (
     export.export,
     doctor.doctor,
 ):
-    app.command(cls=Command)(_run)
+    app.command(cls=Command)(_command)
 app.add_typer(data.app, name="data")
 app.add_typer(presets.app, name="presets")
 app.add_typer(bench.app, name="bench")
@@ -95,7 +95,7 @@ def _warn(
 
 
 def main() -> None:
-    """Run the command line; print a user's mistake in three lines and exit with its code."""
+    """Run the command line; print an `RssegError` without a traceback and exit with its code."""
     warnings.simplefilter("once", RssegWarning)
     warnings.showwarning = _warn
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, asdict, fields, is_dataclass
 from inspect import get_annotations
 from pathlib import Path
 from types import GenericAlias, NoneType
@@ -26,7 +26,7 @@ class Command(TyperCommand):
     """Typer command whose help shows no Python types and lists `--help` under "Running"."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """Return the parameters, `--help` last."""
+        """Return the parameters."""
         params = _without_types(super().get_params(ctx))
         params[-1].rich_help_panel = RUNNING
         return params
@@ -36,7 +36,7 @@ class Group(TyperGroup):
     """Typer group whose help shows no Python types."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """Return the parameters, `--help` last."""
+        """Return the parameters."""
         return _without_types(super().get_params(ctx))
 
 
@@ -51,7 +51,7 @@ def _without_types(params: list[Any]) -> list[Any]:
 
 
 def command(run: Callable[[T], None]) -> Callable[..., None]:
-    """Return a function with one parameter an option, which Typer can turn into a command.
+    """Return a function with one parameter per option, from which Typer builds a command.
 
     Args:
         run: The command; its docstring is the help. Its only parameter is annotated with a
@@ -59,7 +59,7 @@ def command(run: Callable[[T], None]) -> Callable[..., None]:
     """
     (options,) = (kind for name, kind in get_type_hints(run).items() if name != "return")
     types = get_type_hints(options)
-    parameters = [_parameter(field, types[field.name]) for field in _in_order(options)]
+    parameters = [_parameter(field, types[field.name]) for field in _sorted_fields(options)]
 
     def call(**values: Any) -> None:
         for name, value in values.items():
@@ -74,20 +74,20 @@ def command(run: Callable[[T], None]) -> Callable[..., None]:
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON object to stdout."""
-    typer.echo(json.dumps(value, indent=2))
+    """Print JSON, or the fields of a dataclass as one JSON object, to stdout."""
+    typer.echo(json.dumps(asdict(value) if is_dataclass(value) else value, indent=2))  # type: ignore[arg-type]
 
 
-def _in_order(options: type) -> list[Field[Any]]:
-    """List the fields panel by panel, a class's own before those that it inherits."""
+def _sorted_fields(options: type) -> list[Field[Any]]:
+    """List arguments, then options by panel; fields of a class precede those that it inherits."""
+
+    def panel_number(field: Field[Any]) -> int:
+        panel = field.metadata["typer"].get("rich_help_panel")
+        return PANELS.index(panel) if panel else -1
+
     by_name = {field.name: field for field in fields(options)}
-    own_first = dict.fromkeys(name for cls in options.__mro__ for name in get_annotations(cls))
-    return sorted((by_name[name] for name in own_first), key=_panel_number)
-
-
-def _panel_number(field: Field[Any]) -> int:
-    panel = field.metadata["typer"].get("rich_help_panel")
-    return PANELS.index(panel) if panel else -1
+    names = dict.fromkeys(name for cls in options.__mro__ for name in get_annotations(cls))
+    return sorted((by_name[name] for name in names), key=panel_number)
 
 
 def _parameter(field: Field[Any], kind: Any) -> inspect.Parameter:
@@ -100,12 +100,12 @@ def _parameter(field: Field[Any], kind: Any) -> inspect.Parameter:
         field.name,
         inspect.Parameter.KEYWORD_ONLY,
         default=inspect.Parameter.empty if is_required else default,
-        annotation=Annotated[kind, _description(field, _value_type(kind))],
+        annotation=Annotated[kind, _typer_parameter(field, _value_type(kind))],
     )
 
 
-def _description(field: Field[Any], value_type: Any) -> Any:
-    """Build Typer's description of an option or argument."""
+def _typer_parameter(field: Field[Any], value_type: Any) -> Any:
+    """Build the `typer.Option` or `typer.Argument` of a field."""
     if "flags" not in field.metadata:
         return typer.Argument(**{"metavar": field.name.upper()} | field.metadata["typer"])
     flags = field.metadata["flags"]
@@ -119,7 +119,7 @@ def _description(field: Field[Any], value_type: Any) -> Any:
 
 
 def _value_type(kind: Any) -> Any:
-    """Return the type of one value: without None, and without the list around it."""
+    """Return the type of a single value: `int` for `int | None` and for `list[int]`."""
     arguments = [argument for argument in get_args(kind) if argument is not NoneType]
     if get_origin(kind) is Literal or not arguments:
         return kind

@@ -19,13 +19,13 @@ class CompareOptions(JsonOption):
 
 @command
 def compare(options: CompareOptions) -> None:
-    """Compare the scores of finished runs: mean and spread over seeds, differences to the first.
+    """Compare the scores of finished runs: mean and deviation over seeds, difference to the first.
 
     Example: rsseg compare runs/lora-* runs/frozen-* --report compared/
     """
     from rsseg_cli.commands.compare import compare as compare_runs
 
-    compared = compare_runs(options.runs)
+    result = compare_runs(options.runs)
     if options.report is not None:
-        compared.write(options.report)
-    print_json(compared.to_json()) if options.as_json else compared.show()
+        result.write(options.report)
+    print_json(result.to_json()) if options.as_json else result.show()

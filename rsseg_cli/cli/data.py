@@ -49,22 +49,22 @@ class StatsOptions(DatasetOptions, ClassMapOption, JsonOption):
 @command
 def list_(options: JsonOption) -> None:
     """List the dataset presets with size, licence and web page."""
-    from rsseg_cli.commands import dataset as data
+    from rsseg_cli.commands.dataset import list_presets, show_presets
 
-    rows = data.list_presets()
-    print_json(rows) if options.as_json else data.show_presets(rows)
+    rows = list_presets()
+    print_json(rows) if options.as_json else show_presets(rows)
 
 
 @app.command("describe", cls=Command)
 @command
-def describe(options: DatasetOptions) -> None:
-    """Print the dataset.yaml of a preset, or of a folder as it is inferred.
+def describe_(options: DatasetOptions) -> None:
+    """Print the dataset.yaml of a preset, or the one inferred from a folder.
 
     Example: rsseg data describe my_city/ > my_city.yaml
     """
-    from rsseg_cli.commands import dataset as data
+    from rsseg_cli.commands.dataset import describe
 
-    typer.echo(data.describe(options.name, data_root=options.data_root), nl=False)
+    typer.echo(describe(options.name, data_root=options.data_root), nl=False)
 
 
 @app.command("check", cls=Command)
@@ -73,16 +73,16 @@ def check(options: CheckOptions) -> None:
     """Compare the files of a dataset with its description.
 
     Checks the pairs of each split and domain, bands, data types, sizes and label values, and
-    prints what to change. The exit code is 1 if something differs.
+    prints how to fix differences. The exit code is 1 if something differs.
 
     Example: rsseg data check loveda --data-root /data
     """
-    from rsseg_cli.commands import dataset as data
+    from rsseg_cli.commands.dataset import check_dataset, show_check
     from rsseg_cli.errors import FAILED
 
-    report = data.check_dataset(options.name, data_root=options.data_root, sample=options.sample)
-    print_json(report.to_json()) if options.as_json else data.show_check(report, options.name)
-    if not report.fits:
+    result = check_dataset(options.name, data_root=options.data_root, sample=options.sample)
+    print_json(result.to_json()) if options.as_json else show_check(result, options.name)
+    if not result.fits:
         raise typer.Exit(FAILED)
 
 
@@ -95,12 +95,12 @@ def stats(options: StatsOptions) -> None:
 
     Example: rsseg data stats my_city/
     """
-    from rsseg_cli.commands import dataset as data
+    from rsseg_cli.commands.dataset import measure_source
 
-    statistics = data.measure_source(
+    statistics = measure_source(
         options.name,
         data_root=options.data_root,
         every=options.every,
         class_map=options.class_map,
     )
-    print_json(statistics.to_json()) if options.as_json else statistics.show()
+    print_json(statistics) if options.as_json else statistics.show()

@@ -21,7 +21,7 @@ class DemoOptions(OverwriteOption, ProgressOptions):
 
 @command
 def demo(options: DemoOptions) -> None:
-    """Generate data, train a model, map a scene it has never seen, and score the map.
+    """Generate data, train a model, map a scene of another region, and score the map.
 
     Takes less than a minute on two free CPU cores, offline. Two regions differ in season, haze and
     texture: the model is trained on the northern region and maps the southern one.
@@ -33,6 +33,6 @@ def demo(options: DemoOptions) -> None:
         seed=options.seed,
         device=options.device,
         overwrite=options.overwrite,
-        quiet=options.quiet or options.as_json,
+        quiet=options.silent,
     )
     print_json(result.to_json()) if options.as_json else result.show()

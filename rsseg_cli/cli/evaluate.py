@@ -15,10 +15,10 @@ def evaluate(options: EvaluateOptions) -> None:
     rsseg evaluate --model runs/lora-loveda --on loveda:val:urban
     """
     from rsseg_cli import distributed
-    from rsseg_cli.commands.evaluate import evaluate as evaluations
+    from rsseg_cli.commands.evaluate.evaluate import evaluate as evaluate_options
 
     with distributed.group(options.device):
-        result = evaluations.evaluate(options)
+        result = evaluate_options(options)
         if not distributed.is_main():
             return
         if options.report is not None:

@@ -30,4 +30,4 @@ def export(options: ExportOptions) -> None:
     from rsseg_cli.commands.export import export as export_model
 
     exported = export_model(options.model, options.output, overwrite=options.overwrite)
-    print_json(exported.to_json()) if options.as_json else typer.echo(exported.folder)
+    print_json(exported) if options.as_json else typer.echo(exported.folder)

@@ -33,7 +33,7 @@ def train(
         job = prepare(config, options, since_first_attempt(deadline))
         if options.dry_run:
             if distributed.is_main():
-                print_json(job.plan.to_json()) if options.as_json else job.plan.show()
+                print_json(job.plan) if options.as_json else job.plan.show()
             return None
         report = run(job)
         return report if distributed.is_main() else None

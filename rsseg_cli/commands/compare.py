@@ -1,4 +1,4 @@
-"""`rsseg compare`: scores of finished runs side by side."""
+"""`rsseg compare`: compares the scores of finished runs."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from rsseg_cli.report.seed_groups import ScoredRun, SeedGroup, comparison_tables
 from rsseg_cli.report.table import ReportTable, tables_to_csv
 
 NOTES = (
-    "Scores in percent: mean \u00b1 standard deviation over seeds. Runs whose settings differ by "
-    "the seed alone are one row.",
-    "Differences to the first are taken seed by seed where both have the seed, with the 95 % "
-    "interval of Student's t in brackets.",
+    "Scores in percent: mean \u00b1 standard deviation over seeds. Runs whose settings differ only "
+    "in the seed are one row.",
+    "Differences to the first are paired by seed where both have it, with the 95 % interval of "
+    "Student's t in brackets.",
 )
 
 
 @dataclass(frozen=True)
-class Compared:
-    """Result of a comparison."""
+class RunComparison:
+    """Result of `rsseg compare`."""
 
     groups: list[SeedGroup]
     remarks: list[str]
@@ -51,10 +51,10 @@ class Compared:
         for remark in self.remarks:
             console.print(f"note: {remark}", style="yellow", markup=False)
 
-    def write(self, folder: Path) -> list[Path]:
+    def write(self, folder: Path) -> None:
         """Write compare.html, .md, .csv and .json; those of an earlier comparison are replaced."""
         tables = self.tables
-        markdown = [part for table in tables for part in section(table)]
+        sections = [text for table in tables for text in section(table)]
         notes = [f"> {remark}" for remark in self.remarks] + [f"- {note}" for note in NOTES]
         page = render(
             "compare.html.j2",
@@ -67,7 +67,7 @@ class Compared:
         )
         texts = {
             "compare.html": page,
-            "compare.md": "\n\n".join(["# Runs compared", *markdown, "\n".join(notes)]) + "\n",
+            "compare.md": "\n\n".join(["# Runs compared", *sections, "\n".join(notes)]) + "\n",
             "compare.csv": tables_to_csv(tables),
             "compare.json": json.dumps(self.to_json(), indent=1) + "\n",
         }
@@ -75,10 +75,9 @@ class Compared:
             folder.mkdir(parents=True, exist_ok=True)
             for name, text in texts.items():
                 write_bytes(folder / name, text.encode())
-        return [folder / name for name in texts]
 
 
-def compare(runs: Sequence[Path]) -> Compared:
+def compare(runs: Sequence[Path]) -> RunComparison:
     """Compare the reports of runs; those without scores are left out, with a remark.
 
     Args:
@@ -88,19 +87,19 @@ def compare(runs: Sequence[Path]) -> Compared:
         RssegError: A report is missing or broken, fewer than two have scores, or their classes
             differ.
     """
-    documents = {str(run): _read(run) for run in dict.fromkeys(runs)}
-    bare = [name for name, document in documents.items() if "classes" not in document]
-    entries = [_entry(name, documents[name]) for name in documents if name not in bare]
-    if len(entries) < 2:
+    reports = {str(run): _read(run) for run in dict.fromkeys(runs)}
+    scored = [_scored_run(name, reports[name]) for name in reports if "classes" in reports[name]]
+    unscored = ", ".join(name for name in reports if "classes" not in reports[name])
+    if len(scored) < 2:
         raise RssegError(
             "a comparison needs two runs with scores",
-            where=", ".join(documents),
-            fix=f"without validation: {', '.join(bare)}" if bare else "name another run",
+            where=", ".join(reports),
+            fix="another run" + (f"; without scores: {unscored}" if unscored else ""),
         )
-    remarks = seed_groups.remarks(entries)
-    if bare:
-        remarks.append(f"Without validation, so left out: {', '.join(bare)}.")
-    return Compared(group_runs(entries), remarks)
+    remarks = seed_groups.remarks(scored)
+    if unscored:
+        remarks.append(f"Without scores, left out: {unscored}.")
+    return RunComparison(group_runs(scored), remarks)
 
 
 def _read(run: Path) -> dict[str, Any]:
@@ -108,24 +107,24 @@ def _read(run: Path) -> dict[str, Any]:
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
         raise UnreadableError(
-            f"{run} holds no report",
+            f"there is no report in {run}",
             where=", ".join(map(str, paths)),
             fix="a finished run, or `rsseg evaluate ... --report DIR`",
         )
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        report = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UnreadableError(f"the report is broken: {error}", where=str(path)) from error
-    if not isinstance(document, dict) or "title" not in document:
+        raise UnreadableError(f"the report is damaged: {error}", where=str(path)) from error
+    if not isinstance(report, dict) or "title" not in report:
         raise UnreadableError("this is not a report of rsseg", where=str(path))
-    return document
+    return report
 
 
-def _entry(name: str, document: dict[str, Any]) -> ScoredRun:
-    """Return the entry of a report; its kind is its settings without the seed."""
-    settings = json.loads(json.dumps(document.get("config") or {}))
+def _scored_run(name: str, report: dict[str, Any]) -> ScoredRun:
+    """Return the run of a report; its kind is its settings without the seed, and its data."""
+    settings = json.loads(json.dumps(report.get("config") or {}))
     seed = settings.get("training", {}).pop("seed", None)
     settings.pop("title", None)
-    data = document["title"].partition(" on ")[2] or document.get("subtitle", "")
+    data = report["title"].partition(" on ")[2] or report.get("subtitle", "")
     kind = json.dumps([settings, data]) if settings else name
-    return ScoredRun(name, Scores.from_json(document), kind, seed)
+    return ScoredRun(name, Scores.from_json(report), kind, seed)

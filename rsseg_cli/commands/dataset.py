@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from rsseg_cli.data.tiles.class_index import ClassIndex
 from rsseg_cli.number_format import counted
 
 MARKS = {True: "[green]fits[/green]", False: "[red]no[/red]", None: "[yellow]note[/yellow]"}
+"""Result of a check in the terminal."""
 
 
 def list_presets() -> list[dict[str, Any]]:
@@ -44,7 +46,15 @@ def list_presets() -> list[dict[str, Any]]:
     return rows
 
 
-def show_presets(rows: list[dict[str, Any]], console: Console | None = None) -> None:
+def _table(*names: str, numbers: Sequence[str] = ()) -> Table:
+    """Return a table with columns of texts, then of numbers."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in (*names, *numbers):
+        table.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
+    return table
+
+
+def show_presets(rows: list[dict[str, Any]]) -> None:
     """Print the dataset presets."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("name", no_wrap=True)
@@ -54,11 +64,11 @@ def show_presets(rows: list[dict[str, Any]], console: Console | None = None) -> 
     table.add_column("page", ratio=2, overflow="fold")
     for row in rows:
         table.add_row(row["name"], row["title"], row["size"], row["licence"], row["url"])
-    (console or Console()).print(table, markup=False)
+    Console().print(table, markup=False)
 
 
 def describe(text: str, *, data_root: Path | None) -> str:
-    """Return a dataset.yaml, with an absolute root, that describes how a dataset is read.
+    """Return the dataset.yaml of a preset or folder, with an absolute root.
 
     Raises:
         RssegError: The dataset is not found.
@@ -77,31 +87,25 @@ def check_dataset(text: str, *, data_root: Path | None, sample: int) -> Check:
     return check(Source.locate(text, data_root=data_root), sample=sample)
 
 
-def show_check(result: Check, text: str, console: Console | None = None) -> None:
+def show_check(result: Check, text: str) -> None:
     """Print the counts and a line per finding; `text` is the name of the dataset."""
-    console = console or Console(highlight=False)
+    console = Console(highlight=False)
     console.print(f"[bold]{result.name}[/bold]  {result.title}\n{result.root}\n", highlight=False)
-    counts = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("split", "domain"):
-        counts.add_column(column)
-    for column in ("images", "with label"):
-        counts.add_column(column, justify="right")
+    counts = _table("split", "domain", numbers=("images", "with label"))
     for count in result.counts:
         split, domain = count.split or "(none)", count.domain or "-"
         counts.add_row(split, domain, f"{count.images:,}", f"{count.labelled:,}")
     console.print(counts, "")
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("", no_wrap=True)
-    for column in ("what", "expected", "found", "what to do"):
-        table.add_column(column, overflow="fold")
+    table = _table("", "what", "expected", "found", "what to do")
+    table.columns[0].no_wrap = True
     for finding in result.findings:
         cells = (finding.what, finding.expected, finding.found, finding.fix)
         table.add_row(MARKS[finding.fits], *(cell.replace("[", r"\[") for cell in cells))
     console.print(table)
     if not result.fits:
         console.print(
-            f"\nTo read it in another way: rsseg data describe {text} > mine.yaml, change "
-            "these lines there, and use mine.yaml as its name.",
+            f"\nTo change how it is read: rsseg data describe {text} > mine.yaml, edit these lines "
+            "there, and pass mine.yaml as the dataset.",
             highlight=False,
         )
     if result.notes:
@@ -113,12 +117,9 @@ class DatasetStatistics:
     """Statistics of a dataset.
 
     Attributes:
-        source: Name of the dataset.
-        images: Number of images.
-        bands: Names of the bands.
         mean: Mean per band in stored units, without missing samples.
-        std: Standard deviation, likewise.
-        whole: Whether every pixel was read, not windows spread over all images.
+        std: Standard deviation per band, likewise.
+        whole: True if every pixel was read, not only windows of all images.
         classes: Id, name, labelled pixels and frequency of each class.
     """
 
@@ -130,33 +131,24 @@ class DatasetStatistics:
     whole: bool
     classes: list[dict[str, Any]]
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the machine-readable form."""
-        return asdict(self)
-
     def norm(self) -> str:
-        """Return the lines of a dataset.yaml."""
+        """Return the section `norm` of a dataset.yaml."""
         mean, std = (", ".join(f"{v:.6g}" for v in values) for values in (self.mean, self.std))
         return f"norm:\n  mean: [{mean}]\n  std: [{std}]"
 
-    def show(self, console: Console | None = None) -> None:
-        """Print bands, classes and the lines of a dataset.yaml."""
-        console = console or Console(highlight=False)
-        read = "every pixel" if self.whole else "windows spread over all images"
-        console.print(f"{self.source}  {counted(self.images, 'image')}, {read}\n", markup=False)
-        bands = Table(box=None, header_style="bold", pad_edge=False)
-        bands.add_column("band")
-        for column in ("mean", "std"):
-            bands.add_column(column, justify="right")
+    def show(self) -> None:
+        """Print bands, classes and the section `norm` of a dataset.yaml."""
+        console = Console(highlight=False)
+        pixels = "every pixel" if self.whole else "windows of all images"
+        console.print(f"{self.source}  {counted(self.images, 'image')}, {pixels}\n", markup=False)
+        bands = _table("band", numbers=("mean", "std"))
         for name, mean, std in zip(self.bands, self.mean, self.std, strict=True):
             bands.add_row(name, f"{mean:,.4g}", f"{std:,.4g}")
-        classes = Table(box=None, header_style="bold", pad_edge=False)
-        for column in ("id", "share", "pixels"):
-            classes.add_column(column, justify="right")
+        classes = _table(numbers=("id", "share", "pixels"))
         classes.add_column("class")
         for row in self.classes:
-            share, pixels = f"{row['share']:.2%}", f"{row['pixels']:,}"
-            classes.add_row(str(row["id"]), share, pixels, row["name"])
+            cells = str(row["id"]), f"{row['share']:.2%}", f"{row['pixels']:,}", row["name"]
+            classes.add_row(*cells)
         console.print(bands, "", classes, "")
         console.print(self.norm(), markup=False)
 
@@ -170,10 +162,10 @@ def measure_source(
         text: `NAME|DIR[:split[:domain]]`; the whole dataset without a split.
         data_root: Folder of the dataset presets.
         every: Read every pixel of the images, not only `statistics.WINDOWS` windows.
-        class_map: Class map that is applied before counting.
+        class_map: Class map, applied before counting.
 
     Raises:
-        RssegError: The dataset is not found or inconsistent; see `rsseg data check`.
+        RssegError: The dataset is not found, or its files do not match its description.
     """
     source = Source.locate(text, data_root=data_root, class_map=class_map)
     pairs = source.pairs()

@@ -1,11 +1,11 @@
-"""`rsseg export`: a model as a folder to publish."""
+"""`rsseg export`: writes a model as a folder to publish."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from rsseg_cli.report.model_card import Licence, ModelCard
 from rsseg_cli.training.checkpoint import load_model
 
 UNNAMED = "not named"
-"""Licence of data whose dataset.yaml names none."""
+"""Licence of data whose dataset.yaml does not name one."""
 UNKNOWN = "unknown; ask the publisher of the weights"
 FILES = ("model.safetensors", "config.yaml", "README.md", "item.json")
 
@@ -35,10 +35,6 @@ class Exported:
     model: str
     card: str
     item: str
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the machine-readable form."""
-        return asdict(self)
 
 
 def export(model: Path, output: Path | None = None, *, overwrite: bool = False) -> Exported:

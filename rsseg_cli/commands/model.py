@@ -1,19 +1,22 @@
-"""Builds models from settings and loads them from files."""
+"""Builds models from settings, and loads them from files."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-
-from rsseg_cli import __version__, distributed
+from rsseg_cli import __version__
+from rsseg_cli import distributed
 from rsseg_cli.classes import Class
-from rsseg_cli.config import RunConfig, family, parse
-from rsseg_cli.contract import Backbone, Bands, Head, Method, fingerprint
+from rsseg_cli.config import RunConfig
+from rsseg_cli.config import family
+from rsseg_cli.config import parse
+from rsseg_cli.contract import Backbone
+from rsseg_cli.contract import Bands
+from rsseg_cli.contract import Head
+from rsseg_cli.contract import Method
+from rsseg_cli.contract import fingerprint
 from rsseg_cli.errors import RssegError
 from rsseg_cli.find import find
 from rsseg_cli.number_format import counted
@@ -22,19 +25,26 @@ from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.settings import Json
 from rsseg_cli.training.checkpoint import load_model
 from rsseg_cli.training.run_folder import RunFolder
+from typing import Any
+import re
+import torch
+
+RUNS = Path("runs")
+"""Default folder of the runs."""
 
 
 def build(config: RunConfig, bands: Bands, classes: int) -> Segmenter:
-    """Build the model of some settings on the default device, seeded by them."""
+    """Build a model on the default device, initialised with the seed of the settings."""
     torch.manual_seed(config.training.seed)
     name = str(getattr(config.backbone, "name", ""))
     new_backbone: Callable[..., Backbone] = find("backbones", family(name), Backbone)
-    kind = find("methods", config.method.name, Method)
+    method_class = find("methods", config.method.name, Method)
     new_head: Callable[..., Head[Any]] = find("heads", config.head.name, Head)
     backbone = new_backbone(config.backbone, bands)
-    method = kind.build(config.method.config, backbone, config.head.config.queries_of_method)
+    queries = config.head.config.queries_of_method
+    method = method_class.build(config.method.config, backbone, queries)
     maps = method.num_feature_maps(backbone)
-    # Again: with one seed, the head starts the same for all methods, whatever these have drawn.
+    # Seeded again: for one seed, heads are initialised the same with all methods.
     torch.manual_seed(config.training.seed)
     head = new_head(config.head.config, dim=backbone.dim, maps=maps, classes=classes)
     return Segmenter(backbone, method, head, bands)
@@ -43,7 +53,7 @@ def build(config: RunConfig, bands: Bands, classes: int) -> Segmenter:
 def metadata(
     config: RunConfig, model: Segmenter, classes: Sequence[Class], sources: Json
 ) -> dict[str, Json]:
-    """Return the metadata of a model file: what is needed to use it, and its origin."""
+    """Return the metadata of a model file: its settings, classes, bands and origin."""
     return {
         "rsseg": __version__,
         "torch": str(torch.__version__),
@@ -74,17 +84,15 @@ class LoadedModel:
 
     @property
     def name(self) -> str:
-        """Name for messages: the run folder."""
+        """Path of the run folder, for messages."""
         return str(self.path.parent)
 
     def describe(self) -> str:
         """Return a line about the model: name, score, bands, pixel size."""
-        bands = self.model.bands
-        score = self.about.get("score") or {}
-        miou = score.get("miou")
-        shown = "" if miou is None else f" (mIoU {100 * miou:.1f} on val)"
+        bands, miou = self.model.bands, (self.about.get("score") or {}).get("miou")
+        score = "" if miou is None else f" (mIoU {100 * miou:.1f} on val)"
         gsd = "" if bands.gsd_m is None else f", trained at {bands.gsd_m:g} m"
-        return f"{self.name}{shown}, bands {' '.join(bands.names)}{gsd}"
+        return f"{self.name}{score}, bands {' '.join(bands.names)}{gsd}"
 
 
 def open_model(path: Path | None, *, weights: Path | None = None) -> LoadedModel:
@@ -96,7 +104,7 @@ def open_model(path: Path | None, *, weights: Path | None = None) -> LoadedModel
 
     Raises:
         RssegError: There is no model, it is damaged or of a newer version, or the backbone's
-            weights are not those of the fit.
+            weights differ from those of the fit.
     """
     file = model_file(path)
     tensors, about = load_model(file)
@@ -108,7 +116,7 @@ def open_model(path: Path | None, *, weights: Path | None = None) -> LoadedModel
     current = fingerprint(model.backbone)
     if model.backbone.weights_are_public and current != about["fingerprint"]:
         raise RssegError(
-            "the backbone's weights are not those that this model was fitted on",
+            "the backbone's weights differ from those that this model was fitted on",
             where=f"{file} (fingerprint {about['fingerprint'][:12]}, now {current[:12]})",
             fix="the weights file of the fit: --weights FILE",
         )
@@ -118,26 +126,19 @@ def open_model(path: Path | None, *, weights: Path | None = None) -> LoadedModel
 
 
 def model_file(path: Path | None) -> Path:
-    """Return the model file of a run folder, the file itself, or the newest finished run's."""
-    if path is None:
-        return newest()
-    return RunFolder(path).model if path.is_dir() else path
-
-
-def newest(runs: Path = Path("runs")) -> Path:
-    """Return the model file of the newest finished run.
+    """Return the model file of a run folder, the file itself, or that of the newest finished run.
 
     Raises:
-        RssegError: No run is finished.
+        RssegError: No path is given, and no run is finished.
     """
-    finished = [
-        folder.model for folder in map(RunFolder, sorted(runs.glob("*/"))) if folder.finished
-    ]
-    if not finished:
+    if path is not None:
+        return RunFolder(path).model if path.is_dir() else path
+    runs = [run for run in map(RunFolder, sorted(RUNS.glob("*/"))) if run.finished]
+    if not runs:
         raise RssegError(
-            "there is no finished run", where=str(runs.absolute()), fix="rsseg fit, or --model RUN"
+            "there is no finished run", where=str(RUNS.absolute()), fix="rsseg fit, or --model RUN"
         )
-    return max(finished, key=lambda file: file.stat().st_mtime)
+    return max((run.model for run in runs), key=lambda file: file.stat().st_mtime)
 
 
 def pick_device(name: str) -> torch.device:
@@ -159,8 +160,8 @@ def pick_device(name: str) -> torch.device:
         not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()
     ):
         raise RssegError(
-            f"{name} is not available ({counted(torch.cuda.device_count(), 'GPU')} seen)",
+            f"{name} is not available ({counted(torch.cuda.device_count(), 'GPU')} found)",
             where="--device",
-            fix="--device cpu, or `rsseg doctor` to see why",
+            fix="--device cpu; `rsseg doctor` shows the reason",
         )
     return device

@@ -144,14 +144,14 @@ def test_runs_that_say_nothing(runs: list[Path], tmp_path: Path) -> None:
     assert "left out" in compare([*runs, bare]).remarks[-1]
     alone = rsseg("compare", runs[0], bare)
     assert alone.code == 1
-    assert f"without validation: {bare}" in alone.err
+    assert f"without scores: {bare}" in alone.err
     (tmp_path / "file").write_text("")
     full = rsseg("compare", *runs, "--report", tmp_path / "file" / "below")
     assert full.code == 1
     assert "the comparison cannot be written" in full.err
     missing = rsseg("compare", runs[0], tmp_path)
     assert missing.code == 1
-    assert "holds no report" in missing.err
+    assert "there is no report in" in missing.err
     broken = tmp_path / "report.json"
     for content in ("{", "[]", "{}"):
         broken.write_text(content)

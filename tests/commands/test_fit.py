@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+from huggingface_hub import constants
+from pathlib import Path
+from rsseg_cli.presets import read
+from rsseg_cli.training import checkpoint
+from runs import SMALL
+from runs import describe
+from runs import ground
+from runs import rsseg
+from runs import seen
+from runs import write_city
+from runs import write_pair
+from safetensors.torch import save_file
+from scenes import random_samples
+from scenes import write_raster
+from training_jobs import same
+from training_jobs import weights
 import json
+import numpy as np
 import os
+import pytest
 import shutil
 import signal
 import threading
-from pathlib import Path
-
-import numpy as np
-import pytest
 import torch
-from huggingface_hub import constants
-from runs import SMALL, describe, ground, rsseg, seen, write_city, write_pair
-from safetensors.torch import save_file
-from scenes import random_samples, write_raster
-from training_jobs import same, weights
-
-from rsseg_cli.presets import read
-from rsseg_cli.training import checkpoint
 
 FIT = ["fit", "-m", "full", *SMALL, "--steps", "2"]
 
@@ -328,7 +334,7 @@ def test_a_truncated_scene_stops_the_run_and_is_named(city: Path, tmp_path: Path
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
 def test_a_gpu_that_is_not_there(city: Path, tmp_path: Path, device: str) -> None:
     said = refused(tmp_path, "--src", city, "--device", device)
-    assert f"{device} is not available (0 GPUs seen)" in said
+    assert f"{device} is not available (0 GPUs found)" in said
     assert "--device cpu" in said
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from runs import SMALL, rsseg, write_city
 from scenes import WriteScene, random_samples
 
-from rsseg_cli.commands.preview import sampled
+from rsseg_cli.commands.preview.preview import subsample
 from rsseg_cli.raster.scene import Scene
 
 
@@ -38,7 +38,7 @@ def test_numbers_are_those_of_the_scene(tmp_path: Path, write_scene: WriteScene)
 def test_a_large_scene_is_sampled_evenly(write_scene: WriteScene) -> None:
     ramp = np.add.outer(np.arange(200), np.arange(300)).astype(np.uint16)[None]
     with Scene.open(write_scene(ramp, "ramp.tif")) as scene:
-        samples, valid, step = sampled(scene, 100)
+        samples, valid, step = subsample(scene, 100)
     assert (samples.shape, step) == ((1, 67, 100), 3)
     assert valid.all()
     np.testing.assert_array_equal(samples[0], ramp[0, 1::3, 1::3])

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-
-import torch
+from dataclasses import dataclass
+from dataclasses import replace
 from matplotlib.figure import Figure
-from torch import Tensor
-
+from pathlib import Path
 from rsseg_cli.classes import Class
 from rsseg_cli.commands.adapt.targets import Targets
 from rsseg_cli.commands.fit.final_evaluation import shown_bands
 from rsseg_cli.contract import Bands
-from rsseg_cli.data.pair import Opener, Pair
+from rsseg_cli.data.pair import Opener
+from rsseg_cli.data.pair import Pair
 from rsseg_cli.predict.engine import predict_scene
 from rsseg_cli.predict.outputs import Outputs
 from rsseg_cli.predict.pipeline import SceneTask
@@ -22,9 +20,14 @@ from rsseg_cli.predict.plan import Tiling
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.predicted_map import PredictedMap
 from rsseg_cli.raster.scene import Scene
-from rsseg_cli.report.map_figure import Panel, draw, paint, stretch
+from rsseg_cli.report.map_figure import Panel
+from rsseg_cli.report.map_figure import draw
+from rsseg_cli.report.map_figure import paint
+from rsseg_cli.report.map_figure import stretch
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training.precision import Precision
+from torch import Tensor
+import torch
 
 TILES = 4
 """Side of the mapped window in tiles."""
@@ -36,13 +39,9 @@ class BeforeAfterMap:
 
     Attributes:
         folder: Folder of the two maps.
-        opener: Opens the scene.
-        pair: The scene.
         bands: The model's bands in the unit of the scene.
-        classes: Class of each index.
         tile: Side of a tile in pixels.
         unit_scale: Factor from stored values to the model's unit.
-        precision: Number format of the forward pass.
     """
 
     folder: Path

@@ -66,10 +66,7 @@ def resolve(options: AdaptOptions) -> RunConfig:
 def _defaults(fitted: RunConfig, user: RunConfig, *, steps_are_set: bool) -> dict[str, Any]:
     """Return the defaults of a run that starts from a fitted model.
 
-    Args:
-        fitted: Settings of the model.
-        user: The same with the changes of the command line.
-        steps_are_set: Whether the command line sets the number of steps.
+    `user` are its settings with the changes of the command line, which may set the steps.
     """
     training, optimizer = fitted.training, fitted.optimizer
     steps = user.training.steps if steps_are_set else max(1, training.steps // 4)

@@ -34,13 +34,6 @@ def labelled(
 ) -> list[SourcePairs]:
     """Return held-out tiles of the targets with their labels; scenes without one are left out.
 
-    Args:
-        holdout: The tiles without labels.
-        settings: Settings of the adaptation.
-        bands: The model's bands.
-        classes: The model's classes.
-        data_root: Folder of the dataset presets.
-
     Raises:
         RssegError: There is no label, the classes are not the model's, or scenes are resampled.
     """

@@ -16,6 +16,7 @@ from rsseg_cli import presets
 from rsseg_cli.commands.evaluate.model_evaluation import evaluate_model
 from rsseg_cli.commands.evaluate.options import EvaluateOptions
 from rsseg_cli.commands.fit.options import FitOptions
+from rsseg_cli.commands.model import RUNS
 from rsseg_cli.data.source import Source
 from rsseg_cli.errors import UnreadableError, unknown
 from rsseg_cli.number_format import percent, signed_percent
@@ -97,7 +98,7 @@ class ExperimentRow:
     @property
     def folder(self) -> Path:
         """Default folder of the run."""
-        return Path("runs") / self.name.replace("/", "-").replace(":", "-")
+        return RUNS / self.name.replace("/", "-").replace(":", "-")
 
     def changes(self, *, skip: Mapping[str, str | None]) -> list[str]:
         """Return the settings of the experiment, then those of the row, as for `--set`.

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
-
-import torch
+from dataclasses import dataclass
+from dataclasses import field
 from rich.console import Console
-
 from rsseg_cli.config import RunConfig
 from rsseg_cli.data.pair import Pair
 from rsseg_cli.data.sources import Sources
@@ -18,6 +14,9 @@ from rsseg_cli.distributed import world_size
 from rsseg_cli.number_format import counted
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training.precision import Precision
+from typing import Any
+import platform
+import torch
 
 ACTIVATIONS = {False: 34, True: 4}
 """Floats kept per token, channel and block, without and with activation checkpointing."""
@@ -36,10 +35,6 @@ class TrainingPlan:
     parameters: dict[str, int]
     memory_mb: float
     warnings: list[str] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the machine-readable form."""
-        return asdict(self)
 
     def show(self) -> None:
         """Print the plan."""
@@ -61,15 +56,7 @@ def make_plan(
     model: Segmenter,
     precision: Precision,
 ) -> TrainingPlan:
-    """Describe a run.
-
-    Args:
-        config: The settings.
-        sources: The labelled data.
-        index: Class frequencies; None without labels.
-        model: The model before training.
-        precision: Number format and device.
-    """
+    """Describe a run; `index` holds the class frequencies, None without labels."""
     counts = _count_parameters(model)
     frequencies = [None] * len(sources.classes) if index is None else map(float, index.shares)
     classes = [

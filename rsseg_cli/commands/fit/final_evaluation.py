@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-
-import numpy as np
-import torch
 from numpy.typing import NDArray
-
 from rsseg_cli.classes import IGNORE
 from rsseg_cli.commands.fit.validation import Validation
 from rsseg_cli.contract import Bands
@@ -15,8 +11,11 @@ from rsseg_cli.data.tiles.tile_stream import Batch
 from rsseg_cli.evaluate.evaluation import Evaluation
 from rsseg_cli.metrics.confusion import ConfusionMatrix
 from rsseg_cli.raster.decode import Labels
-from rsseg_cli.report.tile_gallery import TileSample, subsample
+from rsseg_cli.report.tile_gallery import TileSample
+from rsseg_cli.report.tile_gallery import subsample
 from rsseg_cli.segmenter import Segmenter
+import numpy as np
+import torch
 
 SHOWN = 256
 """Side in pixels of tiles in the report."""
@@ -33,10 +32,7 @@ def shown_bands(bands: Bands) -> tuple[int, ...]:
 def final_evaluation(model: Segmenter, validation: Validation, rgb: tuple[int, ...]) -> Evaluation:
     """Evaluate a model on tiles: intervals, scenes, domains, calibration, best and worst tiles.
 
-    Args:
-        model: On its device; left in eval mode.
-        validation: The validation set.
-        rgb: Bands of the pictures, from 0.
+    The model is left in eval mode; `rgb` are the bands of the pictures, from 0.
     """
     evaluation = Evaluation.empty(validation.classes, boundary_px=None)
     for batch, probabilities in validation.predict(model):

@@ -29,9 +29,8 @@ def prepare_fit(
     """Open and check the data, build the model, and prepare the run.
 
     Args:
-        config: The settings.
-        options: Data root, run folder, device and output; options that replace settings are
-            in `config` already.
+        config: The settings, including those that options replace.
+        options: For the data root, the run folder, the device and the output.
         deadline: Time limit of the run.
 
     Raises:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
-
-import torch
-
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
+from dataclasses import field
 from rsseg_cli import distributed
 from rsseg_cli.commands.fit.dry_run import TrainingPlan
-from rsseg_cli.commands.fit.final_evaluation import final_evaluation, shown_bands
+from rsseg_cli.commands.fit.final_evaluation import final_evaluation
+from rsseg_cli.commands.fit.final_evaluation import shown_bands
 from rsseg_cli.commands.fit.run_report import write_report
 from rsseg_cli.commands.fit.run_tiles import RunTiles
 from rsseg_cli.commands.fit.validation import Validation
@@ -18,11 +18,15 @@ from rsseg_cli.config import RunConfig
 from rsseg_cli.data.sources import Sources
 from rsseg_cli.data.tiles.class_index import ClassIndex
 from rsseg_cli.training.checkpoint import load_model
-from rsseg_cli.training.loop import Job, train
+from rsseg_cli.training.loop import Job
+from rsseg_cli.training.loop import train
 from rsseg_cli.training.precision import Precision
 from rsseg_cli.training.progress import Progress
 from rsseg_cli.training.run_folder import RunFolder
 from rsseg_cli.training.step_log import TrainingResult
+from typing import Any
+from typing import TYPE_CHECKING
+import torch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,11 +48,6 @@ class RunJob:
     """A prepared run: data opened and checked, model built. `run` trains it.
 
     Attributes:
-        config: The settings.
-        folder: The run folder.
-        sources: The labelled data.
-        tiles: Opens tiles of the data.
-        precision: Number format of the forward pass.
         plan: Output of `--dry-run`.
         loop: Inputs of the training loop.
         resumed: State of the interrupted run; None for a new run.

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import Any
-
-from rsseg_cli import distributed, presets
+from rsseg_cli import distributed
+from rsseg_cli import presets
+from rsseg_cli.commands.model import RUNS
 from rsseg_cli.commands.options import TrainingOptions
-from rsseg_cli.config import SECTIONS, RunConfig, parse
+from rsseg_cli.config import RunConfig
+from rsseg_cli.config import SECTIONS
+from rsseg_cli.config import parse
 from rsseg_cli.data.resolve_source import parse_source
-from rsseg_cli.errors import Interrupted, OutputExistsError, RssegError
+from rsseg_cli.errors import Interrupted
+from rsseg_cli.errors import OutputExistsError
+from rsseg_cli.errors import RssegError
 from rsseg_cli.training.checkpoint import load_resume
 from rsseg_cli.training.deadline import Deadline
 from rsseg_cli.training.run_folder import RunFolder
+from typing import Any
+import os
 
 MAY_CHANGE = frozenset(
     [
@@ -62,7 +67,7 @@ def open_run_folder(
         RssegError: There is nothing to resume, the settings differ, or the folder is in use or
             cannot be created.
     """
-    path = options.output or Path("runs") / name
+    path = options.output or RUNS / name
     run, is_restart = RunFolder(path), distributed.begun_before_restart(path)
     if options.resume or (is_restart and run.resume.exists()):
         return path, _read_state(run, config)

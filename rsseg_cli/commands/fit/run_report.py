@@ -40,8 +40,8 @@ def write_report(
 
     Args:
         folder: The run folder.
-        config: The settings.
-        plan: Plan of the run, with its warnings.
+        config: Settings of the run.
+        plan: Plan of the run; its warnings become remarks.
         result: Result of the training loop.
         figures: Figures of the command, shown before the method's.
         remarks: Remarks of the command.

@@ -24,7 +24,6 @@ class RunTiles:
     """Opens the tiles of a run.
 
     Attributes:
-        config: The settings.
         bands: The model's bands.
         per_pass: Tiles of one forward pass in this process.
     """

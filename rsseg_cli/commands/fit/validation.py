@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
-
 from rsseg_cli import distributed
 from rsseg_cli.classes import Class
 from rsseg_cli.commands.fit.run_tiles import RunTiles
@@ -20,6 +17,8 @@ from rsseg_cli.settings import Json
 from rsseg_cli.threads import Prefetcher
 from rsseg_cli.training.precision import Precision
 from rsseg_cli.training.prefetch import pinned
+from torch import Tensor
+import torch
 
 
 @dataclass
@@ -27,9 +26,7 @@ class Validation:
     """Computes the scores of a model on the validation set.
 
     Attributes:
-        tiles: The tiles, or this process' shard of them.
         classes: Class of each index.
-        precision: Autocast of the forward pass.
         threads: Number of threads that read tiles.
         unit_scale: Factor from stored values to the model's unit.
     """
@@ -46,11 +43,7 @@ class Validation:
     ) -> Validation | None:
         """Return the validation on labelled data; None without a validation set.
 
-        Args:
-            sources: The labelled data.
-            tiles: Opens the tiles.
-            precision: Autocast of the forward pass.
-            whole: Validate on all tiles, not on the shard of this process.
+        It takes the shard of this process, or all tiles if `whole`.
         """
         if not sources.validation:
             return None

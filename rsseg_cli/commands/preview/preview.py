@@ -1,9 +1,9 @@
-"""`rsseg preview`: a picture of a scene as a model reads it, before a long prediction."""
+"""Picture of a scene as a model reads it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from rsseg_cli.atomic_write import write_bytes, write_errors
 from rsseg_cli.commands.fit.final_evaluation import shown_bands
 from rsseg_cli.commands.model import model_file
 from rsseg_cli.commands.options import parse_bands
+from rsseg_cli.commands.preview.options import PreviewOptions
 from rsseg_cli.contract import Bands
 from rsseg_cli.errors import OutputExistsError, RssegError
 from rsseg_cli.number_format import counted
@@ -28,7 +29,7 @@ SUFFIX = ".preview.png"
 SIDE = 900
 """Longest side in pixels at which a scene is shown."""
 FAR = 2.0
-"""Difference of a scene's mean from the training's, in its std, from which a remark is made."""
+"""Smallest remarkable difference of a scene's mean from the training's, in standard deviations."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,10 @@ class Preview:
     """Result of `rsseg preview`.
 
     Attributes:
-        picture: The PNG.
-        width: Columns of the scene.
-        height: Rows of the scene.
+        picture: Path of the PNG.
         missing: Fraction of missing pixels.
-        tile: Side of a tile.
-        tiles: Number of tiles.
-        bands: Statistics per band, over the pixels of the picture.
+        tile: Side of a tile in pixels.
+        bands: Statistics per band, of the sampled pixels.
         remarks: Likely mistakes.
     """
 
@@ -68,66 +66,43 @@ class Preview:
     bands: list[BandSummary]
     remarks: list[str]
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the machine-readable form."""
-        return asdict(self)
 
-
-def preview(
-    scene: Path,
-    *,
-    model: Path | None = None,
-    output: Path | None = None,
-    bands: str | None = None,
-    nodata: float | None = None,
-    tile: int | None = None,
-    overlap: float = 0.25,
-    overwrite: bool = False,
-) -> Preview:
+def preview(options: PreviewOptions) -> Preview:
     """Draw a scene as a model reads it.
-
-    Args:
-        scene: The scene.
-        model: Run folder or model file, for bands, mean, std and tiles; the scene's own when Nband.
-        output: The PNG; SCENE.preview.png in the working folder when Nband.
-        bands: File bands in the model's order, from 1, comma separated.
-        nodata: Value of missing samples, in place of the file's own.
-        tile: Side of a tile in pixels; the model's own, else 512.
-        overlap: Overlap of neighbouring tiles as a fraction of a tile, 0..0.5.
-        overwrite: Replace an existing picture.
 
     Raises:
         RssegError: The scene cannot be read, or the number of bands is not the model's.
     """
-    target = output or Path(f"{scene.stem}{SUFFIX}")
+    scene, model = options.scene, options.model
+    target = options.output or Path(f"{scene.stem}{SUFFIX}")
     if target.resolve() == scene.resolve():
         raise RssegError("the picture would replace the scene", where=str(target), fix="another -o")
-    if target.exists() and not overwrite:
+    if target.exists() and not options.overwrite:
         raise OutputExistsError(
             f"{target} already exists", where=str(target), fix="--overwrite, or another -o"
         )
     model_bands, side = (None, 512) if model is None else _bands_and_tile(model)
-    with Scene.open(scene, bands=parse_bands(bands), nodata=nodata) as opened:
+    with Scene.open(scene, bands=parse_bands(options.bands), nodata=options.nodata) as opened:
         if model_bands is not None and opened.count != len(model_bands):
             raise RssegError(
                 f"{scene.name} has {counted(opened.count, 'band')}, the model reads "
                 f"{len(model_bands)} ({' '.join(model_bands.names)})",
                 where=f"{scene}, model {model}",
-                fix="--bands with one file band for each, in this order",
+                fix="--bands with the file band of each, in this order",
             )
-        samples, valid, step = sampled(opened, SIDE)
-        tiling = Tiling(tile=tile or side, overlap=overlap)
-        across, down = tiling.axis(opened.width), tiling.axis(opened.height)
-        views, summaries = _bands(opened, model_bands, samples, valid)
+        samples, valid, step = subsample(opened, SIDE)
+        tiling = Tiling(tile=options.tile or side, overlap=options.overlap)
+        columns, rows = tiling.axis(opened.width), tiling.axis(opened.height)
+        views, summaries = _summarise(opened, model_bands, samples, valid)
         picture = draw_preview(
             SceneView(
                 title=f"{scene.name}, {opened.width:,} x {opened.height:,}, {opened.dtype}",
                 samples=samples,
                 valid=valid,
-                rgb=_shown(model_bands, [summary.name for summary in summaries]),
+                rgb=_rgb(model_bands, [summary.name for summary in summaries]),
                 step=step,
-                columns=[across.begin(index) for index in range(across.count)],
-                rows=[down.begin(index) for index in range(down.count)],
+                columns=[columns.begin(index) for index in range(columns.count)],
+                rows=[rows.begin(index) for index in range(rows.count)],
                 tile=tiling.tile,
                 bands=views,
             )
@@ -141,13 +116,13 @@ def preview(
             height=opened.height,
             missing=float(1 - valid.mean()),
             tile=tiling.tile,
-            tiles=across.count * down.count,
+            tiles=columns.count * rows.count,
             bands=summaries,
             remarks=_remarks(summaries, valid),
         )
 
 
-def sampled(scene: Scene, side: int) -> tuple[NDArray[Any], NDArray[np.bool_], int]:
+def subsample(scene: Scene, side: int) -> tuple[NDArray[Any], NDArray[np.bool_], int]:
     """Read every n-th pixel, with nodata and masks as in a prediction.
 
     Returns:
@@ -165,7 +140,7 @@ def _bands_and_tile(model: Path) -> tuple[Bands, int]:
     return Bands.model_validate(about["bands"]), int(about["config"]["data"]["tile"])
 
 
-def _bands(
+def _summarise(
     scene: Scene, model: Bands | None, samples: NDArray[Any], valid: NDArray[np.bool_]
 ) -> tuple[list[BandView], list[BandSummary]]:
     names = model.names if model else [
@@ -183,7 +158,7 @@ def _bands(
     return views, summaries
 
 
-def _shown(model: Bands | None, names: Sequence[str]) -> tuple[int, ...]:
+def _rgb(model: Bands | None, names: Sequence[str]) -> tuple[int, ...]:
     if model is not None:
         return shown_bands(model)
     lower = [name.lower() for name in names]
