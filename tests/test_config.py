@@ -180,7 +180,7 @@ def test_sources_replace_those_of_the_file(tmp_path: Path) -> None:
 
 
 def test_every_backbone_is_listed_and_found() -> None:
-    """They are read from the text of the families' files, as their classes say them."""
+    """They are read from the text of the families' files, as in their classes."""
     listed = backbone_names()
     assert len(listed) == len(set(listed)) > 20
     said = {kind: find("backbones", kind, Backbone).sizes for kind in names("backbones")}

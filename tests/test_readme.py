@@ -54,7 +54,7 @@ def commands(text: str) -> list[list[str]]:
 
 
 def parse(words: list[str]) -> None:
-    """Let the command line read arguments without running anything; wrong ones raise."""
+    """Parse the arguments of a command without running it; raise if they are wrong."""
     command, parent, name = get_command(app), None, "rsseg"
     while True:
         context = command.make_context(name, list(words), parent)

@@ -260,7 +260,7 @@ def test_thirds_of_a_fused_matrix_and_parts_of_a_split_one() -> None:
 
 @EVERY
 def test_beside_the_mlp(case: str) -> None:
-    """What listens there gets the stream between the branches, and is added after the scale."""
+    """A parallel branch reads the stream between attention and MLP; it is added unscaled."""
     backbone = make(case)
     tokens, grid = backbone.embed(picture(backbone, 3, 2))
     with torch.no_grad():

@@ -189,7 +189,7 @@ def test_labels_whose_images_come_from_elsewhere(tmp_path: Path) -> None:
 
 
 def test_both_kinds_of_labels_may_lie_there(tmp_path: Path) -> None:
-    """Potsdam's full and eroded labels: the eroded are taken, the others are no orphans."""
+    """Potsdam's full and eroded labels: the eroded are taken, the others are not orphans."""
     write("potsdam_rgb", tmp_path)
     eroded = tmp_path / "Potsdam/5_Labels_all_noBoundary"
     full = tmp_path / "Potsdam/5_Labels_all"

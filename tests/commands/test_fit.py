@@ -249,7 +249,7 @@ def test_a_damaged_state_is_said(
 
 
 def refused(tmp_path: Path, *options: str | Path) -> str:
-    """What a call of `fit` says that is refused before it leaves anything behind."""
+    """Return the error of a call of `fit` that is refused before it writes anything."""
     call = rsseg(*FIT, "--output", tmp_path / "run", *options)
     assert (call.code, call.out) == (1, "")
     assert call.err.startswith("error: ")

@@ -43,7 +43,7 @@ def spec_of(name: str) -> DatasetSpec:
 
 @pytest.fixture(scope="module")
 def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Give the data root of every tree, each its own."""
+    """Return a data root of its own for every tree."""
     return {name: write(name, tmp_path_factory.mktemp(name)) for name in TREES}
 
 

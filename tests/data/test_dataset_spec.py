@@ -1,4 +1,4 @@
-"""A dataset's YAML is strict, says what it means, and survives being written."""
+"""A dataset's YAML is strict, has clear errors, and survives being written."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ FILL = torch.tensor([3, 4, 5])
 def scene(
     root: Path, number: int, width: int, height: int, regions: Any = None, **profile: Any
 ) -> Pair:
-    """A scene whose pixels say where they are: 1000 + column, 1000 + row, 1000 + number."""
+    """A scene whose pixels hold their position: 1000 + column, 1000 + row, 1000 + number."""
     rows, columns = np.mgrid[:height, :width]
     samples = np.stack([columns, rows, np.full((height, width), number)]).astype("uint16") + 1000
     image = write_raster(root / f"i{number}.tif", samples, **profile)

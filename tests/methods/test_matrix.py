@@ -1,4 +1,4 @@
-"""Every method on every backbone: works or is refused, as the README's table says."""
+"""Every method on every backbone works or is refused as in the README's table."""
 
 from __future__ import annotations
 
