@@ -21,7 +21,7 @@ settings.load_profile("suite")
 
 @pytest.fixture
 def write_scene(tmp_path: Path) -> WriteScene:
-    """Give a function that writes samples (C, H, W) as `<tmp_path>/<name>`."""
+    """Return a function that writes samples (C, H, W) as `<tmp_path>/<name>`."""
 
     def write(samples: NDArray[Any], name: str = "scene.tif", **profile: Any) -> Path:
         return write_raster(tmp_path / name, samples, **profile)
@@ -31,7 +31,7 @@ def write_scene(tmp_path: Path) -> WriteScene:
 
 @pytest.fixture(scope="session")
 def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give a folder of two labelled scenes that no test may change."""
+    """Return a folder of two labelled scenes that no test may change."""
     from runs import write_city
 
     return write_city(tmp_path_factory.mktemp("data") / "city")
@@ -39,7 +39,7 @@ def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def fitted(tmp_path_factory: pytest.TempPathFactory, city: Path) -> Path:
-    """Give a finished run on `city` that has learnt its classes; no test may change it."""
+    """Return a finished run on `city` that has learnt its classes; no test may change it."""
     from runs import SMALL, rsseg
 
     run = tmp_path_factory.mktemp("runs") / "full-city"

@@ -32,7 +32,7 @@ SEEDS: list[dict[str, Any]] = [
 ]  # fmt: skip
 PER_SEED = 150
 LARGEST = 4096
-"""Damage to the header can make a scene of a petabyte, which is no error: such are left out."""
+"""Damage to the header can make a scene of a petabyte, which is valid: such are left out."""
 
 
 def mutations(data: bytes, count: int, seed: int) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""Numbers are said as people say them."""
+"""Numbers are formatted for people."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real imagery and labels load through `Source`; skipped, and said so, where they are absent."""
+"""Real imagery and labels load through `Source`; skipped with a reason where they are absent."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_boston_keeps_its_white_roofs(tmp_path: Path, reader: str) -> None:
     with of.opener.scene(of.pairs()[0].image) as scene:
         samples, valid = scene.read(Window(0, 0, 1182, 901))
     assert scene.nodata == (None if reader else 255)
-    assert samples.max() < 255  # what the tag says does not occur: roofs lose nothing
+    assert samples.max() < 255  # a nodata value that does not occur: roofs lose nothing
     assert valid.all()
     assert counts(of)["building"] > 50_000
 

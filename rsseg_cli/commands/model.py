@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from rsseg_cli import __version__
-from rsseg_cli import distributed
+from typing import Any
+
+import torch
+
+from rsseg_cli import __version__, distributed
 from rsseg_cli.classes import Class
-from rsseg_cli.config import RunConfig
-from rsseg_cli.config import family
-from rsseg_cli.config import parse
-from rsseg_cli.contract import Backbone
-from rsseg_cli.contract import Bands
-from rsseg_cli.contract import Head
-from rsseg_cli.contract import Method
-from rsseg_cli.contract import fingerprint
+from rsseg_cli.config import RunConfig, family, parse
+from rsseg_cli.contract import Backbone, Bands, Head, Method, fingerprint
 from rsseg_cli.errors import RssegError
 from rsseg_cli.find import find
 from rsseg_cli.number_format import counted
@@ -25,9 +22,6 @@ from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.settings import Json
 from rsseg_cli.training.checkpoint import load_model
 from rsseg_cli.training.run_folder import RunFolder
-from typing import Any
-import re
-import torch
 
 RUNS = Path("runs")
 """Default folder of the runs."""

@@ -51,13 +51,9 @@ MOST_MARKERS = 40
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a chart, with a gap where a value is None or not finite.
+    """One line of a chart, with a gap where `y` is None or not finite.
 
-    Attributes:
-        name: Name in the legend.
-        x: Positions.
-        y: Values, as many.
-        color: Colour; the next one of the palette when None.
+    Without `color` it has the next one of the palette.
     """
 
     name: str
@@ -73,13 +69,9 @@ class Series:
 def new_figure(
     rows: int = 1, columns: int = 1, *, size: tuple[float, float], **options: Any
 ) -> tuple[Figure, list[Axes]]:
-    """Return a figure of `size` inches and its axes, row by row, in the style of the reports.
+    """Return a figure of `size` inches (width, height) and its axes, row by row.
 
-    Args:
-        rows: Rows of axes.
-        columns: Columns of axes.
-        size: Width and height in inches.
-        **options: As `Figure.subplots` takes them.
+    `options` are those of `Figure.subplots`.
     """
     with rc_context(STYLE):
         figure = Figure(figsize=size, dpi=130, layout="constrained")
@@ -99,7 +91,7 @@ def line_chart(
     """Draw lines, except those without a point; return None if no line is left.
 
     Args:
-        series: Drawn in this order.
+        series: Lines in drawing order.
         label: Label of the vertical axis.
         x_label: Label of the horizontal axis.
         log: Logarithmic values, if all are positive.

@@ -20,12 +20,7 @@ IdLabel = tuple[float, float, str]
 
 
 def class_id_labels(labels: Labels, classes: Sequence[Class]) -> tuple[IdLabel, ...]:
-    """Return the class id of every large patch, at the patch's widest point.
-
-    Args:
-        labels: (h, w) class indices.
-        classes: The classes of the indices.
-    """
+    """Return the class id of every large patch of class indices (h, w), at its widest point."""
     sized: list[tuple[int, IdLabel]] = []
     for index, cls in enumerate(classes):
         mask = labels == index

@@ -133,21 +133,17 @@ def _proportions(scores: Scores) -> list[ClassProportions]:
 
 @dataclass(frozen=True)
 class FoldedTable:
-    """A table of domains or scenes.
-
-    Attributes:
-        first: Rows that are always visible; of many scenes only the worst.
-        rest: All rows, behind a fold; None where `first` has them all.
-        total: Number of domains or scenes, some of which are in the other files only.
-    """
+    """A table of domains or scenes, of which many are folded."""
 
     first: ReportTable
+    """Rows that are always visible; of many scenes only the worst."""
     rest: ReportTable | None
+    """All rows, up to `MOST_ROWS`; None if `first` has them all."""
     total: int
 
 
 def _folded_tables(scores: Scores) -> list[FoldedTable]:
-    """Return the tables of the groups, and of the scenes where these are not the groups."""
+    """Return a table of the groups, and one of the scenes if they differ from the groups."""
     parts = [("Domains" if scores.scenes != scores.groups else "Scenes", scores.groups)]
     if len(scores.scenes) > 1 and scores.scenes.keys() != scores.groups.keys():
         parts.append(("Scenes", scores.scenes))

@@ -34,18 +34,12 @@ EMPTY, RIGHT, WRONG = (255, 255, 255), (214, 219, 221), (178, 24, 43)
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture of a figure.
-
-    Attributes:
-        title: Heading.
-        pixels: (h, w, 3) uint8.
-        key: Meaning of its colours, besides those of the classes.
-        labels: Ids of classes at positions in the picture.
-    """
+    """One picture of a figure, with class ids on it."""
 
     title: str
     pixels: Pixels
     key: tuple[tuple[str, tuple[int, int, int]], ...] = ()
+    """Names of its colours, besides those of the classes."""
     labels: tuple[IdLabel, ...] = ()
 
 
@@ -111,11 +105,7 @@ def draw(
     Panels are side by side, or in two rows where they are wider than high. Legend and panels
     show the ids of the classes, so that the figure can be read without telling colours apart.
 
-    Args:
-        panels: All of one size.
-        classes: Classes of the legend.
-        title: Heading of the figure.
-        columns: Panels in a row; chosen by their shape when None.
+    With `columns` there are as many panels in a row.
     """
     height, width = panels[0].pixels.shape[:2]
     if columns is None:
@@ -161,9 +151,7 @@ def draw(
 def stretch(samples: NDArray[Any], valid: NDArray[np.bool_]) -> Pixels:
     """Convert samples to 8-bit colours between the 2nd and the 98th percentile of each band.
 
-    Args:
-        samples: (C, h, w), one band or three.
-        valid: (h, w) False for missing pixels, which become white.
+    `samples` (C, h, w) are one band or three; pixels that are not `valid` (h, w) become white.
     """
     planes = [_stretch_band(plane, valid & np.isfinite(plane)) for plane in samples]
     pixels = np.stack([planes[index if len(planes) == 3 else 0] for index in range(3)], axis=-1)

@@ -37,31 +37,22 @@ class Licence:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """Description of a fitted model.
-
-    Attributes:
-        name: Name of the model.
-        config: Settings of its run.
-        classes: Its classes.
-        bands: Its input bands.
-        sources: Training data as recorded in the model file.
-        scores: Scores on the validation set; None without one.
-        licences: Licences of the backbone and of the data.
-        versions: Versions of rsseg and torch.
-        parameters: Number of values in the model file.
-        size: Bytes of the model file.
-    """
+    """Description of a fitted model."""
 
     name: str
     config: Mapping[str, Any]
     classes: Sequence[Class]
     bands: Bands
     sources: Sequence[Mapping[str, Any]]
+    """Training data as recorded in the model file."""
     scores: Scores | None
+    """Scores on the validation set."""
     licences: Sequence[Licence]
     versions: Mapping[str, str]
+    """Versions of rsseg and torch."""
     parameters: int
     size: int
+    """Bytes of the model file."""
 
     @property
     def parts(self) -> str:

@@ -24,27 +24,20 @@ if TYPE_CHECKING:
 
 @dataclass
 class Report:
-    """A report of a map or a run.
-
-    Attributes:
-        title: Heading.
-        scores: Scores; None for a run without validation.
-        subtitle: What was compared with what.
-        remarks: What a reader should know about this comparison.
-        records: Lines of `metrics.jsonl`, for the charts.
-        pictures: Caption to PNG bytes or a matplotlib figure.
-        config: Settings of the run.
-        about: Versions, hardware, speed: name to value.
-    """
+    """A report of a map or a run."""
 
     title: str
     scores: Scores | None
+    """None for a run without validation."""
     subtitle: str = ""
     remarks: Sequence[str] = ()
     records: Sequence[Mapping[str, Any]] = ()
+    """Lines of `metrics.jsonl`, for the charts."""
     pictures: Mapping[str, bytes | Figure] = field(default_factory=dict)
+    """PNG bytes or figures by caption."""
     config: Mapping[str, Any] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
+    """Versions, hardware and speed by name."""
 
     def to_json(self) -> dict[str, Any]:
         """Return what `--json` prints: the scores, with the title and the remarks."""

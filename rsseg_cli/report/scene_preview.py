@@ -26,14 +26,7 @@ FAR = 3.0
 
 @dataclass(frozen=True)
 class BandView:
-    """One band.
-
-    Attributes:
-        name: Its name.
-        values: (N,) a sample of its valid stored values.
-        mean: Mean of the model's normalisation.
-        std: Standard deviation of the model's normalisation.
-    """
+    """A sample (N,) of a band's valid stored values, and the model's normalisation."""
 
     name: str
     values: NDArray[Any]
@@ -43,27 +36,19 @@ class BandView:
 
 @dataclass(frozen=True)
 class SceneView:
-    """A scene at the size it is shown at.
-
-    Attributes:
-        title: Heading.
-        samples: (C, h, w) stored values.
-        valid: (h, w) False for missing pixels.
-        rgb: Bands shown in colour, from 0.
-        step: Pixels of the scene per pixel shown.
-        columns: First column of every tile, in pixels of the scene.
-        rows: First row of every tile.
-        tile: Side of a tile.
-        bands: All bands.
-    """
+    """A scene in the size of its figure."""
 
     title: str
     samples: NDArray[Any]
+    """(C, h, w) stored values."""
     valid: NDArray[np.bool_]
     rgb: tuple[int, ...]
+    """Indices of the bands in colour."""
     step: int
+    """Pixels of the scene per pixel of the figure."""
     columns: Sequence[int]
     rows: Sequence[int]
+    """First column and first row of every tile, in pixels of the scene."""
     tile: int
     bands: Sequence[BandView]
 

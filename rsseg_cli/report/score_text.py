@@ -117,14 +117,7 @@ def area_notes(area: AreaEstimate) -> list[str]:
 
 @dataclass(frozen=True)
 class Mistake:
-    """Pixels of one class that are mapped as another.
-
-    Attributes:
-        true: Name of the true class.
-        mapped: Name of the mapped class.
-        pixels: Number of pixels.
-        fraction: Fraction of the true class, 0..1.
-    """
+    """Number of pixels of one class mapped as another, and fraction 0..1 of the true class."""
 
     true: str
     mapped: str

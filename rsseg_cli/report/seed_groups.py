@@ -23,33 +23,22 @@ Pick = Callable[[Scores], "float | None"]
 
 @dataclass(frozen=True)
 class ScoredRun:
-    """A run with its scores.
-
-    Attributes:
-        name: Path by which the user named it.
-        scores: Its scores.
-        kind: Equal for runs that differ by their seed alone.
-        seed: Its seed; None if unknown.
-    """
+    """A run with its scores, named by the path that the user gave."""
 
     name: str
     scores: Scores
     kind: str
+    """Equal for runs that differ by their seed alone."""
     seed: int | None = None
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A score over the runs of a group, as fractions 0..1.
-
-    Attributes:
-        mean: Mean.
-        deviation: Standard deviation (n - 1); None for a single run.
-        values: The score of each run.
-    """
+    """A score over the runs of a group, as fractions 0..1."""
 
     mean: float
     deviation: float | None
+    """Standard deviation (n - 1); None for a single run."""
     values: tuple[float, ...]
 
     @classmethod
@@ -70,19 +59,15 @@ class Spread:
 
 @dataclass(frozen=True)
 class Difference:
-    """Difference of a score to that of the first group, as fractions 0..1.
-
-    Attributes:
-        mean: Mean difference over common seeds; difference of the means if there are none.
-        low: Lower end of the 95 % interval (Student's t); None with fewer than two pairs.
-        high: Upper end.
-        pairs: Number of common seeds.
-    """
+    """Difference of a score to that of the first group, as fractions 0..1."""
 
     mean: float
+    """Mean difference over common seeds; difference of the means if there are none."""
     low: float | None
     high: float | None
+    """Ends of the 95 % interval (Student's t); None with fewer than two pairs."""
     pairs: int
+    """Number of common seeds."""
 
     @property
     def cell(self) -> Cell:
@@ -123,10 +108,10 @@ class SeedGroup:
             if mine is not None and (yours := theirs.get(seed)) is not None
         ]
         if not differences:
-            own, first = self.spread(pick), other.spread(pick)
-            if own is None or first is None:
+            minuend, subtrahend = self.spread(pick), other.spread(pick)
+            if minuend is None or subtrahend is None:
                 return None
-            return Difference(own.mean - first.mean, None, None, 0)
+            return Difference(minuend.mean - subtrahend.mean, None, None, 0)
         mean = float(np.mean(differences))
         if len(differences) < 2:
             return Difference(mean, None, None, 1)

@@ -21,13 +21,13 @@ class Cell:
     """A table cell.
 
     Attributes:
-        text: What is displayed.
-        value: What CSV holds and HTML sorts by; None where a number is not defined.
-        color: (red, green, blue) of the class that the cell is about.
+        text: Displayed text.
+        value: Content in CSV and sorting key in HTML; None where a number is not defined.
+        color: Colour of the class that the cell is about.
         note: Remark behind a row's name.
         bar: Draw the value, a fraction 0..1, as a bar in HTML.
         shade: Strength of the background in HTML, 0..1.
-        strong: Set in bold.
+        strong: Bold.
     """
 
     text: str
@@ -111,7 +111,7 @@ class ReportTable:
         return [list(self.header), *([cell.value for cell in row] for row in self.rows)]
 
     def to_csv(self) -> str:
-        """Return the values of the cells as CSV; what is not defined is an empty cell."""
+        """Return the values of the cells as CSV; undefined values are empty."""
         return write_csv(self.csv_rows())
 
 

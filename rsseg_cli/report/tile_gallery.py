@@ -18,15 +18,9 @@ from rsseg_cli.report.map_figure import Panel, class_panel, draw, errors, in_use
 
 @dataclass(frozen=True)
 class TileSample:
-    """One tile.
+    """A tile with its mIoU 0..1, class indices (h, w), and image (C, h, w) of one band or three.
 
-    Attributes:
-        name: Scene and position.
-        score: mIoU of the tile, 0..1.
-        truth: (h, w) class indices.
-        predicted: (h, w) class indices.
-        image: (C, h, w), one band or three; None without an image.
-        valid: (h, w) False for missing pixels of the image; None: all are valid.
+    Pixels of the image that are not `valid` (h, w) are missing; all are valid when None.
     """
 
     name: str

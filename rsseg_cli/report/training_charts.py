@@ -17,11 +17,7 @@ TARGET_LABELS = "target labels, reported only"
 
 
 def training_charts(records: Sequence[Mapping[str, Any]]) -> list[Markup]:
-    """Return charts of validation scores, losses, learning rate and speed, as far as recorded.
-
-    Args:
-        records: Lines of `metrics.jsonl`.
-    """
+    """Return charts of scores, losses, learning rate and speed from lines of `metrics.jsonl`."""
     steps = [record for record in records if "loss" in record]
     validations = [record for record in records if isinstance(record.get("val"), Mapping)]
     terms = sorted({name for record in steps for name in record.get("losses", {})})
@@ -56,11 +52,9 @@ def calibration_chart(calibration: Reliability) -> Markup:
 def draw_adaptation(
     records: Sequence[Mapping[str, Any]], classes: Sequence[Class]
 ) -> dict[str, Figure]:
-    """Draw class shares on the target, and coverage and confidence of the pseudo-labels.
+    """Draw class fractions on the target, and coverage and confidence of the pseudo-labels.
 
-    Args:
-        records: Lines of `metrics.jsonl`.
-        classes: The classes of the shares.
+    `records` are lines of `metrics.jsonl`.
     """
     validations = [record for record in records if "val" in record]
     teacher = [record for record in records if "teacher" in record]

@@ -1,4 +1,4 @@
-"""Rows that ask a block and that nothing attends to, in timm's blocks."""
+"""Query rows that attend to a block's tokens and that nothing attends to, in timm's blocks."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def random_trunk(shaped: TimmBackbone) -> dict[str, Tensor]:
 
 
 def go_offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let every download of weights fail."""
+    """Make every download of weights fail."""
 
     def offline(*_: Any, **__: Any) -> str:
         raise FileNotFoundError("no network")

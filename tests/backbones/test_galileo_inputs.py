@@ -1,4 +1,4 @@
-"""What Galileo makes of an image's bands and of its own files, and what it refuses."""
+"""Galileo's inputs: bands of an image, weight files, and errors."""
 
 from __future__ import annotations
 

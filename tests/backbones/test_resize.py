@@ -93,7 +93,7 @@ PLACED = [case for case in CASES if not case.startswith("dinov3")]
 
 @pytest.mark.parametrize("case", PLACED)
 def test_every_family_places_its_patches_by_the_rule(case: str) -> None:
-    """What `plain` changes is the positions, and by as much as they themselves change."""
+    """`plain` changes tokens by the difference of the resized positions and by nothing else."""
     timm, plain = make(case), make(case, resize="plain")
     grid, size = (3, 5), slice(timm.num_prefix_tokens, None)
     tokens = [one.embed(picture(one, *grid))[0][:, size] for one in (timm, plain)]

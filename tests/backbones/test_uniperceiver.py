@@ -75,7 +75,7 @@ def layer(tensors: dict[str, Tensor], prefix: str, module: nn.Module) -> Any:
 
 
 def encode(tensors: dict[str, Tensor], image: Tensor) -> list[Tensor]:
-    """Give the tokens after the embedding and after each block, by the definition of the model."""
+    """Return the tokens after the embedding and after each block, by the model's definition."""
     table = "visual_embed.patch_embed."
     patches = F.conv2d(
         image, tensors[f"{table}proj.weight"], tensors[f"{table}proj.bias"], stride=16

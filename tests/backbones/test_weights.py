@@ -44,7 +44,7 @@ RGB = Bands(
 
 
 def published(case: str) -> dict[str, Tensor]:
-    """What the family's file holds: sometimes a classifier or a neck, here all at random."""
+    """Return random tensors with the names of the family's file, classifier or neck included."""
     size = FAMILIES[case][1]
     torch.manual_seed(3)
     model = timm.create_model(size.model, **size.changes)

@@ -3,7 +3,7 @@
 python tests/benchmarks/bench_adapt.py --method lora --backbone vit_tiny --tile 128 --batch 4
 
 Prints both ratios with what they must not exceed: 2.3 for time, 1.5 for memory (of a GPU; on a CPU
-the peak of one process says nothing of either). Weights and tiles are random.
+the peak of one process measures neither). Weights and tiles are random.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is adapting to unlabelled ground worth? Methods x pairs x seeds, each in five ways.
+"""Gain from adapting to unlabelled areas. Methods x pairs x seeds, each in five ways.
 
     python tests/benchmarks/bench_adapt_generalise.py --out FOLDER --methods lora --seeds 1
     python tests/benchmarks/bench_adapt_generalise.py --out FOLDER \\

@@ -1,4 +1,4 @@
-"""What SpectralMoE's experts and its depth encoder cost: ratios within one run.
+"""Costs of SpectralMoE's experts and its depth encoder: ratios within one run.
 
     python tests/benchmarks/bench_experts.py [--backbone dinov3_large] [--tile 512] [--device cuda]
 

@@ -147,7 +147,7 @@ def rank(method: FisherTune, centre: list[Tensor]) -> float:
 
 
 def times(arguments: argparse.Namespace) -> dict[str, float]:
-    """Give the least seconds of each kind; the kinds take turns."""
+    """Return the fewest seconds of each kind; the kinds alternate."""
     run, method = prepare(arguments)
     centre = [weight.detach().clone() for weight in method.candidates.weights]
     shift, prior = method._measure_shifts(run), method._find_prior(run, centre)
@@ -165,7 +165,7 @@ def times(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def memory(arguments: argparse.Namespace, *, estimating: bool) -> int:
-    """Give the peak of shifted passes that leave gradients, or of the estimation."""
+    """Return the peak of shifted passes that leave gradients, or of the estimation."""
     run, method = prepare(arguments)
     shift = method._measure_shifts(run)
     if not estimating:

@@ -1,4 +1,4 @@
-"""What CrossEarth-Gate costs: ratios within one run.
+"""Costs of CrossEarth-Gate: ratios within one run.
 
     python tests/benchmarks/bench_gate.py [--backbone vit_small] [--tile 256] [--device cuda]
 
@@ -59,7 +59,7 @@ class Trainer:
         torch.autograd.backward(torch.stack(list(terms.values())).sum())
 
     def step(self) -> None:
-        """Take one update."""
+        """Run one update."""
         self.backward(len(self.image))
         self.adam.step()
         self.adam.zero_grad(set_to_none=True)
@@ -144,7 +144,7 @@ def timed(into: list[float], device: str) -> Iterator[None]:
 
 
 def gate_of(trainer: Trainer) -> CrossEarthGate:
-    """Give the trainer's method."""
+    """Return the trainer's method."""
     method = trainer.model.method
     assert isinstance(method, CrossEarthGate)
     return method

@@ -85,7 +85,7 @@ def times(
     device: torch.device,
     repeats: int,
 ) -> dict[str, float]:
-    """Give the medians, in seconds, of forward, loss, backward and all three."""
+    """Return the medians, in seconds, of forward, loss, backward and all three."""
 
     def now() -> float:
         if device.type == "cuda":

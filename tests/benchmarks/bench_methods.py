@@ -1,4 +1,4 @@
-"""What methods train and what a step costs: the table of methods in the README.
+"""Trained parameters and cost of a step of each method: the table of methods in the README.
 
     python tests/benchmarks/bench_methods.py [--side 224] [--batch 2] [--rounds 3] [--json]
 
@@ -91,7 +91,7 @@ def prepare(method: str) -> tuple[Segmenter, torch.optim.Optimizer]:
 
 
 def step(model: Segmenter, adam: torch.optim.Optimizer, side: int, batch: int) -> float:
-    """Take a step; returns its processor seconds."""
+    """Run a step; return its processor seconds."""
     image = torch.randn(batch, 3, side, side)
     label = torch.randint(0, 6, (batch, side, side))
     started = time.process_time()

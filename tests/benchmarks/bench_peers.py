@@ -206,7 +206,7 @@ def read_shares(path: Path) -> Shares:
 
 
 def judge(tool: str, folder: Path) -> dict[str, Any]:
-    """Say what a tool's maps are like: exact, with the missing pixels kept, without seams."""
+    """Describe a tool's maps: exact, with the missing pixels kept, without seams."""
     scene, out = folder / "scene.tif", folder / f"{tool}.null.tif"
     with rasterio.open(scene) as file, rasterio.open(out) as made:
         first, found = file.read(1), made.read(1)

@@ -59,7 +59,7 @@ classes:
 - {{id: 3, name: land, color: [120, 170, 80]}}
 - {{id: 4, name: cloud, color: [245, 245, 245]}}
 """
-"""What the images of the shared data show, which do not say it themselves."""
+"""Bands of the shared images, which have no description of them."""
 CLASSES = [Class(k, f"class {k}", default_color(k)) for k in range(8)]
 TILING = Tiling(tile=256, overlap=0.25, batch=8)
 VIT_TILING = Tiling(tile=256, overlap=0.25, batch=8, most=16)
@@ -124,7 +124,7 @@ def write_scene(path: Path, width: int, height: int, bands: int = 1, **layout: A
 
 
 def best_of(works: dict[str, Callable[[], object]]) -> dict[str, dict[str, float]]:
-    """Give the fewest seconds of some works, by the wall and of all CPUs.
+    """Return the fewest seconds of some functions: wall time and CPU time.
 
     They take turns, so that whatever else the machine does meets all of them.
     """
@@ -217,7 +217,7 @@ def bench_striped(folder: Path) -> dict[str, float]:
 def bench_seams(folder: Path) -> dict[str, float]:
     """Compare jumps between columns where tiles meet with jumps elsewhere, at the same phase.
 
-    `excess` is over all columns on which two tiles have a say, `worst_excess` over the columns
+    `excess` is over all columns that two tiles cover, `worst_excess` over the columns
     where the second one begins and the first one ends, `cut_excess` at borders without an overlap.
     """
     path = write_scene(folder / "seams.tif", 1027, 515, bands=3)
@@ -261,8 +261,8 @@ def bench_memory(folder: Path) -> dict[str, float]:
 def bench_overlap(folder: Path) -> dict[str, float]:
     """Compare maps of a fitted model on a real scene at overlaps of a quarter and of a half.
 
-    `at_borders` counts the pixels on which two tiles have a say at a quarter, `inside` the others.
-    Empty where the shared data is not at hand.
+    `at_borders` counts the pixels that two tiles cover at an overlap of a quarter, `inside` the
+    others. Empty where the shared data is not at hand.
     """
     root = Path(os.environ.get("RSSEG_SHARED", Path(__file__).parents[3] / "shared")) / "data"
     if not root.is_dir():

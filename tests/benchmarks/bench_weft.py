@@ -2,8 +2,8 @@
 
     python tests/benchmarks/bench_weft.py --backbone vit_large --batch 2
 
-The paper says 26.41 % less memory and 14.66 % faster. Each measurement is a process of its own, the
-methods take turns, and the fastest steps are compared. Memory is what the device's allocator held
+The paper reports 26.41 % less memory and 14.66 % faster. Each measurement is a process of its
+own, the methods take turns, and the fastest steps are compared. Memory is what the device's allocator held
 at most; on the CPU it is the peak of the process' resident memory above what it had before the
 model. There the process' own seconds count, not the wall's: other work on the machine disturbs
 them little. Weights are random.
@@ -79,7 +79,7 @@ def resident_peak_mb() -> float:
 
 
 def measure(label: str, arguments: argparse.Namespace) -> dict[str, float]:
-    """Train a few steps and tell the peak memory in MB and the seconds of the fastest step."""
+    """Train a few steps and return the peak memory in MB and the seconds of the fastest step."""
     torch.set_num_threads(arguments.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     before = resident_peak_mb()

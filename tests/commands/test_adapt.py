@@ -1,4 +1,4 @@
-"""`rsseg adapt`: from a model or from the start, with labels that nobody can read."""
+"""`rsseg adapt`: from a model or from the start, with unreadable labels."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def test_reported_labels_change_neither_the_model_nor_the_choice(
     true, one = scores[1][0], scores[2][0]
     assert true["use"] == one["use"] == "reported only"
     assert true["pixels"] == one["pixels"] > 0
-    assert true["miou"] > 0.9 > one["miou"]  # the model knows this ground
+    assert true["miou"] > 0.9 > one["miou"]  # the model was trained on this area
     page = (tmp_path / "run-true" / "report" / "report.md").read_text()
     assert TARGET_LABELS in page
     assert TARGET_LABELS not in (tmp_path / "run-plain" / "report" / "report.md").read_text()
@@ -105,7 +105,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("image", LAYOUTS)
 @pytest.mark.parametrize("inside", [False, True])
 def test_labels_are_found_by_the_usual_names(tmp_path: Path, image: str, inside: bool) -> None:
-    """Whether the folder is named or that of the images in it; no label is taken for a scene."""
+    """The argument is the folder or that of its images; labels are not taken for scenes."""
     root = tmp_path / "suburb"
     for index, name in enumerate("ab"):
         write_pair(tmp_path / "made", name, seed=index)

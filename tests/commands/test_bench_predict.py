@@ -1,4 +1,4 @@
-"""`rsseg bench predict` measures what it says, in the keys that scripts rely on."""
+"""`rsseg bench predict` prints measurements under the keys that scripts rely on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`rsseg evaluate`: a map against its truth, and a model on datasets told in other ways."""
+"""`rsseg evaluate`: a map against its truth, and a model on datasets in other forms."""
 
 from __future__ import annotations
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from dataset_trees import write
 from pathlib import Path
+
+import pytest
+from dataset_trees import write
+from runs import SMALL, rsseg
+
 from rsseg_cli import presets
-from rsseg_cli.commands.evaluate.experiment import Experiment
-from rsseg_cli.commands.evaluate.experiment import ExperimentRow
+from rsseg_cli.commands.evaluate.experiment import Experiment, ExperimentRow
 from rsseg_cli.commands.fit.job import RunJob
-from rsseg_cli.config import RunConfig
-from rsseg_cli.config import resolve
+from rsseg_cli.config import RunConfig, resolve
 from rsseg_cli.data.resolve_source import parse_source
 from rsseg_cli.data.spec.class_map import ClassMap
 from rsseg_cli.data.spec.dataset_spec import DatasetSpec
 from rsseg_cli.errors import RssegError
-from runs import SMALL
-from runs import rsseg
-import pytest
 
 NAMES = presets.names("experiments")
 QUICK = [

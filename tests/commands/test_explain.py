@@ -65,7 +65,7 @@ def read(path: str | Path) -> NDArray[np.uint8]:
 def by_the_nearest_tile(
     fitted: LoadedModel, samples: NDArray[np.uint16], name: str, block: int
 ) -> NDArray[np.int64]:
-    """Each pixel's expert as the tile says whose centre is nearest; one tile at a time."""
+    """Each pixel's expert in the tile whose centre is nearest; one tile at a time."""
     _, height, width = samples.shape
     tile, patch = 32, fitted.model.backbone.patch
     best = np.full((height, width), np.inf)

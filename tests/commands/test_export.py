@@ -1,4 +1,4 @@
-"""An export can be handed on: it predicts as the run does, and says what it is."""
+"""An export is complete: it predicts as the run does, and describes itself."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ SEMVER = r"\d+\.\d+\.\d+(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?"
 
 
 def breaches(item: dict[str, Any]) -> list[str]:
-    """What the schema of the extension (mlm v1.5.0) would refuse, its rules written out."""
+    """Return violations of the schema of the extension (mlm v1.5.0), with its rules written out."""
     properties, assets = item["properties"], item["assets"].values()
     own = {name for name in properties if name.startswith("mlm:")}
     known = {

@@ -43,7 +43,7 @@ def test_a_fit_ends_with_a_close_look(fitted: Path) -> None:
     span = found["intervals"]["scores"]["miou"]
     assert span["value"] == pytest.approx(found["miou"])
     assert span["low"] <= span["value"] <= span["high"]
-    assert "area" not in found  # tiles of held-back ground are no map
+    assert "area" not in found  # tiles of the holdout are not a map
     pictures = {path.name for path in (fitted / "report" / "pictures").iterdir()}
     assert {"worst-tiles.png", "best-tiles.png"} <= pictures
 

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-from huggingface_hub import constants
-from pathlib import Path
-from rsseg_cli.presets import read
-from rsseg_cli.training import checkpoint
-from runs import SMALL
-from runs import describe
-from runs import ground
-from runs import rsseg
-from runs import seen
-from runs import write_city
-from runs import write_pair
-from safetensors.torch import save_file
-from scenes import random_samples
-from scenes import write_raster
-from training_jobs import same
-from training_jobs import weights
 import json
-import numpy as np
 import os
-import pytest
 import shutil
 import signal
 import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
 import torch
+from huggingface_hub import constants
+from runs import SMALL, describe, ground, rsseg, seen, write_city, write_pair
+from safetensors.torch import save_file
+from scenes import random_samples, write_raster
+from training_jobs import same, weights
+
+from rsseg_cli.presets import read
+from rsseg_cli.training import checkpoint
 
 FIT = ["fit", "-m", "full", *SMALL, "--steps", "2"]
 
@@ -255,7 +249,7 @@ def test_a_damaged_state_is_said(
 
 
 def refused(tmp_path: Path, *options: str | Path) -> str:
-    """What a call of `fit` says that is refused before it leaves anything behind."""
+    """Return the error of a call of `fit` that is refused before it writes anything."""
     call = rsseg(*FIT, "--output", tmp_path / "run", *options)
     assert (call.code, call.out) == (1, "")
     assert call.err.startswith("error: ")

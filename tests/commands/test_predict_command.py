@@ -116,7 +116,7 @@ def test_folders_patterns_and_lists(here: Path, fitted: Path) -> None:
     (here / "in" / "notes.txt").write_text("no scene")
     options = ["--model", fitted, "-q", "--overwrite"]
     assert rsseg("predict", "in", *options, "-o", "in").code == 0
-    # Maps that lie among the scenes are no scenes.
+    # Maps that lie among the scenes are not scenes.
     folder = rsseg("predict", "in", *options, "-o", "out")
     assert len(folder.out.split()) == 3
     pattern = rsseg("predict", "in/?.tif", *options, "-o", "out")

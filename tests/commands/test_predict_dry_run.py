@@ -1,4 +1,4 @@
-"""What `--dry-run` says, what `--resume` keeps, what `--memory-mb` and the disk allow."""
+"""`predict` with `--dry-run`, `--resume` and `--memory-mb`, and with a full disk."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from rsseg_cli.raster.scene import Scene
 
 @pytest.fixture
 def scene(tmp_path: Path) -> Path:
-    """Give a scene like those of the training, in a folder of its own."""
+    """Return a scene like those of the training, in a folder of its own."""
     (tmp_path / "in").mkdir()
     return write_raster(tmp_path / "in" / "scene.tif", seen(ground(600, 110, seed=5)))
 
@@ -156,7 +156,7 @@ def test_dry_run_says_whether_the_model_is_compiled(
 
 
 def doubts(path: Path, **changes: Any) -> str:
-    """Say what looks wrong for a model of three bands."""
+    """Return what looks wrong for a model of three bands."""
     known: dict[str, Any] = {
         "names": ("blue", "green", "nir"), "wavelengths_nm": (None,) * 3, "dtype": "uint16",
         "mean": (1000.0, 900.0, 1500.0), "std": (700.0, 600.0, 1100.0), "gsd_m": 10.0,
@@ -254,7 +254,7 @@ def test_memory_stays_below_the_bound(tmp_path: Path) -> None:
 def stopped(
     scene: Path, fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Path, Path]:
-    """Give a scene and the map of it that an interrupted run has begun."""
+    """Return a scene and the path of the map that an interrupted run has begun."""
     monkeypatch.setattr("rsseg_cli.predict.plan.PART_PIXELS", 1)
     out, left = tmp_path / "map.tif", 9
     calls = mapper.ModelInfer.__call__

@@ -1,4 +1,4 @@
-"""What `predict` makes beside the class map, and what the files say about themselves."""
+"""Outputs of `predict` beside the class map, and the metadata of its files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from scenes import write_raster
 
 @pytest.fixture
 def scene(tmp_path: Path) -> Path:
-    """Give a scene like those of the training, beside nothing else."""
+    """Return a scene like those of the training, alone in its folder."""
     return write_raster(tmp_path / "in" / "scene.tif", seen(ground(90, 110, seed=5)))
 
 

@@ -1,4 +1,4 @@
-"""A preview reads a scene as the engine does, and says what looks wrong."""
+"""A preview reads a scene as the engine does, and warns of what looks wrong."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ NAMES = [f"s{number}" for number in range(7)]
 
 @pytest.fixture
 def scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Write seven scenes; give their paths from the working directory."""
+    """Write seven scenes; return their paths from the working directory."""
     monkeypatch.chdir(tmp_path)
     Path("in").mkdir()
     for number, name in enumerate(NAMES):
@@ -77,7 +77,7 @@ def test_a_shard_beside_existing_maps(scenes: list[str], fitted: Path) -> None:
     call = ["predict", "in", "--model", fitted, "-o", "in", "--shard"]
     first = rsseg(*call, "0/2", "--json")
     assert [one["input"] for one in first.document["scenes"]] == scenes[0::2]
-    # The maps and quicklooks of other shards in the folder are no scenes, and in nobody's way.
+    # The maps and quicklooks of other shards in the folder are not scenes, and do no harm.
     dry = rsseg(*call, "1/2", "--json", "--dry-run")
     assert [one["input"] for one in dry.document["scenes"]] == scenes[1::2]
     assert rsseg(*call, "1/2").code == 0

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from rsseg_cli.demo import guide
-from rsseg_cli.demo import sample
-from runs import rsseg
+
 import geopandas
 import numpy as np
 import pytest
 import rasterio
+from runs import rsseg
+
+from rsseg_cli.demo import guide, sample
 
 QUICK = {"training.steps": 6, "training.batch": 2, "training.validate_every": 6, "data.tile": 64}
 SMALL = partial(sample.write_sample, side=128, scenes=2)

@@ -1,4 +1,4 @@
-"""Maps are compared on one grid only, window by window, whoever says what the classes are."""
+"""Maps are compared on one grid only, window by window, wherever the class list comes from."""
 
 from __future__ import annotations
 
@@ -264,7 +264,7 @@ def test_implausible_counts_have_a_remark(write_scene: WriteScene) -> None:
     made = write_scene((mask > 0).astype(np.uint8), "map.tif")
     only = write_scene(np.zeros_like(mask), "only.tif")
     assert "pixels are background" in evaluate_rasters(made, only, two).remarks[0]
-    tagged = write_scene(mask, "tagged.tif", nodata=255)  # then 255 is no object
+    tagged = write_scene(mask, "tagged.tif", nodata=255)  # then 255 is not an object
     assert "pixels are background" in evaluate_rasters(made, tagged, two).remarks[0]
     empty = np.full_like(mask, 255)
     empty[:, :10] = 0

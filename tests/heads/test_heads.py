@@ -1,4 +1,4 @@
-"""What both heads promise and can learn, and the linear one's maths."""
+"""Promises of both heads, their learning, and the maths of the linear head."""
 
 from __future__ import annotations
 

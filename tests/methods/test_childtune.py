@@ -67,7 +67,7 @@ def test_with_chance_one_it_is_full_tuning_bit_by_bit() -> None:
 
 
 def masked(seed: int, index: int, **settings: Any) -> list[torch.Tensor]:
-    """Give what form F makes of gradients of 1."""
+    """Return gradients of 1 as form F masks and scales them."""
     model, method = made("childtune", seed=seed, form="F", **settings)
     for weight in method.candidates.weights:
         weight.grad = torch.ones_like(weight)

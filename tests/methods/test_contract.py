@@ -1,4 +1,4 @@
-"""What every method keeps, whatever it does: one suite over all of them."""
+"""The contract of methods: one suite that all of them pass."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def make(method: str, head: str = "linear", seed: int = 0) -> Segmenter:
 
 
 def head_settings(method: str, head: str) -> dict[str, Any]:
-    """A method that brings queries says in its preset that the head takes them."""
+    """Link the head to the queries of a method if the method's preset does."""
     preset = presets.read(presets.find("methods", method)).values["head"]
     linked = preset["name"] == head and preset.get("query_position") == "method"
     return {"query_position": "method"} if linked else {}
@@ -77,7 +77,7 @@ def batch(height: int = 48, width: int = 64, seed: int = 1) -> tuple[Tensor, Ten
 
 
 def steps(model: Segmenter, count: int = 3) -> list[float]:
-    """Take plain updates, without the hooks around a step."""
+    """Run plain updates, without the hooks around a step."""
     model.train()
     settings = optimizer.Optimization(lr=1e-2, weight_decay=0.1)
     adam, losses = optimizer.build(settings, model), []

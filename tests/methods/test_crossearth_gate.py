@@ -29,7 +29,7 @@ PARTS = {
     "semantic": lambda i: (f"semantic.blocks.{i}.",),
     "frequency": lambda i: (f"frequency.blocks.{i}.",),
 }
-"""How the names of the parameters of module `i` of a type begin."""
+"""Prefix of the parameter names of module `i` of a type."""
 
 
 def gated(seed: int = 0, **settings: Any) -> tuple[Segmenter, CrossEarthGate]:

@@ -1,4 +1,4 @@
-"""What methods record on the way is drawn in the report that a fit leaves."""
+"""Reports show figures of what methods record during a fit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What SET and FADA share: a small learnable factor before what they add to every block."""
+"""The part that SET and FADA share: a small learnable factor of what they add to each block."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def build(
 
 
 def by_the_equations(experts: TokenExperts, value: Any, x: Tensor, shares: Tensor) -> Tensor:
-    """Equations (3) to (5) with every T_e made, every expert asked, and gates as factors."""
+    """Equations (3) to (5) with every T_e built, every expert computed, and gates as factors."""
     tokens = experts.rows @ experts.basis  # (E, m, D)
     adjusted = []
     for own in tokens:

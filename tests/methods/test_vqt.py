@@ -1,4 +1,4 @@
-"""Visual query tuning: maps that stay bit for bit, and queries made of what tokens heard."""
+"""Visual query tuning: maps that stay bit for bit, and queries made of what they attend to."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ def test_places_of_a_batch_norm_are_batch_norms_of_their_own(running: RunningSta
     ours = BatchNorm(3, 2, running).train()
     rows = 2 if running == "own" else 1
     plain = [nn.BatchNorm2d(3, momentum=None).train() for _ in range(rows)]
-    for number in range(8):  # fewer than 1 / momentum: all count alike, as `momentum=None` says
+    for number in range(8):  # fewer than 1 / momentum: all count alike, as with `momentum=None`
         place = int(number > 2)
         x = (1 + place) * torch.randn(2, 3, 4, 5) + 3 * place
         expected = plain[place % rows](x)

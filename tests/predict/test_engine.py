@@ -395,7 +395,7 @@ def test_tile_that_does_not_fit_says_so(write_scene: WriteScene) -> None:
 
 
 def stop_after(calls: int) -> Callable[[Tensor], Tensor]:
-    """Give a null model that is stopped after some batches."""
+    """Return a null model that is interrupted after some batches."""
     left = calls
 
     def model(tiles: Tensor) -> Tensor:

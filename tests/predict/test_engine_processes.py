@@ -1,4 +1,4 @@
-"""Several processes give what one gives, whatever becomes of one of them."""
+"""Several processes map the same bytes as one, even if one of them is killed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_shares_are_neighbours_and_cover_what_is_left(size: int) -> None:
 
 
 def same_files(one: Path, other: Path) -> bool:
-    """Tell whether two folders have the same maps to the byte, and the same polygons."""
+    """Return whether two folders have the same maps to the byte, and the same polygons."""
     polygons = [geopandas.read_file(folder / "out.gpkg") for folder in (one, other)]
     return polygons[0].equals(polygons[1]) and all(
         (one / name).read_bytes() == (other / name).read_bytes()

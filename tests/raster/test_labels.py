@@ -1,4 +1,4 @@
-"""Labels of every form decode to the same class indices, by window, or say what is wrong."""
+"""Labels of every form decode to the same class indices, by window, or raise a clear error."""
 
 from __future__ import annotations
 

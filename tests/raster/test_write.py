@@ -1,4 +1,4 @@
-"""Maps appear whole or not at all, and say what their numbers mean."""
+"""Maps are written whole or not at all, with the meaning of their numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reports say the same in every form, stand alone, and are honest about what is missing."""
+"""Reports hold the same in every form, stand alone, and are honest about what is missing."""
 
 from __future__ import annotations
 

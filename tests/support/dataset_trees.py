@@ -81,7 +81,7 @@ class Tree:
         return (levels + noise).astype(self.dtype)
 
     def truth(self) -> np.ndarray[Any, Any]:
-        """What a label file holds (bands, H, W): upright stripes of all of `stored`."""
+        """Return the content of a label file (bands, H, W): vertical stripes of all of `stored`."""
         values = list(self.stored)
         stripes = np.arange(WIDTH) * len(values) // WIDTH
         if self.label == "onehot":

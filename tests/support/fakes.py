@@ -26,7 +26,7 @@ RGB = Bands(
     dtype="uint8",
 )
 UNIT_RGB = RGB.model_copy(update={"mean": (0.0,) * 3, "std": (1.0,) * 3})
-"""The same bands for values that nobody standardises."""
+"""The same bands for values that are not standardised."""
 QUERIES = QueryShape(100, 256)
 """The queries of Mask2Former's head."""
 
@@ -42,7 +42,7 @@ def at_vit_large(
     queries: QueryShape | None = QUERIES,
     **settings: Any,
 ) -> tuple[Dinov2, Made]:
-    """A method at the size that papers print counts for, without any numbers in it."""
+    """Build a method on ViT-L, for which papers print counts, without allocating tensors."""
     with torch.device("meta"):
         backbone = Dinov2(Dinov2.Config(name="dinov2_large", pretrained=False), bands)
         config = kind.Config.model_validate(settings)
@@ -57,7 +57,7 @@ def build(
     queries: QueryShape | None = None,
     **settings: Any,
 ) -> Segmenter:
-    """A tiny model with three classes whose method has these settings."""
+    """Build a tiny model with three classes whose method has these settings."""
     torch.manual_seed(seed)
     vit = find("backbones", "vit", Backbone)
     backbone = vit(vit.Config(name="vit_tiny"), BANDS)  # type: ignore[call-arg]
@@ -70,7 +70,7 @@ def build(
 
 
 def sample(seed: int, count: int = 1, side: int = 32) -> tuple[Tensor, Tensor]:
-    """Labelled images (B, C, H, W), the same for the same seed."""
+    """Return labelled images (B, C, H, W), the same for the same seed."""
     generator = torch.Generator().manual_seed(seed)
     image = torch.randn(count, len(BANDS), side, side, generator=generator)
     return image, (image[:, 0] > 0).long() + (image[:, 1] > 0.5).long()

@@ -74,7 +74,7 @@ def half_written(save: Callable[..., Any], after: int) -> Callable[..., Any]:
 
 
 def in_child(folder: Path, model: Segmenter, rng: random.Random | None, number: int) -> bool:
-    """Fit in a process that is killed; tell whether it came to its end."""
+    """Fit in a process that is killed; return whether it finished."""
     child = os.fork()
     if not child:
         code = 1

@@ -59,7 +59,7 @@ def map_scene(scene_path: Path, target: Path, *, resume: bool) -> None:
 
 
 def in_child(scene: Path, target: Path, *, resume: bool, seconds: float | None) -> bool:
-    """Map in a process that is killed after some seconds; tell whether it came to its end."""
+    """Map in a process that is killed after some seconds; return whether it finished."""
     child = os.fork()
     if not child:
         code = 1

@@ -22,7 +22,7 @@ FAMILIES = names("backbones")
 PATCH = 8
 NARROW = {"embed_dim": 64, "depth": 4, "num_heads": 2}
 MORE: dict[str, dict[str, Any]] = {"sam": {"window_size": 3, "global_attn_indexes": (3,)}}
-"""What else makes a family's model small."""
+"""Further changes that make a family's model small."""
 ONE_OF: dict[str, str] = {"galileo": "nano"}
 """Sizes that stand for their family where it is not the base size, or the large one."""
 FEW: dict[str, dict[str, Any]] = {
@@ -53,12 +53,12 @@ def _backbone(family: str) -> Backbone:
 
 
 def backbone(family: str) -> Backbone:
-    """A tiny model of a family with seeded random numbers, each time a new one."""
+    """Return a new tiny model of a family with seeded random numbers."""
     return copy.deepcopy(_backbone(family))
 
 
 def build(method: str, family: str, seed: int = 0) -> Segmenter:
-    """A tiny model of a pair.
+    """Build a tiny model of a pair.
 
     Raises:
         RssegError: The method refuses the backbone.
@@ -75,28 +75,28 @@ def build(method: str, family: str, seed: int = 0) -> Segmenter:
 
 
 def check(method: str, family: str) -> None:
-    """Hold a pair to the core of the contract."""
+    """Check that a pair keeps the core of the contract."""
     model = build(method, family)
     before = [tensor.clone() for tensor in model.frozen_parameters()]
     tuned = {name: tensor.detach().clone() for name, tensor in model.trainable_parameters()}
     loss = _step(model)
-    assert torch.isfinite(loss), "the loss is no number"
+    assert torch.isfinite(loss), "the loss is not a number"
     assert any(
         not torch.equal(tensor, tuned[name]) for name, tensor in model.trainable_parameters()
     )
     for old, new in zip(before, model.frozen_parameters(), strict=True):
-        assert torch.equal(old, new), "something frozen has moved"
+        assert torch.equal(old, new), "a frozen tensor has changed"
     image, _ = batch(32, 40)
     scores = model.eval().probabilities(image)
     assert scores.shape == (2, 3, 32, 40)
     assert torch.allclose(scores.sum(1), torch.ones(2, 32, 40), atol=1e-4)
     other = build(method, family, seed=1)
     other.load_adapter_state(model.adapter_state())
-    assert torch.equal(other.eval().probabilities(image), scores), "it does not come back"
+    assert torch.equal(other.eval().probabilities(image), scores), "the packed state restores less"
 
 
 def _step(model: Segmenter) -> Tensor:
-    """Take one update with all that a method does around it; return the loss before it."""
+    """Run one update with the hooks of the method; return the loss before it."""
     model.train()
     adam, step = optimizer.build(optimizer.Optimization(lr=1e-2), model), FakeStep(model)
     model.method.before_step(step)

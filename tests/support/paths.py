@@ -1,4 +1,4 @@
-"""Places of the repository, of helper scripts and of shared data."""
+"""Paths of the repository, of helper scripts and of shared data."""
 
 from __future__ import annotations
 

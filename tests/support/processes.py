@@ -91,7 +91,7 @@ class Domains:
 
 @dataclass
 class Case:
-    """What is trained how."""
+    """A method with its settings, head, loop and kind of adaptation."""
 
     method: str = "lora"
     settings: dict[str, Any] = field(default_factory=dict)
@@ -115,9 +115,12 @@ RELEASED = {
     "trained_experts": "all", "shares": "softmax", "statistics": "batch", "similarity": "token",
     "drop_path": 0.4,
 }  # fmt: skip
+FEW = {"channels": 8, "kernels": [1, 3], "active": 1}
+"""WEFT with few batch norms: each of them is an all-reduce, forward and backward."""
 CASES = {name: Case(name) for name in names("methods")} | {
+    "weft": Case("weft", FEW),
     "mask head": Case(head="mask2former", lr=1e-4),
-    "weft released": Case("weft", RELEASED),
+    "weft released": Case("weft", FEW | RELEASED),
     "gates of two": Case("spectralmoe", {"k": 2, "depth": "random"}),
     "fishertune without a posterior": Case("fishertune", {"posterior": "none"}),
     "micro-batches": Case("lora", loop={"grad_accumulation": 2}),
@@ -130,7 +133,7 @@ CUT = ("crossearth_gate", "self-training")
 
 
 class Stopped:
-    """An objective during whose second step one process gets a signal."""
+    """An objective that signals one process during the second step."""
 
     def __init__(self, objective: Any) -> None:
         self.objective, self.calls = objective, 0
@@ -147,7 +150,7 @@ class Stopped:
 
 @contextmanager
 def model_without_random_numbers() -> Iterator[None]:
-    """Switch off what a model draws itself; draws that cannot go are the same for all images."""
+    """Switch off a model's own random numbers, or draw the same for all images."""
     rand = torch.rand
 
     def same_for_all_images(*size: int, **how: Any) -> Tensor:
@@ -165,8 +168,8 @@ def model_without_random_numbers() -> Iterator[None]:
 
 
 def train(name: str, folder: Path, *, stop: bool = False, resume: bool = False) -> None:
-    """Train a case; the metrics say what it learned from."""
-    torch.manual_seed(distributed.rank())  # nothing may depend on it
+    """Train a case in FOLDER/NAME."""
+    torch.manual_seed(distributed.rank())  # no result may depend on it
     case = CASES[name]
     model = case.model()
     objective: Any = Supervised(Augment(STRONG, tile=32))
@@ -206,7 +209,7 @@ def act(folder: Path, kinds: Sequence[str]) -> None:
 
 
 def command(root: Path) -> None:
-    """Fit on ROOT/city, adapt to ROOT/town, evaluate there; leave what is said in ROOT/said."""
+    """Fit on ROOT/city, adapt to ROOT/town and evaluate there; write stdout to ROOT/saidN.json."""
     loop = ["--device", "cpu", "--batch", "4", "--tile", "32", "--set", "training.num_workers=0"]
     loop += ["--set", "training.log_every=1", "--set", "training.validate_every=2"]
     fitted = [

@@ -55,7 +55,7 @@ def map_scene(path: Path, target: Path, *, resume: bool, box: bool, fails: bool)
 
 
 def exchange(folder: Path) -> None:
-    """Use every call between processes; each leaves what it got in FOLDER/RANK.json."""
+    """Use every call between processes; each rank writes its results to FOLDER/RANK.json."""
     with distributed.group("cpu"):
         rank = distributed.rank()
         got: dict[str, Any] = {

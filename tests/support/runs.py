@@ -31,7 +31,7 @@ SMALL = [
 
 @dataclass
 class Call:
-    """What a command left behind."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -39,12 +39,12 @@ class Call:
 
     @property
     def document(self) -> Any:
-        """The JSON object on stdout; fails if anything stands beside it."""
+        """The JSON object on stdout; fails if there is anything else."""
         return json.loads(self.out)
 
 
 def rsseg(*args: str | Path, stdin: str = "") -> Call:
-    """Run `rsseg ARGS`. What is not a user's mistake is raised: it would be a traceback."""
+    """Run `rsseg ARGS`. Errors other than the user's are raised: they would be tracebacks."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     with (
         warnings.catch_warnings(),
@@ -61,14 +61,14 @@ def rsseg(*args: str | Path, stdin: str = "") -> Call:
 
 
 def ground(height: int = 96, width: int = 112, seed: int = 0) -> NDArray[np.uint8]:
-    """Class ids (h, w) in squares of 16 pixels."""
+    """Return class ids (h, w) in squares of 16 pixels."""
     rng = np.random.default_rng(seed)
     coarse = rng.choice(list(CLASSES), (-(-height // 16), -(-width // 16)))
     return coarse.repeat(16, 0).repeat(16, 1)[:height, :width].astype(np.uint8)
 
 
 def seen(labels: NDArray[np.uint8], dtype: str = "uint16", seed: int = 0) -> NDArray[Any]:
-    """What a sensor sees of the ground: samples (3, h, w)."""
+    """Return the samples (3, h, w) of a scene with these labels."""
     spectra = np.zeros((256, 3))
     for number, spectrum in SPECTRA.items():
         spectra[number] = spectrum

@@ -39,7 +39,7 @@ def random_samples(
 
 
 def write_raster(path: Path, samples: NDArray[Any], **profile: Any) -> Path:
-    """Write (C, H, W) as a GeoTIFF in EPSG:32633, tiled in blocks of 64 unless told otherwise."""
+    """Write (C, H, W) as a GeoTIFF in EPSG:32633, tiled in blocks of 64 by default."""
     count, height, width = samples.shape
     settings: dict[str, Any] = {
         "driver": "GTiff", "crs": "EPSG:32633", "transform": NORTH_UP, "tiled": True,

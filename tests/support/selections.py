@@ -1,4 +1,4 @@
-"""What the tests of sparse methods share: a loop with all hooks, small models, chosen elements."""
+"""Helpers for tests of sparse methods: a loop with all hooks, small models, selected elements."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SETTINGS = optimizer.Optimization(lr=1e-2, weight_decay=0.3)
 
 
 class SeededProbe(FakeProbe):
-    """Uses the same random numbers each time, as the contract says."""
+    """Step that uses the same random numbers each time, as the contract demands."""
 
     def backward(self) -> float:
         torch.manual_seed(7)

@@ -31,7 +31,7 @@ SMALL: dict[str, dict[str, Any]] = TINY | {
     "fish": {"samples": 3},
     "fishertune": {"estimation": 2, "statistics": 2, "gauge": 1},
 }
-"""Settings that make a method quick and let it do within five steps all that it ever does."""
+"""Settings that make a method quick and let it do all of its work within five steps."""
 
 
 class Tiles:
@@ -51,7 +51,7 @@ class Tiles:
 
 
 class Scripted(Supervised):
-    """The usual objective, to which something happens at a training pass."""
+    """The supervised objective with a change of the loss at one training pass."""
 
     def __init__(self, happens: Callable[[Tensor], Tensor] | None = None, at: int = -1) -> None:
         super().__init__(Augment(Augment.Config(), tile=32))
@@ -68,7 +68,7 @@ class Scripted(Supervised):
 
 
 def signalled(number: signal.Signals) -> Callable[[Tensor], Tensor]:
-    """Something that happens: this process gets a signal."""
+    """Return a change of the loss that sends this process a signal."""
 
     def send(loss: Tensor) -> Tensor:
         os.kill(os.getpid(), number)
@@ -78,7 +78,7 @@ def signalled(number: signal.Signals) -> Callable[[Tensor], Tensor]:
 
 
 def job(folder: Path, method: str = "full", **changes: Any) -> Job:
-    """A job of five steps; `changes` are its attributes or settings of the loop."""
+    """Return a job of five steps; `changes` are its attributes or settings of the loop."""
     folder.mkdir(parents=True, exist_ok=True)
     model = changes.pop("model", None) or build(method, **SMALL.get(method, {}))
     parts: dict[str, Any] = {
@@ -107,7 +107,7 @@ def job(folder: Path, method: str = "full", **changes: Any) -> Job:
 
 
 def run(work: Job, *, resume: bool = False) -> TrainingResult:
-    """Run a job without showing anything."""
+    """Run a job without printing."""
     state = checkpoint.load_resume(work.folder.resume) if resume else None
     outcome = train(work, Progress(work.settings.steps, quiet=True), state)
     work.folder.finish()
@@ -115,18 +115,18 @@ def run(work: Job, *, resume: bool = False) -> TrainingResult:
 
 
 def weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a model file."""
+    """Return the tensors of a model file."""
     return checkpoint.load_model(path)[0]
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    """Tell whether two models are equal to the bit."""
+    """Return whether two models are equal to the bit."""
     bits = [{name: t.numpy().tobytes() for name, t in tensors.items()} for tensors in (one, other)]
     return bits[0] == bits[1]
 
 
 class Scores:
-    """Validates to the given mIoUs, one after the other."""
+    """Validation that returns the given mIoUs, one after the other."""
 
     def __init__(self, *values: float | None) -> None:
         self.values = list(values)

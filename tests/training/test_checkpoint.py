@@ -1,4 +1,4 @@
-"""Model files and resume states: whole or not there, and errors that say what is wrong."""
+"""Model files and resume states: whole or not there, and clear errors."""
 
 from __future__ import annotations
 

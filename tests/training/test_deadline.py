@@ -18,7 +18,7 @@ from rsseg_cli.training.run_folder import RunFolder
 
 
 class Clock:
-    """Time that passes when it is told to."""
+    """A clock that is moved by hand."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -109,7 +109,7 @@ class _Every:
 
 
 class Slow(Scores):
-    """Takes 200 seconds for a validation."""
+    """Validation that lasts 200 seconds of the clock."""
 
     def __init__(self, clock: Clock, *scores: float) -> None:
         super().__init__(*scores)

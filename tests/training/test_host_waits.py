@@ -33,7 +33,7 @@ KNOWN = {
 
 
 class Waits(TorchDispatchMode):
-    """Collects which functions of ours ask the device for something."""
+    """Records which functions of rsseg wait for the device."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The loop: resuming is exact, the best model is kept, and what goes wrong is said in time."""
+"""The loop: resuming is exact, the best model is kept, and errors are raised in time."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_two_passes_equal_one_of_twice_the_size(tmp_path: Path) -> None:
 
 
 class Probing(Frozen):
-    """Looks around before every step and does nothing with it."""
+    """Method that runs probes before every step and does not use them."""
 
     seen: list[float]
 
@@ -265,7 +265,7 @@ def test_a_full_disk_is_said_and_the_last_state_stays(
     def save(state: object, stream: object) -> None:
         states.append(state)
         if len(states) > 1:
-            raise RuntimeError("unexpected pos 64 vs 0")  # what torch says on a full disk
+            raise RuntimeError("unexpected pos 64 vs 0")  # as torch words a full disk
         saved(state, stream)  # type: ignore[arg-type]
 
     monkeypatch.setattr(torch, "save", save)

@@ -2,42 +2,34 @@
 
 from __future__ import annotations
 
-from fakes import build
+import resource
+import signal
 from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fakes import build
+from test_self_training import Both, objective
+from torch import Tensor, nn
+from training_jobs import SMALL, Scripted, Tiles, job, run, same, signalled, weights
+
 from rsseg_cli import distributed
 from rsseg_cli.contract import Step
 from rsseg_cli.data.tiles.tile_stream import Batch
-from rsseg_cli.errors import Interrupted
-from rsseg_cli.errors import RssegError
+from rsseg_cli.errors import Interrupted, RssegError
 from rsseg_cli.find import names
 from rsseg_cli.segmenter import Segmenter
-from rsseg_cli.training import checkpoint
-from rsseg_cli.training import loop
-from rsseg_cli.training import optimizer
-from rsseg_cli.training.micro_batch import divisor
-from rsseg_cli.training.micro_batch import find_micro_batch
-from rsseg_cli.training.micro_batch import is_out_of_memory
-from rsseg_cli.training.micro_batch import memory_is_limited
-from rsseg_cli.training.micro_batch import probe_update
+from rsseg_cli.training import checkpoint, loop, optimizer
+from rsseg_cli.training.micro_batch import (
+    divisor,
+    find_micro_batch,
+    is_out_of_memory,
+    memory_is_limited,
+    probe_update,
+)
 from rsseg_cli.training.precision import Precision
 from rsseg_cli.training.run_folder import RunFolder
-from test_self_training import Both
-from test_self_training import objective
-from torch import Tensor
-from torch import nn
-from training_jobs import SMALL
-from training_jobs import Scripted
-from training_jobs import Tiles
-from training_jobs import job
-from training_jobs import run
-from training_jobs import same
-from training_jobs import signalled
-from training_jobs import weights
-from typing import Any
-import pytest
-import resource
-import signal
-import torch
 
 CPU = torch.device("cpu")
 CPU_SAYS = (

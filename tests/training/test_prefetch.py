@@ -13,7 +13,7 @@ from rsseg_cli.training.prefetch import pinned
 
 
 class Pinning(Batch):
-    """Says that it was pinned, on a machine without a GPU."""
+    """Batch that records whether it was pinned, on a machine without a GPU."""
 
     def pin_memory(self) -> Pinning:
         return replace(self, names=("pinned",))

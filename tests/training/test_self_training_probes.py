@@ -1,4 +1,4 @@
-"""What methods that measure gradients see while a model is adapted."""
+"""Probes of methods that measure gradients during an adaptation."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_the_gate_measures_what_the_teacher_says_of_the_target() -> None:
     of_source, mixed = fisher(model, said, source), fisher(model, said, tiles)
     assert mixed.shape == of_source.shape
     assert not torch.allclose(mixed, of_source, rtol=0.05)
-    # Another teacher says something else of the target, and nothing of the source.
+    # Another teacher labels the target in another way, and changes nothing of the source.
     with torch.no_grad():
         for name, parameter in said.teacher.model.trainable_parameters():
             if name.startswith("head."):

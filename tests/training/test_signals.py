@@ -1,4 +1,4 @@
-"""A signal is a wish first; the old handlers come back."""
+"""The first signal only sets a flag; the old handlers are restored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several processes learn what one learns but for a model's own random numbers, and resume."""
+"""Several processes train the same model as one, without its random numbers, and resume."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rsseg_cli.errors import RssegError
 from rsseg_cli.training.loop import Trainer
 
 CHAINS = {"fishertune"}
-"""Each process follows a posterior of its own: what they find together is another estimate."""
+"""Each process samples its own posterior, so their common estimate is another one."""
 NOISE = 1e-5
 """Relative difference of losses, absolute difference of weights."""
 
@@ -41,7 +41,7 @@ def losses(folder: Path) -> list[dict[str, Any]]:
 
 
 def differences(one: Path, other: Path) -> str:
-    """Say how two runs differ by more than float noise; nothing if they do not.
+    """Describe how two runs differ by more than float noise; return "" if they do not.
 
     Adam turns a gradient that is only float noise, as of a bias before a batch norm, into steps
     of full length: a few weights may differ.

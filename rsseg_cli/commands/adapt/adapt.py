@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+
 from rsseg_cli import distributed
 from rsseg_cli.commands.adapt.before_after import BeforeAfterMap
 from rsseg_cli.commands.adapt.model_sources import open_sources
@@ -14,31 +14,19 @@ from rsseg_cli.commands.adapt.target_labels import labelled
 from rsseg_cli.commands.adapt.target_validation import TargetValidation
 from rsseg_cli.commands.adapt.targets import Targets
 from rsseg_cli.commands.fit.dry_run import make_plan
-from rsseg_cli.commands.fit.job import ReportExtras
-from rsseg_cli.commands.fit.job import RunJob
-from rsseg_cli.commands.fit.job import balanced_weights
-from rsseg_cli.commands.fit.run_folder_checks import open_run_folder
-from rsseg_cli.commands.fit.run_folder_checks import require_same_data
-from rsseg_cli.commands.fit.run_tiles import PROBE_SEED
-from rsseg_cli.commands.fit.run_tiles import RunTiles
-from rsseg_cli.commands.fit.run_tiles import tiles_per_pass
+from rsseg_cli.commands.fit.job import ReportExtras, RunJob, balanced_weights
+from rsseg_cli.commands.fit.run_folder_checks import open_run_folder, require_same_data
+from rsseg_cli.commands.fit.run_tiles import PROBE_SEED, RunTiles, tiles_per_pass
 from rsseg_cli.commands.fit.validation import Validation
-from rsseg_cli.commands.model import LoadedModel
-from rsseg_cli.commands.model import build
-from rsseg_cli.commands.model import metadata
-from rsseg_cli.commands.model import open_model
-from rsseg_cli.commands.model import pick_device
+from rsseg_cli.commands.model import LoadedModel, build, metadata, open_model, pick_device
 from rsseg_cli.commands.options import TrainingOptions
 from rsseg_cli.config import RunConfig
 from rsseg_cli.data.pair import SourcePairs
 from rsseg_cli.data.sources import Sources
 from rsseg_cli.data.tiles.class_index import ClassIndex
-from rsseg_cli.data.tiles.domain_batches import JoinedTiles
-from rsseg_cli.data.tiles.domain_batches import ProbeTiles
-from rsseg_cli.data.tiles.domain_batches import TargetTiles
+from rsseg_cli.data.tiles.domain_batches import JoinedTiles, ProbeTiles, TargetTiles
 from rsseg_cli.data.tiles.rare_class_sampling import RareClasses
-from rsseg_cli.data.tiles.tile_stream import Batch
-from rsseg_cli.data.tiles.tile_stream import TileStream
+from rsseg_cli.data.tiles.tile_stream import Batch, TileStream
 from rsseg_cli.errors import RssegError
 from rsseg_cli.number_format import counted
 from rsseg_cli.report.training_charts import draw_adaptation

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from dataclasses import replace
-from matplotlib.figure import Figure
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
 from rsseg_cli.classes import Class
 from rsseg_cli.commands.adapt.targets import Targets
 from rsseg_cli.commands.fit.final_evaluation import shown_bands
 from rsseg_cli.contract import Bands
-from rsseg_cli.data.pair import Opener
-from rsseg_cli.data.pair import Pair
+from rsseg_cli.data.pair import Opener, Pair
 from rsseg_cli.predict.engine import predict_scene
 from rsseg_cli.predict.outputs import Outputs
 from rsseg_cli.predict.pipeline import SceneTask
@@ -20,14 +22,9 @@ from rsseg_cli.predict.plan import Tiling
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.predicted_map import PredictedMap
 from rsseg_cli.raster.scene import Scene
-from rsseg_cli.report.map_figure import Panel
-from rsseg_cli.report.map_figure import draw
-from rsseg_cli.report.map_figure import paint
-from rsseg_cli.report.map_figure import stretch
+from rsseg_cli.report.map_figure import Panel, draw, paint, stretch
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training.precision import Precision
-from torch import Tensor
-import torch
 
 TILES = 4
 """Side of the mapped window in tiles."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
-from dataclasses import field
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
 from rich.console import Console
+
 from rsseg_cli.config import RunConfig
 from rsseg_cli.data.pair import Pair
 from rsseg_cli.data.sources import Sources
@@ -14,9 +18,6 @@ from rsseg_cli.distributed import world_size
 from rsseg_cli.number_format import counted
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training.precision import Precision
-from typing import Any
-import platform
-import torch
 
 ACTIVATIONS = {False: 34, True: 4}
 """Floats kept per token, channel and block, without and with activation checkpointing."""

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
+
+import numpy as np
+import torch
 from numpy.typing import NDArray
+
 from rsseg_cli.classes import IGNORE
 from rsseg_cli.commands.fit.validation import Validation
 from rsseg_cli.contract import Bands
@@ -11,11 +15,8 @@ from rsseg_cli.data.tiles.tile_stream import Batch
 from rsseg_cli.evaluate.evaluation import Evaluation
 from rsseg_cli.metrics.confusion import ConfusionMatrix
 from rsseg_cli.raster.decode import Labels
-from rsseg_cli.report.tile_gallery import TileSample
-from rsseg_cli.report.tile_gallery import subsample
+from rsseg_cli.report.tile_gallery import TileSample, subsample
 from rsseg_cli.segmenter import Segmenter
-import numpy as np
-import torch
 
 SHOWN = 256
 """Side in pixels of tiles in the report."""

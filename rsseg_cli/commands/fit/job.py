@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from collections.abc import Mapping
-from collections.abc import Sequence
-from dataclasses import dataclass
-from dataclasses import field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
 from rsseg_cli import distributed
 from rsseg_cli.commands.fit.dry_run import TrainingPlan
-from rsseg_cli.commands.fit.final_evaluation import final_evaluation
-from rsseg_cli.commands.fit.final_evaluation import shown_bands
+from rsseg_cli.commands.fit.final_evaluation import final_evaluation, shown_bands
 from rsseg_cli.commands.fit.run_report import write_report
 from rsseg_cli.commands.fit.run_tiles import RunTiles
 from rsseg_cli.commands.fit.validation import Validation
@@ -18,15 +18,11 @@ from rsseg_cli.config import RunConfig
 from rsseg_cli.data.sources import Sources
 from rsseg_cli.data.tiles.class_index import ClassIndex
 from rsseg_cli.training.checkpoint import load_model
-from rsseg_cli.training.loop import Job
-from rsseg_cli.training.loop import train
+from rsseg_cli.training.loop import Job, train
 from rsseg_cli.training.precision import Precision
 from rsseg_cli.training.progress import Progress
 from rsseg_cli.training.run_folder import RunFolder
 from rsseg_cli.training.step_log import TrainingResult
-from typing import Any
-from typing import TYPE_CHECKING
-import torch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from rsseg_cli import distributed
-from rsseg_cli import presets
+from typing import Any
+
+from rsseg_cli import distributed, presets
 from rsseg_cli.commands.model import RUNS
 from rsseg_cli.commands.options import TrainingOptions
-from rsseg_cli.config import RunConfig
-from rsseg_cli.config import SECTIONS
-from rsseg_cli.config import parse
+from rsseg_cli.config import SECTIONS, RunConfig, parse
 from rsseg_cli.data.resolve_source import parse_source
-from rsseg_cli.errors import Interrupted
-from rsseg_cli.errors import OutputExistsError
-from rsseg_cli.errors import RssegError
+from rsseg_cli.errors import Interrupted, OutputExistsError, RssegError
 from rsseg_cli.training.checkpoint import load_resume
 from rsseg_cli.training.deadline import Deadline
 from rsseg_cli.training.run_folder import RunFolder
-from typing import Any
-import os
 
 MAY_CHANGE = frozenset(
     [

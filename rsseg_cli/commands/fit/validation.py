@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
 from rsseg_cli import distributed
 from rsseg_cli.classes import Class
 from rsseg_cli.commands.fit.run_tiles import RunTiles
@@ -17,8 +20,6 @@ from rsseg_cli.settings import Json
 from rsseg_cli.threads import Prefetcher
 from rsseg_cli.training.precision import Precision
 from rsseg_cli.training.prefetch import pinned
-from torch import Tensor
-import torch
 
 
 @dataclass

@@ -18,12 +18,12 @@ from generalise import pairs
 
 @dataclass(frozen=True)
 class Areas:
-    """Where to learn, what to adapt to, and where to be tested.
+    """Training area, unlabelled target area and test area.
 
     Attributes:
-        source: What `--src` gets.
-        unlabelled: What `--tgt` gets, and `--src` for the upper bound.
-        tested: What `evaluate --on` gets.
+        source: Value of `--src`.
+        unlabelled: Value of `--tgt`, and of `--src` for the upper bound.
+        tested: Value of `evaluate --on`.
         tile: Side of a training tile in pixels.
     """
 
@@ -33,7 +33,7 @@ class Areas:
     tile: int
 
     def fingerprint(self) -> str:
-        """Sum up what the dataset files say."""
+        """Return the digest of the dataset files."""
         both = [pairs.Pair(self.source, other) for other in (self.unlabelled, self.tested)]
         return hashlib.sha256("".join(one.fingerprint() for one in both).encode()).hexdigest()[:16]
 

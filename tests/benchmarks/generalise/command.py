@@ -1,4 +1,4 @@
-"""What the command lines of the benchmarks on unseen ground have in common."""
+"""Options and loop that the benchmarks of generalisation share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NANO = "galileo_nano"
 
 
 def parser(about: str | None) -> argparse.ArgumentParser:
-    """Make a parser with the options that say where and with what runs take place."""
+    """Build a parser with the options of a `Workshop`."""
     made = argparse.ArgumentParser(
         description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -32,7 +32,7 @@ def parser(about: str | None) -> argparse.ArgumentParser:
 
 
 def place(given: argparse.Namespace) -> dict[str, Any]:
-    """Give what those options mean for a `Workshop`."""
+    """Return the `Workshop` of these options."""
     weights = given.weights
     if weights is None and given.backbone == NANO:
         weights = DATA / "weights" / "galileo-nano"
@@ -50,7 +50,7 @@ def run_seeds(
     out: Path,
     write: Callable[[list[Record]], Path],
 ) -> int:
-    """Run the jobs of each seed, and write the table anew after it; tell if a run failed."""
+    """Run the jobs of each seed, and rewrite the table after it; return whether a run failed."""
     warnings.simplefilter("ignore", RssegWarning)
     records: list[Record] = []
     for seed in seeds:
@@ -61,7 +61,7 @@ def run_seeds(
 
 
 def status(main: Callable[[], int]) -> int:
-    """Give the exit status of `main`; what was interrupted is told to go on."""
+    """Return the exit status of `main`; after Ctrl-C, print how to continue."""
     try:
         return main()
     except Interrupted as stopped:

@@ -81,11 +81,11 @@ splits:
 
 @dataclass(frozen=True)
 class Pair:
-    """Where to learn and where to be tested.
+    """Source and target of a run.
 
     Attributes:
-        source: What `--src` gets.
-        target: What `evaluate --on` gets.
+        source: Value of `--src`.
+        target: Value of `evaluate --on`.
         tile: Side of a training tile in pixels: about as many tokens in every pair.
     """
 
@@ -94,7 +94,7 @@ class Pair:
     tile: int = 32
 
     def fingerprint(self) -> str:
-        """Sum up what the dataset files say, by which a changed pair is told from the old one."""
+        """Return the digest of the dataset files, which changes with the pair."""
         total = hashlib.sha256()
         for text in (self.source, self.target):
             path = Path(text.partition(":")[0])
@@ -212,7 +212,7 @@ def _parts_of_a_city(data: Path, work: Path) -> Pair:
 
 
 def _city(name: str, data: Path, work: Path) -> str:
-    """Bring the photograph of a city to the common pixel size, in a folder with its labels."""
+    """Resample the photograph of a city to the common pixel size, in a folder with its labels."""
     folder = work / name
     for part in ("images", "labels"):
         (folder / part).mkdir(parents=True, exist_ok=True)

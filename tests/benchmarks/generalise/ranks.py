@@ -1,4 +1,4 @@
-"""How much do FisherTune's scores depend on chance? Two estimations, after the same warm-up."""
+"""Dependence of FisherTune's scores on chance: two estimations after the same warm-up."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def estimate(job: Job, shop: Workshop, seeds: Sequence[int], more: Sequence[str]
 
 
 def overlap(one: Tensor, other: Tensor, share: float) -> float:
-    """Give the part of the highest `share` of one list that is among those of the other."""
+    """Return the fraction of the top `share` of one list that is in the top of the other."""
     count = max(1, round(share * len(one)))
     best = [set(values.topk(count).indices.tolist()) for values in (one, other)]
     return len(best[0] & best[1]) / count

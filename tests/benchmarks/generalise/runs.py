@@ -26,7 +26,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be run; `name` names its file."""
+    """One run of the benchmark; `name` names its file."""
 
     pair: str
     backbone: str
@@ -36,19 +36,19 @@ class Job:
 
     @property
     def name(self) -> str:
-        """What the file is called, without suffix."""
+        """Name of the file, without suffix."""
         return f"{self.pair}--{self.backbone}-{self.init}--{self.method}--{self.seed}"
 
 
 @dataclass(frozen=True)
 class Workshop:
-    """Where runs take place, and with what.
+    """Folders, weights and budget of the runs.
 
     Attributes:
         data: Folder with the shared imagery.
         work: Folder for dataset files and resampled imagery.
         weights: The backbone's file; None: where it is published.
-        budget: How long a run learns.
+        budget: Length of a training run.
         patch: Side of a patch in pixels.
         device: auto, cpu, cuda or cuda:N.
     """
@@ -87,7 +87,7 @@ class Workshop:
         )
 
     def tell(self, record: Record) -> str:
-        """Say in a few words what a run found."""
+        """Return the result of a run in a few words."""
         return f"mIoU {record['miou']:.3f}, {record['fit_s'] + record['evaluate_s']:.0f} s"
 
     def run(self, job: Job) -> Record:
@@ -130,7 +130,7 @@ class Workshop:
 def run_all(jobs: Iterable[Job], shop: Workshop, folder: Path) -> list[Record]:
     """Run what has no result with the same settings in `folder` yet.
 
-    A run that fails is noted with its error, told, and tried again the next time.
+    A run that fails is recorded with its error, printed, and repeated the next time.
     """
     folder.mkdir(parents=True, exist_ok=True)
     wanted, records = list(jobs), []

@@ -1,7 +1,7 @@
-"""What is the same in all runs, and what each method needs on a backbone of 128 channels.
+"""Settings that all runs share, and those of each method on a backbone of 128 channels.
 
-Sizes of methods are a sixteenth of the width where their presets say 64 of 1024. All else that a
-preset says of data, augmentation, optimizer and head is replaced, so that methods differ in nothing
+Sizes of methods are a sixteenth of the width where their presets have 64 of 1024. All else that a
+preset sets of data, augmentation, optimizer and head is replaced, so that methods differ in nothing
 but themselves.
 """
 
@@ -58,7 +58,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "set": ("method.tokens=16", "method.rank=8"),
     "fada": ("method.tokens=16", "method.rank=8"),
     "vpt": ("method.prompts=8",),
-    # The linear head takes no queries: without them the maps attend to what was heard.
+    # The linear head takes no queries: without them the maps attend to the tokens.
     "vqt": ("method.tokens=16",),
     "depthforge": (
         "method.tokens=16",
@@ -93,7 +93,7 @@ VARIANTS: dict[str, dict[str, tuple[str, ...]]] = {
     "spectralmoe": {
         "no_moe": ("method.experts=1",),
         "softmax": ("method.gate=softmax",),
-        # Depth that knows nothing: shows that the path works, not what depth is worth.
+        # Random depth: shows that the path works, not what depth is worth.
         "random_depth": ("method.depth=random",),
         "random_depth_one_gate": ("method.depth=random", "method.gates=shared"),
     },
@@ -117,7 +117,7 @@ VARIANTS: dict[str, dict[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Budget:
-    """How long a run learns."""
+    """Length of a training run."""
 
     steps: int
     batch: int

@@ -31,7 +31,7 @@ OF_ADAPT = {
     "adapt": (),
     "source_free": ("adapt.source_free=True",),
 }
-"""How the ways from a fitted model differ."""
+"""Options that distinguish the ways from a fitted model."""
 VALIDATIONS = 4
 """Validations of a fit, on a part of its own ground."""
 
@@ -113,7 +113,7 @@ class Ways(Workshop):
         return report.scores
 
     def tell(self, record: Record) -> str:
-        """Say in a few words what a run found."""
+        """Return the result of a run in a few words."""
         return ", ".join(f"{way} {one['target']:.3f}" for way, one in record["ways"].items())
 
 
