@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from matrix import FAMILIES, METHODS, refusal
+from matrix import FAMILIES, refusal
 from paths import ROOT
+from test_contract import METHODS
 
 REFUSED = {("vpt", "sam"), ("vqt", "sam")}
 SENTENCE = "`vpt` and `vqt` do not run on `sam`; every other method runs on every backbone."
