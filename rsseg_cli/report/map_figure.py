@@ -29,7 +29,7 @@ Source: TypeAlias = "str | PathLike[str]"
 
 PLATE = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
 EMPTY, RIGHT, WRONG = (255, 255, 255), (214, 219, 221), (178, 24, 43)
-"""Errors also differ from hits in lightness, for readers who cannot tell red from green."""
+"""Errors also differ from hits in lightness, for readers who cannot distinguish red from green."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def draw(
     """Draw panels of one size in rows, with a legend of classes below.
 
     Panels are side by side, or in two rows where they are wider than high. Legend and panels
-    show the ids of the classes, so that the figure can be read without telling colours apart.
+    show the ids of the classes, so that the figure can be read without its colours.
 
     With `columns` there are as many panels in a row.
     """

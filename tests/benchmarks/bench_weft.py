@@ -3,8 +3,8 @@
     python tests/benchmarks/bench_weft.py --backbone vit_large --batch 2
 
 The paper reports 26.41 % less memory and 14.66 % faster. Each measurement is a process of its
-own, the methods take turns, and the fastest steps are compared. Memory is what the device's allocator held
-at most; on the CPU it is the peak of the process' resident memory above what it had before the
+own, the methods take turns, and the fastest steps are compared. Memory is the peak of the device's
+allocator; on the CPU it is the peak of the process' resident memory above what it had before the
 model. There the process' own seconds count, not the wall's: other work on the machine disturbs
 them little. Weights are random.
 """
