@@ -155,7 +155,7 @@ def to_png(figure: Figure) -> bytes:
     """Return a figure as PNG, drawn without a display or fonts of the system.
 
     Dollar signs are not read as formulas. Characters that matplotlib's own font lacks become
-    boxes; the ids beside the names still tell classes apart.
+    boxes; the ids beside the names still distinguish classes.
     """
     return _save(figure, format="png", metadata={"Software": "rsseg"})
 

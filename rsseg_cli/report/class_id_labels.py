@@ -1,4 +1,4 @@
-"""Class ids on the patches of a map, for readers who cannot tell its colours apart."""
+"""Class ids on the patches of a map, for readers who cannot distinguish its colours."""
 
 from __future__ import annotations
 

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from os import PathLike
-from typing import Any, TypeAlias
-
-import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
-
-from rsseg_cli.classes import IGNORE, Class, hex_color
+from os import PathLike
+from rsseg_cli.classes import Class
+from rsseg_cli.classes import IGNORE
+from rsseg_cli.classes import hex_color
 from rsseg_cli.raster.align import AlignedLabels
-from rsseg_cli.raster.decode import LabelCode, Labels, decode
+from rsseg_cli.raster.decode import LabelCode
+from rsseg_cli.raster.decode import Labels
+from rsseg_cli.raster.decode import decode
 from rsseg_cli.raster.grid import Window
-from rsseg_cli.raster.labels import LabelReader, is_vector
+from rsseg_cli.raster.labels import LabelReader
+from rsseg_cli.raster.labels import is_vector
 from rsseg_cli.raster.predicted_map import PredictedMap
 from rsseg_cli.raster.scene import Scene
-from rsseg_cli.report.class_id_labels import IdLabel, class_id_labels
-from rsseg_cli.report.palette import EDGE, INK
+from rsseg_cli.report.class_id_labels import IdLabel
+from rsseg_cli.report.class_id_labels import class_id_labels
+from rsseg_cli.report.palette import EDGE
+from rsseg_cli.report.palette import INK
+from typing import Any
+from typing import TypeAlias
+import math
+import numpy as np
 
 Pixels: TypeAlias = NDArray[np.uint8]
 """(h, w, 3) red, green, blue."""
@@ -29,7 +35,7 @@ Source: TypeAlias = "str | PathLike[str]"
 
 PLATE = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
 EMPTY, RIGHT, WRONG = (255, 255, 255), (214, 219, 221), (178, 24, 43)
-"""Errors also differ from hits in lightness, for readers who cannot tell red from green."""
+"""Errors also differ from hits in lightness, for readers who cannot distinguish red from green."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,7 @@ def draw(
     """Draw panels of one size in rows, with a legend of classes below.
 
     Panels are side by side, or in two rows where they are wider than high. Legend and panels
-    show the ids of the classes, so that the figure can be read without telling colours apart.
+    show the ids of the classes, so that the figure can be read without its colours.
 
     With `columns` there are as many panels in a row.
     """
