@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os import PathLike
+from typing import Any, TypeAlias
+
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
-from os import PathLike
-from rsseg_cli.classes import Class
-from rsseg_cli.classes import IGNORE
-from rsseg_cli.classes import hex_color
+
+from rsseg_cli.classes import IGNORE, Class, hex_color
 from rsseg_cli.raster.align import AlignedLabels
-from rsseg_cli.raster.decode import LabelCode
-from rsseg_cli.raster.decode import Labels
-from rsseg_cli.raster.decode import decode
+from rsseg_cli.raster.decode import LabelCode, Labels, decode
 from rsseg_cli.raster.grid import Window
-from rsseg_cli.raster.labels import LabelReader
-from rsseg_cli.raster.labels import is_vector
+from rsseg_cli.raster.labels import LabelReader, is_vector
 from rsseg_cli.raster.predicted_map import PredictedMap
 from rsseg_cli.raster.scene import Scene
-from rsseg_cli.report.class_id_labels import IdLabel
-from rsseg_cli.report.class_id_labels import class_id_labels
-from rsseg_cli.report.palette import EDGE
-from rsseg_cli.report.palette import INK
-from typing import Any
-from typing import TypeAlias
-import math
-import numpy as np
+from rsseg_cli.report.class_id_labels import IdLabel, class_id_labels
+from rsseg_cli.report.palette import EDGE, INK
 
 Pixels: TypeAlias = NDArray[np.uint8]
 """(h, w, 3) red, green, blue."""

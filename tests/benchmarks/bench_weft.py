@@ -4,19 +4,28 @@
 
 The paper reports 26.41 % less memory and 14.66 % faster. Each measurement is a process of its
 own, the methods take turns, and the fastest steps are compared. Memory is the peak of the device's
-allocator; on the CPU it is the peak of the process' resident memory above that before the model. There the process' own seconds count, not the wall's: other work on the machine disturbs
-them little. Weights are random.
+allocator; on the CPU it is the peak of the process' resident memory above that before the model.
+On the CPU, time is CPU time, which other work on the machine disturbs little. Weights are random.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import multiprocessing
+import resource
+import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import torch
 from rgb import BANDS
+from torch.nn import Parameter
+
 from rsseg_cli import presets
 from rsseg_cli.config import family
-from rsseg_cli.contract import Backbone
-from rsseg_cli.contract import Method
+from rsseg_cli.contract import Backbone, Method
 from rsseg_cli.find import find
 from rsseg_cli.heads.mask2former import Mask2Former
 from rsseg_cli.methods.full import Full
@@ -24,14 +33,6 @@ from rsseg_cli.methods.weft import Weft
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training import optimizer
 from rsseg_cli.training.precision import Precision
-from torch.nn import Parameter
-from typing import Any
-import argparse
-import json
-import multiprocessing
-import resource
-import time
-import torch
 
 PAPER = {"memory": 26.41, "time": 14.66}
 PRESETS = {
