@@ -18,7 +18,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 FIRST_WORDS = re.compile(
     r"(?:Ask|Bring|Give|Hand|Hear|Know|Lay|Let|Look|Say|Speak|Take|Tell|Turn|Wish)s?\b"
-    r"|How\b|What\b|Where\b|Whether\b|Which\b|Who\b|Why\b"
+    r"|How\b|What\b|Where\b|Which\b|Who\b|Why\b"
 )
 """No docstring starts with these, but with a noun phrase or a verb such as Return or Read."""
 PHRASES = re.compile(
