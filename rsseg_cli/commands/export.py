@@ -23,7 +23,7 @@ from rsseg_cli.training.checkpoint import load_model
 
 UNNAMED = "not named"
 """Licence of data whose dataset.yaml does not name one."""
-UNKNOWN = "unknown; ask the publisher of the weights"
+UNKNOWN = "unknown; see the publisher of the weights"
 FILES = ("model.safetensors", "config.yaml", "README.md", "item.json")
 
 
