@@ -149,7 +149,7 @@ class ProgressOptions(DeviceOption):
 
     @property
     def silent(self) -> bool:
-        """Whether no progress is shown: with `--quiet` and `--json`."""
+        """True if no progress is shown: with `--quiet` and `--json`."""
         return self.quiet or self.as_json
 
 

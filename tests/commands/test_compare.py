@@ -104,7 +104,8 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: the page was not opened in a browser")
 def test_page_works_in_a_browser(runs: list[Path], tmp_path: Path) -> None:
-    page = compare(runs).write(tmp_path / "out")[0]
+    compare(runs).write(tmp_path / "out")
+    page = tmp_path / "out" / "compare.html"
     click = """<script>
       const table = document.querySelectorAll("table.sortable")[1];
       table.querySelectorAll("thead button")[1].click();
