@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.representer import SafeRepresenter
 
 from rsseg_cli.errors import RssegError, UnreadableError, unknown
 
@@ -150,7 +151,7 @@ def _lines(node: Node, key: Key = ()) -> Iterator[tuple[Key, int]]:
 def to_yaml(values: object, *, flow: bool = False) -> str:
     """Return plain values as YAML 1.2, keys in their order; `flow` writes all on one line."""
     yaml = YAML(typ="safe", pure=True)
-    yaml.representer.add_representer(float, _represent_float)
+    yaml.Representer = _Representer
     yaml.default_flow_style = flow
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     yaml.width = 10**6 if flow else 80
@@ -159,12 +160,17 @@ def to_yaml(values: object, *, flow: bool = False) -> str:
     return stream.getvalue().removesuffix("...\n")
 
 
-def _represent_float(representer: Any, value: float) -> ScalarNode:
-    """Write `1.0e-05`, not `1e-05`, which readers of YAML 1.1 take for text."""
-    node: ScalarNode = representer.represent_float(value)
-    if "." not in node.value and "e" in node.value:
-        node.value = node.value.replace("e", ".0e")
-    return node
+class _Representer(SafeRepresenter):
+    """Writes `1.0e-05`, not `1e-05`, which readers of YAML 1.1 take for text."""
+
+    def represent_float(self, data: float) -> ScalarNode:
+        node: ScalarNode = super().represent_float(data)
+        if "." not in node.value and "e" in node.value:
+            node.value = node.value.replace("e", ".0e")
+        return node
+
+
+_Representer.add_representer(float, _Representer.represent_float)
 
 
 def explain(

@@ -61,9 +61,13 @@ class RunFolder:
             temporary.write_text(config, encoding="utf-8")
 
     def finish(self) -> None:
-        """Mark the run, with its report, as complete: delete the resume state."""
+        """Mark the run, with its report, as complete: delete the resume state.
+
+        Temporary files of safetensors, which killed attempts have left, are deleted, too.
+        """
         if distributed.is_main():
-            self.resume.unlink(missing_ok=True)
+            for file in (self.resume, *self.path.glob(".tmp??????")):
+                file.unlink(missing_ok=True)
 
     def save_model(self, path: Path, model: Segmenter, score: Json, step: int) -> None:
         """Write a model file together with its validation score."""

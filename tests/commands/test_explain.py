@@ -180,7 +180,7 @@ def test_what_cannot_be_explained(scene: Path, routed: Path, fitted: Path) -> No
     Path("scene.routing.tif").write_text("mine")
     call = rsseg("predict", scene, "--model", routed, "--explain", "routing")
     assert call.code == 1
-    assert "there already" in call.err
+    assert "already exists" in call.err
     assert not Path("scene.seg.tif").exists()
 
 

@@ -87,7 +87,7 @@ def test_numpy_and_torchless_ids_of_any_integer_type(write_scene: WriteScene) ->
     assert found.scores().accuracy == 1
     bad = labels.astype(np.int16)
     bad[0, 0, 0] = 300
-    with pytest.raises(RssegError, match=r"ids that are no class: 300"):
+    with pytest.raises(RssegError, match=r"ids that are not classes: 300"):
         evaluate_rasters(write_scene(bad, "bad.tif"), made, CLASSES)
 
 

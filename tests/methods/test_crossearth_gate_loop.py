@@ -131,7 +131,7 @@ def test_the_ablation_is_eight_lines_of_the_preset() -> None:
     assert all(changes)
     for change in changes:
         resolve(method="crossearth_gate", file=None, changes=change)
-    rows = text.partition("a row per line:\n")[2].partition("# Other")[0].splitlines()
+    rows = text.partition("one per line:\n")[2].partition("# Other")[0].splitlines()
     configs = set()
     for row in rows:
         [change] = shlex.split(row)[2::2]

@@ -82,7 +82,7 @@ def test_there_are_as_many_tokens_as_the_head_takes_queries() -> None:
 
 
 def test_a_head_may_not_take_queries_of_a_method_without_any() -> None:
-    with pytest.raises(RssegError, match="makes none") as caught:
+    with pytest.raises(RssegError, match="which has none") as caught:
         Lora.build(Lora.Config(), tiny_vit(), QueryShape(12, 32))
     assert caught.value.fix
 

@@ -22,8 +22,7 @@ KNOWN = {
     # At a selection only; a preset makes one every few hundred steps.
     "crossearth_gate": {
         "crossearth_gate._fisher",
-        "crossearth_gate._selection",
-        "crossearth_gate._settle",
+        "crossearth_gate._apply_selection",
         "crossearth_gate._size",
         "training_step.backward",
     },

@@ -162,7 +162,7 @@ def test_memory_that_runs_out_while_tiles_are_read(tmp_path: Path, error: Except
         def __getitem__(self, index: int) -> Batch:  # pinning, for one, takes memory
             raise error
 
-    with pytest.raises(RssegError, match="out of memory while tiles were read") as caught:
+    with pytest.raises(RssegError, match="out of memory while reading tiles") as caught:
         run(job(tmp_path, open_batches=lambda size: Starved()))
     assert caught.value.__cause__ is error
     assert "training.num_workers" in caught.value.where

@@ -141,7 +141,7 @@ def test_open_modules_are_the_students() -> None:
     teacher = EMATeacher(student, 0.99)
     method: Any = student.method
     method.active.zero_()
-    method._open(method.active)
+    method._train_only(method.active)
     teacher.update(0)
     buffers = dict(teacher.model.method.named_buffers())
     assert not buffers["active"].any()

@@ -103,7 +103,7 @@ def test_the_measure_is_the_mean_square_of_a_plain_gradient() -> None:
     target = One("target")
     measured = fisher(model, said, target)
     # The same by hand: the teacher's labels of pixels with an image, and cross-entropy.
-    method._open(torch.ones_like(method.active))
+    method._train_only(torch.ones_like(method.active))
     batch = target[0]
     image = model.standardise(batch.image)
     label = by_entropy(said.teacher.probabilities(image), batch.label != IGNORE, 1.0).sure_only()
