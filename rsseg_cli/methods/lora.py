@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 
 import torch
@@ -15,7 +14,8 @@ from rsseg_cli.contract import Backbone, Method, Role, State
 class LowRank(nn.Module):
     """Low-rank update alpha/r * (x A) B of a projection, without bias and dropout.
 
-    A (d_in, r) starts at random and B (r, d_out) at zero, so that the initial update is exactly 0.
+    A (d_in, r) starts uniform in +-1/sqrt(d_in), as in loralib and peft. B (r, d_out) starts at
+    zero, so that the initial update is exactly 0.
     """
 
     def __init__(self, inputs: int, outputs: int, *, rank: int, alpha: float) -> None:
@@ -23,7 +23,8 @@ class LowRank(nn.Module):
         self.scale = alpha / rank
         self.down = nn.Parameter(torch.empty(inputs, rank))
         self.up = nn.Parameter(torch.zeros(rank, outputs))
-        nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
+        bound = inputs**-0.5
+        nn.init.uniform_(self.down, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., d_in) to (..., d_out)."""

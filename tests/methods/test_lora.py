@@ -7,7 +7,7 @@ import torch
 from fakes import at_vit_large
 from test_contract import BANDS, make
 
-from rsseg_cli.methods.lora import Lora
+from rsseg_cli.methods.lora import Lora, LowRank
 
 
 def test_starts_as_the_frozen_backbone_bit_for_bit() -> None:
@@ -40,6 +40,17 @@ def test_adds_the_low_rank_product_to_q_and_v_only() -> None:
 def test_counts_at_vit_large(rank: int, count: int) -> None:
     backbone, method = at_vit_large(Lora, rank=rank)
     assert sum(p.numel() for _, p in method.trainable_parameters(backbone)) == count
+
+
+@pytest.mark.parametrize(("inputs", "rank"), [(1024, 16), (1024, 64), (128, 8)])
+def test_a_starts_as_the_linear_layer_of_loralib_and_peft(inputs: int, rank: int) -> None:
+    """There A is the weight (r, d_in) of a linear layer, by Kaiming's rule with a = sqrt(5)."""
+    published = torch.empty(rank, inputs)
+    torch.nn.init.kaiming_uniform_(published, a=5**0.5)
+    update = LowRank(inputs, inputs, rank=rank, alpha=16.0)
+    assert update.down.abs().max() <= inputs**-0.5
+    assert update.down.std().item() == pytest.approx(published.std().item(), rel=0.05)
+    assert not update.up.any()
 
 
 def test_a_closure_is_refused() -> None:
