@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,77 @@ def test_sources_hold_the_bands_of_the_targets(name: str) -> None:
         assert experiment.bands == "position" or ours <= theirs
 
 
+def settings_of(name: str) -> dict[str, object]:
+    """Return the resolved settings of a row by `section.key`, without those of its method."""
+    row = ExperimentRow.find(name)
+    config = resolve(
+        method=row.table_row.method,
+        file=None,
+        sources=row.experiment.src,
+        changes=row.changes(skip={}),
+    )
+    return {
+        f"{section}.{key}": value
+        for section, values in config.to_json().items()
+        if section not in {"title", "method"}
+        for key, value in values.items()
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_differ_only_in_the_method_and_in_what_they_set(name: str) -> None:
+    rows = {
+        row: (settings_of(f"{name}:{row}"), {text.partition("=")[0] for text in table_row.settings})
+        for row, table_row in ExperimentRow.find(name).experiment.rows.items()
+    }
+    for (row, (ours, set_here)), (other, (theirs, set_there)) in combinations(rows.items(), 2):
+        assert set(ours) == set(theirs)
+        different = {key for key in ours if ours[key] != theirs[key]}
+        assert different <= set_here | set_there, f"{row} and {other}"
+
+
+def test_rows_set_nothing_but_the_method_its_queries_and_its_learning_rate() -> None:
+    of_methods = {"head.query_position", "head.query_content", "optimizer.backbone_lr"}
+    for name in NAMES:
+        for row, table_row in ExperimentRow.find(name).experiment.rows.items():
+            keys = {text.partition("=")[0] for text in table_row.settings}
+            recipe = {key for key in keys if not key.startswith("method.")}
+            assert recipe <= of_methods, f"{name}:{row}"
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("spectralmoe/fbp_cross_sensor:lora", "augment.scale", [0.6, 1.2]),
+        ("spectralmoe/flair:rein", "augment.scale", [0.6, 1.2]),
+        ("spectralmoe/openearthmap", "augment.scale", [0.5, 2.0]),
+        ("spectralmoe/whu_ohs:frozen", "augment.scale", [1.0, 1.0]),
+        ("weft/eorssd:frozen", "optimizer.lr", 5e-5),
+        ("weft/orssd:full", "head.width", 96),
+        ("weft/orsi4199:frozen", "data.val_fraction", 0.1),
+    ],
+)
+def test_baselines_have_the_recipe_of_their_table(name: str, key: str, value: object) -> None:
+    assert settings_of(name)[key] == value
+
+
+@pytest.mark.parametrize(
+    ("paper", "rank"), [("crossearth_gate", 64), ("earth_adapter", 64), ("fishertune", 8)]
+)
+def test_lora_has_the_rank_of_the_paper(paper: str, rank: int) -> None:
+    """6.4 M parameters beside CrossEarth-Gate and 0.79 M beside FisherTune."""
+    for name in NAMES:
+        row = ExperimentRow.find(name).experiment.rows.get("lora")
+        if name.startswith(paper) and row is not None:
+            assert row.settings == (f"method.rank={rank}", f"method.alpha={rank}.0"), name
+
+
+def test_potsdam_to_vaihingen_changes_the_bands() -> None:
+    experiment = ExperimentRow.find("spectralmoe/potsdam_to_vaihingen").experiment
+    assert [band.name for band in spec_of(experiment.src[0])[0].bands] == ["red", "green", "blue"]
+    assert experiment.bands == "position"
+
+
 def test_printed_numbers() -> None:
     """Numbers copied by hand from the tables, not from the presets."""
     printed = {
@@ -95,11 +167,18 @@ def test_printed_numbers() -> None:
         ("spectralmoe/fbp_cross_sensor:frozen", "sensors"): 55.54,
         ("spectralmoe/fbp_cross_sensor:no_experts", "sensors"): 63.41,
         ("spectralmoe/openearthmap", "mean"): 68.57,
+        ("spectralmoe/potsdam_to_vaihingen:rein", "vaihingen"): 60.54,
+        ("spectralmoe/openearthmap:rein", "mean"): 66.76,
+        ("crossearth_gate/casid_trf:adaptformer", "mean"): 61.8,
+        ("crossearth_gate/casid_tms:no_selection", "mean"): 57.3,
         ("weft/orssd", "orssd"): 89.64,
         ("weft/eorssd:base", "eorssd"): 76.9,
         ("fishertune/gta_to_cityscapes", "cityscapes"): 68.2,
         ("fishertune/gta_to_mapillary:full", "mapillary"): 64.2,
+        ("fishertune/gta_to_bdd100k:childtune", "bdd100k"): 59.3,
         ("fishertune/cityscapes_to_acdc:domain", "acdc"): 76.1,
+        ("fishertune/cityscapes_to_acdc:rein", "acdc"): 77.6,
+        ("fishertune/cityscapes_to_bdd100k:random_v", "bdd100k"): 63.2,
         ("earth_adapter/loveda_rural_to_urban", "urban"): 59.02,
     }
     for (name, target), value in printed.items():
