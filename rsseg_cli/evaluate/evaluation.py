@@ -74,11 +74,11 @@ class Evaluation:
         total: Confusion matrix of all scenes.
         boundary: Boundary counts of all scenes; None without boundary scores.
         mapped: (K,) pixels of the maps by class, labelled or not.
+        areas_m2: (K,) area of these; None if it is unknown for a scene.
         scenes: Confusion matrix of each scene.
         domains: Confusion matrix of each domain.
         blocks: Counts of the blocks of each scene.
         domain_of: Domain of each scene that has one.
-        hectares: Mapped area; None if the pixel area of a scene is unknown.
         saliency: Scores of soft maps, if any.
         code: Encoding of the reference of a single map.
         remarks: Remarks for the reader of the scores.
@@ -88,11 +88,11 @@ class Evaluation:
     total: ConfusionMatrix
     boundary: BoundaryIoU | None
     mapped: NDArray[np.int64]
+    areas_m2: NDArray[np.float64] | None
     scenes: dict[str, ConfusionMatrix] = field(default_factory=dict)
     domains: dict[str, ConfusionMatrix] = field(default_factory=dict)
     blocks: dict[str, Counts] = field(default_factory=dict)
     domain_of: dict[str, str] = field(default_factory=dict)
-    hectares: float | None = 0.0
     calibration: Calibration = field(default_factory=Calibration)
     gallery: Gallery = field(default_factory=Gallery)
     saliency: Saliency | None = None
@@ -103,7 +103,8 @@ class Evaluation:
     def empty(cls, classes: Sequence[Class], *, boundary_px: int | None) -> Evaluation:
         """Return an evaluation without counts; `boundary_px` None omits the boundary scores."""
         boundary = BoundaryIoU(classes, distance=boundary_px) if boundary_px else None
-        return cls(classes, ConfusionMatrix(classes), boundary, np.zeros(len(classes), np.int64))
+        mapped = np.zeros(len(classes), np.int64)
+        return cls(classes, ConfusionMatrix(classes), boundary, mapped, mapped.astype(np.float64))
 
     def add(self, name: str, domain: str | None, blocks: Sequence[ConfusionMatrix]) -> None:
         """Add the counts of blocks of the scene `name`."""
@@ -122,13 +123,13 @@ class Evaluation:
             earlier = [self.blocks[name]] if name in self.blocks else []
             self.blocks[name] = np.concatenate([*earlier, labelled])
 
-    def add_mapped(self, pixels: NDArray[np.int64], hectares: float | None) -> None:
-        """Add the pixels (K,) of a map by class, and the area of a pixel if it is known."""
+    def add_mapped(self, pixels: NDArray[np.int64], areas_m2: NDArray[np.float64] | None) -> None:
+        """Add the pixels (K,) of a map by class, and their areas (K,) if known."""
         self.mapped += pixels
-        if self.hectares is None or hectares is None:
-            self.hectares = None
+        if self.areas_m2 is None or areas_m2 is None or not np.isfinite(areas_m2).all():
+            self.areas_m2 = None
         else:
-            self.hectares += float(pixels.sum()) * hectares
+            self.areas_m2 += areas_m2
 
     def units(self, scenes: Sequence[str]) -> Units | None:
         """Return the units to resample for the confidence intervals of some scenes."""
@@ -162,7 +163,7 @@ class Evaluation:
                 self.total.counts[:, :-1],
                 self.mapped,
                 units=units,
-                hectares=self.hectares or None,
+                areas_m2=self.areas_m2,
             ),
         )
         return self.boundary.add_to(scores) if self.boundary else scores

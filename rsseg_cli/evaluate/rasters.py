@@ -23,7 +23,7 @@ from rsseg_cli.raster.align import describe_grid, same_grid
 from rsseg_cli.raster.decode import LabelCode, Labels
 from rsseg_cli.raster.grid import Window, blocks
 from rsseg_cli.raster.labels import LabelReader, RasterGrid
-from rsseg_cli.raster.pixel_size import pixel_hectares
+from rsseg_cli.raster.pixel_size import PixelAreas
 from rsseg_cli.raster.predicted_map import PredictedMap
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.report.tile_gallery import TileSample, subsample
@@ -188,12 +188,18 @@ def _compare(mapped: PredictedMap | SoftMap, comparison: Comparison, total: Eval
         confidence_map = None
         if comparison.confidence is not None:
             confidence_map = stack.enter_context(Scene.open(comparison.confidence, warn=False))
+        areas = PixelAreas.of(scene)
         pixels = np.zeros(len(total.classes), np.int64)
+        sizes = np.zeros(len(total.classes))
         for region in regions:
             for window, true, predicted in _windows(mapped, truth, region, total):
                 for first in range(0, len(predicted), _COUNTED_ROWS):
                     rows = predicted[first : first + _COUNTED_ROWS]
                     pixels += np.bincount(rows.ravel(), minlength=256)[: len(pixels)]
+                    if areas is not None:
+                        part = Window(window.x, window.y + first, window.width, len(rows))
+                        weights = areas.within(part).ravel()
+                        sizes += np.bincount(rows.ravel(), weights, minlength=256)[: len(sizes)]
                 for block, inside in _blocks(window, region, side):
                     matrix = matrices.setdefault(block, ConfusionMatrix(total.classes))
                     matrix.update(predicted[inside], true[inside])
@@ -201,7 +207,7 @@ def _compare(mapped: PredictedMap | SoftMap, comparison: Comparison, total: Eval
                     known = (true != IGNORE) & (predicted != IGNORE)
                     confidence = confidence_map.read(window)[0][0][known] / CONFIDENCE_STEPS
                     total.calibration.update(confidence, (true == predicted)[known])
-        total.add_mapped(pixels, pixel_hectares(scene.crs, scene.transform))
+        total.add_mapped(pixels, None if areas is None else sizes)
         total.add(comparison.name, comparison.domain, list(matrices.values()))
         if comparison.soft is not None:
             _score_soft_map(comparison.soft, truth, regions, total)

@@ -152,7 +152,7 @@ def estimate_area(
     mapped: NDArray[Any],
     *,
     units: Units | None = None,
-    hectares: float | None = None,
+    areas_m2: NDArray[np.float64] | None = None,
 ) -> AreaEstimate | None:
     """Compute accuracy and areas of a map with 95 % intervals; None without map or labels.
 
@@ -165,17 +165,19 @@ def estimate_area(
         counts: (K, K) labelled pixels by true (row) and mapped (column) class.
         mapped: (K,) pixels of the whole map by class.
         units: Counts per scene or block.
-        hectares: Mapped area.
+        areas_m2: (K,) area of these pixels, which weighs the classes; None: all pixels are equal.
+            Labelled pixels count alike, whatever their area.
     """
     if not counts.any() or not mapped.any():
         return None
-    estimates = stratified(counts, mapped)
+    weights = mapped if areas_m2 is None else areas_m2 * (mapped.sum() / areas_m2.sum())
+    estimates = stratified(counts, weights)
     if units is None or counts.sum() < MAX_SAMPLED * mapped.sum():
-        errors = standard_errors(counts, mapped)
+        errors = standard_errors(counts, weights)
         low, high = _shift(estimates, errors, -Z), _shift(estimates, errors, Z)
         interval = "sample"
     else:
-        samples = [stratified(part[..., :-1], mapped) for part in resample(units.counts)]
+        samples = [stratified(part[..., :-1], weights) for part in resample(units.counts)]
         low, high = (_percentile(samples, end) for end in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
         interval = units.kind
 
@@ -187,7 +189,7 @@ def estimate_area(
         ClassArea(
             id=cls.id,
             name=cls.name,
-            mapped=float(mapped[index] / mapped.sum()),
+            mapped=float(weights[index] / weights.sum()),
             area=Estimate.of(
                 float(estimates.area[index]), float(low.area[index]), float(high.area[index])
             ),
@@ -200,7 +202,7 @@ def estimate_area(
     return AreaEstimate(
         accuracy=Estimate.of(float(estimates.accuracy), float(low.accuracy), float(high.accuracy)),
         classes=rows,
-        hectares=hectares,
+        hectares=None if areas_m2 is None else float(areas_m2.sum()) / 10_000,
         interval=interval,
         unsampled=[cls.name for cls, no_label in zip(classes, missing, strict=True) if no_label],
     )

@@ -27,12 +27,15 @@ from rsseg_cli.classes import IGNORE, Class
 from rsseg_cli.errors import RssegError
 from rsseg_cli.raster.connected_components import PatchNumbers, label_patches, sieve_patches
 from rsseg_cli.raster.creation_options import BLOCK
-from rsseg_cli.raster.pixel_size import ellipsoid_areas_m2, pixel_area_m2
+from rsseg_cli.raster.grid import Window
+from rsseg_cli.raster.pixel_size import PixelAreas
 
 STRIP_PIXELS = 2**23
 """Approximate number of pixels read at a time."""
 BATCH = 20_000
 """Number of polygons written at a time."""
+MEASURED_PIXELS = 2**20
+"""Approximate number of pixels whose areas are in memory at a time."""
 LAYER = "classes"
 """Name of the layer."""
 
@@ -45,18 +48,21 @@ class Patch:
         value: Class id.
         pixels: Number of pixels.
         confidence_sum: Sum of the confidence of the pixels, 0 to 1 each.
+        area_m2: Area on the ellipsoid in square metres; 0 in a map without known areas.
         pieces: Polygons in pixels of the map, one or more per strip.
     """
 
     value: int
     pixels: int = 0
     confidence_sum: float = 0.0
+    area_m2: float = 0.0
     pieces: list[BaseGeometry] = field(default_factory=list)
 
     def absorb(self, other: Patch) -> None:
         """Add another part of the same patch."""
         self.pixels += other.pixels
         self.confidence_sum += other.confidence_sum
+        self.area_m2 += other.area_m2
         self.pieces += other.pieces
 
     def union(self) -> BaseGeometry:
@@ -75,8 +81,8 @@ def write_polygons(
 ) -> int:
     """Write the patches of a class map as polygons into a GeoPackage, atomically.
 
-    The layer `classes` has class_id, class_name, area_m2 (in squared map units without a CRS in
-    known units), pixels, and mean_conf with a confidence map.
+    The layer `classes` has class_id, class_name, area_m2 (on the ellipsoid; not without a projected
+    or geographic CRS), pixels, and mean_conf with a confidence map.
 
     Args:
         source: The class map.
@@ -97,14 +103,17 @@ def write_polygons(
     draft = target.with_name(f".{target.name}.tmp.gpkg")
     with rasterio.open(source) as file:
         grid = _Grid.of(file)
+        areas = PixelAreas.of(file)
     names = {cls.id: cls.name for cls in classes}
-    patches = patches_of(source, confidence, sieve=sieve)
+    patches = patches_of(source, confidence, sieve=sieve, areas=areas)
     count = 0
     mode: Literal["w", "a"] = "w"
     try:
         batch = list(islice(patches, BATCH))
         while batch or mode == "w":  # a map without patches has an empty layer
             table = _table(batch, names, grid, simplify)
+            if areas is not None:
+                table.insert(2, "area_m2", np.array([patch.area_m2 for patch in batch], np.float64))
             if confidence is not None:
                 means = [patch.confidence_sum / patch.pixels for patch in batch]
                 table["mean_conf"] = np.array(means, np.float64)
@@ -133,7 +142,13 @@ def require_geopackage(target: Path) -> None:
         )
 
 
-def patches_of(source: Path, confidence: Path | None = None, *, sieve: int = 0) -> Iterator[Patch]:
+def patches_of(
+    source: Path,
+    confidence: Path | None = None,
+    *,
+    sieve: int = 0,
+    areas: PixelAreas | None = None,
+) -> Iterator[Patch]:
     """Yield the patches of a class map from top to bottom, without those of nodata."""
     with ExitStack() as stack:
         file = stack.enter_context(rasterio.open(source))
@@ -145,7 +160,7 @@ def patches_of(source: Path, confidence: Path | None = None, *, sieve: int = 0) 
             bottom = min(file.height, top + rows)
             values = _read_sieved(file, top, bottom, sieve)
             numbers, count = label_patches(values)
-            patches = _measure(values, numbers, count, confidence_file, top)
+            patches = _measure(values, numbers, count, confidence_file, top, areas)
             _add_pieces(patches, values, numbers, top)
             if above is not None:
                 patches = _join(open_patches, above, patches, (values[0], numbers[0]))
@@ -172,7 +187,12 @@ def _read_sieved(file: Any, top: int, bottom: int, sieve: int) -> NDArray[np.uin
 
 
 def _measure(
-    values: NDArray[np.uint8], numbers: PatchNumbers, count: int, confidence: Any, top: int
+    values: NDArray[np.uint8],
+    numbers: PatchNumbers,
+    count: int,
+    confidence: Any,
+    top: int,
+    areas: PixelAreas | None,
 ) -> dict[int, Patch]:
     """Return the patches of a strip without their outlines."""
     flat = numbers.ravel()
@@ -184,7 +204,15 @@ def _measure(
         window = FileWindow(0, top, values.shape[1], values.shape[0])
         weights = confidence.read(1, window=window) * confidence.scales[0]
         sums = np.bincount(flat, weights.ravel(), minlength=count)
-    rows = zip(classes.tolist(), pixels.tolist(), sums.tolist(), strict=True)
+    sizes: NDArray[Any] = np.zeros(count)
+    if areas is not None:
+        height, width = values.shape
+        step = max(1, MEASURED_PIXELS // width)
+        for first in range(0, height, step):
+            strip = Window(0, top + first, width, min(step, height - first))
+            part = numbers[first : first + step].ravel()
+            sizes += np.bincount(part, areas.within(strip).ravel(), minlength=count)
+    rows = zip(classes.tolist(), pixels.tolist(), sums.tolist(), sizes.tolist(), strict=True)
     return {number: Patch(*row) for number, row in enumerate(rows)}
 
 
@@ -251,33 +279,20 @@ class _Grid:
     Attributes:
         crs: CRS as text, if any.
         transform: Pixel corners to the CRS.
-        pixel_area: Area of a pixel in square metres; without a known unit, in units of the
-            transform; None for pixels in degrees.
     """
 
     crs: str | None
     transform: rasterio.Affine
-    pixel_area: float | None
 
     @classmethod
     def of(cls, file: Any) -> _Grid:
-        area = pixel_area_m2(file.crs, file.transform)
-        if area is None and not (file.crs and file.crs.is_geographic):
-            area = abs(file.transform.determinant)
-        return cls(file.crs.to_wkt() if file.crs else None, file.transform, area)
+        return cls(file.crs.to_wkt() if file.crs else None, file.transform)
 
     def to_crs(self, points: NDArray[Any]) -> NDArray[Any]:
         """Transform points (N, 2) from pixels to the CRS."""
         a, b, c, d, e, f = self.transform[:6]
         x, y = points.T
         return np.stack([a * x + b * y + c, d * x + e * y + f], 1)
-
-    def areas(self, patches: Sequence[Patch], outlines: NDArray[Any]) -> list[float]:
-        """Return the areas of patches in square metres; on the ellipsoid for a map in degrees."""
-        if self.pixel_area is not None:
-            return [patch.pixels * self.pixel_area for patch in patches]
-        assert self.crs is not None  # it is in degrees
-        return ellipsoid_areas_m2(outlines, self.crs)
 
 
 def _table(patches: Sequence[Patch], names: dict[int, str], grid: _Grid, simplify: float) -> Any:
@@ -286,7 +301,6 @@ def _table(patches: Sequence[Patch], names: dict[int, str], grid: _Grid, simplif
 
     outlines = shapely.simplify(np.array([patch.union() for patch in patches], object), 0)
     outlines = shapely.transform(outlines, grid.to_crs)
-    areas = grid.areas(patches, outlines)
     if simplify > 0:
         simpler = shapely.simplify(outlines, simplify)
         usable = shapely.is_valid(simpler) & ~shapely.is_empty(simpler)
@@ -294,7 +308,6 @@ def _table(patches: Sequence[Patch], names: dict[int, str], grid: _Grid, simplif
     columns = {
         "class_id": np.array([patch.value for patch in patches], np.int32),
         "class_name": [names.get(patch.value, "") for patch in patches],
-        "area_m2": np.array(areas, np.float64),
         "pixels": np.array([patch.pixels for patch in patches], np.int64),
     }
     return geopandas.GeoDataFrame(columns, geometry=outlines, crs=grid.crs)

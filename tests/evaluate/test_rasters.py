@@ -395,3 +395,25 @@ def test_ids_in_use(write_scene: WriteScene) -> None:
         classes_in_use(write_scene(np.full((1, 8, 8), 1000, np.uint16), "far.tif"))
     with pytest.raises(RssegError, match="float32"):
         classes_in_use(write_scene(np.zeros((1, 8, 8), np.float32), "soft.tif"))
+
+
+def test_class_areas_of_a_tall_map_are_those_on_the_ellipsoid(write_scene: WriteScene) -> None:
+    labels = np.repeat(np.array([[0], [1]], np.uint8), 100, 0).repeat(80, 1)
+    tall = {"crs": "EPSG:4326", "transform": rasterio.Affine(0.1, 0, 10, 0, -0.1, 60)}
+    truth = write_scene(to_ids(labels), "truth.tif", **tall)
+    made = write_scene(to_ids(labels), "map.tif", **tall)
+    area = evaluate_rasters(made, truth, CLASSES).scores().area
+    assert area is not None
+    assert area.hectares is not None
+    extents = [box(10, 50, 18, 60), box(10, 40, 18, 50)]
+    known = geopandas.GeoSeries(extents, crs="EPSG:4326").segmentize(0.1).to_crs("EPSG:6933").area
+    for row, size in zip(area.classes, known / 10_000, strict=False):
+        assert row.area.value * area.hectares == pytest.approx(size, rel=1e-3)
+
+
+def test_hectares_are_unknown_without_a_crs(write_scene: WriteScene) -> None:
+    truth = write_scene(to_ids(indices(1)), "truth.tif", crs=None)
+    made = write_scene(to_ids(indices(1)), "map.tif", crs=None)
+    area = evaluate_rasters(made, truth, CLASSES).scores().area
+    assert area is not None
+    assert area.hectares is None

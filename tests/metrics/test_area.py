@@ -82,7 +82,7 @@ def test_patches_are_resampled_points_are_not() -> None:
 
 def test_what_no_label_says_anything_about() -> None:
     counts = np.array([[5, 0, 0], [0, 1, 0], [0, 0, 0]])
-    found = estimate_area(CLASSES[:3], counts, np.array([50, 30, 20]), hectares=9.0)
+    found = estimate_area(CLASSES[:3], counts, np.array([50, 30, 20]))
     assert found.unsampled == ["stable forest"]
     assert sum(row.area.value for row in found.classes) == pytest.approx(1)
     assert found.classes[2].users is None

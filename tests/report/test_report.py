@@ -78,6 +78,8 @@ def scores() -> Scores:
     tenths = np.stack([north.counts, south.counts] * 5)
     units = Units("blocks", tenths)
     sums = tenths.sum(0)[:, :-1]
+    mapped = sums.sum(0) * 3
+    areas_m2 = mapped * (125_000 / mapped.sum())
     calibration = Calibration()
     calibration.update(np.array([0.35, 0.72, 0.95]), np.array([False, True, True]))
     total = replace(
@@ -86,7 +88,7 @@ def scores() -> Scores:
         scenes=parts,
         saliency=soft,
         intervals=intervals(units),
-        area=estimate_area(CLASSES, sums, sums.sum(0) * 3, units=units, hectares=12.5),
+        area=estimate_area(CLASSES, sums, mapped, units=units, areas_m2=areas_m2),
         calibration=calibration.reliability(),
     )
     return boundary.add_to(total)

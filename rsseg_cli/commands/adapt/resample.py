@@ -35,7 +35,7 @@ def resampled(opener: Opener, pair: Pair, gsd_m: float, folder: Path) -> Pair:
         raise RssegError(
             "the pixel size in metres is unknown",
             where=str(pair.image),
-            fix="a projected CRS (gdalwarp -t_srs), or no --gsd",
+            fix="a projected or geographic CRS, or no --gsd",
         )
     if pair.regions is not None or opener.reader.box or opener.reader.raw:
         raise RssegError(

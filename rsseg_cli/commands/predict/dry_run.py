@@ -21,6 +21,7 @@ from rsseg_cli.predict.outputs import Outputs
 from rsseg_cli.predict.pipeline import SceneTask, tile_too_large
 from rsseg_cli.predict.plan import MIB, Plan
 from rsseg_cli.raster.grid import Window
+from rsseg_cli.raster.pixel_size import pixel_size_m
 from rsseg_cli.raster.scene import Scene
 
 MAX_GSD_RATIO = 1.5
@@ -222,11 +223,8 @@ def _check_layout(scene: Scene) -> str | None:
 
 def _check_gsd(scene: Scene, bands: Bands) -> str | None:
     trained = bands.gsd_m
-    if trained is None or scene.crs is None or scene.crs.is_geographic:
-        return None
-    a, b, _, d, e, _ = scene.transform[:6]
-    size = abs(a * e - b * d) ** 0.5 * scene.crs.linear_units_factor[1]
-    if 1 / MAX_GSD_RATIO <= size / trained <= MAX_GSD_RATIO:
+    size = pixel_size_m(scene)
+    if trained is None or size is None or 1 / MAX_GSD_RATIO <= size / trained <= MAX_GSD_RATIO:
         return None
     return f"its pixels are {size:.3g} m wide, those of the training were {trained:.3g} m"
 

@@ -89,7 +89,7 @@ def _band(name: str) -> BandSpec:
 
 def ground_size_m(scene: Scene) -> float | None:
     """Return the pixel size in metres, rounded to 4 digits; None if it is unknown."""
-    size = pixel_size_m(scene.crs, scene.transform)
+    size = pixel_size_m(scene)
     return None if size is None else round(size, 4)
 
 
