@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from torch.nn import functional as F
 
 from rsseg_cli.classes import IGNORE
 from rsseg_cli.contract import Backbone, Bands, Features, Head, Method, Output, batch_shard
+from rsseg_cli.errors import UnreadableError
+from rsseg_cli.number_format import listed
 
 
 class Segmenter(nn.Module):
@@ -122,8 +125,20 @@ class Segmenter(nn.Module):
             state |= {f"rest.{name}": t for name, t in frozen if f"backbone.{name}" not in state}
         return state | {f"head.{name}": t for name, t in self.head.state_dict().items()}
 
-    def load_adapter_state(self, tensors: dict[str, Tensor]) -> None:
-        """Load the result of `adapter_state` into a newly built model."""
+    def load_adapter_state(self, tensors: dict[str, Tensor], *, where: str | Path = "") -> None:
+        """Load the result of `adapter_state` into a newly built model.
+
+        Args:
+            tensors: All tensors of the file, by name.
+            where: The file of the tensors, for messages.
+
+        Raises:
+            UnreadableError: A tensor is missing, unexpected or of another shape; the model is
+                unchanged.
+            RssegError: The model was trained with other weights of the method.
+        """
+        shapes: dict[str, Sequence[int]] = {n: t.shape for n, t in self.adapter_state().items()}
+        _check_tensors(tensors, shapes | self.method.trained_shapes(tensors), where)
         parts: dict[str, dict[str, Tensor]] = {"head": {}, "rest": {}, "method": {}}
         for name, tensor in tensors.items():
             prefix, _, name_in_part = name.partition(".")
@@ -132,11 +147,35 @@ class Segmenter(nn.Module):
             else:
                 parts["method"][name] = tensor
         self.head.load_state_dict(parts["head"])
-        # The trained tensors are missing on purpose, but an unexpected one is an error.
-        unexpected = self.backbone.load_state_dict(parts["rest"], strict=False).unexpected_keys
-        if unexpected:
-            raise KeyError(f"tensors of another backbone: {', '.join(unexpected[:4])}")
+        # The trained tensors of the backbone are among those of the method.
+        self.backbone.load_state_dict(parts["rest"], strict=False)
         self.method.load_adapter_state(parts["method"], self.backbone)
+
+
+def _check_tensors(
+    tensors: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], where: str | Path
+) -> None:
+    """Check that tensors have exactly these names and shapes."""
+    differences = {
+        "missing": [name for name in shapes if name not in tensors],
+        "unexpected": [name for name in tensors if name not in shapes],
+        "of another shape": [
+            name
+            for name, shape in shapes.items()
+            if name in tensors and tuple(tensors[name].shape) != tuple(shape)
+        ],
+    }
+    problems = [
+        f"{len(names):,} {problem} ({listed(names, 3)})"
+        for problem, names in differences.items()
+        if names
+    ]
+    if problems:
+        raise UnreadableError(
+            f"the tensors are not those of the model: {', '.join(problems)}",
+            where=str(where),
+            fix="an unchanged copy of the file, or fit the model again",
+        )
 
 
 def _select(features: Features, images: slice) -> Features:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from rsseg_cli.atomic_write import atomic_path, write_bytes, write_errors
-from rsseg_cli.classes import Class
 from rsseg_cli.commands.model import model_file
 from rsseg_cli.config import family
 from rsseg_cli.contract import Backbone, Bands
@@ -19,7 +18,7 @@ from rsseg_cli.find import find
 from rsseg_cli.metrics.scores import Scores
 from rsseg_cli.presets import to_yaml
 from rsseg_cli.report.model_card import Licence, ModelCard
-from rsseg_cli.training.checkpoint import load_model
+from rsseg_cli.training.checkpoint import load_model, model_classes
 
 UNNAMED = "not named"
 """Licence of data whose dataset.yaml does not name one."""
@@ -63,7 +62,7 @@ def export(model: Path, output: Path | None = None, *, overwrite: bool = False) 
     card = ModelCard(
         name=name,
         config=about["config"],
-        classes=[Class.from_json(entry) for entry in about["classes"]],
+        classes=model_classes(about, file),
         bands=Bands.model_validate(about["bands"]),
         sources=about["sources"],
         scores=Scores.from_json(score) if score and "classes" in score else None,

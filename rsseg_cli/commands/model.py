@@ -20,7 +20,7 @@ from rsseg_cli.number_format import counted
 from rsseg_cli.presets import Document
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.settings import Json
-from rsseg_cli.training.checkpoint import load_model
+from rsseg_cli.training.checkpoint import load_model, model_classes
 from rsseg_cli.training.run_folder import RunFolder
 
 RUNS = Path("runs")
@@ -105,7 +105,7 @@ def open_model(path: Path | None, *, weights: Path | None = None) -> LoadedModel
     if weights is not None:
         about["config"]["backbone"]["weights"] = str(weights)
     config = parse(Document(file, about["config"]))
-    classes = [Class.from_json(entry) for entry in about["classes"]]
+    classes = model_classes(about, file)
     model = build(config, Bands.model_validate(about["bands"]), len(classes))
     current = fingerprint(model.backbone)
     if model.backbone.weights_are_public and current != about["fingerprint"]:
@@ -114,7 +114,7 @@ def open_model(path: Path | None, *, weights: Path | None = None) -> LoadedModel
             where=f"{file} (fingerprint {about['fingerprint'][:12]}, now {current[:12]})",
             fix="the weights file of the fit: --weights FILE",
         )
-    model.load_adapter_state(tensors)
+    model.load_adapter_state(tensors, where=file)
     model.eval()
     return LoadedModel(file, model, config, classes, about)
 

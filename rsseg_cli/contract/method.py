@@ -153,8 +153,18 @@ class Method(nn.Module, Generic[StateT]):
                 tensors[name] = parameter.detach()
         return tensors
 
+    def trained_shapes(self, tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of those tensors of a model file that depend on the training.
+
+        All others have the shapes of a newly built method.
+        """
+        return {}
+
     def load_adapter_state(self, tensors: dict[str, Tensor], backbone: Backbone) -> None:
-        """Load the result of `adapter_state` into a newly built method and backbone."""
+        """Load the result of `adapter_state` into a newly built method and backbone.
+
+        `Segmenter.load_adapter_state` has checked the names and shapes of the tensors.
+        """
         state = {n.removeprefix("method."): t for n, t in tensors.items() if n[:7] == "method."}
         self.load_state_dict(state)
         trainable = dict(self.trainable_parameters(backbone))

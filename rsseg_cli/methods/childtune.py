@@ -6,7 +6,7 @@ step and multiplies gradients by mask / ratio, so that all elements change in th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -90,6 +90,10 @@ class ChildTune(Sparse):
         if self.config.form == "F":
             return Method.adapter_state(self, backbone)
         return super().adapter_state(backbone)
+
+    def trained_shapes(self, tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the selected elements; form F selects none."""
+        return super().trained_shapes(tensors) if self.config.form == "D" else {}
 
     def load_adapter_state(self, tensors: dict[str, Tensor], backbone: Backbone) -> None:
         """Load the result of `adapter_state`."""

@@ -12,7 +12,7 @@ import numpy as np
 import rasterio
 from rasterio.errors import RasterioError
 
-from rsseg_cli.classes import IGNORE, Class, default_color
+from rsseg_cli.classes import IGNORE, Class, classes_from_json, default_color
 from rsseg_cli.errors import RssegError, UnreadableError
 from rsseg_cli.number_format import counted, listed
 from rsseg_cli.raster.decode import Color
@@ -36,10 +36,17 @@ def _from_tag(path: str | PathLike[str]) -> list[Class]:
         return []
     try:
         with rasterio.open(path) as file:
-            classes = json.loads(file.tags().get(f"rsseg_{_TAG}", "[]"))
+            tag = file.tags().get(f"rsseg_{_TAG}")
     except RasterioError:
         return []  # reading the pixels raises the error
-    return [Class.from_json(entry) for entry in classes]
+    try:
+        return classes_from_json(json.loads(tag)) if tag else []
+    except ValueError as error:
+        raise UnreadableError(
+            f"the classes in the tag rsseg_{_TAG} cannot be read: {error}",
+            where=fspath(path),
+            fix="predict the map again",
+        ) from error
 
 
 def read_classes(path: str | PathLike[str]) -> list[Class]:
@@ -50,7 +57,7 @@ def read_classes(path: str | PathLike[str]) -> list[Class]:
     may hold only statistics, which programs that display a map store there.
 
     Raises:
-        UnreadableError: The sidecar is not XML.
+        UnreadableError: The sidecar is not XML, or the tag does not list classes.
     """
     sidecar = Path(f"{fspath(path)}.aux.xml")
     if not sidecar.is_file():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rsseg_cli.atomic_write import atomic_path, write_errors
+from rsseg_cli.classes import Class, classes_from_json
 from rsseg_cli.errors import RssegError, UnreadableError
 from rsseg_cli.settings import Json
 
@@ -79,6 +80,22 @@ def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             fix="pip install --upgrade rsseg-cli",
         )
     return tensors, metadata
+
+
+def model_classes(metadata: Mapping[str, Any], path: Path) -> list[Class]:
+    """Return the classes of a model file.
+
+    Raises:
+        UnreadableError: The metadata have no list of classes with valid, unique ids.
+    """
+    try:
+        return classes_from_json(metadata.get("classes"))
+    except ValueError as error:
+        raise UnreadableError(
+            f"the classes of {path.name} cannot be read: {error}",
+            where=str(path),
+            fix="an unchanged copy of the file, or fit the model again",
+        ) from error
 
 
 def save_resume(path: Path, state: dict[str, Any]) -> None:

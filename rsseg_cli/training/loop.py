@@ -291,7 +291,7 @@ class Trainer:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Load a resume state, perhaps from another device."""
-        self.job.model.load_adapter_state(state["model"])
+        self.job.model.load_adapter_state(state["model"], where=self.job.folder.resume)
         self.job.objective.restore(state["objective"])
         optimizer.restore(self.adam, state["optimizer"])
         if state["scaler"]:  # empty unless fp16

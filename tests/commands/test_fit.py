@@ -248,6 +248,25 @@ def test_a_damaged_state_is_said(
     assert "resume.pt is damaged" in call.err
 
 
+def test_a_state_is_complete_or_refused(
+    city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    interrupted(city, run, monkeypatch)
+    state = checkpoint.load_resume(run / "resume.pt")
+    name, tensor = state["model"].popitem()
+    checkpoint.save_resume(run / "resume.pt", state)
+    call = rsseg(*FIT[:-1], "4", "--src", city, "--output", run, "--resume")
+    assert call.code == 1
+    assert f"1 missing ({name})" in call.err
+    assert f"in: {run / 'resume.pt'}" in call.err
+    state["model"] |= {name: tensor, "zz": tensor}
+    checkpoint.save_resume(run / "resume.pt", state)
+    call = rsseg(*FIT[:-1], "4", "--src", city, "--output", run, "--resume")
+    assert call.code == 1
+    assert "1 unexpected (zz)" in call.err
+
+
 def refused(tmp_path: Path, *options: str | Path) -> str:
     """Return the error of a call of `fit` that is refused before it writes anything."""
     call = rsseg(*FIT, "--output", tmp_path / "run", *options)

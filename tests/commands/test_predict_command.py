@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import torch
 from numpy.typing import NDArray
 from runs import CLASSES, ground, rsseg, seen, write_city
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from scenes import NORTH_UP, ROTATED, random_samples, write_raster
 
@@ -300,6 +302,73 @@ def test_models_that_cannot_be_opened(here: Path, fitted: Path) -> None:
     (run / "model.safetensors").write_bytes(whole[: len(whole) // 2])
     assert "is not a model file" in said("run")
     assert "is not a model file" in said("a.tif")
+
+
+def contents(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Return the tensors and the raw metadata of a model file."""
+    with safe_open(path, framework="pt") as stream:
+        return load_file(path), stream.metadata()
+
+
+def refused_model(folder: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> str:
+    """Return the first line of the error of `predict` with a model file that is refused."""
+    save_file(tensors, folder / "changed.safetensors", metadata=metadata)
+    call = rsseg("predict", scene(folder / "a.tif"), "--model", folder / "changed.safetensors")
+    assert (call.code, call.out) == (1, "")
+    assert not (folder / "a.seg.tif").exists()
+    what, where, _ = call.err.splitlines()
+    assert where == f"   in: {folder / 'changed.safetensors'}"
+    return what
+
+
+def test_a_model_is_complete_or_refused(here: Path, fitted: Path) -> None:
+    tensors, metadata = contents(fitted / "model.safetensors")
+    backbone = [name for name in tensors if name.startswith("backbone.")]
+    assert len(backbone) > 3
+    cut = {name: tensor for name, tensor in tensors.items() if name not in backbone}
+    what = refused_model(here, cut, metadata)
+    assert f"{len(backbone)} missing (backbone." in what
+    assert what.endswith(", ...)")
+    assert what.count("backbone.") == 3
+
+    cut = {name: tensor for name, tensor in tensors.items() if name != backbone[-1]}
+    assert refused_model(here, cut, metadata).endswith(f": 1 missing ({backbone[-1]})")
+
+    foreign = tensors | {"zz": torch.zeros(1)}
+    assert refused_model(here, foreign, metadata).endswith(": 1 unexpected (zz)")
+
+    bent = tensors | {backbone[0]: torch.zeros(1, 2, 3)}
+    assert refused_model(here, bent, metadata).endswith(f": 1 of another shape ({backbone[0]})")
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"id": 255}, "not an id of 0 to 254"),
+        ({"id": 300}, "not an id of 0 to 254"),
+        ({"id": -1}, "not an id of 0 to 254"),
+        ({"id": 1.5}, "not an id of 0 to 254"),
+        ({"id": True}, "not an id of 0 to 254"),
+        ({"id": None}, "class ids are repeated: "),
+        ({"name": 3}, "a name"),
+        ({"color": [1, 2]}, "a color of three bytes"),
+        ({"color": [1, 2, 256]}, "a color of three bytes"),
+        ({"color": ["1", "2", "3"]}, "a color of three bytes"),
+    ],
+)
+def test_classes_of_a_model_are_valid(
+    here: Path, fitted: Path, change: dict[str, Any], problem: str
+) -> None:
+    tensors, metadata = contents(fitted / "model.safetensors")
+    about = json.loads(metadata["rsseg"])
+    if change == {"id": None}:
+        change = {"id": about["classes"][1]["id"]}
+    about["classes"][0] |= change
+    assert problem in refused_model(here, tensors, {"rsseg": json.dumps(about)})
+    del about["classes"]
+    assert "list of classes is missing" in refused_model(
+        here, tensors, {"rsseg": json.dumps(about)}
+    )
 
 
 def test_a_quicklook_that_cannot_be_written(here: Path, fitted: Path) -> None:

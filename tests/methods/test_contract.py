@@ -13,6 +13,7 @@ from torch import Tensor
 from rsseg_cli import presets
 from rsseg_cli.classes import IGNORE
 from rsseg_cli.contract import Backbone, Bands, Head, Method
+from rsseg_cli.errors import UnreadableError
 from rsseg_cli.find import find, names
 from rsseg_cli.segmenter import Segmenter
 from rsseg_cli.training import optimizer
@@ -138,6 +139,24 @@ def test_pack_and_unpack_into_a_new_model(method: str) -> None:
     other.load_adapter_state(packed)
     other.load_adapter_state(packed)  # absolute values: twice changes nothing
     assert torch.equal(model.eval().probabilities(image), other.eval().probabilities(image))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_incomplete_and_foreign_tensors_are_refused(method: str) -> None:
+    packed = make(method).adapter_state()
+    model = make(method, seed=5)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for name, tensor in packed.items():
+        rest = {other: value for other, value in packed.items() if other != name}
+        with pytest.raises(UnreadableError, match=re.escape(f"1 missing ({name})")):
+            model.load_adapter_state(rest)
+        with pytest.raises(UnreadableError, match="of another shape"):
+            model.load_adapter_state(packed | {name: tensor[None]})
+    for foreign in ("zz", "method.zz", "backbone.zz", "rest.zz", "head.zz"):
+        with pytest.raises(UnreadableError, match=re.escape(f"1 unexpected ({foreign})")):
+            model.load_adapter_state(packed | {foreign: torch.zeros(1)})
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]) or tensor.isnan().any()
 
 
 @pytest.mark.parametrize("method", METHODS)

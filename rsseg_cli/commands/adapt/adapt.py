@@ -27,7 +27,7 @@ from rsseg_cli.data.tiles.class_index import ClassIndex
 from rsseg_cli.data.tiles.domain_batches import JoinedTiles, ProbeTiles, TargetTiles
 from rsseg_cli.data.tiles.rare_class_sampling import RareClasses
 from rsseg_cli.data.tiles.tile_stream import Batch, TileStream
-from rsseg_cli.errors import RssegError
+from rsseg_cli.errors import RssegError, UnreadableError
 from rsseg_cli.number_format import counted
 from rsseg_cli.report.training_charts import draw_adaptation
 from rsseg_cli.segmenter import Segmenter
@@ -169,7 +169,7 @@ def _first_model(config: RunConfig, sources: Sources, loaded: LoadedModel | None
     model = build(config, loaded.model.bands, len(loaded.classes))
     try:
         model.load_adapter_state(loaded.model.adapter_state())
-    except (RuntimeError, KeyError) as error:
+    except UnreadableError as error:
         raise RssegError(
             "the weights of the model do not fit these settings of its method or head",
             where=loaded.name,

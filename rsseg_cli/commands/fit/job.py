@@ -116,7 +116,7 @@ def run(job: RunJob) -> FitReport:
 def _report(job: RunJob, result: TrainingResult) -> None:
     """Evaluate the best model tile by tile and write the report."""
     model = job.loop.model
-    model.load_adapter_state(load_model(job.folder.model)[0])
+    model.load_adapter_state(load_model(job.folder.model)[0], where=job.folder.model)
     extras = job.extras(result)
     validation = Validation.of(job.sources, job.tiles, job.precision, whole=True)
     evaluation = None

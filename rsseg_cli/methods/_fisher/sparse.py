@@ -10,7 +10,7 @@ too large.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -230,6 +230,11 @@ class Sparse(Method[State]):
         """Return the indices and values of the selected elements: eight bytes per element."""
         state = {f"method.{name}": tensor for name, tensor in self.state_dict().items()}
         return state | {"method.value": self._selected(self.candidates.detached())}
+
+    def trained_shapes(self, tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the indices and values: one of each per selected element."""
+        selected = int(tensors.get("method.counts", self.counts).sum())
+        return {"method.index": (selected,), "method.value": (selected,)}
 
     def load_adapter_state(self, tensors: dict[str, Tensor], backbone: Backbone) -> None:
         """Restore the selection, and write the values into the backbone."""
