@@ -127,6 +127,53 @@ def test_no_circle_inside_a_command(folder: str) -> None:
     assert not arrows, f"these files import each other in a circle: {sorted(arrows)}"
 
 
+def opens_text_of_the_locale(call: ast.Call) -> bool:
+    """Return whether a call reads or writes text without an encoding, hence that of the locale."""
+    if any(keyword.arg == "encoding" for keyword in call.keywords):
+        return False
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    if name in ("read_text", "write_text"):  # a path's take encodings after 0 and 1 arguments
+        return len(call.args) <= (name == "write_text")
+    if name not in ("open", "fdopen", "TextIOWrapper", "NamedTemporaryFile"):
+        return False
+    is_method = name == "open" and isinstance(call.func, ast.Attribute)
+    modes = [keyword.value for keyword in call.keywords if keyword.arg == "mode"]
+    modes += call.args[:1] if is_method else call.args[1:2]
+    if is_method and (call.args or call.keywords):  # else `Scene.open(path)` and the like
+        return any(re.fullmatch("'[rwaxt+]+'", ast.unparse(mode)) for mode in modes)
+    return not any(re.fullmatch("'[rwax+]*b[rwax+]*'", ast.unparse(mode)) for mode in modes)
+
+
+@pytest.mark.parametrize(
+    ("code", "is_flagged"),
+    [
+        ("path.read_text()", True),
+        ("path.read_text(encoding='utf-8')", False),
+        ("path.write_text(text)", True),
+        ("path.write_text(text, encoding='utf-8')", False),
+        ("path.open()", True),
+        ("path.open('a')", True),
+        ("path.open('rb')", False),
+        ("open(path)", True),
+        ("open(path, mode='w')", True),
+        ("open(path, 'wb')", False),
+        ("Scene.open(path)", False),
+        ("rasterio.open(path, 'w', driver='GTiff')", False),
+        ("scene.reopen()", False),
+    ],
+)
+def test_text_without_encoding_is_found(code: str, is_flagged: bool) -> None:
+    (call,) = (node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call))
+    assert opens_text_of_the_locale(call) == is_flagged
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_text_has_an_encoding(path: Path) -> None:
+    calls = [n for n in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(n, ast.Call)]
+    lines = [call.lineno for call in calls if opens_text_of_the_locale(call)]
+    assert not lines, f"{path.relative_to(PACKAGE)} opens text without encoding= in lines {lines}"
+
+
 def test_imported_packages_are_declared() -> None:
     project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
     declared = {

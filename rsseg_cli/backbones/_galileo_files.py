@@ -82,7 +82,7 @@ def read_statistics(encoder: Path) -> _galileo_bands.ChannelStatistics:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UnreadableError(
             f"Galileo's {path.name} cannot be read: {error}",

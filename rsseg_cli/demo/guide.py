@@ -116,7 +116,7 @@ def run(
     predict(
         PredictOptions(
             scenes=(str(scene),),
-            output=target,
+            output=str(target),
             model=model,
             device=device,
             overwrite=overwrite,

@@ -75,7 +75,7 @@ def read_resume_state(path: Path) -> ResumeState | None:
     if not file.is_file():
         return None
     try:
-        state = json.loads(file.read_text())
+        state = json.loads(file.read_text(encoding="utf-8"))
         parts = tuple(Window(*numbers) for numbers in state["parts"])
         return ResumeState(parts, state["batch"], state["dependencies"])
     except (ValueError, KeyError, TypeError) as error:

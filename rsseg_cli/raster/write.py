@@ -100,7 +100,7 @@ class MapWriter(PartWriter):
         with self._write_errors():
             source, draft = self._folder / "map.vrt", self._folder / DRAFT
             parts = [(self._part_path(n).name, part) for n, part in enumerate(self.parts)]
-            source.write_text(build_vrt(self.grid, self.style, parts))
+            source.write_text(build_vrt(self.grid, self.style, parts), encoding="utf-8")
             small = self.grid.width * self.grid.height <= THREADED_PX
             options = self._creation.to_gdal(classes=bool(self.style.classes))
             with rasterio.Env(GDAL_NUM_THREADS="ALL_CPUS" if small else "1"):
@@ -108,7 +108,7 @@ class MapWriter(PartWriter):
                 require_all_blocks(draft)
             self._sidecars = self._describe(draft)
             for name, text in self._sidecars.items():
-                (self._folder / name).write_text(text)
+                (self._folder / name).write_text(text, encoding="utf-8")
         return draft
 
     def publish(self) -> list[Path]:
@@ -123,7 +123,7 @@ class MapWriter(PartWriter):
     def _describe(self, draft: Path) -> dict[str, str]:
         """Return the texts of the sidecars by file name."""
         pam = draft.with_name(f"{draft.name}.aux.xml")
-        existing = pam.read_text() if pam.is_file() else None
+        existing = pam.read_text(encoding="utf-8") if pam.is_file() else None
         name, classes = self.path.name, self.style.classes
         if not classes:
             return {f"{name}.aux.xml": existing} if existing else {}

@@ -61,7 +61,7 @@ def test_thirty_two_bands(tmp_path: Path) -> None:
     fitted = run(prepare_fit(config, FitOptions(output=tmp_path / "run", quiet=True)))
     scene, target = data / "images" / "a.tif", tmp_path / "a.seg.tif"
     model = Path(fitted.model)
-    predict(PredictOptions(scenes=(str(scene),), output=target, model=model, quiet=True))
+    predict(PredictOptions(scenes=(str(scene),), output=str(target), model=model, quiet=True))
     with rasterio.open(target) as made, rasterio.open(scene) as given:
         assert made.shape == given.shape
         assert made.transform == given.transform

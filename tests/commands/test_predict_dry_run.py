@@ -351,7 +351,7 @@ CHANGED: dict[str, Any] = {
     "soft": False,
     "confidence": "max",
     "reject": 0.5,
-    "polygons": Path("a.gpkg"),
+    "polygons": "a.gpkg",
     "sieve": 3,
     "simplify": 1.0,
     "format": "GTiff",

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
 
 import geopandas
 import numpy as np
@@ -13,6 +18,9 @@ import rasterio
 from rio_cogeo.cogeo import cog_validate
 from runs import ground, rsseg, seen
 from scenes import write_raster
+
+from rsseg_cli.raster.creation_options import check_creation_options
+from rsseg_cli.training.checkpoint import load_model, save_model
 
 
 @pytest.fixture
@@ -95,6 +103,70 @@ def test_formats_and_creation_options(scene: Path, fitted: Path, tmp_path: Path)
     np.testing.assert_array_equal(read(tmp_path / "COG.tif"), read(tmp_path / "GTiff.tif"))
 
 
+@pytest.mark.parametrize("driver", ["COG", "GTiff"])
+@pytest.mark.parametrize(
+    "options",
+    [{"COMPRESS": "LERC"}, {"COMPRESS": "DEFLATE", "PREDICTOR": "2"}, {"NBITS": "8"}],
+    ids=lambda options: " ".join(options.values()),
+)
+def test_lossless_creation_options_are_accepted(driver: str, options: dict[str, str]) -> None:
+    check_creation_options(driver, options)
+
+
+@pytest.mark.parametrize("slash", ["/", "//"])
+def test_a_name_with_a_slash_is_a_folder(
+    scene: Path, fitted: Path, tmp_path: Path, slash: str
+) -> None:
+    maps, polygons = tmp_path / "v1.0", tmp_path / "v1.0.gpkg"
+    call = rsseg(
+        "predict", scene, "--model", fitted, "-o", f"{maps}{slash}", "--polygons",
+        f"{polygons}{slash}", "--device", "cpu",
+    )  # fmt: skip
+    assert call.code == 0, call.err
+    assert call.out.split() == [str(maps / "scene.seg.tif")]
+    assert (maps / "scene.seg.tif").is_file()
+    assert (polygons / "scene.gpkg").is_file()
+
+
+NAMES = {"water": "Gewässer ü", "forest": "森林"}
+
+
+@pytest.fixture
+def renamed(fitted: Path, tmp_path: Path) -> Path:
+    """Return a model file whose classes have names beyond ASCII."""
+    tensors, metadata = load_model(fitted / "model.safetensors")
+    for cls in metadata["classes"]:
+        cls["name"] = NAMES.get(cls["name"], cls["name"])
+    path = tmp_path / "renamed.safetensors"
+    save_model(path, tensors, metadata)
+    return path
+
+
+def test_files_are_utf8_in_every_locale(scene: Path, renamed: Path, tmp_path: Path) -> None:
+    ascii_only = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+    def run(*words: object) -> Any:
+        done = subprocess.run(
+            [sys.executable, "-m", "rsseg_cli", *map(str, words), "--json"],
+            env=ascii_only, capture_output=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr.decode()
+        return json.loads(done.stdout)
+
+    out = tmp_path / "map.tif"
+    run("predict", scene, "--model", renamed, "-o", out, "--probabilities", "--device", "cpu")
+    sidecar, style = Path(f"{out}.aux.xml"), out.with_suffix(".qml")
+    names = [*NAMES.values(), "town"]
+    rows = ElementTree.parse(sidecar).iterfind(".//Row")
+    assert [row.findtext("F[2]") for row in rows] == names
+    entries = ElementTree.parse(style).iter("paletteEntry")
+    assert [entry.get("label") for entry in entries] == names
+    with rasterio.open(tmp_path / "map.prob.tif") as file:
+        assert list(file.descriptions) == names
+    report = run("evaluate", out, out)
+    assert [row["name"] for row in report["classes"]] == names
+
+
 def test_reject_leaves_unsure_pixels_out(scene: Path, fitted: Path, tmp_path: Path) -> None:
     out = tmp_path / "map.tif"
     call = rsseg(
@@ -141,6 +213,16 @@ def test_turned_scene_gives_the_turned_map(
         (["--sieve", "9"], 1, "--sieve does nothing without --polygons"),
         (["--simplify", "9"], 1, "--simplify does nothing without --polygons"),
         (["--co", "COMPRESS=NONSENSE"], 1, "does not accept these"),
+        (["--co", "COMPRESS=JPEG"], 1, r"does not accept these .*JPEG.*palette"),
+        (["--co", "COMPRESS=WEBP"], 1, r"does not accept these .*bands"),
+        (["--co", "TARGET_SRS=EPSG:3857"], 1, "does not accept these"),
+        (["--co", "COMPRESS=LERC", "--co", "MAX_Z_ERROR=1"], 1, "change class ids"),
+        (["--format", "GTiff", "--co", "NBITS=4"], 1, "change class ids"),
+        (
+            ["--format", "GTiff", "--co", "COMPRESS=LERC", "--co", "MAX_Z_ERROR=100"],
+            1,
+            "change class ids",
+        ),
     ],
 )
 def test_wrong_wishes_are_refused(

@@ -290,5 +290,5 @@ def _write_dataset(root: Path) -> Path:
         ],
         "classes": [{"id": k, "name": f"class {k}", "color": [k, 0, 0]} for k in range(CLASSES)],
     }
-    (root / "dataset.yaml").write_text(presets.to_yaml(spec))
+    (root / "dataset.yaml").write_text(presets.to_yaml(spec), encoding="utf-8")
     return root

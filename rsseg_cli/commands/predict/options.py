@@ -49,9 +49,11 @@ class PredictOptions(
     bbox_crs: str | None = option(
         None, "CRS of --bbox.", DATA, metavar="CRS", show_default="scene's"
     )
-    output: Path | None = option(
-        None, "File for one scene, or folder.", OUTPUT, "-o", show_default="SCENE.seg.tif"
-    )
+    # Texts: a path drops the slash that marks a folder.
+    output: str | None = option(
+        None, "File for one scene, or folder.", OUTPUT, "-o",
+        metavar="PATH", show_default="SCENE.seg.tif",
+    )  # fmt: skip
     probabilities: bool = option(False, "Also SCENE.prob.tif, class probabilities.", OUTPUT)
     confidence: Confidence | None = option(None, "Also SCENE.conf.tif, from 0 to 1.", OUTPUT)
     soft: bool = option(
@@ -61,7 +63,9 @@ class PredictOptions(
     reject: float | None = option(
         None, "Write nodata where the class probability is lower.", OUTPUT, min=0.0, max=1.0
     )
-    polygons: Path | None = option(None, "Also polygons: .gpkg file, or folder.", OUTPUT)
+    polygons: str | None = option(
+        None, "Also polygons: .gpkg file, or folder.", OUTPUT, metavar="PATH"
+    )
     sieve: int = option(
         0, "Merge polygons of fewer pixels into a neighbour.", OUTPUT, min=0, max=10_000
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections import Counter
@@ -135,27 +136,30 @@ class OutputPaths:
 
 
 def choose_outputs(
-    scenes: Sequence[str], output: Path | None, polygons: Path | None
+    scenes: Sequence[str], output: str | None, polygons: str | None
 ) -> list[OutputPaths]:
     """Choose the output paths of each scene.
 
     Args:
         scenes: The scenes.
-        output: A file for one scene, else a folder; the working directory when None.
+        output: A file for one scene, else a folder; the working directory when None. A name that
+            ends with a slash is a folder.
         polygons: Likewise for polygons; no polygons when None.
 
     Raises:
         RssegError: Two scenes would have the same map, or polygons another format.
     """
 
-    def path(scene: str, output: Path, suffix: str) -> Path:
-        if len(scenes) == 1 and output.suffix and not output.is_dir():
-            return output
-        return output / f"{Path(scene).stem}{suffix}"
+    def path(scene: str, output: str, suffix: str) -> Path:
+        target = Path(output)
+        is_folder = output.endswith(("/", os.sep)) or target.is_dir() or not target.suffix
+        if len(scenes) == 1 and not is_folder:
+            return target
+        return target / f"{Path(scene).stem}{suffix}"
 
     outputs = [
         OutputPaths(
-            path(scene, output or Path(), MAP_SUFFIX),
+            path(scene, output or ".", MAP_SUFFIX),
             None if polygons is None else path(scene, polygons, ".gpkg"),
         )
         for scene in scenes
