@@ -152,6 +152,8 @@ def _publish(task: SceneTask, writers: Sequence[MapWriter]) -> None:
     for layer, writer in layers:
         return_memory()
         drafts[layer.kind] = writer.assemble()
+    for writer in writers:
+        writer.check_outputs()  # another process may have written them meanwhile
     polygons = task.outputs.polygons
     if polygons is not None:
         write_polygons(

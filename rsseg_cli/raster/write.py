@@ -6,20 +6,23 @@ to the output, which is then renamed. (A COG that is written directly is held in
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
-
-import rasterio
-import rasterio.shutil
-
-from rsseg_cli.errors import OutputExistsError, RssegError
+from rsseg_cli.errors import OutputExistsError
+from rsseg_cli.errors import RssegError
 from rsseg_cli.raster import sidecars
 from rsseg_cli.raster.creation_options import CreationOptions
-from rsseg_cli.raster.map_style import MapGrid, MapStyle
+from rsseg_cli.raster.map_style import MapGrid
+from rsseg_cli.raster.map_style import MapStyle
 from rsseg_cli.raster.part_writer import PartWriter
-from rsseg_cli.raster.parts import build_vrt, require_all_blocks
-from rsseg_cli.raster.resume_state import ResumeState, read_resume_state, wait_for
+from rsseg_cli.raster.parts import build_vrt
+from rsseg_cli.raster.parts import require_all_blocks
+from rsseg_cli.raster.resume_state import ResumeState
+from rsseg_cli.raster.resume_state import read_resume_state
+from rsseg_cli.raster.resume_state import wait_for
+import json
+import rasterio
+import rasterio.shutil
+import shutil
 
 DRAFT = "map.tif"
 """File name of the assembled map in the folder of its parts."""
@@ -39,12 +42,12 @@ class MapWriter(PartWriter):
         style: Meaning of its values.
         state: Parts of the map, and the values that it depends on.
         creation: Format of the file; by default a COG.
-        overwrite: Replace an existing map.
+        overwrite: Replace an existing map and its sidecars.
         resume: Continue after the parts of an earlier run with the same state.
         keep: Keep the finished parts on exit after an exception, for `resume`.
 
     Raises:
-        OutputExistsError: The map exists and `overwrite` is off.
+        OutputExistsError: The map or a sidecar exists and `overwrite` is off.
         RssegError: The folder cannot be written, or the parts belong to another run.
     """
 
@@ -60,7 +63,9 @@ class MapWriter(PartWriter):
         resume: bool = False,
         keep: bool = False,
     ) -> None:
-        check_output_path(path, overwrite)
+        self._outputs = [path, *sidecar_paths(path, classes=bool(style.classes))]
+        self._overwrite = overwrite
+        self.check_outputs()
         self.grid, self.style = grid, style
         self._creation = creation or CreationOptions()
         self._resume, self._keep = resume, keep
@@ -81,6 +86,15 @@ class MapWriter(PartWriter):
         self.find_finished()
         if not (self._keep and kind is not None and self.finished):
             shutil.rmtree(self._folder, ignore_errors=True)
+
+    def check_outputs(self) -> None:
+        """Check that neither the map nor a sidecar would be replaced, unless `overwrite` is set.
+
+        Raises:
+            OutputExistsError: One of them exists.
+        """
+        for path in self._outputs:
+            check_output_path(path, self._overwrite)
 
     def discard_parts(self) -> None:
         """Remove the finished parts on exit, even with `keep`."""
@@ -124,22 +138,31 @@ class MapWriter(PartWriter):
         """Return the texts of the sidecars by file name."""
         pam = draft.with_name(f"{draft.name}.aux.xml")
         existing = pam.read_text(encoding="utf-8") if pam.is_file() else None
-        name, classes = self.path.name, self.style.classes
+        names, classes = [path.name for path in self._outputs[1:]], self.style.classes
         if not classes:
-            return {f"{name}.aux.xml": existing} if existing else {}
-        item = sidecars.stac_item(name, self.grid, self.style)
-        return {
-            f"{name}.aux.xml": sidecars.pam_sidecar(classes, existing),
-            f"{self.path.stem}.qml": sidecars.qgis_style(classes),
-            f"{self.path.stem}.json": json.dumps(item, indent=2),
-        }
+            return {names[0]: existing} if existing else {}
+        item = sidecars.stac_item(self.path.name, self.grid, self.style)
+        texts = (
+            sidecars.pam_sidecar(classes, existing),
+            sidecars.qgis_style(classes),
+            json.dumps(item, indent=2),
+        )
+        return dict(zip(names, texts, strict=True))
+
+
+def sidecar_paths(path: Path, *, classes: bool) -> list[Path]:
+    """List the sidecars of a map: its metadata and, with classes, its style and STAC item."""
+    names = [f"{path.name}.aux.xml"]
+    if classes:
+        names += [f"{path.stem}.qml", f"{path.stem}.json"]
+    return [path.with_name(name) for name in names]
 
 
 def check_output_path(path: Path, overwrite: bool) -> None:
-    """Check that a map does not exist, or may be replaced.
+    """Check that a file does not exist, or may be replaced.
 
     Raises:
-        OutputExistsError: The map exists and `overwrite` is off.
+        OutputExistsError: The file exists and `overwrite` is off.
         RssegError: The path is a folder.
     """
     if path.is_dir():

@@ -21,6 +21,11 @@ from rsseg_cli.report.score_tables import confusion_table, csv_table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+FILES = ("report.html", "report.md", "report.json", "report.csv", "confusion.csv")
+"""File names of a report, beside its pictures."""
+PICTURES = "pictures"
+"""Folder of the pictures in that of a report."""
+
 
 @dataclass
 class Report:
@@ -109,14 +114,20 @@ class Report:
         }
 
 
+def existing_files(folder: Path) -> list[Path]:
+    """List the files of an earlier report in a folder; all its pictures count as such."""
+    files = [folder / name for name in FILES]
+    return [*filter(Path.exists, files), *sorted((folder / PICTURES).glob("*.png"))]
+
+
 def _file_names(pictures: Mapping[str, bytes]) -> dict[str, str]:
     """Return a unique file name for each caption."""
     names: dict[str, str] = {}
     for caption in pictures:
         stem = re.sub(r"[^a-z0-9]+", "-", caption.lower()).strip("-")[:60] or "picture"
-        number, name = 1, f"pictures/{stem}.png"
+        number, name = 1, f"{PICTURES}/{stem}.png"
         while name in names.values():
-            number, name = number + 1, f"pictures/{stem}-{number + 1}.png"
+            number, name = number + 1, f"{PICTURES}/{stem}-{number + 1}.png"
         names[caption] = name
     return names
 

@@ -71,6 +71,20 @@ def test_reports_are_written(city: Path, mapped: Path, tmp_path: Path) -> None:
     assert written["miou"] == call.document["miou"]
 
 
+def test_reports_are_not_replaced_unasked(city: Path, mapped: Path, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    page.write_text("mine")
+    arguments = ["evaluate", mapped, city / "labels" / "a.tif", "--report", tmp_path]
+    call = rsseg(*arguments)
+    assert call.code == 1
+    assert f"in: {page}" in call.err
+    assert "--overwrite" in call.err
+    assert {path.name for path in tmp_path.iterdir()} == {"report.html"}
+    assert page.read_text() == "mine"
+    assert rsseg(*arguments, "--overwrite").code == 0
+    assert page.read_text() != "mine"
+
+
 @pytest.mark.parametrize("place", ["file", "file/below", "/proc/report"])
 def test_reports_that_cannot_be_written(
     city: Path, mapped: Path, tmp_path: Path, place: str

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import time
+from numpy.typing import NDArray
 from pathlib import Path
+from rsseg_cli.raster.class_names import read_classes
+from runs import CLASSES
+from runs import ground
+from runs import rsseg
+from runs import seen
+from runs import write_city
+from safetensors import safe_open
+from safetensors.torch import load_file
+from safetensors.torch import save_file
+from scenes import NORTH_UP
+from scenes import ROTATED
+from scenes import random_samples
+from scenes import write_raster
 from typing import Any
-
+import json
 import numpy as np
+import os
 import pytest
 import rasterio
+import rasterio.shutil
+import shutil
+import time
 import torch
-from numpy.typing import NDArray
-from runs import CLASSES, ground, rsseg, seen, write_city
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from scenes import NORTH_UP, ROTATED, random_samples, write_raster
-
-from rsseg_cli.raster.class_names import read_classes
 
 LABELS = ground(70, 83, seed=5)
 
@@ -152,8 +159,55 @@ def test_no_map_takes_the_place_of_a_scene(here: Path, fitted: Path, arguments: 
     for allowed in ("--overwrite", "--resume"):
         call = rsseg("predict", *named, "--model", fitted, allowed)
         assert call.code == 1
-        assert "a map would replace a scene" in call.err
+        assert "an output would replace an input" in call.err
         assert {path: path.read_bytes() for path in here.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["v.vrt", "-o", "a.tif"],
+        ["nested.vrt", "-o", "a.tif"],
+        ["v.vrt", "-o", "link.tif"],
+        ["v.vrt", "-o", "a.tif.ovr"],
+        ["v.vrt", "-o", "a.tif.msk"],
+        ["a.tif", "-o", "a.tif.aux.xml"],
+        ["a.tif", "-o", "model.safetensors"],
+        ["a.tif", "-o", "area.tif", "--aoi", "area.json"],
+    ],
+)
+def test_no_output_replaces_an_input(here: Path, fitted: Path, arguments: list[str]) -> None:
+    scene(here / "a.tif")
+    rasterio.shutil.copy("a.tif", "v.vrt", driver="VRT")
+    rasterio.shutil.copy("v.vrt", "nested.vrt", driver="VRT")
+    (here / "link.tif").symlink_to("a.tif")
+    for name in ("a.tif.ovr", "a.tif.msk", "a.tif.aux.xml", "area.json"):
+        (here / name).write_text("mine")
+    shutil.copy(fitted / "model.safetensors", here)
+    before = {path: path.read_bytes() for path in here.iterdir()}
+    call = rsseg("predict", *arguments, "--model", "model.safetensors", "--overwrite")
+    assert call.code == 1
+    assert "an output would replace an input" in call.err
+    assert {path: path.read_bytes() for path in here.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["a.seg.qml", "a.seg.json", "a.seg.png", "a.seg.tif.aux.xml"])
+def test_sidecars_are_outputs(here: Path, fitted: Path, name: str) -> None:
+    scene(here / "a.tif")
+    (here / name).write_text("mine")
+    for options in ([], ["--resume"]):
+        call = rsseg("predict", "a.tif", "--model", fitted, *options)
+        assert call.code == 1
+        assert f"in: {name}" in call.err
+        assert files(here) == {"a.tif", name}
+        assert (here / name).read_text() == "mine"
+
+
+def test_own_sidecars_do_not_stop_a_resumed_run(here: Path, fitted: Path) -> None:
+    scene(here / "a.tif")
+    assert rsseg("predict", "a.tif", "--model", fitted).code == 0
+    again = rsseg("predict", "a.tif", "--model", fitted, "--resume")
+    assert again.code == 0, again.err
 
 
 def test_texts_of_another_file_are_not_replaced(here: Path, fitted: Path) -> None:
@@ -374,7 +428,7 @@ def test_classes_of_a_model_are_valid(
 def test_a_quicklook_that_cannot_be_written(here: Path, fitted: Path) -> None:
     scene(here / "a.tif")
     (here / "a.seg.png").mkdir()
-    call = rsseg("predict", "a.tif", "--model", fitted)
+    call = rsseg("predict", "a.tif", "--model", fitted, "--overwrite")
     assert call.code == 1
     assert "the quicklook cannot be written" in call.err
     assert ".a.seg.png.part" not in files(here)

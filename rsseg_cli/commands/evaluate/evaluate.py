@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from rsseg_cli.commands.evaluate.experiment import ExperimentReport, evaluate_experiment
+from rsseg_cli import distributed
+from rsseg_cli.commands.evaluate.experiment import (
+    ExperimentReport,
+    evaluate_experiment,
+    existing_experiment_files,
+)
 from rsseg_cli.commands.evaluate.model_evaluation import evaluate_model
 from rsseg_cli.commands.evaluate.options import EvaluateOptions
 from rsseg_cli.commands.fit.run_report import versions
+from rsseg_cli.errors import OutputExistsError
 from rsseg_cli.evaluate.rasters import evaluate_rasters
 from rsseg_cli.evaluate.reference import read_class_list
 from rsseg_cli.report.map_figure import quicklook
-from rsseg_cli.report.report import Report
+from rsseg_cli.report.report import Report, existing_files
 
 
 def evaluate(options: EvaluateOptions) -> Report | ExperimentReport:
@@ -20,11 +27,27 @@ def evaluate(options: EvaluateOptions) -> Report | ExperimentReport:
     Several processes share the scenes of a model's datasets; only rank 0 returns all scores.
 
     Raises:
+        OutputExistsError: The folder holds a report and `overwrite` is off.
         RssegError: The inputs do not fit together.
     """
+    with distributed.raise_together():
+        if distributed.is_main() and options.report is not None and not options.overwrite:
+            _refuse_replacing(options.report, options.experiment)
     if options.experiment is not None:
         return evaluate_experiment(options, options.experiment)
     return evaluate_model(options) if options.on else evaluate_map(options)
+
+
+def _refuse_replacing(folder: Path, experiment: str | None) -> None:
+    """Raise an OutputExistsError if the folder holds files of a report."""
+    if experiment is None:
+        files = existing_files(folder)
+    else:
+        files = existing_experiment_files(folder, experiment)
+    if files:
+        raise OutputExistsError(
+            "the report already exists", where=str(files[0]), fix="--overwrite, or another --report"
+        )
 
 
 def evaluate_map(options: EvaluateOptions) -> Report:

@@ -20,8 +20,11 @@ from rsseg_cli.commands.model import RUNS
 from rsseg_cli.data.source import Source
 from rsseg_cli.errors import UnreadableError, unknown
 from rsseg_cli.number_format import percent, signed_percent
-from rsseg_cli.report.report import Report
+from rsseg_cli.report.report import Report, existing_files
 from rsseg_cli.settings import Strict
+
+SUMMARY = "experiment.json"
+"""File name of the scores of all targets."""
 
 
 class PublishedRow(Strict):
@@ -203,7 +206,14 @@ class ExperimentReport:
             report.write(folder / name)
         folder.mkdir(parents=True, exist_ok=True)
         document = json.dumps(self.to_json(), indent=1) + "\n"
-        (folder / "experiment.json").write_text(document, encoding="utf-8")
+        (folder / SUMMARY).write_text(document, encoding="utf-8")
+
+
+def existing_experiment_files(folder: Path, name: str) -> list[Path]:
+    """List the files that an earlier report of an experiment has written into a folder."""
+    targets = ExperimentRow.find(name).experiment.targets
+    files = [file for target in targets for file in existing_files(folder / target)]
+    return [*filter(Path.exists, [folder / SUMMARY]), *files]
 
 
 def evaluate_experiment(options: EvaluateOptions, name: str) -> ExperimentReport:

@@ -14,6 +14,7 @@ from rsseg_cli.commands.options import (
     DataRootOption,
     ExperimentOption,
     OverlapOption,
+    OverwriteOption,
     ProgressOptions,
     WeightsOption,
     argument,
@@ -26,7 +27,13 @@ from rsseg_cli.errors import RssegError
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(
-    ClassMapOption, DataRootOption, OverlapOption, ProgressOptions, WeightsOption, ExperimentOption
+    ClassMapOption,
+    DataRootOption,
+    OverlapOption,
+    OverwriteOption,
+    ProgressOptions,
+    WeightsOption,
+    ExperimentOption,
 ):
     """Options of `rsseg evaluate`: of a map, of a model on datasets, or of an experiment.
 
@@ -61,6 +68,8 @@ class EvaluateOptions(
     )
 
     def __post_init__(self) -> None:
+        if self.report is None:
+            require_unused({"--overwrite": self.overwrite}, "without --report")
         of_map = {
             "--field": self.field,
             "--align": self.align,

@@ -55,16 +55,6 @@ def parse_creation_options(options: PredictOptions) -> dict[str, str]:
     return creation_options
 
 
-def map_suffixes(options: PredictOptions) -> list[str]:
-    """List the suffixes of the maps beside the class map, except for the soft map."""
-    suffixes = [f".{name}.tif" for name in options.explain]
-    if options.probabilities:
-        suffixes.append(PROBABILITY_SUFFIX)
-    if options.confidence is not None:
-        suffixes.append(CONFIDENCE_SUFFIX)
-    return suffixes
-
-
 def scene_outputs(
     options: PredictOptions,
     paths: OutputPaths,

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import re
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from glob import glob, has_magic
+from glob import glob
+from glob import has_magic
 from pathlib import Path
-
 from rsseg_cli.atomic_write import write_errors
 from rsseg_cli.commands.predict.provenance import is_map
 from rsseg_cli.data.spec.layout import RASTER_SUFFIXES
 from rsseg_cli.errors import RssegError
 from rsseg_cli.raster.polygonize import require_geopackage
-from rsseg_cli.raster.resume_state import parts_folder
-from rsseg_cli.raster.write import check_output_path
+import os
+import re
+import sys
 
 MAP_SUFFIX, PROBABILITY_SUFFIX = ".seg.tif", ".prob.tif"
 SOFT_SUFFIX, CONFIDENCE_SUFFIX = ".soft.tif", ".conf.tif"
@@ -112,23 +110,6 @@ class OutputPaths:
         """Return the path of another map of the same scene."""
         return self.stem.with_name(self.stem.name + suffix)
 
-    @property
-    def begun(self) -> bool:
-        """Whether the map exists, finished or unfinished."""
-        return self.map.exists() or parts_folder(self.map).exists()
-
-    def files(self, suffixes: Sequence[str]) -> list[Path]:
-        """List the class map, the polygons and the maps with these suffixes."""
-        polygons = [] if self.polygons is None else [self.polygons]
-        return [self.map, *polygons, *map(self.with_suffix, suffixes)]
-
-    @property
-    def sidecars(self) -> tuple[Path, ...]:
-        """Sidecars of a map named by the user, which other files may have the names of."""
-        if self.map.name.endswith(MAP_SUFFIX):
-            return ()
-        return self.map.with_suffix(".qml"), self.map.with_suffix(".json")
-
     def quicklook(self, path: Path) -> Path:
         """Return the path of a map's quicklook, which is never that of a scene."""
         path = self.with_suffix(MAP_SUFFIX) if path == self.map else path
@@ -186,24 +167,6 @@ def create_folders(outputs: Sequence[OutputPaths]) -> None:
         RssegError: One cannot be created.
     """
     for paths in outputs:
-        for path in paths.files(()):
+        for path in filter(None, (paths.map, paths.polygons)):
             with write_errors("the folder", path.parent, fix="another -o"):
                 path.parent.mkdir(parents=True, exist_ok=True)
-
-
-def refuse_replacing(outputs: Sequence[OutputPaths], suffixes: Sequence[str]) -> None:
-    """Raise an OutputExistsError if a file would be replaced."""
-    for paths in outputs:
-        for path in (*paths.files(suffixes), *paths.sidecars):
-            check_output_path(path, overwrite=False)
-
-
-def refuse_scenes(
-    scenes: Sequence[str], outputs: Sequence[OutputPaths], suffixes: Sequence[str]
-) -> None:
-    """Raise an RssegError if a map would replace a scene, even with `overwrite`."""
-    inputs = {Path(scene).resolve() for scene in scenes}
-    for paths in outputs:
-        for path in paths.files(suffixes):
-            if path.resolve() in inputs:
-                raise RssegError("a map would replace a scene", where=str(path), fix="another -o")

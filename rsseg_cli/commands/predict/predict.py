@@ -10,7 +10,8 @@ from rsseg_cli.commands.options import parse_bands
 from rsseg_cli.commands.predict import paths
 from rsseg_cli.commands.predict.dry_run import DryRun
 from rsseg_cli.commands.predict.options import PredictOptions
-from rsseg_cli.commands.predict.parse_options import map_suffixes, parse_creation_options
+from rsseg_cli.commands.predict.output_checks import refuse_inputs, refuse_replacing
+from rsseg_cli.commands.predict.parse_options import parse_creation_options
 from rsseg_cli.commands.predict.paths import OutputPaths
 from rsseg_cli.commands.predict.progress import ProgressLine
 from rsseg_cli.commands.predict.scene_predictor import ScenePredictor
@@ -133,19 +134,13 @@ def _check(options: PredictOptions) -> list[tuple[str, OutputPaths]]:
     parse_creation_options(options)
     parse_bands(options.bands)
     outputs = paths.choose_outputs(scenes, options.output, options.polygons)
-    paths.refuse_scenes(scenes, outputs, [*map_suffixes(options), paths.SOFT_SUFFIX])
     chosen = set(paths.choose_shard(scenes, shard))
     pairs = [pair for pair in zip(scenes, outputs, strict=True) if pair[0] in chosen]
+    outputs = [paths for _, paths in pairs]
+    refuse_inputs(scenes, outputs, options)
     if not options.overwrite:
-        new = [outputs for _, outputs in pairs if not _may_resume(outputs, options)]
-        paths.refuse_replacing(new, map_suffixes(options))
+        refuse_replacing(outputs, options)
     return pairs
-
-
-def _may_resume(outputs: OutputPaths, options: PredictOptions) -> bool:
-    """Return whether existing outputs may belong to the run that this one continues."""
-    begun_before = distributed.begun_before_restart(outputs.map)
-    return begun_before or (options.resume and outputs.begun)
 
 
 def _find_shared(pairs: Sequence[tuple[str, OutputPaths]]) -> list[int]:
