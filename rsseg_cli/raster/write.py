@@ -6,23 +6,20 @@ to the output, which is then renamed. (A COG that is written directly is held in
 
 from __future__ import annotations
 
-from pathlib import Path
-from rsseg_cli.errors import OutputExistsError
-from rsseg_cli.errors import RssegError
-from rsseg_cli.raster import sidecars
-from rsseg_cli.raster.creation_options import CreationOptions
-from rsseg_cli.raster.map_style import MapGrid
-from rsseg_cli.raster.map_style import MapStyle
-from rsseg_cli.raster.part_writer import PartWriter
-from rsseg_cli.raster.parts import build_vrt
-from rsseg_cli.raster.parts import require_all_blocks
-from rsseg_cli.raster.resume_state import ResumeState
-from rsseg_cli.raster.resume_state import read_resume_state
-from rsseg_cli.raster.resume_state import wait_for
 import json
+import shutil
+from pathlib import Path
+
 import rasterio
 import rasterio.shutil
-import shutil
+
+from rsseg_cli.errors import OutputExistsError, RssegError
+from rsseg_cli.raster import sidecars
+from rsseg_cli.raster.creation_options import CreationOptions
+from rsseg_cli.raster.map_style import MapGrid, MapStyle
+from rsseg_cli.raster.part_writer import PartWriter
+from rsseg_cli.raster.parts import build_vrt, require_all_blocks
+from rsseg_cli.raster.resume_state import ResumeState, read_resume_state, wait_for
 
 DRAFT = "map.tif"
 """File name of the assembled map in the folder of its parts."""

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-from numpy.typing import NDArray
-from pathlib import Path
-from rsseg_cli.raster.class_names import read_classes
-from runs import CLASSES
-from runs import ground
-from runs import rsseg
-from runs import seen
-from runs import write_city
-from safetensors import safe_open
-from safetensors.torch import load_file
-from safetensors.torch import save_file
-from scenes import NORTH_UP
-from scenes import ROTATED
-from scenes import random_samples
-from scenes import write_raster
-from typing import Any
 import json
-import numpy as np
 import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pytest
 import rasterio
 import rasterio.shutil
-import shutil
-import time
 import torch
+from numpy.typing import NDArray
+from runs import CLASSES, ground, rsseg, seen, write_city
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from scenes import NORTH_UP, ROTATED, random_samples, write_raster
+
+from rsseg_cli.raster.class_names import read_classes
 
 LABELS = ground(70, 83, seed=5)
 

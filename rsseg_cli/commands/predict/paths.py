@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import re
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from glob import glob
-from glob import has_magic
+from glob import glob, has_magic
 from pathlib import Path
+
 from rsseg_cli.atomic_write import write_errors
 from rsseg_cli.commands.predict.provenance import is_map
 from rsseg_cli.data.spec.layout import RASTER_SUFFIXES
 from rsseg_cli.errors import RssegError
 from rsseg_cli.raster.polygonize import require_geopackage
-import os
-import re
-import sys
 
 MAP_SUFFIX, PROBABILITY_SUFFIX = ".seg.tif", ".prob.tif"
 SOFT_SUFFIX, CONFIDENCE_SUFFIX = ".soft.tif", ".conf.tif"
