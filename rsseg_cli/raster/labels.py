@@ -17,34 +17,19 @@ from rsseg_cli.errors import RssegError
 from rsseg_cli.raster.decode import Color, LabelCode, Labels, color_table, decode
 from rsseg_cli.raster.grid import Window
 from rsseg_cli.raster.open_raster import readable
+from rsseg_cli.raster.pixel_size import GroundGrid
 from rsseg_cli.raster.scene import Scene
 from rsseg_cli.raster.vector_labels import load_polygons
 
 VECTOR_SUFFIXES = frozenset({".gpkg", ".geojson", ".json", ".shp", ".fgb", ".kml", ".parquet"})
 
 
-class RasterGrid(Protocol):
-    """Grid of a raster, such as a `Scene`."""
+class RasterGrid(GroundGrid, Protocol):
+    """Grid of a raster with a name, such as a `Scene`."""
 
     @property
     def path(self) -> str:
         """Name in errors."""
-
-    @property
-    def width(self) -> int:
-        """Number of columns."""
-
-    @property
-    def height(self) -> int:
-        """Number of rows."""
-
-    @property
-    def crs(self) -> rasterio.CRS | None:
-        """Coordinate reference system."""
-
-    @property
-    def transform(self) -> rasterio.Affine:
-        """Affine from pixel corners to the CRS."""
 
 
 class LabelSource(Protocol):

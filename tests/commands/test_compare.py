@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import csv
-import html
 import json
 import re
-import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from browser import needs_browser, run_in_page
 from runs import rsseg
 from scipy.stats import ttest_rel
 
@@ -99,14 +97,11 @@ def test_files_say_the_same(runs: list[Path], tmp_path: Path) -> None:
         assert f"{mean:.1f} \u00b1 " in text
 
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: the page was not opened in a browser")
+@needs_browser
 def test_page_works_in_a_browser(runs: list[Path], tmp_path: Path) -> None:
     compare(runs).write(tmp_path / "out")
     page = tmp_path / "out" / "compare.html"
-    click = """<script>
+    click = """
       const table = document.querySelectorAll("table.sortable")[1];
       table.querySelectorAll("thead button")[1].click();
       document.title = JSON.stringify({
@@ -114,13 +109,8 @@ def test_page_works_in_a_browser(runs: list[Path], tmp_path: Path) -> None:
         requests: performance.getEntriesByType("resource").map((e) => e.name)
           .filter((name) => !name.startsWith("data:")),
       });
-    </script></body>"""
-    page.write_text(page.read_text().replace("</body>", click))
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
-    command += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    assert "CONSOLE" not in done.stderr, done.stderr
-    found = json.loads(html.unescape(re.search(r"<title>(.*?)</title>", done.stdout)[1]))
+    """
+    found = run_in_page(page, click, tmp_path)
     assert found["order"] == sorted(found["order"], reverse=True)
     assert len(set(found["order"])) == 2
     assert found["requests"] == []

@@ -7,8 +7,6 @@ import html
 import io
 import json
 import re
-import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from xml.etree import ElementTree
 import geopandas
 import numpy as np
 import pytest
+from browser import needs_browser, run_in_page
 from matplotlib.figure import Figure
 from rich.console import Console
 from scenes import NORTH_UP, WriteScene, random_samples
@@ -394,13 +393,10 @@ def test_names_need_no_font_and_are_no_formula() -> None:
     assert to_png(drawn).startswith(b"\x89PNG")
 
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: the page was not opened in a browser")
+@needs_browser
 def test_page_works_in_a_browser(report: Report, tmp_path: Path) -> None:
     page = report.write(tmp_path)[0]
-    click = """<script>
+    click = """
       const head = document.querySelectorAll(".classes thead button");
       head[1].click();
       document.querySelector('[data-show="pixels"]').click();
@@ -411,14 +407,8 @@ def test_page_works_in_a_browser(report: Report, tmp_path: Path) -> None:
         requests: performance.getEntriesByType("resource").map((e) => e.name)
           .filter((name) => !name.startsWith("data:")),
       });
-    </script></body>"""
-    page.write_text(page.read_text().replace("</body>", click))
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
-    command += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    assert "CONSOLE" not in done.stderr, done.stderr
-    title = html.unescape(re.search(r"<title>(.*?)</title>", done.stdout)[1])
-    found = json.loads(title)
+    """
+    found = run_in_page(page, click, tmp_path)
     values = [float(value) for value in found["order"]]
     assert values == sorted(values, reverse=True)
     assert len(set(values)) > 2

@@ -13,7 +13,6 @@ from rsseg_cli.commands.predict.paths import (
 from rsseg_cli.errors import RssegError
 from rsseg_cli.predict.outputs import Outputs, Polygons
 from rsseg_cli.raster.aoi import Area
-from rsseg_cli.raster.creation_options import check_creation_options
 from rsseg_cli.raster.scene import Scene
 
 
@@ -42,7 +41,7 @@ def parse_creation_options(options: PredictOptions) -> dict[str, str]:
     """Parse the creation options of the raster format, with keys in upper case.
 
     Raises:
-        RssegError: One is not KEY=VALUE, or not an option of the GDAL driver.
+        RssegError: One is not KEY=VALUE.
     """
     pairs = [text.partition("=") for text in options.creation_options]
     for key, equals, _ in pairs:
@@ -50,9 +49,7 @@ def parse_creation_options(options: PredictOptions) -> dict[str, str]:
             raise RssegError(
                 f"--co {key} is not KEY=VALUE", where="--co", fix="e.g. --co COMPRESS=DEFLATE"
             )
-    creation_options = {key.upper(): value for key, _, value in pairs}
-    check_creation_options(options.format, creation_options)
-    return creation_options
+    return {key.upper(): value for key, _, value in pairs}
 
 
 def scene_outputs(

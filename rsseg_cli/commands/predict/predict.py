@@ -18,6 +18,7 @@ from rsseg_cli.commands.predict.scene_predictor import ScenePredictor
 from rsseg_cli.errors import Interrupted, PartialFailure, RssegError
 from rsseg_cli.predict.outputs import SceneResult
 from rsseg_cli.predict.plan import PART_PIXELS
+from rsseg_cli.raster.creation_options import check_creation_options
 from rsseg_cli.raster.scene import Scene
 
 
@@ -131,7 +132,8 @@ def _check(options: PredictOptions) -> list[tuple[str, OutputPaths]]:
     """
     shard = paths.parse_shard(options.shard)
     scenes = paths.expand(options.scenes)
-    parse_creation_options(options)
+    # Once per call: it writes a small map.
+    check_creation_options(options.format, parse_creation_options(options))
     parse_bands(options.bands)
     outputs = paths.choose_outputs(scenes, options.output, options.polygons)
     chosen = set(paths.choose_shard(scenes, shard))
